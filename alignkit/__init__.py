@@ -1,0 +1,94 @@
+"""alignkit aligns language models from one recipe, with methods as plugins.
+
+The names below are the public interface; what needs torch is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, StageStarted, Warned
+from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.kinds import (
+    Artifact,
+    Demonstrations,
+    FunctionReward,
+    Judge,
+    Policy,
+    Preferences,
+    Prompts,
+    Ratings,
+    Records,
+    Reward,
+    RewardModel,
+    Scores,
+    Text,
+)
+from alignkit.contract.method import Method, method
+from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.stage import Stage
+from alignkit.errors import AlignkitError, DataError, NotFiniteError, PluginError, RecipeError, StageError
+
+if TYPE_CHECKING:
+    from alignkit.learn.models import load_policy, open_reward
+    from alignkit.run.runner import run_recipe
+
+__version__ = version("alignkit")
+
+_LATER = {
+    "load_policy": "alignkit.learn.models",
+    "open_reward": "alignkit.learn.models",
+    "run_recipe": "alignkit.run.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'alignkit' has no attribute {name!r}")
+
+
+__all__ = [
+    "AlignkitError",
+    "Answer",
+    "Artifact",
+    "DataError",
+    "Demonstrations",
+    "Event",
+    "Figure",
+    "FunctionReward",
+    "Judge",
+    "LoRA",
+    "Method",
+    "Metrics",
+    "NotFiniteError",
+    "Optimisation",
+    "PluginError",
+    "Policy",
+    "Precision",
+    "Preferences",
+    "Prompts",
+    "Ratings",
+    "RecipeError",
+    "Records",
+    "Reward",
+    "RewardFunction",
+    "RewardModel",
+    "Sample",
+    "Score",
+    "Scores",
+    "Settings",
+    "Stage",
+    "StageError",
+    "StageFinished",
+    "StageStarted",
+    "Text",
+    "Warned",
+    "hookimpl",
+    "load_policy",
+    "method",
+    "open_reward",
+    "reward",
+    "run_recipe",
+]

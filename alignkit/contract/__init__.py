@@ -1,0 +1,1 @@
+"""What a plugin sees: kinds, settings, methods, the stage, hooks."""

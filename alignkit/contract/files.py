@@ -1,0 +1,173 @@
+"""Rows in files: JSON Lines, JSON, CSV, Parquet and plain text, each also gzipped.
+
+Every reader yields `(place, row)`, where the place is `file:line` (or `file, row n`) for messages.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from alignkit.errors import DataError
+
+Placed = Iterator[tuple[str, dict[str, Any]]]
+
+csv.field_size_limit(1 << 30)
+
+
+def rows_of(path: Path, unit: str = "paragraph") -> Placed:
+    """Read a file's rows one after another; `unit` says what a row of a .txt file is: a paragraph or a line.
+
+    Raises DataError with file and line where the file is not what its name says.
+    """
+    try:
+        with _open(path) as file:
+            if not file.read(1):
+                raise DataError("the file is empty", str(path), "give it rows, or take it out of the recipe")
+        with _open(path) as file:
+            yield from _reader(path, unit)(path, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"the gzip file is damaged or cut off ({error})", str(path), "copy it again") from error
+    except FileNotFoundError as error:
+        raise DataError("there is no such file", str(path), "check the address in the recipe") from error
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error.strerror})", str(path)) from error
+
+
+FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+
+
+def format_of(path: Path) -> str:
+    """Give the ending that says how to read a file, without .gz; empty where it is none of ours."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in FORMATS else ""
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Placed]:
+    if format_of(path) == ".txt":
+        return _paragraphs if unit == "paragraph" else _lines_of_text
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv, ".parquet": _parquet}
+    try:
+        return readers[format_of(path)]
+    except KeyError as error:
+        endings = ", ".join(FORMATS)
+        raise DataError("the file's ending is none that can be read", str(path), f"use one of {endings}") from error
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(file, start=1):
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(f"{path}:{number}", error) from error
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})",
+        where,
+        "save the file as UTF-8, for example with iconv",
+    )
+
+
+def _json_lines(path: Path, file: BinaryIO) -> Placed:
+    for number, line in _lines(path, file):
+        if line.strip():
+            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"not JSON ({reason})", where, "write one JSON object on each line") from error
+    return _checked(row, where)
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"the row is {_json_name(row)}, not an object", where, 'write rows such as {"prompt": "..."}')
+    return row
+
+
+def _json_name(value: object) -> str:
+    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else "an object")
+
+
+def _json_array(path: Path, file: BinaryIO) -> Placed:
+    raw = file.read()
+    try:
+        rows = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise _not_utf8(f"{path}:{line}", error) from error
+    except json.JSONDecodeError as error:
+        hint = "name it .jsonl if each line is an object" if error.msg == "Extra data" else ""
+        raise DataError(f"not JSON ({error.msg})", f"{path}:{error.lineno}", hint) from error
+    except RecursionError as error:
+        raise DataError("not JSON that can be read (too deeply nested)", str(path)) from error
+    if not isinstance(rows, list):
+        raise DataError(f"the file holds {_json_name(rows)}, not a list of rows", str(path), "write [ {...}, ... ]")
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, row {number}"
+        yield where, _checked(row, where)
+
+
+def _csv(path: Path, file: BinaryIO) -> Placed:
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    reader = csv.DictReader(text, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            where, line = f"{path}:{reader.line_num}", reader.line_num
+            if None in row or None in row.values():
+                raise DataError("the row has more or fewer cells than the first line names", where)
+            yield where, row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{path}:{line + 1} or after", error) from error
+    except csv.Error as error:
+        raise DataError(f"not CSV ({error})", f"{path}:{line + 1}") from error
+
+
+def _parquet(path: Path, file: BinaryIO) -> Placed:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file if path.suffix == ".gz" else str(path))
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"not a Parquet file ({str(error).splitlines()[0]})", str(path), "copy it again") from error
+
+
+def _lines_of_text(path: Path, file: BinaryIO) -> Placed:
+    for number, line in _lines(path, file):
+        if line.strip():
+            yield f"{path}:{number}", {"text": line.rstrip("\r\n"), "prompt": line.rstrip("\r\n")}
+
+
+def _paragraphs(path: Path, file: BinaryIO) -> Placed:
+    start, lines = 1, list[str]()
+    for number, line in _lines(path, file):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
+            lines = []
+    if lines:
+        yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}

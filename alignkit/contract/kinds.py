@@ -1,0 +1,138 @@
+"""The kinds of artifact: what sources are, what methods take and make.
+
+A kind is what the planner checks, the typed input that a method uses, and the noun in an error. A subclass satisfies
+its parent; a package may define its own.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignkit.contract.records import Part, Row, read_side
+
+
+class Artifact(BaseModel):
+    """A typed result on disk. `name` is the source or stage that it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    fingerprint: str
+    path: Path
+
+
+class Records(Artifact):
+    """Rows in files. A row is held out by its prompt, the same in every source and stage."""
+
+    columns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """The sets of columns that a row may have, the preferred one first."""
+
+    parts: tuple[Part, ...]
+
+    def train(self) -> Iterator[Row]:
+        """Give the rows to learn from, in the order of the files."""
+        return read_side(self.parts, type(self).__name__, self.columns, held_out=False)
+
+    def held_out(self) -> Iterator[Row]:
+        """Give the rows kept aside to measure on."""
+        return read_side(self.parts, type(self).__name__, self.columns, held_out=True)
+
+
+class Text(Records):
+    """Raw text: `text`."""
+
+    columns = (("text",),)
+
+
+class Prompts(Records):
+    """What a policy is asked: `prompt`, a string or chat messages."""
+
+    columns = (("prompt",),)
+
+
+class Demonstrations(Records):
+    """Good answers: `prompt` and `completion`, or chat `messages`, or a `completion` alone."""
+
+    columns = (("prompt", "completion"), ("messages",), ("completion",))
+
+
+class Preferences(Records):
+    """Pairs: `prompt`, `chosen`, `rejected`; without `prompt` it is what both sides begin with."""
+
+    columns = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
+
+
+class Ratings(Records):
+    """Judged answers: `prompt`, `completion` and a `rating` (a number) or a `label` (true is good)."""
+
+    columns = (("prompt", "completion", "rating"), ("prompt", "completion", "label"))
+
+
+class Policy(Artifact):
+    """A language model: a folder of full weights, or a LoRA adapter that names its full-weights base."""
+
+    load: Literal["4bit", "8bit"] | None = None
+    """Quantise the frozen weights while loading."""
+
+
+class Reward(Artifact):
+    """Whatever scores answers."""
+
+    weight: float = 1.0
+    """Its share where several rewards are added up."""
+
+
+class RewardModel(Reward):
+    """A text classifier that scores an answer: trained by a stage, or anybody's."""
+
+    label: str | None = None
+    """The class whose logit is the score; needed where there are several."""
+
+
+class FunctionReward(Reward):
+    """A reward function that a plugin offers, by its name."""
+
+    function: str
+    settings: Mapping[str, Any] = {}
+
+
+class Judge(Artifact):
+    """Compares or rates answers: an endpoint, a policy, a rule. Never taken for a policy."""
+
+    address: str
+    options: Mapping[str, Any] = {}
+
+
+class Scores(Artifact):
+    """A table of results: one row for each policy."""
+
+    def rows(self) -> list[Row]:
+        lines = (self.path / "data.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+SOURCE_KINDS: Mapping[str, type[Artifact]] = {
+    "policy": Policy,
+    "text": Text,
+    "prompts": Prompts,
+    "demonstrations": Demonstrations,
+    "preferences": Preferences,
+    "ratings": Ratings,
+    "reward": Reward,
+    "judge": Judge,
+}
+"""The words that name a source's kind in a recipe."""
+
+
+def kinds_by_name() -> dict[str, type[Artifact]]:
+    """Give every kind that is defined by now, third parties' among them."""
+    found: dict[str, type[Artifact]] = {}
+    waiting: list[type[Artifact]] = [Artifact]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return found

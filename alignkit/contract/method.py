@@ -1,0 +1,125 @@
+"""A method is one typed function: its signature is the whole declaration of what it takes and makes."""
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from alignkit.contract.kinds import Artifact
+from alignkit.contract.settings import Settings
+from alignkit.contract.stage import Stage
+from alignkit.errors import PluginError
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a method."""
+
+    role: str
+    kinds: tuple[type[Artifact], ...]
+    """Any of these will do."""
+    several: bool = False
+    """It takes a tuple of artifacts."""
+    optional: bool = False
+    """It may be left out, and is wired only when the recipe names it (`several`: also found, may be empty)."""
+
+    def takes(self, kind: type[Artifact]) -> bool:
+        return issubclass(kind, self.kinds)
+
+    @property
+    def words(self) -> str:
+        return " or ".join(kind.__name__ for kind in self.kinds)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a plugin offers. Callable as the function that it wraps."""
+
+    name: str
+    summary: str
+    settings: type[Settings]
+    consumes: Mapping[str, Input]
+    produces: type[Artifact]
+    run: Callable[..., Any] = field(repr=False)
+
+    def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
+        return self.run(settings, stage, **inputs)
+
+    @property
+    def module(self) -> str:
+        return self.run.__module__
+
+
+def method(name: str) -> Callable[[Callable[..., Any]], Method]:
+    """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
+
+    An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
+    `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Method:
+        if not NAME.fullmatch(name):
+            raise _wrong(name, function, f"its name must match {NAME.pattern}")
+        hints = _hints(name, function)
+        parameters = list(inspect.signature(function).parameters.values())
+        settings = _check_head(name, function, parameters, hints)
+        consumes = {p.name: _input(name, function, p, hints) for p in parameters[2:]}
+        produces = hints.get("return")
+        if not (isinstance(produces, type) and issubclass(produces, Artifact)):
+            raise _wrong(name, function, "it must return one kind, such as -> Policy")
+        summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+        return Method(name, summary, settings, consumes, produces, function)
+
+    return wrap
+
+
+def _wrong(name: str, function: Callable[..., Any], why: str) -> PluginError:
+    where = f"{function.__module__}.{function.__qualname__}"
+    return PluginError(f"method {name!r} cannot be read: {why}", where, "see `alignkit methods` for examples")
+
+
+def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError as error:
+        why = f"{error}; an annotation imported only under TYPE_CHECKING cannot be read, import it normally"
+        raise _wrong(name, function, why) from error
+
+
+def _check_head(
+    name: str, function: Callable[..., Any], parameters: list[inspect.Parameter], hints: dict[str, Any]
+) -> type[Settings]:
+    if len(parameters) < 2 or any(p.kind is p.KEYWORD_ONLY for p in parameters[:2]):
+        raise _wrong(name, function, "its first two parameters must be the settings and the stage")
+    settings = hints.get(parameters[0].name)
+    if not (isinstance(settings, type) and issubclass(settings, Settings)):
+        raise _wrong(name, function, "its first parameter must be annotated with a Settings class")
+    if hints.get(parameters[1].name) is not Stage:
+        raise _wrong(name, function, "its second parameter must be annotated with Stage")
+    return settings
+
+
+def _is_kind(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Artifact)
+
+
+def _input(name: str, function: Callable[..., Any], parameter: inspect.Parameter, hints: dict[str, Any]) -> Input:
+    role, hint, default = parameter.name, hints.get(parameter.name), parameter.default
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        raise _wrong(name, function, f"its input {role!r} must be keyword-only (after a *)")
+    several = get_origin(hint) is tuple and len(get_args(hint)) == 2 and get_args(hint)[1] is Ellipsis
+    inner = get_args(hint)[0] if several else hint
+    options = get_args(inner) if get_origin(inner) in (Union, types.UnionType) else (inner,)
+    kinds = tuple(option for option in options if option is not type(None))
+    optional = type(None) in options
+    if not kinds or not all(map(_is_kind, kinds)) or (several and optional):
+        raise _wrong(name, function, f"its input {role!r} must be a kind, a union, optional, or a tuple of kinds")
+    if optional != (default is None) or (default not in (inspect.Parameter.empty, None) and default != ()):
+        raise _wrong(name, function, f"its input {role!r} must be `Kind | None = None` to be optional")
+    if several and default == ():
+        return Input(role, kinds, several=True, optional=True)
+    return Input(role, kinds, several, optional)

@@ -1,0 +1,51 @@
+"""Settings: what a recipe may say to a method. The string under a field is its documentation."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic.fields import Field
+
+
+class Settings(BaseModel):
+    """A method's settings or a group of them: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class LoRA(Settings):
+    """Train small added matrices instead of all weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    """Width of the added matrices: more learns more and costs more."""
+    alpha: PositiveFloat = 32.0
+    """Scale of what they add, divided by the rank; twice the rank is usual."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of their inputs dropped while training."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers get them: all linear ones but the head, or names such as `q_proj`."""
+
+
+class Optimisation(Settings):
+    """How weights are stepped (AdamW, Loshchilov & Hutter 2019)."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls from its peak: to zero, to zero along a cosine, or not at all."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises first."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Pull of the weights towards zero."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients longer than this are shortened to it."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Memory of the mean gradient."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Memory of the squared gradient; 0.95 forgets faster."""
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""`auto`: bf16 arithmetic where a GPU has it, else fp32. Weights that are trained are kept in fp32."""
+
+SHARED = ("lora", "precision", "max_length", "optimisation")
+"""Settings that may stand on the stage itself, so that they survive a change of its method."""

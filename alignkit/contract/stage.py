@@ -1,0 +1,86 @@
+"""The stage: all that a method knows of its surroundings."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from alignkit.contract.kinds import Policy, Records, RewardModel, Scores
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+K = TypeVar("K", bound=Records | Scores)
+
+
+class Stage(Protocol):
+    """What a running method may ask and tell. It never builds a path or an artifact itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seed(self) -> int:
+        """From the recipe's seed and the stage's name, so that variants see the same data order."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """A scratch folder of this stage alone; what lies there when the stage is finished is removed."""
+        ...
+
+    @property
+    def offline(self) -> bool: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    @property
+    def stopping(self) -> bool:
+        """A signal came: finish the step, commit, and call `leave`."""
+        ...
+
+    def leave(self) -> None:
+        """Stop here, to be resumed from the last commit; does not return."""
+        ...
+
+    def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        """Tell the figures of one optimiser step (or update) out of so many."""
+        ...
+
+    def figure(self, name: str, before: float | None, after: float | None, floor: float | None = None) -> None:
+        """Tell a result: what a measure was before and after, and what anybody reaches without learning."""
+        ...
+
+    def sample(self, row: Mapping[str, str | float]) -> None:
+        """Show one answer (or example) to people."""
+        ...
+
+    def warn(self, problem: str, remedy: str) -> None: ...
+
+    def commit(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint: `write` fills a folder, which is hashed and renamed into place."""
+        ...
+
+    def latest(self) -> Path | None:
+        """Give the newest checkpoint whose files are all as they were written, or None."""
+        ...
+
+    def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy: ...
+
+    def save_reward(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        mean: float,
+        std: float,
+    ) -> RewardModel:
+        """Save a reward model with the mean and spread of its scores, by which its users normalise."""
+        ...
+
+    def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:
+        """Save records or scores; a row with `held_out = true` is on the held-out side."""
+        ...
