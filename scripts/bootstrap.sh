@@ -25,7 +25,7 @@ find_python() {
     if new_enough "$candidate"; then echo "$candidate" && return; fi
   done
   candidate=${PYTHON:-python3}
-  say "alignkit needs Python 3.11 or newer, but $candidate is: $("$candidate" --version 2>&1 || true)"
+  say "alignkit needs Python 3.11 or newer; $candidate: $("$candidate" --version 2>/dev/null || echo "not found")"
   say "Install one, or name the one to use: PYTHON=/path/to/python3.11 make test"
   exit 1
 }
@@ -53,7 +53,7 @@ pip_setting() { .venv/bin/python -m pip config list | sed -nE "s/^(:env:|global|
 # Print the uv to use; fail if there is none to be had.
 find_uv() {
   command -v uv && return
-  [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --only-binary :all: uv >&2 || return
+  [ -x .venv/bin/uv ] || .venv/bin/python -m pip install -qq --only-binary :all: uv >&2 || return
   echo .venv/bin/uv
 }
 
@@ -79,7 +79,7 @@ install() {
     if uv_install "$uv" "${what[@]}"; then return; fi
     say "uv could not install it; trying pip"
   fi
-  .venv/bin/python -m pip install --quiet "${what[@]}"
+  .venv/bin/python -m pip install -qq "${what[@]}"
 }
 
 python=$(find_python)
