@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pluggy
 import pytest
@@ -41,8 +42,13 @@ def says(code: str) -> tuple[str, ...]:
 def examine(tmp_path: Path) -> Examine:
     """Give `report` with everything around it replaced: torch, plugins, control group, environment."""
 
-    def look(**given: object) -> Doctor:
-        around = {"plugins": NO_PLUGINS, "probe": says("print('{}')"), "cgroup": tmp_path, "environment": {}}
+    def look(**given: Any) -> Doctor:
+        around: dict[str, Any] = {
+            "plugins": NO_PLUGINS,
+            "probe": says("print('{}')"),
+            "cgroup": tmp_path,
+            "environment": {},
+        }
         return doctor.report(tmp_path / "runs", **(around | given))
 
     return look
