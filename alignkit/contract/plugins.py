@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distribution, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
@@ -83,8 +84,9 @@ class Plugins:
         if close := near_miss(name, known):
             return close
         if self.broken:
-            reasons = "; ".join(f"{b.origin} cannot be loaded: {b.reason}" for b in self.broken)
-            return f"perhaps a broken plugin has it ({reasons})"
+            reasons = [f"{broken.origin} ({broken.reason})" for broken in self.broken]
+            more = f" and {len(reasons) - 2} more, see `alignkit methods`" if len(reasons) > 2 else ""
+            return f"a plugin that cannot be loaded may offer it: {'; '.join(reasons[:2])}{more}"
         return f"there are {', '.join(sorted(known))}; others come by pip install, perhaps alignkit-{name}"
 
 
@@ -198,8 +200,8 @@ def _collect(
 
 def _offers(hooks: pluggy.PluginManager, origin: Origin) -> Iterable[tuple[str, Method | RewardFunction]]:
     plugin = hooks.get_plugin(f"{origin.package}:{origin.plugin}")
-    methods = getattr(plugin, "alignkit_methods", list)()
-    rewards = getattr(plugin, "alignkit_rewards", list)()
+    methods: Iterable[Any] = getattr(plugin, "alignkit_methods", list)()
+    rewards: Iterable[Any] = getattr(plugin, "alignkit_rewards", list)()
     for offer, kind in [(m, Method) for m in methods] + [(r, RewardFunction) for r in rewards]:
         if not isinstance(offer, kind):
             raise TypeError(f"it offers {offer!r}, which is no {kind.__name__}; decorate the function")

@@ -82,11 +82,22 @@ def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], par
     """Give the row with our column names: one of the wanted sets, and what the source keeps."""
     renamed = {**row, **{ours: row[theirs] for ours, theirs in part.columns.items() if theirs in row}}
     for columns in wanted:
-        if all(column in renamed for column in columns):
+        if all(column in renamed for column in columns) and _meant(columns, row, wanted, part):
             kept = {name: row[name] for name in part.keep if name in row}
             held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
             return kept | {column: _checked(renamed[column], column, place) for column in columns} | held
     raise DataError(_lacks(row, kind, wanted, part), place, _remedy(row, wanted, part))
+
+
+def _meant(columns: Sequence[str], row: Row, wanted: Sequence[Sequence[str]], part: Part) -> bool:
+    """Say whether a set that leaves out a column of the first one is meant so, and not merely misnamed.
+
+    It is where the source maps a column of it, or where the row has nothing else.
+    """
+    if not set(columns) < set(wanted[0]):
+        return True
+    others = set(row) - set(columns) - set(part.keep) - {"held_out"}
+    return bool(set(columns) & set(part.columns)) or not others
 
 
 def _lacks(row: Row, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> str:

@@ -1,0 +1,131 @@
+"""Fingerprints: what a result's identity is made of, so that equal work is done once.
+
+A stage's fingerprint is the hash of everything that can change its result: method, code, settings, seed and inputs,
+each input by its own fingerprint. Versions of torch, transformers and trl are recorded, not hashed: an upgrade must
+not throw away a week of work.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from alignkit.contract.plugins import Origin
+
+FORMAT = 1
+"""Raised when the form of fingerprints or of stage folders changes."""
+
+NUMERICS = 1
+"""Raised when shared training code changes results (installed alignkit; a checkout counts by its sources)."""
+
+SHARED_SOURCES = ("learn/*.py", "contract/files.py", "contract/records.py", "contract/settings.py", "demo/*.py")
+"""The files of alignkit, besides a method's own, that can change a result."""
+
+
+def digest(facts: object) -> str:
+    """Hash a JSON value in canonical form."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Derive a stage's seed; neither method nor settings enter it, so variants see the same data order."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big")
+
+
+def stage_fingerprint(
+    method: str,
+    code: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    inputs: Mapping[str, Sequence[str | None]],
+) -> str | None:
+    """Hash what makes a stage's result; None while an input's own fingerprint is unknown."""
+    if any(fingerprint is None for several in inputs.values() for fingerprint in several):
+        return None
+    return digest([FORMAT, method, code, settings, seed, sorted((r, list(f)) for r, f in inputs.items())])
+
+
+def code_identity(origin: Origin, module: str) -> str:
+    """Identify the code of a plugin: name and version if installed, the sources if a checkout or a file."""
+    if origin.file:
+        return f"file {_hash_sources((origin.file,))}"
+    if origin.package == "alignkit":
+        own = _module_file(module)
+        return f"alignkit {_hash_sources((own, *_shared()))}" if _editable("alignkit") else _released(origin)
+    if _editable(origin.package):
+        folder = _module_file(module).parent
+        return f"{origin.package} {_hash_sources(tuple(sorted(folder.rglob('*.py'))))}"
+    return str(origin)
+
+
+def _released(origin: Origin) -> str:
+    return f"{origin} numerics {NUMERICS}"
+
+
+def _shared() -> Iterable[Path]:
+    package = Path(__file__).parent.parent
+    return sorted(path for pattern in SHARED_SOURCES for path in package.glob(pattern))
+
+
+def _module_file(module: str) -> Path:
+    return Path(sys.modules[module].__file__ or "")
+
+
+@lru_cache
+def _hash_sources(files: tuple[Path, ...]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+@lru_cache
+def _editable(package: str) -> bool:
+    try:
+        url = distribution(package).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return False
+    return bool(url and json.loads(url).get("dir_info", {}).get("editable"))
+
+
+class FileHashes:
+    """Hashes of files, remembered under path, size, mtime and inode, so that planning stays quick."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        try:
+            self.known: dict[str, list[Any]] = json.loads(cache.read_text("utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+        self.changed = False
+
+    def of(self, file: Path) -> str:
+        """Give the sha256 of a file's content."""
+        stat = file.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self.known.get(str(file))
+        if known and known[:3] == state:
+            return str(known[3])
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.known[str(file)] = [*state, content]
+        self.changed = True
+        return content
+
+    def save(self) -> None:
+        """Write what was learnt, in one go; a cache that cannot be written is no error."""
+        if not self.changed:
+            return
+        staged = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(json.dumps(self.known), "utf-8")
+            staged.replace(self.cache)
+        except OSError:
+            staged.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Wiring: which source or earlier stage each input of a stage is connected to. Kinds do the work, names break ties."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.contract.kinds import Artifact
+from alignkit.contract.method import Input, Method
+from alignkit.contract.plugins import Plugins
+from alignkit.errors import RecipeError, near_miss
+from alignkit.plan.recipe import Recipe
+
+Wires = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What a stage may be connected to: all sources, and the stages before it, in their order."""
+
+    sources: Mapping[str, type[Artifact]]
+    stages: Mapping[str, type[Artifact]]
+    later: tuple[str, ...] = ()
+    unknown: frozenset[str] = frozenset()
+    """Names that are in the recipe but whose kind is not known, because something is wrong with them."""
+
+    def kind(self, name: str) -> type[Artifact] | None:
+        return self.sources.get(name) or self.stages.get(name)
+
+
+def wire(
+    recipe: Recipe, stage: str, method: Method, offers: Offers, plugins: Plugins
+) -> tuple[Wires, list[RecipeError]]:
+    """Connect all inputs of a stage; give the wires and what is wrong."""
+    named = recipe.stages[stage].get("inputs", {})
+    wires: Wires = {}
+    errors: list[RecipeError] = []
+    for role, wanted in method.consumes.items():
+        try:
+            if role in named:
+                wires[role] = _named(recipe, stage, method, wanted, named[role], offers)
+            elif found := _found(recipe, stage, method, wanted, offers, plugins):
+                wires[role] = found
+        except RecipeError as error:
+            errors.append(error)
+    return wires, errors + _ambiguous(recipe, stage, method, named)
+
+
+def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, Any]) -> list[RecipeError]:
+    """Refuse to guess which of two required inputs of one kind is which."""
+    single = [i for i in method.consumes.values() if not i.several and not i.optional]
+    twins = [i for i in single if sum(other.kinds == i.kinds for other in single) > 1 and i.role not in named]
+    if not twins:
+        return []
+    roles = " and ".join(repr(twin.role) for twin in twins)
+    return [
+        RecipeError(
+            f"stage {stage!r}: {method.name} takes several inputs of the kind {twins[0].words}",
+            recipe.where("stage", stage),
+            f"say which is which: name {roles} under inputs",
+        )
+    ]
+
+
+def _named(recipe: Recipe, stage: str, method: Method, wanted: Input, value: Any, offers: Offers) -> tuple[str, ...]:
+    where = recipe.where("stage", stage, "inputs", wanted.role)
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise RecipeError(
+            f"stage {stage!r}: inputs.{wanted.role} must be a name or a list of names", where, 'write ["mine"]'
+        )
+    for name in names:
+        _check_named(stage, method, wanted, name, offers, where)
+    kinds = [kind for name in names if (kind := offers.kind(name))]
+    if len(names) > 1 and not wanted.several and not _concatenate(kinds):
+        raise RecipeError(
+            f"stage {stage!r}: inputs.{wanted.role} takes one {wanted.words}, not {len(names)}",
+            where,
+            "only rows of one kind are put together",
+        )
+    return names
+
+
+def _concatenate(kinds: Sequence[type[Artifact]]) -> bool:
+    return len(set(kinds)) <= 1 and all("parts" in kind.model_fields for kind in kinds)
+
+
+def _check_named(stage: str, method: Method, wanted: Input, name: str, offers: Offers, where: str) -> None:
+    if name in offers.unknown:
+        return
+    kind = offers.kind(name)
+    if kind is None and name in offers.later:
+        raise RecipeError(
+            f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which comes later",
+            where,
+            "move that stage up in the recipe",
+        )
+    if kind is None:
+        known = [*offers.sources, *offers.stages]
+        hint = near_miss(name, known) or f"there are {', '.join(known) or 'none'}"
+        raise RecipeError(
+            f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which is no source or earlier stage", where, hint
+        )
+    if not wanted.takes(kind):
+        raise RecipeError(
+            f"stage {stage!r}: {method.name} takes a {wanted.words} as {wanted.role},"
+            f" and {name!r} is a {kind.__name__}",
+            where,
+            _fitting(wanted, offers),
+        )
+
+
+def _fitting(wanted: Input, offers: Offers) -> str:
+    fitting = [n for n, k in [*offers.sources.items(), *offers.stages.items()] if wanted.takes(k)]
+    return f"of that kind there are {', '.join(fitting)}" if fitting else "nothing before it is of that kind"
+
+
+def _found(
+    recipe: Recipe, stage: str, method: Method, wanted: Input, offers: Offers, plugins: Plugins
+) -> tuple[str, ...]:
+    if wanted.optional and not wanted.several:
+        return ()
+    made = [name for name, kind in offers.stages.items() if wanted.takes(kind)]
+    if made:
+        return (made[-1],)
+    given = [name for name, kind in offers.sources.items() if wanted.takes(kind)]
+    if len(given) == 1:
+        return (given[0],)
+    if given:
+        raise RecipeError(
+            f"stage {stage!r}: {method.name} needs a {wanted.words} as {wanted.role}, and several sources are one:"
+            f" {', '.join(given)}",
+            recipe.where("stage", stage),
+            f'name it: inputs.{wanted.role} = "{given[0]}"',
+        )
+    if wanted.optional or offers.unknown:
+        return ()
+    makers = sorted(m.name for m in plugins.methods.values() if wanted.takes(m.produces))
+    advice = f"methods that do: {', '.join(makers)}" if makers else "add a source of that kind"
+    raise RecipeError(
+        f"stage {stage!r}: {method.name} needs a {wanted.words} as {wanted.role}, and nothing before it makes one",
+        recipe.where("stage", stage),
+        advice,
+    )
