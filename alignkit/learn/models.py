@@ -1,0 +1,500 @@
+"""Models on disk and in memory: open, quantise, adapt, save, and prove that what was saved is what was trained.
+
+Everything is opened from a local folder: no code of a model's author runs, nothing pickled is read, no socket is
+opened. A folder holds full weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
+"""
+
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from alignkit.contract.kinds import Policy, RewardModel
+from alignkit.contract.settings import LoRA, Precision
+from alignkit.errors import DataError, RecipeError, near_miss
+
+Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+Quantised = Literal["4bit", "8bit"] | None
+
+REWARD_FILE = "reward.json"
+"""Holds the mean and spread of a reward model's scores, beside its weights."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
+    "{{ '### ' + (message['role'] | capitalize) + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n### Assistant:\\n' }}{% endif %}"
+)
+"""The chat template of models that have none: roles as headings, and the end-of-sequence token closes an answer.
+
+    ### User:
+    What is blue?
+
+    ### Assistant:
+    The sky.<eos>
+"""
+
+PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
+
+
+def device() -> torch.device:
+    """Give this process's own GPU where there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def arithmetic(precision: Precision) -> torch.dtype:
+    """Give the type of number to compute with: `auto` is bf16 on a GPU that has it, else fp32."""
+    if precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_policy(
+    policy: Policy, *, lora: LoRA | None = None, precision: Precision = "auto", trainable: bool = True
+) -> Loaded:
+    """Open a policy with its tokenizer, on this process's device, in evaluation mode.
+
+    An adapter is merged into its base. With `lora` a fresh adapter is put on top and it alone is trained. Weights that
+    are trained are fp32; frozen ones have the precision's type. The tokenizer has a pad token of its own, and a chat
+    template. Raises DataError where the folder is no model, RecipeError where the settings do not fit it.
+    """
+    _refuse_training_of_quantised(policy, lora, trainable)
+    dtype = torch.float32 if trainable and lora is None else arithmetic(precision)
+    model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
+    tokenizer = _tokenizer(policy.path)
+    base = None if _give_pad(model, tokenizer) else base
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if policy.load is None:
+        model = _moved(model, device())
+    if lora is not None:
+        return _adapted(model, lora, "CAUSAL_LM", base), tokenizer
+    return model.requires_grad_(trainable), tokenizer
+
+
+def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
+    """Open a policy's weights under a new head that gives one score, as `load_policy` opens the policy itself.
+
+    The head begins as N(0, 1 / sqrt(d + 1)), d its inputs (Stiennon et al. 2020), and is trained and saved with an
+    adapter, too. Pad differs from the end-of-sequence token: pooling looks for the last token that is not pad.
+    """
+    _refuse_training_of_quantised(policy, lora, trainable=True)
+    dtype = torch.float32 if lora is None else arithmetic(precision)
+    model, base = _open(AutoModelForSequenceClassification, policy.path, dtype, policy.load, {"num_labels": 1})
+    tokenizer = _tokenizer(policy.path)
+    base = None if _give_pad(model, tokenizer) else base
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    head = score_head(model)
+    nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    if policy.load is None:
+        model = _moved(model, device())
+    if lora is not None:
+        return _adapted(model, lora, "SEQ_CLS", base), tokenizer
+    return model.requires_grad_(True), tokenizer
+
+
+def load_reward_model(
+    reward: RewardModel, *, precision: Precision = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float, float]:
+    """Open a reward model, frozen, with the mean and spread of its scores (0 and 1 where nobody measured them)."""
+    fixed = {"num_labels": 1} if _is_adapter(reward.path) else {}
+    model, _ = _open(AutoModelForSequenceClassification, reward.path, arithmetic(precision), None, fixed)
+    tokenizer = _tokenizer(reward.path)
+    if tokenizer.pad_token_id is None:
+        _give_pad(model, tokenizer)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    mean, std = _normalisation(reward.path)
+    return _moved(model, device()).requires_grad_(False), tokenizer, mean, std
+
+
+def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
+    """Open a critic: a reward model's weights, head included, or a policy's under a head of zeros.
+
+    A reward model's head is scaled and shifted so that it gives normalised scores from the start. Use `score_head`
+    and the backbone (`model.base_model`) to value every token.
+    """
+    dtype = torch.float32 if lora is None else arithmetic(precision)
+    model, base = _open(AutoModelForSequenceClassification, start.path, dtype, None, {"num_labels": 1})
+    tokenizer = _tokenizer(start.path)
+    base = None if _give_pad(model, tokenizer) else base
+    head = score_head(model)
+    if isinstance(start, RewardModel):
+        _, std = _normalisation(start.path)
+        head.weight.data /= std
+    else:
+        nn.init.zeros_(head.weight)
+    model = _moved(model, device())
+    return (_adapted(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+
+
+def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
+    """Give the linear layer that makes scores of hidden states; raises DataError where the model has none."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear):
+        where = str(model.config.name_or_path)
+        raise DataError("the model has no score head on its last token", where, "use a decoder such as Llama or GPT-2")
+    return head
+
+
+def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: bool) -> None:
+    if policy.load is None:
+        return
+    if trainable and lora is None:
+        remedy = "give the stage lora = {}, or take `load` out of the source"
+        raise RecipeError(f"weights in {policy.load} cannot be trained", f"source {policy.name!r}", remedy)
+    if _is_adapter(policy.path):
+        remedy = "merge it into one folder first, or take `load` out of the source"
+        raise RecipeError(f"an adapter cannot be merged into weights in {policy.load}", str(policy.path), remedy)
+
+
+def _open(
+    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Path | None]:
+    """Open full weights; give the folder that holds exactly them, or None where an adapter was merged."""
+    if not _is_adapter(folder):
+        return _open_full(kind, folder, dtype, quantised, more), folder.resolve()
+    # Merged in fp32: a small difference would be lost among the eight bits of bf16.
+    base = _open_full(kind, base_of(folder), torch.float32, None, more)
+    return _moved(_worn(base, folder).merge_and_unload(), dtype), None
+
+
+def _worn(base: PreTrainedModel, adapter: Path) -> Any:
+    with without_deprecations():
+        return PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
+
+
+def _moved(model: Any, to: torch.device | torch.dtype) -> PreTrainedModel:
+    """Do what `model.to` does, which transformers has annotated wrongly."""
+    moved: PreTrainedModel = model.to(to)
+    return moved
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Keep to themselves what our libraries say to each other about their future versions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _open_full(
+    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
+) -> PreTrainedModel:
+    check_model_folder(folder)
+    options = dict(more) | ({"quantization_config": _quantisation(quantised)} if quantised else {})
+    try:
+        model = kind.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
+    model.eval()
+    opened: PreTrainedModel = model
+    return opened
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(adapter: Path) -> Path:
+    """Give the folder of the full weights that an adapter belongs to.
+
+    That is its own `base/`, else the folder that it names, else what the local cache holds under the hub name.
+    """
+    if (adapter / "base").is_dir():
+        return adapter / "base"
+    named = str(_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if named and Path(named).is_dir():
+        return Path(named)
+    try:
+        return Path(snapshot_download(named, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
+        problem = f"the adapter's base {named!r} is neither a folder nor in the local cache"
+        remedy = "correct base_model_name_or_path in its adapter_config.json"
+        raise DataError(problem, str(adapter), remedy) from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that is no model, or one that would run code or read pickles. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError("there is no such model folder", str(folder), "check the address in the recipe")
+    if not (folder / "config.json").is_file():
+        raise DataError("the folder has no config.json, so it is no model", str(folder), "name a model's folder")
+    odd = sorted(_odd_keys(_json(folder / "config.json")))
+    if odd:
+        problem = f"the model's config.json asks for code of its author ({', '.join(odd)})"
+        raise DataError(problem, str(folder), "use a model of an architecture that transformers has itself")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        found = "weights only as pickles, which can run code" if pickled else "no weights"
+        raise DataError(f"the model folder has {found}", str(folder), "add its .safetensors files")
+
+
+def _odd_keys(config: object) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
+                yield key
+            yield from _odd_keys(value)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"not JSON ({error})", str(file), "copy the model again") from error
+    if not isinstance(read, dict):
+        raise DataError("not a JSON object", str(file), "copy the model again")
+    return read
+
+
+def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
+    where = f'load = "{quantised}"'
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError("the package bitsandbytes is missing", where, 'pip install "alignkit[4bit]"')
+    if not torch.cuda.is_available():
+        raise RecipeError("quantised weights need a GPU, and there is none", where, "take `load` out of the source")
+    make: Any = BitsAndBytesConfig
+    if quantised == "8bit":
+        return make(load_in_8bit=True)  # type: ignore[no-any-return]
+    return make(  # type: ignore[no-any-return]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=arithmetic("auto"),
+    )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a folder, or of the base where an adapter brings none."""
+    if _is_adapter(folder) and not any(folder.glob("tokenizer*")):
+        folder = base_of(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the tokenizer cannot be opened ({reason})", str(folder), "add its tokenizer files") from error
+    return tokenizer
+
+
+def _give_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """See to a pad token that is not the end of a sequence; say whether the model's weights had to grow for it.
+
+    Taken in this order: what the tokenizer has; a token named like one; the unknown token; a new `<pad>`, for which the
+    embedding grows unless it has spare rows.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        problem = "the tokenizer has no end-of-sequence token, so answers could not end"
+        raise DataError(problem, str(tokenizer.name_or_path), "name its eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos:
+        known = tokenizer.get_vocab()
+        names = [*PAD_NAMES, tokenizer.unk_token]
+        found = next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
+        tokenizer.add_special_tokens({"pad_token": found})
+    embedding: Any = model.get_input_embeddings()
+    grown = bool(tokenizer.pad_token_id >= embedding.num_embeddings)
+    if grown:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return grown
+
+
+def _adapted(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:
+    """Put a fresh adapter on; `base` is the folder that holds exactly these weights, if any does."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type=task,  # SEQ_CLS also trains and saves the head, without which a reward model is noise
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    if base is None:
+        model.name_or_path = ""  # PEFT would name the folder that was opened, whose weights are others
+    try:
+        with without_deprecations():
+            adapted: PeftModel = get_peft_model(model, config)
+    except ValueError as error:
+        raise _no_such_layers(model, lora) from error
+    adapted.peft_config["default"].base_model_name_or_path = str(base or "")
+    return adapted.eval()
+
+
+def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:
+    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+    asked = ", ".join(lora.targets)
+    hints = (near_miss(target, names) for target in lora.targets)
+    hint = next((h for h in hints if h), f"it has {', '.join(names)}")
+    return RecipeError(f"the model has no layers {asked}", "lora.targets", hint)
+
+
+def _normalisation(folder: Path) -> tuple[float, float]:
+    file = folder / REWARD_FILE
+    if not file.is_file():
+        return 0.0, 1.0
+    facts = _json(file)
+    return float(facts["mean"]), float(facts["std"])
+
+
+def save_policy(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, stands: Path | None = None
+) -> None:
+    """Save a policy so that any tool opens it rightly, and prove it: the reloaded logits are compared.
+
+    An adapter is saved as one, and names its base by an absolute path. Where no folder holds that base (an adapter was
+    merged, the embedding grew), it is kept in `base/` inside. `stands` is where the folder will be once it is renamed.
+    """
+    _save(model, tokenizer, folder, stands or folder)
+    _compare(model, tokenizer, AutoModelForCausalLM, folder)
+
+
+def save_reward(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    mean: float,
+    std: float,
+    *,
+    stands: Path | None = None,
+) -> None:
+    """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
+    _save(model, tokenizer, folder, stands or folder)
+    (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
+    _compare(model, tokenizer, AutoModelForSequenceClassification, folder)
+
+
+def without_patches(model: PreTrainedModel | PeftModel) -> None:
+    """Take off the `forward` that a trainer of TRL leaves on a model; a copy of such a model runs the original's."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stands: Path) -> None:
+    without_patches(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    named = model.peft_config["default"].base_model_name_or_path
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    if not named:
+        base: PreTrainedModel = model.get_base_model()
+        base.save_pretrained(folder / "base", state_dict=_weights_beneath(base))
+        tokenizer.save_pretrained(folder / "base")
+        named = str((stands / "base").resolve())
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(_json(file) | {"base_model_name_or_path": named}, indent=2, sort_keys=True), "utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks
+
+
+def _weights_beneath(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Give a model's own weights by their own names, without the adapter's that stand among them."""
+    weights = base.state_dict()
+    own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
+    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): weights[name] for name in own}
+
+
+def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
+    """Open what was saved and compare its outputs with the model's; raises RuntimeError where they differ."""
+    ours = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(ours, "is_quantized", False):
+        return  # opening it again would take the very memory that quantising saved
+    dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
+    more = {"num_labels": ours.config.num_labels} if kind is AutoModelForSequenceClassification else {}
+    named = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else str(folder)
+    again: Any = _open_full(kind, Path(named) if named else folder / "base", dtype, None, more)
+    if isinstance(model, PeftModel):
+        again = _worn(again, folder)
+    again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id
+    with evaluating(model):
+        expected, found = (_probe(m, tokenizer) for m in (model, again.to(ours.device).eval()))
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        distance = float((expected - found).abs().max())
+        raise RuntimeError(f"{folder}: the saved model's outputs differ from the trained one's by {distance:.3g}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off and gradients too for a while, and leave the model in the mode that it had."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)
+
+
+def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Give a model's outputs on two short rows of different tokens, one of them padded."""
+    ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
+    short = [*ordinary[8:], tokenizer.eos_token_id]
+    rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)
+    output: Tensor = model(input_ids=rows, attention_mask=mask).logits.float()
+    return output if output.dim() == 2 else output[mask.bool()]
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, where: torch.device | str = "cpu", value: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Fill rows up on the right; gives tokens and mask, both (n, t), the mask 1 on what was there."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[value] * len(row) + [0] * (width - len(row)) for row in rows])
+    return tokens.to(where), mask.to(where)
+
+
+def unpack(gguf: Path, folder: Path) -> None:
+    """Write the model of a .gguf file as a plain folder of full fp32 weights, with its tokenizer and chat template.
+
+    Raises RecipeError where the package that reads the format is missing, DataError where the file cannot be read.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError("reading .gguf files needs the package gguf", str(gguf), 'pip install "alignkit[gguf]"')
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error
+    # It says of itself that it is quantised, and would be saved as such.
+    model.__dict__.pop("hf_quantizer", None)
+    model.__dict__.pop("is_quantized", None)
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
