@@ -180,9 +180,21 @@ def _open(
     """Open full weights; give the folder that holds exactly them, or None where an adapter was merged."""
     if not _is_adapter(folder):
         return _open_full(kind, folder, dtype, quantised, more), folder.resolve()
+    scores = _json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    worn_by = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     # Merged in fp32: a small difference would be lost among the eight bits of bf16.
-    base = _open_full(kind, base_of(folder), torch.float32, None, more)
-    return _moved(_worn(base, folder).merge_and_unload(), dtype), None
+    base = _open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
+    merged = _worn(base, folder).merge_and_unload()
+    return _moved(merged if worn_by is kind else _scorer_of(merged), dtype), None
+
+
+def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a text classifier with one score that has a language model's weights under its head."""
+    model.config.num_labels = 1
+    scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(model.config, trust_remote_code=False)
+    scorer.base_model.load_state_dict(model.base_model.state_dict())
+    scorer.eval()
+    return scorer
 
 
 def _worn(base: PreTrainedModel, adapter: Path) -> Any:
