@@ -380,9 +380,9 @@ def _about_hub(doctor: Doctor) -> Iterator[Finding]:
     network = "never asked (offline)" if _is_true(says("HF_HUB_OFFLINE") or says("TRANSFORMERS_OFFLINE")) else "online"
     token = "with a token" if doctor.hub_token else "without a token"
     yield Finding(subject="hub", fact=f"{network}, {token}, cache {doctor.hub_cache}")
-    # alignkit starts its stages with HF_HUB_DISABLE_TELEMETRY=1 unless the user has set it.
-    refused = says("HF_HUB_DISABLE_TELEMETRY", "1"), says("DISABLE_TELEMETRY"), says("DO_NOT_TRACK")
-    telemetry = "off" if any(map(_is_true, refused)) else "on: HF_HUB_DISABLE_TELEMETRY says so"
+    # A stage's process sets the first two to 1 where the user has not set them.
+    refused = says("HF_HUB_DISABLE_TELEMETRY", "1"), says("DISABLE_TELEMETRY", "1"), says("DO_NOT_TRACK")
+    telemetry = "off" if any(map(_is_true, refused)) else "on: the environment says so"
     yield Finding(subject="telemetry", fact=telemetry)
 
 

@@ -209,8 +209,9 @@ def test_offline_is_told(name: str) -> None:
     ("environment", "told"),
     [
         ({}, "off"),
-        ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "on: HF_HUB_DISABLE_TELEMETRY says so"),
-        ({"HF_HUB_DISABLE_TELEMETRY": "0", "DO_NOT_TRACK": "1"}, "off"),
+        ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "off"),
+        ({"HF_HUB_DISABLE_TELEMETRY": "0", "DISABLE_TELEMETRY": "0"}, "on: the environment says so"),
+        ({"HF_HUB_DISABLE_TELEMETRY": "0", "DISABLE_TELEMETRY": "0", "DO_NOT_TRACK": "1"}, "off"),
     ],
 )
 def test_telemetry_is_off_unless_the_user_turns_it_on(environment: dict[str, str], told: str) -> None:
