@@ -1,0 +1,5 @@
+"""`python -m alignkit` is `alignkit`."""
+
+from alignkit.cli import main
+
+main(prog_name="alignkit")

@@ -1,0 +1,254 @@
+"""The command line: parse, call, print. Slow imports stand inside the commands."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from alignkit.errors import INTERRUPTED, AlignkitError, RecipeError
+from alignkit.plan.tables import line_width, short
+
+if TYPE_CHECKING:
+    from alignkit.plan.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ARGUMENTS = "alignkit.arguments"
+"""Where the context keeps the arguments as they were given, for the command that resumes."""
+
+
+class Commands(click.Group):
+    """The commands; a user's mistakes end in lines on standard error and in their exit status."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and keep them."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What is not an AlignkitError is a bug and keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except AlignkitError as error:
+            _print_problems(error)
+            ctx.exit(error.status)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alignkit", message="%(package)s %(version)s")
+def main() -> None:
+    """Align language models from one recipe: CLM, SFT, reward model, PPO, and methods from any package."""
+
+
+RUNS = click.option(
+    "--runs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder of results.",
+)
+PLUGINS = click.option(
+    "-p",
+    "--plugin",
+    "plugins",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE.py",
+    help="Load a file as a plugin.",
+)
+SET = click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change the recipe: align.method=dpo")
+SEED = click.option("--seed", type=click.IntRange(min=0), help="Take another seed than the recipe's.")
+UNTIL = click.option("--until", metavar="STAGE", help="Run no more than this stage and what it needs.")
+AGAIN = click.option("--again", metavar="STAGE", multiple=True, help="Run this stage although it is finished.")
+
+
+def _selection(command: F) -> F:
+    """Add the options that say what is planned."""
+    for option in (PLUGINS, AGAIN, UNTIL, RUNS, SEED, SET):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("recipe")
+@_selection
+@click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
+@click.option("--on", "machine", metavar="NAME", help="Use this machine of ./machines.toml.")
+@click.option("--offline", is_flag=True, help="Open no connection; use what is on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
+@click.pass_context
+def recipe(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    inline: bool,
+    machine: str | None,
+    offline: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
+    path = _announce(recipe)
+    from alignkit.run.console import Console
+    from alignkit.run.fetch import pin
+    from alignkit.run.machine import Machine, read_machine
+    from alignkit.run.report import Report
+    from alignkit.run.runner import Observer, run_plan
+    from alignkit.run.states import states_of
+
+    runs, again = selection["runs"], selection["again"]
+    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
+    plan = _plan(path, **selection)
+    if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
+        pin(plan, runs, offline)
+        plan = _plan(path, **selection)
+    states, remarks = states_of(plan, runs, again)
+    console, report = Console([stage.name for stage in plan.stages if stage.wanted]), Report(plan, runs)
+    observers: list[Observer] = [console, report, *([_print_event] if as_json else [])]
+    try:
+        with report, console:
+            console.begin(plan, states, remarks)
+            run_plan(plan, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=chosen)
+    except AlignkitError as error:
+        _print_lines(console.closing(_width(), Path.cwd()), err=as_json)
+        _print_problems(error)
+        click.echo(f"report: {short(report.path, Path.cwd())}", err=True)
+        click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
+        ctx.exit(error.status)
+    _print_lines(console.closing(_width(), Path.cwd()), err=as_json)
+    click.echo(f"report: {short(report.path, Path.cwd())}", err=as_json)
+
+
+@main.command()
+@click.argument("recipe")
+@_selection
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(recipe: str, as_json: bool, **selection: Any) -> None:
+    """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
+    from alignkit.plan.recipe import find_recipe
+    from alignkit.plan.show import as_dict, heading, show_plan
+    from alignkit.run.states import states_of
+
+    plan = _plan(find_recipe(recipe), **selection)
+    states, remarks = states_of(plan, selection["runs"], selection["again"])
+    if as_json:
+        _print_json(as_dict(plan, states))
+        return
+    click.echo(_bold(heading(plan, Path.cwd())))
+    _print_lines(show_plan(plan, states, remarks, _width()))
+
+
+@main.command()
+@click.argument("name", required=False)
+@PLUGINS
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
+    """List all methods, or tell what one takes, makes and can be told."""
+    from alignkit.contract.plugins import load_plugins
+    from alignkit.plan.describe import all_as_dict, as_dict, describe_method, find_method, list_methods
+
+    loaded = load_plugins(plugins)
+    if name is None:
+        _print_json(all_as_dict(loaded)) if as_json else _print_lines(list_methods(loaded, _width()))
+        return
+    method = find_method(loaded, name)
+    _print_json(as_dict(loaded, method)) if as_json else _print_lines(describe_method(loaded, method, _width()))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--template", metavar="NAME", default="rlhf", show_default=True, help="The packaged recipe to start from."
+)
+def init(path: Path | None, template: str) -> None:
+    """Write a recipe to start from, to PATH (default: NAME.toml). Never overwrites."""
+    from alignkit.plan.starter import write_starter
+
+    written = write_starter(template, path)
+    click.echo(f"{written} is written; see what it does: alignkit plan {shlex.quote(str(written))}")
+
+
+@main.command()
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
+def doctor(runs: Path, as_json: bool) -> None:
+    """Tell what this machine offers, and what to mend."""
+    from alignkit.doctor import as_dict, render, report
+
+    click.echo("looking (importing torch, about 5 s)", err=True)
+    found = report(runs)
+    _print_json(as_dict(found)) if as_json else click.echo(render(found))
+
+
+def _announce(name: str) -> Path:
+    """Say at once which recipe is run."""
+    from alignkit.plan.recipe import find_recipe, packaged_recipes
+
+    path = find_recipe(name)
+    packaged = path in packaged_recipes().values()
+    what = f"running the packaged recipe {path.stem}" if packaged else f"running {short(path, Path.cwd())}"
+    click.echo(_bold(what), err=True)
+    return path
+
+
+def _plan(
+    path: Path,
+    changes: Sequence[str],
+    seed: int | None,
+    runs: Path,
+    until: str | None,
+    again: Sequence[str],
+    plugins: Sequence[Path],
+) -> "Plan":
+    from alignkit.plan.make import make_plan
+    from alignkit.plan.show import check_again
+
+    plan = make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
+    check_again(plan, again)
+    return plan
+
+
+def _changes(given: Sequence[str]) -> Mapping[str, str]:
+    changes = {}
+    for change in given:
+        key, sign, value = change.partition("=")
+        if not sign or not key:
+            raise RecipeError("this changes nothing", f"--set {change}", "write --set KEY=VALUE")
+        changes[key.strip()] = value
+    return changes
+
+
+def _print_problems(error: AlignkitError) -> None:
+    for problem in error.problems:
+        click.echo(f"error: {problem}", err=True)
+
+
+def _print_event(event: Any) -> None:
+    from alignkit.contract.events import to_json
+
+    click.echo(json.dumps(to_json(event), ensure_ascii=False))
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_lines(lines: Iterable[str], err: bool = False) -> None:
+    for line in lines:
+        click.echo(line, err=err)
+
+
+def _width() -> int | None:
+    return line_width(sys.stdout)
+
+
+def _bold(text: str) -> str:
+    return text if os.environ.get("TERM") == "dumb" else click.style(text, bold=True)

@@ -1,0 +1,158 @@
+"""A plan in words: what will run, from what, and why not; as a table for people and as JSON."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from alignkit.errors import Problem, RecipeError, near_miss
+from alignkit.plan.describe import in_toml
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.sources import RecordOptions, Source
+from alignkit.plan.tables import short, table
+
+SHORT = 8
+"""Digits of a fingerprint that are shown, as in a stage's folder."""
+
+
+def heading(plan: Plan, base: Path) -> str:
+    """Name the recipe, its file (relative to `base`) and its seed."""
+    return f"{plan.recipe.name}  {short(plan.recipe.path, base)}  seed {plan.recipe.seed}"
+
+
+def check_again(plan: Plan, again: Sequence[str]) -> None:
+    """Raise RecipeError where `--again` names what is no wanted stage."""
+    wanted = [stage.name for stage in plan.stages if stage.wanted]
+    problems = [
+        Problem(
+            f"{name!r} is no stage that would run",
+            "--again",
+            near_miss(name, wanted) or f"there are {', '.join(wanted)}",
+        )
+        for name in again
+        if name not in wanted
+    ]
+    if problems:
+        raise RecipeError.of(problems)
+
+
+def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:
+    """Give a plan's lines; `states` says what will become of each stage, and `remarks` what is odd about that."""
+    sources = [_source_row(source) for source in plan.sources.values()]
+    stages = [_stage_row(stage, states.get(stage.name, state_of(stage))) for stage in plan.stages]
+    notes = [(stage.name, note) for stage in plan.stages for note in _notes(plan, stage)] + list(remarks.items())
+    return [
+        *table(sources, width, ("source", "kind", "from")),
+        *([""] if sources else []),
+        *table(stages, width, ("stage", "method", "state", "makes", "takes")),
+        *([""] if notes else []),
+        *table(notes, width),
+    ]
+
+
+def state_of(stage: PlannedStage) -> str:
+    """Say what will become of a stage as far as its plan tells, without a look at what is finished."""
+    if not stage.wanted:
+        return "not needed"
+    return "will run" if stage.fingerprint else "commit unknown, will run"
+
+
+def _source_row(source: Source) -> tuple[str, str, str]:
+    return source.name, source.kind.__name__, " ".join([source.address, *_source_facts(source)])
+
+
+def _source_facts(source: Source) -> Iterator[str]:
+    if len(source.files) > 1:
+        yield f"({len(source.files)} files)"
+    if source.how == "hub":
+        yield f"(commit {source.commit[:SHORT]})" if source.commit else "(commit unknown)"
+    given = source.options.model_dump(mode="json", exclude_unset=True)
+    if given:
+        yield _assignments(given)
+    if isinstance(source.options, RecordOptions) and source.held_out_files:
+        yield f"({len(source.held_out_files)} files held out)"
+
+
+def _stage_row(stage: PlannedStage, state: str) -> tuple[str, ...]:
+    if not stage.wanted:
+        return stage.name, stage.method.name, state, "", ""
+    return stage.name, stage.method.name, state, stage.made.__name__, _wires(stage.inputs)
+
+
+def _wires(inputs: Mapping[str, tuple[str, ...]]) -> str:
+    return " ".join(f"{role}={'+'.join(names)}" for role, names in inputs.items())
+
+
+def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
+    if not stage.wanted:
+        return
+    given = given_settings(stage.settings)
+    if given:
+        yield f"set: {_assignments(given, stage.method.name)}"
+    if "seed" in plan.recipe.stages[stage.name]:
+        yield f"seed: {stage.seed}"
+    for figure, bounds in stage.gates.items():
+        yield f"gate: {figure} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
+    if stage.standing_by:
+        yield f"standing by: {', '.join(stage.standing_by)}"
+
+
+def given_settings(settings: BaseModel) -> dict[str, Any]:
+    """Give the settings that differ from their defaults, groups kept."""
+    return settings.model_dump(mode="json", exclude_defaults=True)
+
+
+def _assignments(given: Mapping[str, Any], prefix: str = "") -> str:
+    return ", ".join(f"{key} = {in_toml(value)}" for key, value in flat(given, prefix).items())
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables into dotted keys."""
+    rows: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}.{key}" if prefix else key
+        rows |= flat(value, name) if isinstance(value, Mapping) and value else {name: value}
+    return rows
+
+
+def as_dict(plan: Plan, states: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Give a plan as plain JSON values; `states` as for `show_plan`."""
+    return {
+        "recipe": plan.recipe.name,
+        "path": str(plan.recipe.path),
+        "seed": plan.recipe.seed,
+        "overrides": {".".join(path): value for path, value in plan.recipe.overrides.items()},
+        "plugin_files": list(map(str, plan.plugin_files)),
+        "sources": {source.name: _source_dict(source) for source in plan.sources.values()},
+        "stages": {stage.name: _stage_dict(plan, stage, states or {}) for stage in plan.stages},
+    }
+
+
+def _source_dict(source: Source) -> dict[str, Any]:
+    return {
+        "kind": source.kind.__name__,
+        "address": source.address,
+        "files": list(map(str, source.files)),
+        "commit": source.commit or None,
+        "options": source.options.model_dump(mode="json"),
+        "fingerprint": source.fingerprint,
+    }
+
+
+def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> dict[str, Any]:
+    named = plan.recipe.stages[stage.name].get("inputs", {})
+    return {
+        "method": stage.method.name,
+        "from": str(plan.plugins.origins[f"method:{stage.method.name}"]),
+        "state": states.get(stage.name, state_of(stage)),
+        "wanted": stage.wanted,
+        "makes": stage.made.__name__,
+        "inputs": {role: list(names) for role, names in stage.inputs.items()},
+        "inferred": [role for role in stage.inputs if role not in named],
+        "settings": stage.settings.model_dump(mode="json"),
+        "standing_by": list(stage.standing_by),
+        "gates": {figure: dict(bounds) for figure, bounds in stage.gates.items()},
+        "seed": stage.seed,
+        "fingerprint": stage.fingerprint,
+    }

@@ -1,0 +1,43 @@
+"""A first recipe of one's own: a packaged one, renamed and with a word on how to use it."""
+
+import re
+from pathlib import Path
+
+from alignkit.contract.method import NAME
+from alignkit.errors import DiskError, RecipeError, near_miss
+from alignkit.plan.recipe import packaged_recipes
+
+
+def write_starter(template: str, path: Path | None = None) -> Path:
+    """Write a packaged recipe to `path`, or to TEMPLATE.toml; give where it lies. Never overwrites."""
+    packaged = packaged_recipes()
+    if template not in packaged:
+        hint = near_miss(template, list(packaged)) or f"the templates are {', '.join(packaged)}"
+        raise RecipeError(f"there is no template {template!r}", "--template", hint)
+    path = path or Path(f"{template}.toml")
+    text = starter(packaged[template].read_text("utf-8"), path)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(
+            "the file exists already", str(path), "choose another name: alignkit init NAME.toml"
+        ) from error
+    except OSError as error:
+        raise DiskError(
+            f"the recipe cannot be written ({error.strerror})", str(path), "choose another place"
+        ) from error
+    return path
+
+
+def starter(text: str, path: Path) -> str:
+    """Name a recipe after its file, and put a word on how to use it before it."""
+    if NAME.fullmatch(path.stem):
+        text = re.sub(r'^name = ".*"', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
+    return (
+        f"# See what it does:            alignkit plan {path}\n"
+        f"# Run it, or go on with it:    alignkit recipe {path}\n"
+        "# What a method can be told:   alignkit methods NAME, for example alignkit methods ppo\n"
+        "#\n"
+        f"{text}"
+    )

@@ -1,0 +1,58 @@
+"""Tables as plain text: columns side by side where they fit, one below the other where they do not."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import TextIO
+
+NARROWEST_LAST_COLUMN = 24
+
+
+def table(rows: Sequence[Sequence[str]], width: int | None, head: Sequence[str] = ()) -> list[str]:
+    """Set rows of equal length in columns, the last one wrapped; no line is longer than `width`.
+
+    Where the columns before the last leave it too little room, each row becomes a block: its first cell, then the
+    others below it with their heads. `width` None means that lines may be of any length. The last cell may have lines
+    of its own; the others should fit the width.
+    """
+    if not rows:
+        return []
+    lines = [*([head] if head else []), *rows]
+    sizes = [max(len(piece) for row in lines for piece in row[i].split("\n")) for i in range(len(rows[0]))]
+    room = None if width is None else width - sum(size + 2 for size in sizes[:-1])
+    if room is not None and room < min(sizes[-1], NARROWEST_LAST_COLUMN):
+        return [line for row in rows for line in _block(row, width or 0, head)]
+    return [line for row in lines for line in _line(row, sizes, room)]
+
+
+def _line(row: Sequence[str], sizes: Sequence[int], room: int | None) -> list[str]:
+    start = "".join(cell.ljust(size + 2) for cell, size in zip(row[:-1], sizes, strict=False))
+    pieces = [piece for part in row[-1].split("\n") for piece in ([part] if room is None else wrap(part, room) or [""])]
+    return [f"{start}{pieces[0]}".rstrip(), *(" " * len(start) + piece for piece in pieces[1:])]
+
+
+def _block(row: Sequence[str], width: int, head: Sequence[str]) -> list[str]:
+    heads = [f"{word}: " if word else "" for word in head] or [""] * len(row)
+    cells = [f"{word}{cell}" for word, cell in zip(heads[1:], row[1:], strict=True) if cell]
+    return [
+        *wrap(row[0], width),
+        *(line for cell in cells for part in cell.split("\n") for line in _indented(part, width)),
+    ]
+
+
+def _indented(text: str, width: int) -> list[str]:
+    return wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+
+
+def line_width(file: TextIO) -> int | None:
+    """Say how long a line may be: the terminal's width or COLUMNS; None for a pipe or a file, where nothing wraps."""
+    if file.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def short(path: Path, base: Path) -> str:
+    """Write a path relative to `base` where it lies below."""
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)

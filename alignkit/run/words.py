@@ -1,0 +1,78 @@
+"""Figures in words: numbers, durations, what a stage achieved; the same in the console and in the report."""
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+
+from alignkit.contract.events import Figure
+
+LABELS: Mapping[str, str] = {
+    "objective/scores": "reward",
+    "objective/kl": "KL",
+    "loss": "loss",
+    "eval/loss": "held-out loss",
+    "eval_loss": "held-out loss",
+    "perplexity": "perplexity",
+    "accuracy": "accuracy",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "policy/clipfrac": "clipped",
+    "policy/clipfrac_avg": "clipped",
+    "tokens_per_second": "tokens/s",
+    "tokens/s": "tokens/s",
+}
+"""The metrics that matter, the most telling first, and what people call them."""
+
+SECONDARY = ("lr", "learning_rate", "grad_norm", "epoch", "episodes")
+"""Metrics that are only worth a line where there is no other."""
+
+
+def telling(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Give the metrics under their everyday names, the ones that matter first; each name once."""
+    known = [name for name in LABELS if name in values]
+    others = [name for name in values if name not in LABELS and "/" not in name and name not in SECONDARY]
+    named: dict[str, float] = {}
+    for name in [*known, *others] or list(values):
+        named.setdefault(LABELS.get(name, name), values[name])
+    return list(named.items())
+
+
+def number(value: float | None) -> str:
+    """Write a number with as many digits as people read: four that count, thousands as 12.3k."""
+    if value is None:
+        return "-"
+    if not isfinite(value):
+        return str(value)
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration: `4.2 s`, `41 s`, `3 min 20 s`, `1 h 02 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def achieved(figure: Figure) -> str:
+    """Say what came of a measure: `perplexity 12.3 -> 5.1 (floor 6)`."""
+    before = "" if figure.before is None else f"{number(figure.before)} -> "
+    floor = "" if figure.floor is None else f" (floor {number(figure.floor)})"
+    return f"{figure.name} {before}{number(figure.after)}{floor}"
+
+
+def latest(figures: Iterable[Figure]) -> tuple[Figure, ...]:
+    """Keep the last of the figures of each name, in the order of first mention."""
+    return tuple({figure.name: figure for figure in figures}.values())
