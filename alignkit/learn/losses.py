@@ -1,0 +1,198 @@
+"""Losses and estimators as pure functions of tensors.
+
+Legend: n answers, t tokens of the longest one; masks are True on the tokens of an answer (its end-of-sequence
+token included) and say everything about padding: what stands outside of a mask never counts, whatever it is.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+LOG_RATIO_LIMIT = 20.0
+"""exp(20) is far outside of every clip range and still finite, so that one odd token cannot make a NaN."""
+
+
+class Advantages(NamedTuple):
+    advantages: Tensor
+    returns: Tensor
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor
+    clip_fraction: Tensor
+    approximate_kl: Tensor
+    ratio: Tensor
+
+
+class ValueLoss(NamedTuple):
+    loss: Tensor
+    clip_fraction: Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """Average the values under the mask, both (n, t); 0 where nothing is under it.
+
+    `count` replaces the mask's own sum as the divisor: with the token count of a whole optimiser step, the means of
+    its micro-batches add up to exactly the mean over the step.
+    """
+    _same_shape(values, mask)
+    divisor = mask.sum() if count is None else torch.as_tensor(count, device=values.device)
+    return values.masked_fill(~mask, 0.0).sum() / divisor.clamp(min=1)
+
+
+def estimate_kl(logprobs: Tensor, reference: Tensor, estimator: KLEstimator = "k1") -> Tensor:
+    """Estimate, token by token, the KL divergence from the policy to the reference, from sampled tokens (n, t).
+
+    With d = log pi - log pi_ref: k1 = d, unbiased, may be negative, and the one whose expectation as a penalty in the
+    reward has the right gradient; k2 = d^2 / 2; k3 = exp(-d) - 1 + d, unbiased and never negative
+    (Schulman 2020, "Approximating KL divergence").
+    """
+    _same_shape(logprobs, reference)
+    difference = logprobs - reference
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return torch.exp(-difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - 1 + difference
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Give each token its share of the reward (n, t): -kl_coef * kl everywhere, the score (n,) on the last token.
+
+    The last token is the last one under the mask, finished or cut alike (Ziegler et al. 2019, arXiv 1909.08593,
+    equation 2). A row without tokens gets nothing.
+    """
+    _same_shape(kl, mask)
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(f"scores {tuple(scores.shape)} must be one for each row of the mask {tuple(mask.shape)}")
+    place = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, place, -1).amax(dim=1, keepdim=True)  # (n, 1)
+    at_last = mask & (place == last)
+    return (-kl_coef * kl).masked_fill(~mask, 0.0) + scores[:, None] * at_last
+
+
+def penalise_unfinished(
+    scores: Tensor, finished: Tensor, penalty: float, how: Literal["replace", "subtract"]
+) -> Tensor:
+    """Put minus `penalty` in place of the score of every unfinished answer, or take it off that score; all (n,)."""
+    _same_shape(scores, finished)
+    worse = torch.full_like(scores, -penalty) if how == "replace" else scores - penalty
+    return torch.where(finished, scores, worse)
+
+
+def estimate_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> Advantages:
+    """Estimate advantages (n, t) by GAE, and the returns that the critic learns; zero outside of the mask.
+
+    A_t = d_t + gamma * lam * A_{t+1} with d_t = r_t + gamma * V_{t+1} - V_t (Schulman et al. 2016, arXiv 1506.02438,
+    equation 16); nothing is worth anything after an answer's last token, also of one that was cut. Returns are A + V,
+    before anybody whitens A. Neither carries a gradient.
+    """
+    _same_shape(rewards, values)
+    _same_shape(rewards, mask)
+    rewards = rewards.detach().masked_fill(~mask, 0.0)
+    values = values.detach().masked_fill(~mask, 0.0)
+    running = next_value = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
+    columns: list[Tensor] = []
+    for t in reversed(range(rewards.shape[1])):
+        surprise = rewards[:, t] + gamma * next_value - values[:, t]
+        running = surprise + gamma * lam * running
+        next_value = values[:, t]
+        columns.append(running)
+    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
+    advantages = advantages.masked_fill(~mask, 0.0)
+    return Advantages(advantages, advantages + values)
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale the values under the mask to variance 1 and, unless told not to, mean 0; zero outside of it.
+
+    The variance is the population's, as in lm-human-preferences.
+    """
+    _same_shape(values, mask)
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0.0)
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    count: Tensor | float | None = None,
+) -> PolicyLoss:
+    """Compute PPO's clipped objective as a loss, averaged over the tokens under the mask; inputs (n, t).
+
+    max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = pi / pi_old (Schulman et al. 2017, arXiv 1707.06347, equation
+    7). Only `logprobs` gets a gradient. `ratio` is (n, t), the rest are scalars; `count` as in `masked_mean`.
+    """
+    _same_shape(logprobs, old_logprobs)
+    _same_shape(logprobs, advantages)
+    log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)
+    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    advantages = advantages.detach()
+    free = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return PolicyLoss(
+        masked_mean(torch.maximum(free, bounded), mask, count),
+        masked_mean((bounded > free).detach().to(ratio.dtype), mask, count),
+        masked_mean(log_ratio.detach().square() / 2, mask, count),
+        ratio.detach(),
+    )
+
+
+def clipped_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float | None = 0.2,
+    count: Tensor | float | None = None,
+) -> ValueLoss:
+    """Compute half the squared error of the values, averaged over the tokens under the mask; inputs (n, t).
+
+    max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2, so that one update cannot move V further than
+    `clip`; None leaves it free. Only `values` gets a gradient. `count` as in `masked_mean`.
+    """
+    _same_shape(values, old_values)
+    _same_shape(values, returns)
+    old_values, returns = old_values.detach(), returns.detach()
+    free = (values - returns).square()
+    if clip is None:
+        return ValueLoss(masked_mean(free, mask, count) / 2, torch.zeros_like(free.detach().sum()))
+    bounded = (torch.clamp(values, old_values - clip, old_values + clip) - returns).square()
+    return ValueLoss(
+        masked_mean(torch.maximum(free, bounded), mask, count) / 2,
+        masked_mean((bounded > free).detach().to(values.dtype), mask, count),
+    )
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Tell which share of the returns' variance under the mask the values explain: 1 is all, 0 or less nothing."""
+    _same_shape(values, returns)
+    error = returns - values
+    unexplained = masked_mean((error - masked_mean(error, mask)).square(), mask)
+    variance = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return 1 - unexplained / variance.clamp(min=1e-8)
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:
+    """Move the KL coefficient towards what keeps the mean sequence KL at its target.
+
+    A proportional controller whose error is clipped to 20 % (Ziegler et al. 2019, section 2.2); `horizon` is the
+    number of episodes after which a constant error has changed the coefficient about e^0.2-fold.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)
+
+
+def _same_shape(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape:
+        raise ValueError(f"shapes {tuple(one.shape)} and {tuple(other.shape)} must be equal")
