@@ -106,7 +106,6 @@ def test_the_unpacked_wheel_plans_the_recipe_that_it_brings(wheel: ZipFile, tmp_
     told = subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert told.returncode == 0, told.stderr
-    assert "site/alignkit/recipes/rlhf.toml" in told.stdout + told.stderr
 
 
 def test_each_direct_dependency_has_a_tested_series() -> None:
