@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class AlignkitError(Exception):
         return self.problems[0].remedy
 
     @classmethod
-    def of(cls, problems: Sequence[Problem]) -> "AlignkitError":
+    def of(cls, problems: Sequence[Problem]) -> Self:
         """Make one error of all the problems that were found, in the order given."""
         error = cls(problems[0].problem, problems[0].where, problems[0].remedy)
         error.problems = tuple(problems)

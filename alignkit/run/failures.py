@@ -1,0 +1,95 @@
+"""What made a stage fail, in a sentence for its user, and the exit status that goes with it."""
+
+import errno
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignkit.errors import AlignkitError, DiskError, MemoryLimitError
+
+HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
+"""Settings that memory grows with, in the order in which one would lower them."""
+
+
+class Failure(BaseModel):
+    """Why a stage failed, as the worker leaves it for the runner."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt: str
+    status: int
+    problems: tuple[tuple[str, str, str], ...]
+    """Problem, where, remedy."""
+
+    @classmethod
+    def of(cls, attempt: str, status: int, problem: str, remedy: str = "") -> "Failure":
+        return cls(attempt=attempt, status=status, problems=((problem, "", remedy),))
+
+
+def explain(
+    error: BaseException, attempt: str, stage: str, method: str, settings: Mapping[str, Any], folder: Path
+) -> Failure:
+    """Find out what happened, also beneath what libraries made of it."""
+    for cause in _causes(error):
+        if isinstance(cause, AlignkitError):
+            problems = tuple((p.problem, p.where, p.remedy) for p in cause.problems)
+            return Failure(attempt=attempt, status=cause.status, problems=problems)
+        if _is_memory(cause):
+            remedy = lighter(stage, method, settings)
+            return Failure.of(attempt, MemoryLimitError.status, "there is not enough memory", remedy)
+        if _is_disk(cause):
+            free = shutil.disk_usage(folder).free / 2**30
+            remedy = "make room, and run the same command again: it goes on from the last checkpoint"
+            return Failure.of(attempt, DiskError.status, f"the disk is full ({free:.1f} GiB free)", remedy)
+    return Failure.of(attempt, 1, one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """Name an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__ or error
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error)
+    named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or named or "can't allocate memory" in text or "out of memory" in text
+
+
+def _is_disk(error: BaseException) -> bool:
+    """Recognise a full disk; torch and safetensors raise errors of their own, without its number."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    return "No space left on device" in text or ("inline_container" in text and "unexpected pos" in text)
+
+
+def lighter(stage: str, method: str, settings: Mapping[str, Any]) -> str:
+    """Advise up to three changes that need less memory, ready for the command line."""
+    found = sorted(_numbers(settings), key=lambda item: HALVED.index(item[0].rpartition(".")[2]))
+    changes = [f"{method}.{key}={value // 2}" for key, value in found if value > 1]
+    if settings.get("lora", ...) is None:
+        changes.insert(1, "lora.rank=16")
+    if settings.get("precision") in ("auto", "fp32"):
+        changes.insert(2, "precision=bf16")
+    advice = " ".join(f"--set {stage}.{change}" for change in changes[:3])
+    return f"try {advice}" if advice else "run it on a machine with more memory"
+
+
+def _numbers(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif key in HALVED and isinstance(value, int):
+            yield f"{prefix}{key}", value

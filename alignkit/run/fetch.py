@@ -1,0 +1,145 @@
+"""Get sources onto this machine, and check their rows, before any model is loaded."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from alignkit.contract.kinds import Artifact, Records
+from alignkit.contract.records import placed_rows
+from alignkit.errors import AlignkitError, DataError
+from alignkit.plan.plan import Plan
+from alignkit.plan.sources import Source, lock_path, read_lock, write_lock
+from alignkit.run import rundir
+from alignkit.run.durable import write_json
+from alignkit.run.order import Preparation
+
+SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+"""What is fetched of a model: no pickled weights, no code."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source that a stage can start from, once `preparation` (if any) is done by the stage's worker."""
+
+    artifact: Artifact
+    preparation: Preparation | None = None
+
+
+def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fetched]:
+    """Get sources, each to a folder of its own, and check all rows of records.
+
+    What was fetched and checked before is not looked at again. Raises DataError, for all sources at once.
+    """
+    fetched: dict[str, Fetched] = {}
+    errors: list[AlignkitError] = []
+    for source in sources:
+        try:
+            fetched[source.name] = one = _fetch(source, runs, offline)
+            if isinstance(one.artifact, Records):
+                _check(source, one.artifact, runs)
+        except AlignkitError as error:
+            errors.append(error)
+    if errors:
+        raise DataError.of([problem for error in errors for problem in error.problems])
+    return fetched
+
+
+def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
+    if source.how == "hub":
+        return Fetched(source.artifact(_snapshot(source, source.commit, offline)))
+    if not source.fetched:
+        return Fetched(source.artifact())
+    assert source.fingerprint
+    folder = rundir.source_folder(runs, source.name, source.fingerprint).resolve()
+    artifact = source.artifact(folder)
+    if isinstance(artifact, Records):
+        rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
+        return Fetched(artifact)
+    file = source.files[0] if source.how == "gguf" else None
+    how = cast("Literal['builtin', 'gguf']", source.how)
+    return Fetched(artifact, Preparation(how=how, file=file, folder=folder))
+
+
+def _write_reviews(source: Source, folder: Path) -> None:
+    from alignkit.demo import reviews
+
+    kind = cast("reviews.Kind", source.word)
+    for side in SIDES:
+        with (folder / f"{source.word}-{side}.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reviews.rows(kind, side))
+
+
+def _check(source: Source, records: Records, runs: Path) -> None:
+    """Check every row, once for each content of the source; remember how many there are."""
+    assert source.fingerprint
+    note = rundir.cache_folder(runs) / f"rows-{source.fingerprint}.json"
+    if note.is_file():
+        return
+    kind = type(records)
+    counts = {
+        str(number): sum(1 for _ in placed_rows(part, kind.__name__, kind.columns))
+        for number, part in enumerate(records.parts)
+    }
+    if not sum(counts.values()):
+        raise DataError(f"source {source.name!r} has no rows", source.address, "give it rows, or widen its split")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, {"source": source.name, "rows": counts})
+
+
+def pin(plan: Plan, runs: Path, offline: bool) -> None:
+    """Find out the commits of hub sources that have none yet, and write them into the recipe's lock file."""
+    path = lock_path(plan.recipe.path, runs)
+    unknown = [source for source in plan.sources.values() if source.how == "hub" and not source.commit]
+    if unknown:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lock(path, read_lock(path) | {source.address: _commit(source, offline) for source in unknown})
+
+
+def _commit(source: Source, offline: bool) -> str:
+    """Ask the hub for the newest commit; offline, take the one that the local cache has."""
+    revision = source.address.partition("@")[2] or "main"
+    if offline:
+        return _snapshot(source, revision, offline).name
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().repo_info(source.repository, repo_type=_type(source), revision=revision)
+    except Exception as error:
+        raise _unreachable(source, error) from error
+    assert info.sha
+    return info.sha
+
+
+def _snapshot(source: Source, revision: str, offline: bool) -> Path:
+    """Give the folder of a hub repository at a commit, from the local cache where it is there."""
+    from huggingface_hub import snapshot_download
+
+    patterns = None if issubclass(source.kind, Records) else MODEL_FILES
+    try:
+        folder = snapshot_download(
+            source.repository,
+            repo_type=_type(source),
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=offline,
+        )
+    except Exception as error:
+        raise _unreachable(source, error) from error
+    if patterns and not list(Path(folder).glob("*.safetensors")):
+        problem = f"source {source.name!r}: the model {source.repository} has no safetensors weights"
+        raise DataError(problem, source.address, "name a revision that has them, or convert it and give its folder")
+    return Path(folder)
+
+
+def _type(source: Source) -> str:
+    return "dataset" if issubclass(source.kind, Records) else "model"
+
+
+def _unreachable(source: Source, error: Exception) -> DataError:
+    from alignkit.run.failures import one_line
+
+    problem = f"source {source.name!r} cannot be fetched ({one_line(error)})"
+    return DataError(problem, source.address, "check name and network, or give a folder")

@@ -1,0 +1,75 @@
+"""From a stage's journal to those who watch the run."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pluggy
+
+from alignkit.contract.events import Event, StageStarted
+from alignkit.run import rundir
+from alignkit.run.journal import Follower
+from alignkit.run.order import Order
+
+Observer = Callable[[Event], None]
+
+log = logging.getLogger(__name__)
+
+
+class Audience:
+    """All observers: plugins' hooks and given functions. One that fails is logged and left out."""
+
+    def __init__(self, hooks: pluggy.PluginManager, observers: Sequence[Observer]) -> None:
+        watching = [hook.plugin for hook in hooks.hook.alignkit_event.get_hookimpls()]
+        self._observers = [(str(hooks.get_name(plugin)), _only(hooks, plugin, watching)) for plugin in watching]
+        self._observers += [
+            (getattr(observer, "__name__", type(observer).__name__), observer) for observer in observers
+        ]
+
+    def tell(self, event: Event) -> None:
+        for pair in list(self._observers):
+            name, observer = pair
+            try:
+                observer(event)
+            except Exception:
+                self._observers.remove(pair)
+                log.exception("the observer %s failed and is left out from now on", name)
+
+
+def _only(hooks: pluggy.PluginManager, plugin: object, watching: Sequence[object]) -> Observer:
+    """Give the event hook of one plugin alone, so that its failure is not the others'."""
+    caller = hooks.subset_hook_caller("alignkit_event", [other for other in watching if other is not plugin])
+    return lambda event: caller(event=event)
+
+
+class Watch:
+    """Passes on what a stage in another process tells, from the moment that it has its folder for itself."""
+
+    def __init__(self, order: Order, partial: Path, tell: Observer) -> None:
+        self._order, self._partial, self._tell = order, partial, tell
+        self._follower: Follower | None = None
+
+    def look(self) -> None:
+        """Pass on what is new."""
+        if self._follower is None:
+            started = rundir.read_json(self._partial / rundir.STARTED)
+            if started.get("attempt") != self._order.attempt:
+                return
+            self._begin(started["step"], self._partial)
+        if self._follower:
+            for event in self._follower.news():
+                self._tell(event)
+
+    def end(self, final: rundir.Finished | None) -> None:
+        """Pass on the rest, once the process is gone; a stage that is finished lies in another folder."""
+        self.look()
+        if final and self._follower is None:
+            self._begin(final.facts["resumed_from"], final.folder)
+        if self._follower:
+            for event in self._follower.rest(final.folder if final else self._partial):
+                self._tell(event)
+
+    def _begin(self, step: int | None, folder: Path) -> None:
+        self._follower = Follower(self._order.stage, folder)
+        place = str(rundir.finished_folder(self._partial))
+        self._tell(StageStarted(self._order.stage, self._order.method, place, resumed=step is not None))

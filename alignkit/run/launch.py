@@ -1,0 +1,90 @@
+"""The runner's end of the zygote: start a stage, ask how it does, signal it."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from alignkit.run.worker import ENVIRONMENT
+
+
+class Launcher:
+    """Starts stages one after another; the process behind it is only started when the first one is."""
+
+    def __init__(self, log: Path, *, fork: bool, processes: int, offline: bool) -> None:
+        self._log, self._fork, self._processes, self._offline = log, fork, processes, offline
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+        self._pid = 0
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what still runs; a zygote that is still importing would not notice the end of its input."""
+        if self._zygote:
+            assert self._zygote.stdin
+            assert self._zygote.stdout
+            self._zygote.stdin.close()
+            if not self.started:
+                self._zygote.kill()
+            self._zygote.wait()
+            self._zygote.stdout.close()
+
+    def start(self, partial: Path) -> None:
+        """Start the stage whose order lies in this folder."""
+        self._zygote = self._zygote or self._start_zygote()
+        assert self._zygote.stdin
+        self._pid = 0
+        self._zygote.stdin.write(os.fsencode(partial) + b"\n")
+
+    def _start_zygote(self) -> "subprocess.Popen[bytes]":
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        options = ["--fork"] if self._fork and self._processes == 1 else ["--processes", str(self._processes)]
+        offline = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "alignkit.run.zygote", *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                env=ENVIRONMENT | dict(os.environ) | offline,
+                start_new_session=True,
+            )
+
+    def status(self, wait: float) -> int | None:
+        """Give the exit status of the stage if it ends within so many seconds; a negative one is a signal's number.
+
+        Where the zygote itself is gone, that is -9: the system kills it for the same reasons as a stage.
+        """
+        assert self._zygote
+        assert self._zygote.stdout
+        readable, _, _ = select.select([self._zygote.stdout], [], [], wait)
+        if not readable:
+            return None
+        read = self._zygote.stdout.read(65536)
+        if not read:
+            return -signal.SIGKILL
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        for line in lines:
+            word, pid, rest = line.split(b" ", 2)
+            if word == b"started":
+                self._pid = int(pid)
+            elif int(pid) == self._pid:
+                return int(rest)
+        return None
+
+    @property
+    def started(self) -> bool:
+        """The stage's own process is there."""
+        return bool(self._pid)
+
+    def signal(self, number: int) -> None:
+        """Send the stage's process a signal."""
+        os.kill(self._pid, number)

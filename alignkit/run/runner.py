@@ -1,0 +1,317 @@
+"""Run a plan: reuse what is finished, start what is not, follow it, and stop where a stage or a gate says so."""
+
+import math
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkit.contract.events import Figure, StageFinished
+from alignkit.contract.kinds import Artifact
+from alignkit.errors import AlignkitError, MemoryLimitError, Problem, RecipeError, StageError, near_miss
+from alignkit.plan.make import make_plan
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.show import as_dict
+from alignkit.plan.sources import Source
+from alignkit.run import rundir
+from alignkit.run.failures import Failure, explain, lighter
+from alignkit.run.fetch import Fetched, fetch, pin
+from alignkit.run.follow import Audience, Observer, Watch
+from alignkit.run.launch import Launcher
+from alignkit.run.machine import Machine
+from alignkit.run.order import Order, given, write_order
+from alignkit.run.rundir import Finished
+from alignkit.run.stopping import Stop, noting_signals
+from alignkit.run.worker import set_environment, work
+
+POLL = 0.05
+"""Seconds between two looks at what a running stage tells."""
+
+
+class StoppedError(AlignkitError):
+    """The run was stopped by a signal; the same command goes on from there."""
+
+    def __init__(self, stage: str, status: int) -> None:
+        super().__init__("stopped", f"stage {stage!r}", "the same command goes on from here")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of a run that is through."""
+
+    name: str
+    method: str
+    folder: Path
+    figures: tuple[Figure, ...]
+    reused: bool
+    seconds: float
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made, or found made."""
+
+    recipe: str
+    folder: Path
+    """Where the recipe, its plan and its report lie."""
+    stages: tuple[StageResult, ...]
+
+    def stage(self, name: str) -> StageResult:
+        """Give one stage's result. Raises StageError where no stage of that name was wanted."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        known = ", ".join(stage.name for stage in self.stages)
+        raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
+
+    def artifact(self, name: str) -> Artifact:
+        """Give what a stage made, as `load_policy` and `open_reward` take it."""
+        return self.stage(name).artifact
+
+
+def run_recipe(
+    recipe: str | Path,
+    *,
+    set: Mapping[str, object] | None = None,  # noqa: A002  # the word of the command line
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    until: str | None = None,
+    again: Sequence[str] = (),
+    inline: bool = False,
+    offline: bool = False,
+    machine: Machine | None = None,
+    plugins: Sequence[str | Path] = (),
+    observers: Sequence[Observer] = (),
+) -> RunResult:
+    """Run a recipe, from a script or a notebook: `run_recipe("rlhf.toml", set={"align.method": "dpo"})`.
+
+    Finished stages are reused. Raises RecipeError, DataError or PluginError before anything runs, and StageError where
+    a stage fails.
+    """
+
+    def plan() -> Plan:
+        return make_plan(recipe, set=set, seed=seed, runs=runs, until=until, plugins=plugins)
+
+    made = plan()
+    if any(stage.wanted and stage.fingerprint is None for stage in made.stages):
+        pin(made, Path(runs), offline)
+        made = plan()
+    return run_plan(made, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=machine)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    runs: str | Path = "runs",
+    observers: Sequence[Observer] = (),
+    again: Sequence[str] = (),
+    inline: bool = False,
+    offline: bool = False,
+    machine: Machine | None = None,
+    fork: bool = sys.platform == "linux",
+    stop: Stop | None = None,
+) -> RunResult:
+    """Run the wanted stages of a plan in order, those named by `again` even if they are finished.
+
+    `inline` runs stages in this process. `fork` starts them from a process that has imported the heavy libraries once;
+    without it, as is needed on macOS, each imports them anew. Raises StageError with the exit status of what failed,
+    LockedError, or StoppedError after a signal.
+    """
+    folder = Path(runs).resolve()
+    machine, stop = machine or Machine(), Stop() if stop is None else stop
+    _check_again(plan, again)
+    recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
+    with ExitStack() as resources:
+        resources.enter_context(noting_signals(stop))
+        launcher = resources.enter_context(
+            Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
+        )
+        tell = Audience(plan.plugins.hooks, observers).tell
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell)
+        results = tuple(run.stages())
+    return RunResult(plan.recipe.name, recipe_folder, results)
+
+
+def reusable(plan: Plan, runs: str | Path, again: Sequence[str] = ()) -> dict[str, Finished]:
+    """Say which wanted stages would be reused: finished, and made from what their inputs are now."""
+    found: dict[str, Finished] = {}
+    for stage in plan.stages:
+        if stage.wanted and (one := _reuse(stage, Path(runs).resolve(), again, found)):
+            found[stage.name] = one
+    return found
+
+
+def _reuse(stage: PlannedStage, runs: Path, again: Sequence[str], earlier: Mapping[str, Finished]) -> Finished | None:
+    if stage.fingerprint is None or stage.name in again:
+        return None
+    found = rundir.finished(runs, stage.name, stage.fingerprint)
+    if found and all(name in earlier and earlier[name].content == was for name, was in found.made_from.items()):
+        return found
+    return None
+
+
+@dataclass
+class _Run:
+    """One run: what is finished so far, and how to finish the rest."""
+
+    plan: Plan
+    runs: Path
+    again: Sequence[str]
+    inline: bool
+    offline: bool
+    machine: Machine
+    stop: Stop
+    launcher: Launcher
+    tell: Observer
+
+    def stages(self) -> Iterator[StageResult]:
+        finished: dict[str, Finished] = {}
+        fetched: dict[str, Fetched] | None = None
+        for stage in self.plan.stages:
+            if not stage.wanted:
+                continue
+            found = _reuse(stage, self.runs, self.again, finished)
+            if self.stop.asked:
+                raise StoppedError(stage.name, self.stop.status)
+            if not found and fetched is None:
+                fetched = fetch(self._needed(finished), self.runs, self.offline)
+            result = found or self._work(stage, finished, fetched or {})
+            finished[stage.name] = result
+            yield self._conclude(stage, result, reused=found is not None)
+
+    def _needed(self, finished: Mapping[str, Finished]) -> list[Source]:
+        """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
+        open_stages = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+        names = {name for stage in open_stages for several in stage.inputs.values() for name in several}
+        return [source for name, source in self.plan.sources.items() if name in names]
+
+    def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
+        self.tell(
+            StageFinished(stage.name, made.method, made.made, str(made.folder), made.seconds, reused, made.figures)
+        )
+        check_gates(stage, made)
+        return StageResult(stage.name, made.method, made.folder, made.figures, reused, made.seconds, made.artifact)
+
+    def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
+        assert stage.fingerprint
+        partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
+        rundir.check_free(partial)
+        order = self._order(stage, finished, fetched)
+        write_order(partial, order)
+        status = self._here(partial, order) if self.inline else self._apart(partial, order)
+        if status == 0 and (made := rundir.finished(self.runs, stage.name, stage.fingerprint)):
+            return made
+        if self.stop.asked:
+            raise StoppedError(stage.name, self.stop.status)
+        raise _failure(order, partial, status)
+
+    def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
+        names = [name for several in stage.inputs.values() for name in several]
+        artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
+        preparations = [fetched[name].preparation for name in names if name in fetched]
+        assert stage.fingerprint
+        return Order(
+            attempt=secrets.token_hex(8),
+            stage=stage.name,
+            method=stage.method.name,
+            settings=stage.settings.model_dump(mode="json"),
+            inputs={
+                role: given(stage.method.consumes[role], [artifacts[name] for name in several])
+                for role, several in stage.inputs.items()
+            },
+            made_from={name: finished[name].content for name in names if name in finished},
+            seed=stage.seed,
+            fingerprint=stage.fingerprint,
+            again=rundir.finished(self.runs, stage.name, stage.fingerprint) is not None,
+            offline=self.offline,
+            processes=1 if self.inline else self.machine.processes,
+            plugin_files=self.plan.plugin_files,
+            prepare=tuple(preparation for preparation in preparations if preparation),
+        )
+
+    def _here(self, partial: Path, order: Order) -> int:
+        """Run a stage in this process."""
+        set_environment(self.offline)
+        try:
+            return work(partial, order, self.stop, quiet=False, heard=self.tell)
+        except Exception as error:
+            failure = explain(error, order.attempt, order.stage, order.method, order.settings, partial)
+            raise _told(order, partial, failure) from error
+
+    def _apart(self, partial: Path, order: Order) -> int:
+        """Run a stage in a process of its own, and pass on what it tells."""
+        watch = Watch(order, partial, self.tell)
+        self.launcher.start(partial)
+        passed_on = 0
+        while (status := self.launcher.status(POLL)) is None:
+            watch.look()
+            if self.stop.asked and not self.launcher.started:
+                return self.stop.status
+            for number in self.stop.signals[passed_on:]:
+                self.launcher.signal(signal.SIGKILL if passed_on else number)
+                passed_on += 1
+        watch.end(rundir.finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
+        return status
+
+
+def _failure(order: Order, partial: Path, status: int) -> AlignkitError:
+    """Word the failure of a stage whose process ended with this status."""
+    told = rundir.read_json(partial / rundir.FAILURE)
+    if told.get("attempt") == order.attempt:
+        return _told(order, partial, Failure.model_validate(told))
+    rundir.check_free(partial)
+    if status == -signal.SIGKILL:
+        advice = lighter(order.stage, order.method, order.settings)
+        problem = "it was killed by the system, perhaps because memory ran out"
+        return _told(order, partial, Failure.of(order.attempt, MemoryLimitError.status, problem, advice))
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return _told(order, partial, Failure.of(order.attempt, StageError.status, f"its process ended with {how}"))
+
+
+def _told(order: Order, partial: Path, failure: Failure) -> StageError:
+    """Make an error of a failure, naming the stage and where to read more."""
+    log = partial / rundir.LOG
+    more = f"see {shown(log if log.is_file() else partial)}"
+    problems = [
+        Problem(
+            problem, ", ".join(filter(None, [f"stage {order.stage!r}", where])), "; ".join(filter(None, [remedy, more]))
+        )
+        for problem, where, remedy in failure.problems
+    ]
+    error = StageError.of(problems)
+    error.status = failure.status
+    return error
+
+
+def shown(path: Path) -> Path:
+    """Give a path as one would type it: relative where it lies below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def check_gates(stage: PlannedStage, made: Finished) -> None:
+    """Raise StageError where a figure is outside its gate, before the next stage wastes anything."""
+    figures = {figure.name: figure.after for figure in made.figures}
+    for name, bounds in stage.gates.items():
+        value = figures.get(name)
+        where = f"stage {stage.name!r}"
+        if value is None:
+            known = ", ".join(figures) or "none"
+            raise StageError(f"gates.{name}: the stage gives no such figure", where, f"its figures are {known}")
+        low, high = bounds.get("min", -math.inf), bounds.get("max", math.inf)
+        if not low <= value <= high:
+            bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"
+            problem = f"gates.{name}: {value:g} is {bound}"
+            raise StageError(problem, where, f"improve the stage or move the gate; it lies in {shown(made.folder)}")
+
+
+def _check_again(plan: Plan, again: Sequence[str]) -> None:
+    names = [stage.name for stage in plan.stages if stage.wanted]
+    for name in again:
+        if name not in names:
+            hint = near_miss(name, names) or f"the stages of this run are {', '.join(names)}"
+            raise RecipeError(f"there is no stage {name!r} to run again", f"--again {name}", hint)

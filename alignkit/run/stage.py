@@ -1,0 +1,194 @@
+"""The stage as a running method sees it: its folder, its journal, its checkpoints, its artifact."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from alignkit.contract.events import Event, Figure, Metrics, Sample, StageStarted, Warned
+from alignkit.contract.kinds import Policy, Records, RewardModel
+from alignkit.contract.records import Part, shaped
+from alignkit.contract.stage import K
+from alignkit.errors import StageError
+from alignkit.run import checkpoints, rundir
+from alignkit.run.journal import Journal
+from alignkit.run.order import Order
+from alignkit.run.stopping import Stop
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Left(BaseException):
+    """A stage left early, to be resumed. No Exception, so that no method takes it for a failure of its own."""
+
+
+class WorkingStage:
+    """What a method may ask and tell (see `alignkit.Stage`). Of several processes only the first one writes."""
+
+    def __init__(
+        self, order: Order, partial: Path, stop: Stop, rank: int, heard: Callable[[Event], None] | None
+    ) -> None:
+        self.name, self.seed, self.offline = order.stage, order.seed, order.offline
+        self.rank, self.world = rank, order.processes
+        self.figures: list[Figure] = []
+        self._order, self._partial, self._stop = order, partial, stop
+        self._damaged: list[tuple[str, str]] = []
+        self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
+        facts = self._resumed.facts if self._resumed else {}
+        self._began = time.monotonic() - float(facts.get("seconds", 0.0))
+        self._journal = None if rank else self._open_journal(facts, heard)
+
+    def _open_journal(self, facts: Mapping[str, Any], heard: Callable[[Event], None] | None) -> Journal:
+        checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
+        if heard:
+            final = rundir.finished_folder(self._partial)
+            heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
+        journal = Journal(self._partial, facts.get("journal", {}), heard)
+        self.figures += [Figure(stage=self.name, **figure) for figure in facts.get("figures", ())]
+        for name, wrong in self._damaged:
+            problem = f"the checkpoint {name} is damaged ({wrong})"
+            journal.tell(Warned(self.name, problem, "an older one is used; check the disk if this happens again"))
+        return journal
+
+    @property
+    def folder(self) -> Path:
+        scratch = self._partial / rundir.SCRATCH
+        scratch.mkdir(exist_ok=True)
+        return scratch
+
+    @property
+    def seconds(self) -> float:
+        """Time worked, that of interrupted attempts up to their last commit included."""
+        return time.monotonic() - self._began
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.asked if self.world == 1 else _any_process(self._stop.asked)
+
+    def leave(self) -> NoReturn:
+        raise Left
+
+    def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        plain = {name: float(value) for name, value in values.items()}
+        self._tell(Metrics(self.name, step, of, plain, round(self.seconds, 3)))
+
+    def figure(self, name: str, before: float | None, after: float | None, floor: float | None = None) -> None:
+        figure = Figure(self.name, name, *(None if value is None else float(value) for value in (before, after, floor)))
+        self.figures.append(figure)
+        self._tell(figure)
+
+    def sample(self, row: Mapping[str, str | float]) -> None:
+        self._tell(Sample(self.name, dict(row)))
+
+    def warn(self, problem: str, remedy: str) -> None:
+        self._tell(Warned(self.name, problem, remedy))
+
+    def _tell(self, event: Event) -> None:
+        if self._journal:
+            self._journal.tell(event)
+
+    def commit(self, step: int, write: Callable[[Path], None]) -> None:
+        if self._journal:
+            facts = {
+                "seconds": self.seconds,
+                "journal": self._journal.marks(),
+                "figures": [_plain_figure(figure) for figure in self.figures],
+            }
+            checkpoints.commit(self._partial / rundir.CHECKPOINTS, step, write, facts)
+
+    def latest(self) -> Path | None:
+        return self._resumed.folder if self._resumed else None
+
+    @property
+    def resumed_from(self) -> int | None:
+        return self._resumed.step if self._resumed else None
+
+    @property
+    def artifact(self) -> Path:
+        return self._partial / rundir.ARTIFACT
+
+    def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
+        from alignkit.learn import models
+
+        if self.rank == 0:
+            models.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
+        return Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
+
+    def save_reward(
+        self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
+    ) -> RewardModel:
+        from alignkit.learn import models
+
+        if self.rank == 0:
+            models.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
+        return RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
+
+    def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:
+        facts: dict[str, Any] = {"name": self.name, "fingerprint": self._order.fingerprint, "path": self.artifact}
+        file = self.artifact / "data.jsonl"
+        if not issubclass(kind, Records):
+            if self.rank == 0:
+                self._write_rows(file, rows)
+            return kind(**facts)
+        ours = {column for columns in kind.columns for column in columns} | {"held_out"}
+        part = Part(name=self.name, paths=(file,))
+        checked = (_checked(row, number, kind, part) for number, row in enumerate(rows, start=1))
+        more = self._write_rows(file, checked) - ours if self.rank == 0 else set()
+        return kind(**facts, parts=(part.model_copy(update={"keep": tuple(sorted(more))}),))
+
+    def _write_rows(self, file: Path, rows: Iterable[Mapping[str, object]]) -> set[str]:
+        """Write rows, and give the names of all their columns."""
+        columns: set[str] = set()
+        self._cleared()
+        with file.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+            for row in rows:
+                columns |= row.keys()
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if not columns:
+            raise StageError("it made no row at all", remedy="look at its warnings and its settings")
+        return columns
+
+    def _cleared(self) -> Path:
+        """Give an empty folder for the artifact: an interrupted attempt may have left half of one."""
+        shutil.rmtree(self.artifact, ignore_errors=True)
+        self.artifact.mkdir()
+        return self.artifact
+
+    def _final_artifact(self) -> Path:
+        return rundir.finished_folder(self._partial).resolve() / rundir.ARTIFACT
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.close()
+
+
+def _plain_figure(figure: Figure) -> dict[str, Any]:
+    return {"name": figure.name, "before": figure.before, "after": figure.after, "floor": figure.floor}
+
+
+def _checked(row: Mapping[str, object], number: int, kind: type[Records], part: Part) -> Mapping[str, object]:
+    shaped(dict(row), f"row {number} of what it made", kind.__name__, kind.columns, part)
+    return row
+
+
+def _any_process(asked: bool) -> bool:
+    """Agree over all processes: a signal may have reached only one, and all must leave after the same step."""
+    import torch
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return asked
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(int(asked), device=device)
+    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def rank_of_this_process() -> int:
+    """Say which of a stage's processes this is, as torchrun tells it."""
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,272 @@
+"""Run one stage from its order: the one entrance of the zygote, of torchrun and of `--inline`.
+
+python -m alignkit.run.worker runs/stages/finetune-f8d922c0.partial
+"""
+
+import ctypes
+import os
+import platform
+import random
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from alignkit.contract.events import Event
+from alignkit.contract.method import Method
+from alignkit.contract.plugins import Plugins, load_plugins
+from alignkit.errors import LockedError, PluginError, StageError
+from alignkit.run import rundir
+from alignkit.run.durable import write_json, write_text
+from alignkit.run.failures import explain
+from alignkit.run.order import Order, Preparation, read_order, typed
+from alignkit.run.stage import Left, WorkingStage, rank_of_this_process
+from alignkit.run.stopping import Stop, noting_signals
+
+LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # spinning threads slow everything else down, and training on few cores too
+    "TOKENIZERS_PARALLELISM": "false",  # its threads would be cut off by the fork
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU then leaves the driver alone, so that forks may use it
+}
+"""Set where the user has not set them, before any library is imported."""
+
+
+def set_environment(offline: bool) -> None:
+    """Make libraries quiet, and offline if so asked. Only has full effect before they are imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage whose working folder (or order) is given; returns the exit status."""
+    path = Path(arguments[0]).resolve()
+    partial = path.parent if path.name == rundir.ORDER else path
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    order = read_order(partial)
+    set_environment(order.offline)
+    with noting_signals(Stop()) as stop:
+        return work(partial, order, stop, quiet=True)
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent dies (Linux; elsewhere the zygote sees to it alone)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callable[[Event], None] | None = None) -> int:
+    """Run a stage to its end, and give the exit status; a failure is explained in `failure.json`.
+
+    `quiet` sends what libraries print to `log.txt`. `heard` is told each event, for those in the same process.
+    """
+    rank = rank_of_this_process()
+    with ExitStack() as resources:
+        try:
+            if rank == 0:
+                resources.enter_context(rundir.hold(partial))
+        except LockedError as error:
+            print(f"stage {order.stage!r}: {error}", file=sys.stderr)
+            return LockedError.status
+        if quiet:
+            resources.enter_context(output_to(partial / rundir.LOG))
+        try:
+            _run(partial, order, stop, rank, heard)
+        except Left:
+            return stop.status
+        except Exception as error:
+            if not quiet:
+                raise
+            return _fail(partial, order, error)
+    return 0
+
+
+def _fail(partial: Path, order: Order, error: Exception) -> int:
+    traceback.print_exc()
+    failure = explain(error, order.attempt, order.stage, order.method, order.settings, partial)
+    write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
+    return failure.status
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Send whatever is written to standard output and standard error to a file, by libraries in C too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Event], None] | None) -> None:
+    began = datetime.now(UTC)
+    if _made_meanwhile(partial, order):
+        return
+    _check_world(order)
+    plugins = load_plugins(order.plugin_files)
+    method = _find(plugins, order.method)
+    stage = WorkingStage(order, partial, stop, rank, heard)
+    if rank == 0:
+        _report_start(partial, order, stage)
+    for preparation in order.prepare:
+        _prepare(preparation)
+    settings = method.settings.model_validate(order.settings)
+    inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
+    seed_everything(order.seed)
+    if stage.stopping:
+        stage.leave()
+    artifact = method.run(settings, stage, **inputs)
+    stage.close()
+    if rank == 0:
+        _check_made(method, artifact, stage)
+        rundir.finish(partial, artifact, _facts(order, stage, plugins, began))
+
+
+def _made_meanwhile(partial: Path, order: Order) -> bool:
+    """Say whether another run finished this stage between our order and our lock."""
+    runs = partial.parent.parent
+    return not order.again and rundir.finished(runs, order.stage, order.fingerprint) is not None
+
+
+def _check_world(order: Order) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != order.processes:
+        raise StageError(f"{world} processes were started instead of {order.processes}", remedy="look at the launcher")
+
+
+def _find(plugins: Plugins, name: str) -> Method:
+    """Find the method by name, as the planner did; the reason is told where that no longer works."""
+    try:
+        return plugins.method(name)
+    except PluginError as error:
+        raise PluginError(error.problem, f"in {sys.executable}", error.remedy) from error
+
+
+def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
+    facts = {"attempt": order.attempt, "pid": os.getpid(), "host": socket.gethostname(), "step": stage.resumed_from}
+    write_json(partial / rundir.STARTED, facts)
+
+
+def _prepare(preparation: Preparation) -> None:
+    """Write a source that takes torch to write."""
+
+    def write(folder: Path) -> None:
+        if preparation.file:
+            from alignkit.learn.models import unpack
+
+            unpack(preparation.file, folder)
+        else:
+            from alignkit.demo.tiny import write_tiny
+
+            write_tiny(folder)
+
+    rundir.prepare(preparation.folder, write)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, so that equal stages draw equal numbers."""
+    random.seed(seed)
+    try:
+        import numpy as np
+        import torch
+    except ImportError:
+        return
+    np.random.seed(seed)  # libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+def _check_made(method: Method, artifact: object, stage: WorkingStage) -> None:
+    kind = method.produces.__name__
+    if not isinstance(artifact, method.produces):
+        problem = f"method {method.name!r} returned {type(artifact).__name__} instead of {kind}"
+        raise PluginError(problem, method.module, "return what stage.save_policy, save_reward or save_rows gives")
+    if artifact.path != stage.artifact or not stage.artifact.is_dir():
+        problem = f"method {method.name!r} returned an artifact that this stage did not save"
+        raise PluginError(problem, method.module, "return what stage.save_policy, save_reward or save_rows gives")
+
+
+def _facts(order: Order, stage: WorkingStage, plugins: Plugins, began: datetime) -> dict[str, Any]:
+    """Put together what `stage.json` records besides the artifact."""
+    return {
+        "stage": order.stage,
+        "method": order.method,
+        "from": str(plugins.origins[f"method:{order.method}"]),
+        "fingerprint": order.fingerprint,
+        "settings": order.settings,
+        "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
+        "made_from": order.made_from,
+        "seed": order.seed,
+        "figures": [asdict(figure) for figure in stage.figures],
+        "resumed_from": stage.resumed_from,
+        "seconds": round(stage.seconds, 3),
+        "began": began.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "peak_memory": peak_memory(),
+        "processes": order.processes,
+        "device": _device(),
+        "host": socket.gethostname(),
+        "versions": _versions(),
+    }
+
+
+def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
+
+
+def peak_memory() -> dict[str, int]:
+    """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    if torch is not None and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
