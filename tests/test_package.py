@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from email import message_from_bytes
+from email import message_from_string
 from email.message import Message
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSION = PROJECT["version"]
 
 
@@ -40,7 +40,7 @@ def sdist(built: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def metadata(wheel: ZipFile) -> Message:
-    return message_from_bytes(wheel.read(f"alignkit-{VERSION}.dist-info/METADATA"))
+    return message_from_string(wheel.read(f"alignkit-{VERSION}.dist-info/METADATA").decode())
 
 
 def tracked(folder: str) -> set[str]:
@@ -83,7 +83,7 @@ def test_the_metadata_says_what_the_project_says(metadata: Message) -> None:
         "Requires-Python": ">=3.11",
         "License-Expression": "Apache-2.0",
     }
-    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_wheel_requires_the_floors(metadata: Message) -> None:
@@ -109,7 +109,7 @@ def test_the_unpacked_wheel_plans_the_recipe_that_it_brings(wheel: ZipFile, tmp_
 
 
 def test_each_direct_dependency_has_a_tested_series() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     bounds = {Requirement(line).name for line in lines if line and not line.startswith("#")}
     optional = [line for extra in ("dev", "gguf") for line in PROJECT["optional-dependencies"][extra]]
 
@@ -117,13 +117,13 @@ def test_each_direct_dependency_has_a_tested_series() -> None:
 
 
 def test_citation_and_changelog_know_the_version() -> None:
-    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
-    assert VERSION in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert VERSION in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_each_decision_is_in_the_index() -> None:
     decisions = ROOT / "docs" / "decisions"
     pages = {page.name for page in decisions.glob("[0-9]*.md")}
-    index = (decisions / "README.md").read_text()
+    index = (decisions / "README.md").read_text(encoding="utf-8")
 
     assert {page for page in pages if f"]({page})" not in index} == set()
