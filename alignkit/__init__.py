@@ -31,14 +31,15 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
-    from alignkit.learn.models import load_policy, open_reward
+    from alignkit.learn.models import load_policy
+    from alignkit.learn.scores import open_reward
     from alignkit.run.runner import run_recipe
 
 __version__ = version("alignkit")
 
 _LATER = {
     "load_policy": "alignkit.learn.models",
-    "open_reward": "alignkit.learn.models",
+    "open_reward": "alignkit.learn.scores",
     "run_recipe": "alignkit.run.runner",
 }
 

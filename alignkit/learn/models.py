@@ -75,6 +75,13 @@ def arithmetic(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+@contextmanager
+def computing(precision: Precision) -> Iterator[None]:
+    """Compute in the precision's type for a while; weights in fp32 are converted where they are used."""
+    with torch.autocast(device().type, torch.bfloat16, enabled=arithmetic(precision) == torch.bfloat16):
+        yield
+
+
 def load_policy(
     policy: Policy, *, lora: LoRA | None = None, precision: Precision = "auto", trainable: bool = True
 ) -> Loaded:
@@ -154,6 +161,12 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     return (_adapted(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
 
 
+def positions(model: PreTrainedModel | PeftModel) -> int | None:
+    """Tell how many tokens the model reads at most; None where nothing says so."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found and found > 0 else None
+
+
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
     """Give the linear layer that makes scores of hidden states; raises DataError where the model has none."""
     head = getattr(model, "score", None)
@@ -185,16 +198,18 @@ def _open(
     # Merged in fp32: a small difference would be lost among the eight bits of bf16.
     base = _open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
     merged = _worn(base, folder).merge_and_unload()
-    return _moved(merged if worn_by is kind else _scorer_of(merged), dtype), None
+    merged = merged if worn_by is kind else _scorer_of(merged)
+    merged.eval()
+    return _moved(merged, dtype), None
 
 
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
     """Give a text classifier with one score that has a language model's weights under its head."""
     model.config.num_labels = 1
-    scorer: PreTrainedModel = AutoModelForSequenceClassification.from_config(model.config, trust_remote_code=False)
+    make: Any = AutoModelForSequenceClassification
+    scorer: PreTrainedModel = make.from_config(model.config, trust_remote_code=False)
     scorer.base_model.load_state_dict(model.base_model.state_dict())
-    scorer.eval()
-    return scorer
+    return scorer.requires_grad_(True)
 
 
 def _worn(base: PreTrainedModel, adapter: Path) -> Any:

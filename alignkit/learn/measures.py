@@ -1,0 +1,51 @@
+"""Measures on held-out rows: what a stage tells before and after."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.contract.settings import Precision
+from alignkit.learn.data import NOT_LEARNT, Pair, Tokens
+from alignkit.learn.models import computing, evaluating, padded
+
+LOGITS_IN_A_PASS = 2**25
+"""128 MB in fp32."""
+
+
+def perplexity(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[Tokens],
+    tokenizer: PreTrainedTokenizerBase,
+    precision: Precision = "auto",
+) -> float:
+    """Measure exp of the mean negative log-likelihood over all learnt tokens together; NaN where there are none.
+
+    The first token of a row has nothing before it and is not counted.
+    """
+    order = sorted(rows, key=lambda row: len(row.ids))
+    total, count, start = 0.0, 0, 0
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    with evaluating(model), computing(precision):
+        while start < len(order):
+            size = max(1, LOGITS_IN_A_PASS // (vocabulary * len(order[min(start + 63, len(order) - 1)].ids)))
+            group = order[start : start + min(size, 64)]
+            start += len(group)
+            ids, mask = padded([row.ids for row in group], tokenizer.pad_token_id, model.device)
+            labels, _ = padded([row.labels for row in group], NOT_LEARNT, model.device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            targets = labels[:, 1:].flatten()
+            losses = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets, ignore_index=NOT_LEARNT, reduction="sum"
+            )
+            total += float(losses)
+            count += int((targets != NOT_LEARNT).sum())
+    return math.exp(min(total / count, 700.0)) if count else math.nan
+
+
+def share_of_longer(pairs: Sequence[Pair]) -> float:
+    """Tell how often the chosen side is the longer one, ties counting half: what a judge by length alone reaches."""
+    wins = [0.5 if len(p.chosen) == len(p.rejected) else float(len(p.chosen) > len(p.rejected)) for p in pairs]
+    return sum(wins) / len(wins)

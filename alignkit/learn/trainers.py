@@ -1,0 +1,298 @@
+"""A trainer of TRL driven as a stage: called, never subclassed, by public names only.
+
+What a trainer would do by default and what we need instead: it names its devices and precision (the defaults fail
+without a GPU), shows and sends nothing, gets tokens rather than text (it would cut and drop rows silently), stops
+before a step that is not finite, and hands each checkpoint to the stage, which keeps it safely.
+"""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from alignkit.contract.settings import Optimisation, Precision
+from alignkit.contract.stage import Stage
+from alignkit.errors import NotFiniteError, RecipeError
+from alignkit.learn.data import Pair, Tokens, padding_share
+from alignkit.learn.models import arithmetic, device, without_deprecations, without_patches
+
+Model: TypeAlias = PreTrainedModel | PeftModel
+
+SECONDS_BETWEEN_COMMITS = 120.0
+SHARE_OF_TIME_FOR_COMMITS = 0.02
+LOGGED_STEPS = 300
+"""About so many lines of figures a stage, so that curves are smooth and logging costs nothing."""
+
+ACTIVATION_BYTES = 80
+"""What training keeps of one token, per layer and unit of hidden width: a rule of thumb for decoders in fp32."""
+ACTIVATIONS_ON_A_CPU = 2 * 2**30
+ACTIVATIONS_ON_A_GPU = 0.25
+"""A share of its memory. It counts all of it, not what is free: the same job is cut in the same way each time."""
+
+GROUP_FROM = 0.2
+"""Rows of like length share a batch where random batches would be padding by this share or more."""
+
+NAMES = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "mean_token_accuracy": "token_accuracy",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "mean_reward": "mean_reward",
+}
+"""Their name of a figure -> ours; others are left out."""
+
+
+class Training(Protocol):
+    """What a method's settings say about training."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def batch(self) -> int:
+        """Sequences per optimiser step, on any machine."""
+        ...
+
+    @property
+    def epochs(self) -> float: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def optimisation(self) -> Optimisation: ...
+
+
+def train_language_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], stage: Stage, training: Training
+) -> None:
+    """Train on the labelled tokens, by the mean over all of a step's tokens."""
+    lengths = [len(row.ids) for row in rows]
+    data = Dataset.from_dict(
+        {"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows], "length": lengths}
+    )
+    options = _options(model, stage, training, lengths, lengths)
+    with without_deprecations():
+        # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
+        args = SFTConfig(**options, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
+        trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    run_trainer(trainer, stage)
+
+
+def train_scores(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    stage: Stage,
+    training: Training,
+    centre: float = 0.0,
+) -> None:
+    """Train scores on pairs (Bradley-Terry); `centre` weighs the pull of their mean towards zero."""
+    lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    data = Dataset.from_dict(
+        {"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs], "length": lengths}
+    )
+    options = _options(model, stage, training, lengths, [2 * length for length in lengths])
+    with without_deprecations():
+        args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
+        trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    run_trainer(trainer, stage)
+
+
+def _options(
+    model: Model, stage: Stage, training: Training, lengths: Sequence[int], tokens: Sequence[int]
+) -> dict[str, Any]:
+    """Give the options that all trainers share; `tokens` are what each row puts through the model."""
+    cuda = device().type == "cuda"
+    ours = _share_of_batch(training.batch, stage.world)
+    micro = micro_batch(ours, max(tokens), _tokens_in_a_pass(model))
+    steps = int(math.ceil(len(lengths) / training.batch) * training.epochs)
+    settings = training.optimisation
+    return {
+        "output_dir": str(stage.folder / "trainer"),
+        "seed": stage.seed % 2**32,
+        "data_seed": stage.seed % 2**32,
+        "use_cpu": not cuda,
+        "bf16": arithmetic(training.precision) == torch.bfloat16,
+        "fp16": False,
+        _checkpointing(): cuda,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": ours // micro,
+        "num_train_epochs": training.epochs,
+        "train_sampling_strategy": _sampling(lengths, micro),
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        "warmup_steps": settings.warmup,  # below 1: a share
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "adam_beta1": settings.beta1,
+        "adam_beta2": settings.beta2,
+        "logging_steps": max(1, steps // LOGGED_STEPS),
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # the callback below says when
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": cuda,
+    }
+
+
+def _checkpointing() -> str:
+    """Give the option's name; it was renamed in transformers 5.23."""
+    known = TrainingArguments.__dataclass_fields__
+    return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+
+
+def _sampling(lengths: Sequence[int], micro: int) -> str:
+    return "group_by_length" if padding_share(lengths, micro) >= GROUP_FROM else "random"
+
+
+def _share_of_batch(batch: int, world: int) -> int:
+    if batch % world:
+        remedy = f"set it to a multiple of {world}"
+        raise RecipeError(f"{batch} sequences cannot be shared by {world} processes", "batch", remedy)
+    return batch // world
+
+
+def micro_batch(batch: int, longest: int, tokens: int) -> int:
+    """Give the largest divisor of the batch whose rows, at the longest, stay within so many tokens."""
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * longest <= tokens))
+
+
+def _tokens_in_a_pass(model: Model) -> int:
+    config = model.config.get_text_config()
+    each = ACTIVATION_BYTES * int(config.num_hidden_layers) * int(config.hidden_size)
+    where = device()
+    if where.type == "cpu":
+        return ACTIVATIONS_ON_A_CPU // each
+    return int(ACTIVATIONS_ON_A_GPU * torch.cuda.get_device_properties(where).total_memory) // each
+
+
+def run_trainer(trainer: Trainer, stage: Stage) -> None:
+    """Train as a stage does: tell figures, keep checkpoints, go on from the newest, leave where the stage must stop.
+
+    Afterwards the model is as it was given, with trained weights. Raises NotFiniteError before a step would take a
+    loss or a gradient that is not a finite number.
+    """
+    trainer.remove_callback(PrinterCallback)
+    watch = _Watch(stage, Path(str(trainer.args.output_dir)))
+    trainer.add_callback(watch)
+    latest = stage.latest()
+    with without_deprecations():
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    if watch.stopped:
+        stage.leave()
+    model: Any = trainer.model
+    trainer.accelerator.free_memory()
+    without_patches(model)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    shutil.rmtree(watch.folder, ignore_errors=True)
+
+
+@dataclass
+class _Watch(TrainerCallback):
+    """What a stage does at the moments that a trainer offers."""
+
+    stage: Stage
+    folder: Path
+    stopped: bool = False
+    began: float = field(default_factory=time.monotonic)
+    committed: float = field(default_factory=time.monotonic)
+    cost: float = 0.0
+    """Seconds that the last commit took."""
+    tokens: float = 0.0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad.float().sum() for p in kwargs["model"].parameters() if p.grad is not None]
+        if not bool(torch.stack([g.to(gradients[0].device) for g in gradients]).sum().isfinite()):
+            raise _not_finite(state.global_step + 1, "the gradient")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()
+        due = now - self.committed > max(SECONDS_BETWEEN_COMMITS, self.cost / SHARE_OF_TIME_FOR_COMMITS)
+        stopping, due = _anywhere((self.stage.stopping, due), args.device)
+        if stopping and state.global_step < state.max_steps:
+            self.stopped = control.should_training_stop = True
+        control.should_save = control.should_save or self.stopped or due
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        began = time.monotonic()
+        written = self.folder / f"checkpoint-{state.global_step}"
+        _wait_for_all()
+        if self.stage.rank == 0:
+            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token
+            self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
+        _wait_for_all()
+        self.committed = time.monotonic()
+        self.cost = self.committed - began
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = {ours: float((logs or {})[theirs]) for theirs, ours in NAMES.items() if theirs in (logs or {})}
+        if "loss" not in figures:
+            return  # the trainer's summary at the end
+        if not math.isfinite(figures["loss"]):
+            raise _not_finite(state.global_step, "the loss")
+        tokens, now = float((logs or {}).get("num_tokens", 0.0)), time.monotonic()
+        figures["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
+        self.tokens, self.began = tokens, now
+        self.stage.log(state.global_step, state.max_steps, figures)
+
+
+def _not_finite(step: int, what: str) -> NotFiniteError:
+    remedy = "lower the learning rate, or look for odd rows in the data"
+    return NotFiniteError(f"{what} of optimiser step {step} is not a finite number", remedy=remedy)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        shutil.move(file, target / file.name)
+    source.rmdir()
+
+
+def _anywhere(flags: Sequence[bool], where: torch.device) -> list[bool]:
+    """Say which flags any process has raised, so that all of them do the same."""
+    if not torch.distributed.is_initialized():
+        return list(flags)
+    raised = torch.tensor([float(flag) for flag in flags], device=where)
+    torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in raised.tolist()]
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,82 @@
+"""CLM: go on with pretraining on raw text, so that a model knows a domain before it is taught to answer.
+
+Maximises the likelihood of each next token. Documents are closed by the end-of-sequence token, laid end to end and
+cut into blocks of one length: no text is lost, none is padded, and a block may see the end of the document before.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveFloat, PositiveInt
+
+from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.kinds import Policy, Text
+from alignkit.contract.method import Method, method
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.stage import Stage
+from alignkit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignkit.learn.data import Tokens
+
+
+class CLMSettings(Settings):
+    """Settings of `clm`."""
+
+    learning_rate: PositiveFloat = 5e-5
+    """Peak learning rate; 1e-5 for billions of weights, 1e-3 for a few million, ten times as much with LoRA."""
+    epochs: PositiveFloat = 1.0
+    """How often the text is read; more than two seldom helps."""
+    batch: PositiveInt = 32
+    """Blocks in an optimiser step, on any machine."""
+    max_length: PositiveInt | None = None
+    """Tokens in a block. Unset: what the model reads at once, at most 1024."""
+    optimisation: Optimisation = Optimisation(warmup=0.03)
+    """How weights are stepped."""
+    lora: LoRA | None = None
+    """Train small added matrices instead of all weights."""
+    precision: Precision = "auto"
+    """Arithmetic of training."""
+    measured: PositiveInt = 200
+    """Held-out documents, at most, on which perplexity is measured."""
+
+
+@method("clm")
+def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
+    """Pretrain a policy further on raw text."""
+    from alignkit.learn.data import fitting_length
+    from alignkit.learn.measures import perplexity
+    from alignkit.learn.models import load_policy, positions
+    from alignkit.learn.trainers import train_language_model
+
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    size = fitting_length(positions(model), settings.max_length)
+    train = blocks(corpus.train(), tokenizer, size)
+    held_out = blocks(islice(corpus.held_out(), settings.measured), tokenizer, size)
+    if not train:
+        raise DataError("there is no text to learn from", f"stage {stage.name!r}", "check the source and its held_out")
+
+    before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
+    train_language_model(model, tokenizer, train, stage, settings)
+    if held_out:
+        stage.figure("perplexity", before, perplexity(model, held_out, tokenizer, settings.precision))
+    else:
+        stage.warn("no text is held out, so perplexity is not measured", "raise the source's held_out")
+    return stage.save_policy(model, tokenizer)
+
+
+def blocks(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int) -> "list[Tokens]":
+    """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
+    from alignkit.learn.data import Tokens, documents, pack
+
+    encoded = documents((row["text"] for row in rows), tokenizer)
+    return [Tokens(block, block) for block in pack(encoded, size) if len(block) > 1]
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    """Offer `clm`."""
+    return [clm]

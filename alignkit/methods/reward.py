@@ -1,0 +1,145 @@
+"""Reward: learn a score for answers from which of two is preferred.
+
+Maximises log sigmoid(score(chosen) - score(rejected)), the likelihood of the preferences under Bradley and Terry
+(1952), as in Stiennon et al. (2020, arXiv 2009.01325). The score is read at the token that ends the answer. What is
+kept with the model is the mean and the spread of its scores, by which PPO normalises them: only then does the weight
+of the KL penalty mean the same from one reward model to the next.
+"""
+
+import statistics
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.kinds import Policy, Preferences, RewardModel
+from alignkit.contract.method import Method, method
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignkit.learn.data import Pair
+    from alignkit.learn.trainers import Model
+
+ENOUGH = 32
+"""So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""
+
+
+class RewardSettings(Settings):
+    """Settings of `reward`."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate; 3e-4 for a few million weights, ten times as much with LoRA."""
+    epochs: PositiveFloat = 1.0
+    """How often each pair is learnt from; a second time often overfits."""
+    batch: PositiveInt = 32
+    """Pairs in an optimiser step, on any machine."""
+    centering: NonNegativeFloat = 0.0
+    """Weight of the pull of scores towards a mean of zero; 0.01 is usual (arXiv 2312.09244)."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with answer in tokens; longer pairs are left out. Unset: what the model reads, at most 1024."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the pairs that may be left out for their length; more stops the stage."""
+    optimisation: Optimisation = Optimisation(warmup=0.03)
+    """How weights are stepped."""
+    lora: LoRA | None = None
+    """Train small added matrices, and the score's head, instead of all weights."""
+    precision: Precision = "auto"
+    """Arithmetic of training."""
+    measured: PositiveInt = 1000
+    """Held-out pairs, at most, on which accuracy is measured."""
+    samples: NonNegativeInt = 4
+    """Held-out pairs that are shown with their scores."""
+
+
+@method("reward")
+def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
+    """Learn a score for answers from preferences."""
+    from alignkit.learn.data import fitting_length, preferences, report
+    from alignkit.learn.models import load_for_reward_training, positions
+    from alignkit.learn.trainers import train_scores
+
+    model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
+    limit = fitting_length(positions(model), settings.max_length)
+    train, lengths = preferences(pairs.train(), tokenizer, limit)
+    report(stage, "pairs", lengths, settings.max_lost)
+    held_out, _ = preferences(islice(pairs.held_out(), settings.measured), tokenizer, limit)
+
+    before = accuracy(scored(model, tokenizer, held_out, settings.precision))
+    train_scores(model, tokenizer, train, stage, settings, settings.centering)
+    scores = scored(model, tokenizer, held_out, settings.precision)
+    tell(stage, before, accuracy(scores), held_out)
+    show(stage, tokenizer, held_out[: settings.samples], scores)
+    if len(held_out) < ENOUGH:
+        scores = scored(model, tokenizer, train[: settings.measured], settings.precision)
+    return stage.save_reward(model, tokenizer, *normalisation(scores))
+
+
+Scored = list[tuple[float, float]]
+"""The scores of the chosen and the rejected answer of each pair."""
+
+
+def scored(
+    model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", precision: Precision
+) -> Scored:
+    """Score both sides of each pair."""
+    from alignkit.learn.models import computing
+    from alignkit.learn.scores import score_tokens
+
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    with computing(precision):
+        scores = score_tokens(model, sides, tokenizer)
+    return list(zip(scores[::2], scores[1::2], strict=True))
+
+
+def accuracy(scores: Scored) -> float | None:
+    """Tell how often the chosen answer scores higher, ties counting half; None without pairs."""
+    if not scores:
+        return None
+    return statistics.fmean(0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in scores)
+
+
+def normalisation(scores: Scored) -> tuple[float, float]:
+    """Give the mean and the spread of all scores; a spread of zero counts as one."""
+    flat = [score for pair in scores for score in pair]
+    return statistics.fmean(flat), statistics.pstdev(flat) or 1.0
+
+
+def tell(stage: Stage, before: float | None, after: float | None, held_out: "Sequence[Pair]") -> None:
+    """Tell the accuracy beside that of a judge who knows lengths only, and warn where that judge is as good."""
+    from alignkit.learn.measures import share_of_longer
+
+    if after is None:
+        stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
+        return
+    floor = share_of_longer(held_out)
+    stage.figure("accuracy", before, after, floor)
+    if after <= floor:
+        problem = f"the reward model's accuracy of {after:.3f} is none better than judging by length ({floor:.3f})"
+        stage.warn(problem, "train it longer or with another learning rate, or look at the pairs")
+
+
+def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", scores: Scored) -> None:
+    """Show a few held-out pairs with their scores."""
+    from alignkit.learn.data import prompt_text, shown
+
+    for pair, (chosen, rejected) in zip(pairs, scores, strict=False):
+        stage.sample(
+            {
+                "prompt": prompt_text(tokenizer, pair.row["prompt"]),
+                "chosen": shown(pair.row["chosen"]),
+                "rejected": shown(pair.row["rejected"]),
+                "chosen_score": round(chosen, 4),
+                "rejected_score": round(rejected, 4),
+            }
+        )
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    """Offer `reward`."""
+    return [reward]

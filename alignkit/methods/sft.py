@@ -1,0 +1,105 @@
+"""SFT: teach a policy to answer, by good answers.
+
+Maximises the likelihood of the answers' tokens, given their prompts; prompts themselves are not learnt. Strings are
+joined as they stand, chats are rendered by the model's template, and an answer ends with the token that ends it, so
+that the policy learns to stop.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.kinds import Demonstrations, Policy
+from alignkit.contract.method import Method, method
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignkit.learn.trainers import Model
+
+
+class SFTSettings(Settings):
+    """Settings of `sft`."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate; 1e-3 for a few million weights, ten times as much with LoRA."""
+    epochs: PositiveFloat = 2.0
+    """How often each demonstration is learnt from."""
+    batch: PositiveInt = 32
+    """Demonstrations in an optimiser step, on any machine."""
+    learn: Literal["all", "last"] = "all"
+    """Of a chat: learn all that the assistant says, or its last turn alone."""
+    max_length: PositiveInt | None = None
+    """Longest demonstration in tokens; a longer one loses its end. Unset: what the model reads, at most 1024."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the demonstrations that may be cut or left out for their length; more stops the stage."""
+    optimisation: Optimisation = Optimisation(warmup=0.03)
+    """How weights are stepped."""
+    lora: LoRA | None = None
+    """Train small added matrices instead of all weights."""
+    precision: Precision = "auto"
+    """Arithmetic of training."""
+    measured: PositiveInt = 200
+    """Held-out demonstrations, at most, on which the perplexity of answers is measured."""
+    samples: NonNegativeInt = 4
+    """Answers to held-out prompts that are shown beside the demonstrated ones."""
+
+
+@method("sft")
+def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
+    """Teach a policy to answer by demonstrations."""
+    from alignkit.learn.data import demonstrations, fitting_length, report
+    from alignkit.learn.measures import perplexity
+    from alignkit.learn.models import load_policy, positions
+    from alignkit.learn.trainers import train_language_model
+
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    limit = fitting_length(positions(model), settings.max_length)
+    train, lengths = demonstrations(demos.train(), tokenizer, limit, settings.learn)
+    report(stage, "demonstrations", lengths, settings.max_lost)
+    aside = list(islice(demos.held_out(), settings.measured))
+    held_out, _ = demonstrations(aside, tokenizer, limit, settings.learn)
+
+    before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
+    train_language_model(model, tokenizer, train, stage, settings)
+    if held_out:
+        stage.figure("perplexity", before, perplexity(model, held_out, tokenizer, settings.precision))
+        show(stage, model, tokenizer, aside[: settings.samples], limit)
+    else:
+        stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")
+    return stage.save_policy(model, tokenizer)
+
+
+def show(
+    stage: Stage, model: "Model", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Mapping[str, Any]], limit: int
+) -> None:
+    """Let the policy answer a few held-out prompts, beside what was demonstrated."""
+    from alignkit.learn.data import parted, prompts, shown
+    from alignkit.learn.rollouts import generator_for, sample_answers, stop_tokens
+
+    new = min(64, limit // 2)
+    parts = [parted(row) for row in rows]
+    asked = [{"prompt": prompt, "reference": shown(answer)} for prompt, answer in parts if prompt]
+    fitting, _ = prompts(asked, tokenizer, limit - new)
+    if not fitting:
+        return
+    answers, _ = sample_answers(
+        model,
+        [prompt.ids for prompt in fitting],
+        max_new_tokens=new,
+        stop=stop_tokens(model, tokenizer),
+        generator=generator_for(stage.seed, "samples"),
+    )
+    for prompt, answer in zip(fitting, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
+        stage.sample({"prompt": prompt.text, "answer": answer, "reference": prompt.row["reference"]})
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    """Offer `sft`."""
+    return [sft]
