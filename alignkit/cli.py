@@ -99,9 +99,10 @@ def recipe(
     path = _announce(recipe)
     from alignkit.run.console import Console
     from alignkit.run.fetch import pin
+    from alignkit.run.follow import Observer
     from alignkit.run.machine import Machine, read_machine
     from alignkit.run.report import Report
-    from alignkit.run.runner import Observer, run_plan
+    from alignkit.run.runner import run_plan
     from alignkit.run.states import states_of
 
     runs, again = selection["runs"], selection["again"]

@@ -39,7 +39,7 @@ def check_again(plan: Plan, again: Sequence[str]) -> None:
 
 def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:
     """Give a plan's lines; `states` says what will become of each stage, and `remarks` what is odd about that."""
-    sources = [_source_row(source) for source in plan.sources.values()]
+    sources = show_sources(plan)
     stages = [_stage_row(stage, states.get(stage.name, state_of(stage))) for stage in plan.stages]
     notes = [(stage.name, note) for stage in plan.stages for note in _notes(plan, stage)] + list(remarks.items())
     return [
@@ -49,6 +49,11 @@ def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str],
         *([""] if notes else []),
         *table(notes, width),
     ]
+
+
+def show_sources(plan: Plan) -> list[tuple[str, str, str]]:
+    """Give name, kind and address of each source."""
+    return [_source_row(source) for source in plan.sources.values()]
 
 
 def state_of(stage: PlannedStage) -> str:

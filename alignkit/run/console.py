@@ -128,7 +128,7 @@ class Console:
             self._heard(event)
         elif isinstance(event, Warned):
             self.warnings.append(event)
-            self.say(warning(event), "yellow")
+            self.say(f"warning: {about(event)}", "yellow")
         elif isinstance(event, StageFinished):
             self._running = None
             self.finished[event.stage] = event
@@ -172,7 +172,8 @@ class Console:
         """Give the lines of the result: a table of the stages, and all warnings again."""
         rows = [result_row(event, base) for event in self.finished.values()]
         lines = table(rows, width, ("stage", "made", "time", "lies in", "before -> after"))
-        return [*lines, *(line for event in self.warnings for line in table([("!", warning(event))], width))]
+        warnings = [("warning:", about(event)) for event in self.warnings]
+        return [*lines, *table(warnings, width)]
 
 
 def _fitting(facts: Sequence[str], width: int) -> str:
@@ -184,9 +185,9 @@ def _fitting(facts: Sequence[str], width: int) -> str:
     return line
 
 
-def warning(event: Warned) -> str:
+def about(event: Warned) -> str:
     """Word a warning with its remedy."""
-    return f"warning: {event.stage}: {event.problem}; {event.remedy}"
+    return f"{event.stage}: {event.problem}; {event.remedy}"
 
 
 def outcome(event: StageFinished) -> str:
