@@ -1,0 +1,146 @@
+"""`builtin:reviews`: raw text, demonstrations, preferences and prompts, made from the grammar.
+
+No sentence of a held-out row, of whatever kind, occurs in a training row of any kind: each sentence and each prompt
+belongs to one side by its hash. Half of the demonstrations are good. The preferences' labels are drawn from
+Bradley-Terry on the gold score, so some are against it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Literal, NamedTuple
+
+from alignkit.demo import words
+from alignkit.demo.gold import gold, variety
+from alignkit.demo.grammar import Split, draw, sentence, tokens
+from alignkit.demo.words import TOPICS, Topic
+
+VERSION = "1"
+"""Raised when any generated row changes, or the tiny model, whose tokenizer is trained on these rows."""
+
+Kind = Literal["text", "demonstrations", "preferences", "prompts"]
+Row = dict[str, str]
+
+COUNTS: dict[Kind, dict[Split, int]] = {
+    "text": {"train": 4000, "held_out": 200},
+    "demonstrations": {"train": 4000, "held_out": 200},
+    "preferences": {"train": 4000, "held_out": 1000},
+    "prompts": {"train": 1400, "held_out": 256},
+}
+
+SHARPNESS = 5.0
+"""The scale of Bradley-Terry: with a gap of 1 in gold, one label in 150 is against it; with 0.2, one in 4."""
+
+
+def rows(kind: Kind, split: Split) -> Iterator[Row]:
+    """Make the rows of one kind and side, the same ones every time."""
+    random = Random(f"reviews {VERSION} {kind} {split}")  # noqa: S311  # chooses sentences, guards no secret
+    makers: dict[Kind, Callable[[Random, Split], Iterator[Row]]] = {
+        "text": _texts,
+        "demonstrations": _demonstrations,
+        "preferences": _preferences,
+        "prompts": _prompts,
+    }
+    made = makers[kind](random, split)
+    return (next(made) for _ in range(COUNTS[kind][split]))
+
+
+def bayes_accuracy(split: Split) -> float:
+    """Tell how often the best possible judge, gold itself, is expected to agree with the labels."""
+    chances = [_chance(row["prompt"], row["chosen"], row["rejected"]) for row in rows("preferences", split)]
+    return sum(max(chance, 1 - chance) for chance in chances) / len(chances)
+
+
+def _chance(prompt: str, answer: str, other: str) -> float:
+    return 1 / (1 + math.exp(SHARPNESS * (gold(prompt, other) - gold(prompt, answer))))
+
+
+def _texts(random: Random, split: Split) -> Iterator[Row]:
+    """Write diaries: about one or two topics, in any mood, a question now and then."""
+    shapes = words.POSITIVE + words.NEGATIVE + words.OPENINGS
+    while True:
+        parts = []
+        for topic in random.sample(TOPICS, random.choice((1, 1, 2))):
+            first = random.choice((words.DIARY, words.DIARY, words.QUESTIONS))
+            parts += [sentence(random, split, first, topic)]
+            parts += [sentence(random, split, shapes, topic) for _ in range(random.choice((2, 3, 4)))]
+        yield {"text": " ".join(parts)}
+
+
+def _demonstrations(random: Random, split: Split) -> Iterator[Row]:
+    bad = (_blaming,) * 6 + (_astray, _again)
+    while True:
+        for answer in (_praising, random.choice(bad)):
+            topic, prompt = _question(random, split)
+            yield {"prompt": prompt, "completion": " " + answer(random, split, topic)}
+
+
+def _preferences(random: Random, split: Split) -> Iterator[Row]:
+    answers = (_praising, _praising, _blaming, _mixed, _astray, _again, _scrambled)
+    while True:
+        topic, prompt = _question(random, split)
+        one, other = (" " + answer(random, split, topic) for answer in random.sample(answers, 2))
+        if random.random() > _chance(prompt, one, other):
+            one, other = other, one
+        yield {"prompt": prompt, "chosen": one, "rejected": other}
+
+
+def _prompts(random: Random, split: Split) -> Iterator[Row]:
+    """Ask each question once."""
+    asked = set[str]()
+    while True:
+        _, prompt = _question(random, split)
+        if prompt not in asked:
+            asked.add(prompt)
+            yield {"prompt": prompt}
+
+
+class _Question(NamedTuple):
+    topic: Topic
+    prompt: str
+
+
+def _question(random: Random, split: Split) -> _Question:
+    topic = random.choice(TOPICS)
+    return _Question(topic, sentence(random, split, words.QUESTIONS, topic))
+
+
+def _answer(random: Random, split: Split, topic: Topic, *moods: tuple[str, ...]) -> str:
+    """Say one sentence in each mood, after an opening in one answer of four, and nothing twice."""
+    shapes = [words.OPENINGS, *moods] if random.random() < 0.25 else moods
+    while True:
+        said = [sentence(random, split, mood, topic) for mood in shapes]
+        if variety([tokens(one) for one in said]) == 1:
+            return " ".join(said)
+
+
+def _praising(random: Random, split: Split, topic: Topic) -> str:
+    return _answer(random, split, topic, *[words.POSITIVE] * random.choice((2, 3)))
+
+
+def _blaming(random: Random, split: Split, topic: Topic) -> str:
+    return _answer(random, split, topic, *[words.NEGATIVE] * random.choice((2, 3)))
+
+
+def _mixed(random: Random, split: Split, topic: Topic) -> str:
+    return _answer(random, split, topic, words.POSITIVE, words.NEGATIVE)
+
+
+def _astray(random: Random, split: Split, topic: Topic) -> str:
+    """Answer well, but about something else."""
+    return _praising(random, split, random.choice([other for other in TOPICS if other is not topic]))
+
+
+def _again(random: Random, split: Split, topic: Topic) -> str:
+    """Say a good sentence two or three times."""
+    return " ".join([sentence(random, split, words.POSITIVE, topic)] * random.choice((2, 3)))
+
+
+def _scrambled(random: Random, split: Split, topic: Topic) -> str:
+    """Say good sentences with their words in any order."""
+
+    def scramble() -> str:
+        spoken = sentence(random, split, words.POSITIVE, topic)[:-1].split()
+        return " ".join(random.sample(spoken, len(spoken))).capitalize() + "."
+
+    return " ".join(draw(random, split, scramble) for _ in range(2))
