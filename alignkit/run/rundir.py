@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from alignkit.contract.events import Figure
 from alignkit.contract.kinds import Artifact, kinds_by_name
-from alignkit.errors import DiskError, LockedError, StageError
+from alignkit.errors import DiskError, LockedError, RecipeError, StageError
 from alignkit.run.durable import Listing, damage, publish, sync_and_list, sync_folder, write_json, write_text
 
 RESERVED = ("stages", "sources", "cache")
@@ -151,7 +151,7 @@ def _stage_facts(folder: Path) -> dict[str, Any]:
 def all_finished(runs: Path) -> list[Finished]:
     """List the finished stages of all recipes, by name."""
     folders = sorted((runs / "stages").glob("*")) if (runs / "stages").is_dir() else []
-    return [Finished(f, _stage_facts(f)) for f in folders if f.suffix != ".partial" and (f / STAGE).is_file()]
+    return [Finished(f, _stage_facts(f)) for f in folders if "." not in f.name and (f / STAGE).is_file()]
 
 
 def finish(partial: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Path:
@@ -277,7 +277,12 @@ def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def open_run(runs: Path, recipe: str, text: str, plan: Mapping[str, Any]) -> Path:
-    """Write down what is about to run. Raises DiskError where `runs` cannot be written to."""
+    """Write down what is about to run.
+
+    Raises RecipeError where the recipe's name is one of ours, DiskError where `runs` cannot be written to.
+    """
+    if recipe in RESERVED:
+        raise RecipeError(f"a recipe cannot be called {recipe!r}", remedy="give it another name")
     folder = recipe_folder(runs, recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -227,7 +227,7 @@ class _Run:
             made_from={name: finished[name].content for name in names if name in finished},
             seed=stage.seed,
             fingerprint=stage.fingerprint,
-            again=rundir.finished(self.runs, stage.name, stage.fingerprint) is not None,
+            again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
             processes=1 if self.inline else self.machine.processes,
             plugin_files=self.plan.plugin_files,

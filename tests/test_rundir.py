@@ -1,0 +1,343 @@
+"""Files under `runs/`: whole or not there, verified, moved without harm."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit import Policy, StageError, Text
+from alignkit.contract.events import Figure, Metrics, Sample, Warned
+from alignkit.contract.records import Part
+from alignkit.errors import DiskError, LockedError, RecipeError
+from alignkit.run import checkpoints, rundir
+from alignkit.run.durable import damage, sync_and_list, write_json
+from alignkit.run.journal import EVENTS, METRICS, Follower, Journal, read_journal
+
+PRINT = "f8d922c0" + "0" * 56
+
+
+def made(runs: Path, name: str = "finetune", text: str = "one", **facts: object) -> Path:
+    """Finish a stage that made one row of text."""
+    partial = rundir.partial_folder(runs, name, PRINT)
+    (partial / "artifact").mkdir(parents=True)
+    file = partial / "artifact" / "data.jsonl"
+    file.write_text(json.dumps({"text": text}) + "\n")
+    part = Part(name=name, paths=(file,), keep=("p_chosen",))
+    artifact = Text(name=name, fingerprint=PRINT, path=partial / "artifact", parts=(part,))
+    known = {"fingerprint": PRINT, "method": "sft", "seconds": 1.5, "figures": [], "made_from": {}}
+    return rundir.finish(partial, artifact, known | facts)
+
+
+def test_a_finished_stage_has_its_folders_name_and_nothing_else_beside_it(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == [folder.name] == ["finetune-f8d922c0"]
+
+
+def test_a_finished_stage_is_found_with_its_artifact(tmp_path: Path) -> None:
+    made(tmp_path)
+
+    found = rundir.finished(tmp_path, "finetune", PRINT)
+
+    assert found
+    assert isinstance(found.artifact, Text)
+    assert [row["text"] for row in (*found.artifact.train(), *found.artifact.held_out())] == ["one"]
+
+
+def test_a_stage_that_is_not_there_is_not_finished(tmp_path: Path) -> None:
+    assert rundir.finished(tmp_path, "finetune", PRINT) is None
+
+
+def test_runs_can_be_moved(tmp_path: Path) -> None:
+    made(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+
+    found = rundir.finished(tmp_path / "moved", "finetune", PRINT)
+
+    assert found
+    assert isinstance(found.artifact, Text)
+    assert found.artifact.parts[0].paths[0].is_file()
+
+
+def test_a_fingerprint_that_begins_like_another_is_noticed(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+
+    with pytest.raises(StageError) as raised:
+        rundir.finished(tmp_path, "finetune", "f8d922c0" + "1" * 56)
+
+    expected = f"{folder}: this folder holds another stage, whose fingerprint {PRINT} begins alike; move it away"
+    assert str(raised.value) == expected
+
+
+def test_an_artifact_that_lost_a_file_is_refused(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder / "artifact" / "data.jsonl").unlink()
+
+    with pytest.raises(StageError) as raised:
+        rundir.finished(tmp_path, "finetune", PRINT)
+
+    wrong = "the finished stage is damaged: data.jsonl is missing"
+    expected = f"{folder}: {wrong}; put it back, or run again with --again finetune"
+    assert str(raised.value) == expected
+
+
+def test_a_changed_byte_is_found_where_content_is_asked_for(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
+
+    with pytest.raises(StageError, match=r"data\.jsonl is not as it was written"):
+        rundir.finished(tmp_path, "finetune", PRINT, content=True)
+
+
+def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    write_json(folder / "stage.json", {"format": 99})
+
+    with pytest.raises(StageError) as raised:
+        rundir.finished(tmp_path, "finetune", PRINT)
+
+    expected = (
+        f"{folder}: stage.json has format 99, and this alignkit reads format 1; "
+        "move the folder away, or use the version that wrote it"
+    )
+    assert str(raised.value) == expected
+
+
+def test_a_rerun_replaces_what_was_finished(tmp_path: Path) -> None:
+    made(tmp_path, text="one")
+    before = rundir.finished(tmp_path, "finetune", PRINT)
+    made(tmp_path, text="two")
+
+    after = rundir.finished(tmp_path, "finetune", PRINT)
+
+    assert before
+    assert after
+    assert before.content != after.content
+
+
+def test_the_artifacts_other_facts_survive(tmp_path: Path) -> None:
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
+    (partial / "artifact").mkdir(parents=True)
+    (partial / "artifact" / "config.json").write_text("{}")
+    policy = Policy(name="finetune", fingerprint=PRINT, path=partial / "artifact", load="4bit")
+    rundir.finish(partial, policy, {"fingerprint": PRINT})
+
+    found = rundir.finished(tmp_path, "finetune", PRINT)
+
+    assert found
+    assert found.artifact == policy.model_copy(update={"path": found.folder / "artifact"})
+
+
+def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
+
+    with rundir.hold(partial), pytest.raises(LockedError) as raised:
+        rundir.check_free(partial)
+
+    holder = json.loads((tmp_path / "stages" / ".locks" / "finetune-f8d922c0.json").read_text())
+    expected = (
+        f"{tmp_path}/stages/finetune-f8d922c0: process {holder['pid']} on {holder['host']} is working on it; "
+        "wait for it, or stop it"
+    )
+    assert str(raised.value) == expected
+
+
+def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
+    with rundir.hold(partial):
+        pass
+
+    rundir.check_free(partial)
+
+
+def test_a_recipe_cannot_take_a_folder_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^a recipe cannot be called 'stages'; give it another name$"):
+        rundir.open_run(tmp_path, "stages", "", {})
+
+
+def test_runs_that_cannot_be_written_to_are_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+
+    with pytest.raises(DiskError) as raised:
+        rundir.open_run(tmp_path / "runs", "rlhf", "", {})
+
+    expected = (
+        f"{tmp_path}/runs: the folder for runs cannot be written to (Not a directory); choose another with --runs"
+    )
+    assert str(raised.value) == expected
+
+
+def test_a_source_is_written_once(tmp_path: Path) -> None:
+    written = []
+
+    def write(folder: Path) -> None:
+        written.append(folder)
+        (folder / "rows.jsonl").write_text("{}\n")
+
+    place = rundir.prepare(tmp_path / "sources" / "demos-1234", write)
+    rundir.prepare(place, write)
+
+    assert len(written) == 1
+    assert (place / "rows.jsonl").is_file()
+
+
+def test_a_source_half_written_by_a_crash_is_written_anew(tmp_path: Path) -> None:
+    staged = tmp_path / "sources" / "demos-1234.partial"
+    staged.mkdir(parents=True)
+    (staged / "junk").touch()
+
+    place = rundir.prepare(tmp_path / "sources" / "demos-1234", lambda folder: (folder / "rows").touch())
+
+    assert [path.name for path in place.iterdir()] == ["rows"]
+
+
+def commit(folder: Path, *steps: int) -> None:
+    for step in steps:
+        checkpoints.commit(folder, step, lambda staged, step=step: write_step(staged, step), {"seconds": float(step)})
+
+
+def write_step(folder: Path, step: int) -> None:
+    (folder / "weights").write_text(f"weights {step}")
+    (folder / "training_args.bin").write_text("a token")
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    commit(tmp_path, 1, 2, 10)
+
+    assert list(checkpoints.steps(tmp_path)) == [10, 2]
+
+
+def test_the_pickled_arguments_of_a_trainer_are_not_kept(tmp_path: Path) -> None:
+    commit(tmp_path, 1)
+
+    assert sorted(path.name for path in (tmp_path / "step-1").iterdir()) == ["manifest.json", "weights"]
+
+
+def test_a_checkpoint_that_fails_while_it_is_written_leaves_the_older_one(tmp_path: Path) -> None:
+    commit(tmp_path, 1)
+
+    with pytest.raises(OSError, match="full"):
+        checkpoints.commit(tmp_path, 2, lambda folder: (_ for _ in ()).throw(OSError("full")), {})
+
+    newest = checkpoints.newest(tmp_path, lambda name, wrong: None)
+    assert newest
+    assert newest.step == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "wrong"),
+    [
+        (lambda file: file.unlink(), "weights is missing"),
+        (lambda file: file.write_text(""), "weights has 0 bytes instead of 9"),
+        (lambda file: file.write_text("weightz 2"), "weights is not as it was written"),
+        (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, harm, wrong: str) -> None:  # type: ignore[no-untyped-def]
+    commit(tmp_path, 1, 2)
+    harm(tmp_path / "step-2" / "weights")
+    told = []
+
+    newest = checkpoints.newest(tmp_path, lambda name, wrong: told.append((name, wrong)))
+
+    assert newest
+    assert (newest.step, told) == (1, [("step-2", wrong)])
+
+
+def test_what_a_crash_left_is_discarded(tmp_path: Path) -> None:
+    commit(tmp_path, 1, 2)
+    (tmp_path / "step-3.partial").mkdir()
+    (tmp_path / "step-2" / "weights").unlink()
+    kept = checkpoints.newest(tmp_path, lambda name, wrong: None)
+
+    checkpoints.discard_others(tmp_path, kept)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_listing_reaches_into_folders(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+
+    listing = sync_and_list(tmp_path)
+
+    assert listing["base/config.json"]["bytes"] == 2
+    assert damage(tmp_path, listing, content=True) == ""
+
+
+TOLD = [
+    Metrics("align", 1, 2, {"loss": 0.5}, 0.1),
+    Warned("align", "it is hot", "open a window"),
+    Metrics("align", 2, 2, {"loss": 0.25}, 0.2),
+    Sample("align", {"prompt": "hé", "score": 1.0}),
+    Figure("align", "loss", 1.0, None, 0.1),
+]
+
+
+def test_a_journal_is_read_in_the_order_in_which_it_was_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD:
+        journal.tell(event)
+    journal.close()
+
+    assert read_journal("align", tmp_path) == TOLD
+
+
+def test_a_line_that_is_half_written_waits(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.tell(TOLD[0])
+    whole = (tmp_path / METRICS).read_bytes()
+    (tmp_path / METRICS).write_bytes(whole[:10])
+    follower = Follower("align", tmp_path)
+    early = list(follower.news())
+    (tmp_path / METRICS).write_bytes(whole)
+
+    assert (early, list(follower.news())) == ([], TOLD[:1])
+
+
+def test_a_later_line_waits_for_an_earlier_one_in_the_other_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.tell(TOLD[0])
+    journal.tell(TOLD[1])
+    metrics = (tmp_path / METRICS).read_bytes()
+    (tmp_path / METRICS).write_bytes(b"")
+    follower = Follower("align", tmp_path)
+    early = list(follower.news())
+    (tmp_path / METRICS).write_bytes(metrics)
+
+    assert (early, list(follower.news())) == ([], TOLD[:2])
+
+
+def test_a_resumed_journal_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD[:2]:
+        journal.tell(event)
+    marks = journal.marks()
+    journal.tell(Metrics("align", 2, 2, {"loss": 9.0}, 0.2))
+    journal.close()
+
+    resumed = Journal(tmp_path, marks)
+    for event in TOLD[2:]:
+        resumed.tell(event)
+    resumed.close()
+
+    assert read_journal("align", tmp_path) == TOLD
+
+
+def test_a_journal_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / EVENTS).write_text('{"n": 0, "torn')
+
+    Journal(tmp_path, {}).close()
+
+    assert read_journal("align", tmp_path) == []
+
+
+def test_figures_that_are_not_finite_are_valid_json_and_come_back_as_nan(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.tell(Metrics("align", 1, None, {"loss": float("inf")}))
+    journal.close()
+
+    assert json.loads((tmp_path / METRICS).read_text())["values"] == {"loss": None}
+    assert [str(event.values) for event in read_journal("align", tmp_path) if isinstance(event, Metrics)] == [
+        "{'loss': nan}"
+    ]

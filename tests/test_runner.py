@@ -1,0 +1,489 @@
+"""A run: what is finished is reused, what fails says so and keeps the rest, what is stopped goes on."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from alignkit import Event, Figure, Metrics, StageError, StageFinished, StageStarted, Text, run_recipe
+from alignkit.errors import DataError, LockedError, RecipeError
+from alignkit.plan.make import make_plan
+from alignkit.plan.plan import Plan
+from alignkit.run import rundir
+from alignkit.run.journal import read_journal
+from alignkit.run.machine import Machine, read_machine
+from alignkit.run.runner import RunResult, StoppedError, reusable, run_plan
+from alignkit.run.stopping import Stop
+
+PLUGIN = Path(__file__).parent / "light" / "methods.py"
+
+RECIPE = """
+name = "light"
+seed = 1
+[stage.first]
+method = "count"
+[stage.second]
+method = "shout"
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, with a recipe in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "light.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def plan(**overrides: object) -> Plan:
+    return make_plan("light.toml", set={k.replace("__", "."): v for k, v in overrides.items()}, plugins=[PLUGIN])
+
+
+def run(made: Plan | None = None, **more: Any) -> RunResult:
+    return run_plan(made or plan(), **({"inline": True} | more))
+
+
+def folder(made: Plan, stage: str) -> Path:
+    return rundir.partial_folder(Path("runs").resolve(), stage, str(made.stage(stage).fingerprint))
+
+
+def test_a_run_makes_all_stages_and_gives_what_they_made() -> None:
+    result = run()
+
+    artifact = result.artifact("second")
+    assert isinstance(artifact, Text)
+    assert next(artifact.train())["text"] == "ROW 0 OF 3!"
+
+
+def test_a_run_leaves_its_recipe_and_its_plan() -> None:
+    result = run()
+
+    assert sorted(path.name for path in result.folder.iterdir()) == ["plan.json", "recipe.toml"]
+    assert (result.folder / "recipe.toml").read_text() == RECIPE
+
+
+def test_the_second_run_reuses_all_stages_and_starts_no_process() -> None:
+    run()
+
+    result = run(inline=False)
+
+    assert [stage.reused for stage in result.stages] == [True, True]
+    assert not rundir.zygote_log(Path("runs")).exists()
+
+
+def test_the_second_run_does_not_import_torch() -> None:
+    run()
+    code = (
+        "import sys, alignkit\n"
+        f"alignkit.run_recipe('light.toml', plugins=[{str(PLUGIN)!r}])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_reused_stage_shows_the_figures_that_it_had() -> None:
+    run()
+    heard: list[Event] = []
+
+    run(observers=[heard.append])
+
+    figures = [event.figures for event in heard if isinstance(event, StageFinished)]
+    assert figures == [(Figure("first", "steps", 0.0, 3.0),), ()]
+
+
+def test_a_changed_setting_runs_the_stage_and_what_follows_it_again() -> None:
+    run()
+
+    result = run(plan(first__count__steps=4))
+
+    assert [stage.reused for stage in result.stages] == [False, False]
+
+
+def test_a_changed_setting_leaves_what_is_before_it() -> None:
+    run()
+
+    result = run(plan(second__shout__mark="?"))
+
+    assert [stage.reused for stage in result.stages] == [True, False]
+
+
+def test_only_wanted_stages_run() -> None:
+    result = run_recipe("light.toml", until="first", inline=True, plugins=[PLUGIN])
+
+    assert [stage.name for stage in result.stages] == ["first"]
+
+
+def test_a_stage_that_runs_again_and_makes_the_same_leaves_the_next_one() -> None:
+    run()
+
+    result = run(again=["first"])
+
+    assert [stage.reused for stage in result.stages] == [False, True]
+
+
+def test_a_stage_that_runs_again_and_makes_something_else_runs_the_next_one() -> None:
+    made = plan(first__count__dice=True)
+    run(made)
+
+    result = run(made, again=["first"])
+
+    assert [stage.reused for stage in result.stages] == [False, False]
+
+
+def test_a_damaged_stage_can_run_again() -> None:
+    artifact = run().artifact("first")
+    (artifact.path / "data.jsonl").unlink()
+
+    result = run(again=["first"])
+
+    assert [stage.reused for stage in result.stages] == [False, True]
+
+
+def test_an_unknown_stage_cannot_run_again() -> None:
+    with pytest.raises(RecipeError) as raised:
+        run(again=["frist"])
+
+    assert str(raised.value) == "--again frist: there is no stage 'frist' to run again; did you mean 'first'?"
+
+
+def test_what_would_be_reused_is_known_beforehand() -> None:
+    before = reusable(plan(), "runs")
+    run()
+
+    assert (before, list(reusable(plan(), "runs"))) == ({}, ["first", "second"])
+
+
+def test_an_observer_hears_of_a_stage_in_order() -> None:
+    heard: list[Event] = []
+
+    run(observers=[heard.append])
+
+    told = [type(event).__name__ for event in heard if event.stage == "first"]
+    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
+
+
+def test_an_observer_that_fails_is_logged_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise ValueError
+
+    with caplog.at_level(logging.ERROR):
+        run(observers=[broken])
+
+    assert (len(calls), caplog.messages) == (1, ["the observer broken failed and is left out from now on"])
+
+
+def test_a_plugin_that_fails_while_it_observes_does_not_disturb_another(here: Path) -> None:
+    hook = "from alignkit import hookimpl\nfrom pathlib import Path\n@hookimpl\ndef alignkit_event(event):\n"
+    (here / "bad.py").write_text(hook + "    raise ValueError\n")
+    (here / "good.py").write_text(hook + "    with open('heard', 'a') as f: f.write(event.stage + ' ')\n")
+    made = make_plan("light.toml", plugins=[PLUGIN, here / "bad.py", here / "good.py"])
+
+    run(made)
+
+    assert set((here / "heard").read_text().split()) == {"first", "second"}
+
+
+def test_a_gate_stops_the_run_before_the_next_stage() -> None:
+    with pytest.raises(StageError) as raised:
+        run(plan(first__gates__steps__min=5))
+
+    lies = rundir.finished_folder(folder(plan(), "first")).relative_to(Path.cwd())
+    expected = (
+        f"stage 'first': gates.steps: 3 is below its minimum 5; improve the stage or move the gate; it lies in {lies}"
+    )
+    assert str(raised.value) == expected
+
+
+def test_a_gate_also_holds_for_a_reused_stage() -> None:
+    run()
+
+    with pytest.raises(StageError, match="3 is above its maximum 2"):
+        run(plan(first__gates__steps__max=2))
+
+
+def test_a_gate_of_a_figure_that_nobody_gives_is_an_error() -> None:
+    with pytest.raises(StageError) as raised:
+        run(plan(first__gates__perplexity__max=2))
+
+    expected = "stage 'first': gates.perplexity: the stage gives no such figure; its figures are steps"
+    assert str(raised.value) == expected
+
+
+def test_a_stage_that_fails_names_itself_and_its_folder() -> None:
+    made = plan(first__count__fail="user")
+
+    with pytest.raises(StageError) as raised:
+        run(made)
+
+    lies = folder(made, "first").relative_to(Path.cwd())
+    expected = f"stage 'first', step 2: the loss is NaN; lower the learning rate; see {lies}"
+    assert (str(raised.value), raised.value.status) == (expected, 76)
+
+
+def test_a_crash_keeps_what_is_finished_and_the_next_run_goes_on(here: Path) -> None:
+    (here / "light.toml").write_text(RECIPE + '[stage.third]\nmethod = "count"\ncount.fail = "bug"\n')
+    made = plan(result=["second", "third"])
+    with pytest.raises(StageError):
+        run(made)
+    heard: list[Event] = []
+
+    result = run(made, observers=[heard.append])
+
+    assert [stage.reused for stage in result.stages] == [True, True, False]
+    assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True]
+
+
+def test_a_stage_that_somebody_works_on_is_not_disturbed() -> None:
+    made = plan()
+
+    with rundir.hold(folder(made, "first")), pytest.raises(LockedError) as raised:
+        run(made)
+
+    assert raised.value.status == 75
+    assert str(raised.value).endswith("is working on it; wait for it, or stop it")
+
+
+def test_a_stop_before_a_stage_begins_is_heeded() -> None:
+    with pytest.raises(StoppedError) as raised:
+        run(stop=Stop([signal.SIGTERM]))
+
+    assert str(raised.value) == "stage 'first': stopped; the same command goes on from here"
+    assert raised.value.status == 143
+
+
+def test_all_rows_are_checked_before_anything_runs(here: Path) -> None:
+    (here / "rows.jsonl").write_text('{"text": "fine"}\n' * 30 + '{"text": 5}\n')
+    (here / "light.toml").write_text('[sources.mine]\ntext = "rows.jsonl"\n[stage.shout]\n')
+
+    with pytest.raises(DataError) as raised:
+        run()
+
+    expected = f"{here}/rows.jsonl:31: 'text' must be text, and is 5; correct the row or leave it out"
+    assert str(raised.value) == expected
+    assert not (here / "runs" / "stages").exists()
+
+
+def test_a_run_starts_from_files(here: Path) -> None:
+    (here / "rows.jsonl").write_text('{"text": "fine", "held_out": false}\n')
+    (here / "light.toml").write_text('[sources.mine]\ntext = "rows.jsonl"\n[stage.shout]\n')
+
+    artifact = run().artifact("shout")
+
+    assert isinstance(artifact, Text)
+    assert [row["text"] for row in (*artifact.train(), *artifact.held_out())] == ["FINE!"]
+
+
+def test_built_in_rows_are_written_once_for_all_runs(here: Path) -> None:
+    (here / "light.toml").write_text('[sources.ours]\ntext = "builtin:reviews"\n[stage.shout]\n')
+
+    run()
+
+    assert sorted(path.name for path in (here / "runs" / "sources").glob("ours-*/*")) == [
+        "text-held_out.jsonl",
+        "text-train.jsonl",
+    ]
+
+
+def test_a_run_without_a_stage_of_that_name_says_so() -> None:
+    with pytest.raises(StageError, match=r"^this run has no stage 'third'; it has first, second$"):
+        run().stage("third")
+
+
+def test_a_stage_in_a_process_of_its_own_is_followed() -> None:
+    heard: list[Event] = []
+
+    run(inline=False, fork=False, observers=[heard.append])
+
+    told = [type(event).__name__ for event in heard if event.stage == "first"]
+    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
+
+
+def test_a_stage_forked_from_the_zygote_gives_the_same_as_one_in_place() -> None:
+    apart = run(inline=False, fork=True).stage("second")
+    in_place = run(runs="other").stage("second")
+
+    assert apart.artifact.fingerprint == in_place.artifact.fingerprint
+    assert (apart.folder / "log.txt").read_text() == "shouting to standard output\n"
+    assert (apart.folder / "artifact" / "data.jsonl").read_bytes() == (
+        in_place.folder / "artifact" / "data.jsonl"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "problem"),
+    [
+        (
+            "killed",
+            71,
+            "it was killed by the system, perhaps because memory ran out; try --set first.count.batch=4",
+        ),
+        ("segfault", 1, "its process ended with signal SIGSEGV"),
+        ("exit", 1, "its process ended with status 3"),
+        ("bug", 1, "ValueError: the sky is falling"),
+    ],
+)
+def test_a_process_that_ends_badly_is_told_as_a_failure_of_its_stage(fail: str, status: int, problem: str) -> None:
+    made = plan(first__count__fail=fail)
+
+    with pytest.raises(StageError) as raised:
+        run(made, inline=False, fork=False)
+
+    log = folder(made, "first").relative_to(Path.cwd()) / "log.txt"
+    assert (str(raised.value), raised.value.status) == (f"stage 'first': {problem}; see {log}", status)
+
+
+Started = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start_run() -> Iterator[Started]:
+    """Start a run in another process, whose one stage takes its time; wait until it has made its first steps."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(made: Plan) -> "subprocess.Popen[bytes]":
+        code = (
+            "import sys\n"
+            "from alignkit.errors import AlignkitError\n"
+            "from alignkit.plan.make import make_plan\n"
+            "from alignkit.run.runner import run_plan\n"
+            "plan = make_plan('light.toml', set={'first.count.seconds': 0.05, 'first.count.steps': 60},"
+            f" plugins=[{str(PLUGIN)!r}])\n"
+            "try:\n"
+            "    run_plan(plan, fork=False)\n"
+            "except AlignkitError as error:\n"
+            "    sys.exit(error.status)\n"
+        )
+        processes.append(subprocess.Popen([sys.executable, "-c", code]))
+        wait_for(lambda: len(list((folder(made, "first") / "checkpoints").glob("step-*[0-9]"))) > 1)
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_for(fact: Callable[[], object], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def slow() -> Plan:
+    return plan(first__count__seconds=0.05, first__count__steps=60)
+
+
+def worker_of(made: Plan) -> psutil.Process:
+    return psutil.Process(rundir.read_json(folder(made, "first") / "started.json")["pid"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_interrupted_ends_with_the_signals_status_and_goes_on_afterwards(
+    start_run: Started, number: int, status: int
+) -> None:
+    made = slow()
+    process = start_run(made)
+
+    process.send_signal(number)
+
+    assert process.wait(10) == status
+    result = run(made)
+    told = read_journal("first", result.stage("first").folder)
+    assert [event.step for event in told if isinstance(event, Metrics)] == list(range(1, 61))
+
+
+def test_a_second_interrupt_ends_the_run_at_once(here: Path) -> None:
+    made = plan(first__count__seconds=30)
+    code = (
+        "import sys, alignkit\n"
+        "try:\n"
+        "    alignkit.run_recipe('light.toml', set={'first.count.seconds': 30},"
+        f" plugins=[{str(PLUGIN)!r}])\n"
+        "except alignkit.AlignkitError as error:\n"
+        "    sys.exit(error.status)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: (folder(made, "first") / "started.json").is_file())
+
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(2) == 130
+
+
+def test_killing_the_runner_ends_its_worker_within_two_seconds_and_the_next_run_goes_on(start_run: Started) -> None:
+    made = slow()
+    process = start_run(made)
+    worker = worker_of(made)
+
+    os.kill(process.pid, signal.SIGKILL)
+
+    worker.wait(2)
+    heard: list[Event] = []
+    run(made, observers=[heard.append])
+    assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True, False]
+
+
+def test_a_second_run_of_the_same_stage_is_refused_while_the_first_goes_on(start_run: Started) -> None:
+    made = slow()
+    process = start_run(made)
+
+    with pytest.raises(LockedError) as raised:
+        run(made)
+
+    pid = worker_of(made).pid
+    assert f"process {pid} on " in str(raised.value)
+    assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_stage(here: Path) -> None:
+    result = run(inline=False, machine=Machine(processes=2))
+
+    facts = rundir.finished(here / "runs", "first", str(plan().stage("first").fingerprint))
+    assert facts
+    assert facts.facts["processes"] == 2
+    assert len(result.stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no machines.toml; write it: [gpus] processes = 2"),
+        ("[gpu]\nprocesses = 2", "there is no machine 'gpus'; did you mean 'gpu'?"),
+        ("[gpus", "not TOML (Expected ']' at the end of a table declaration (at end of document)); correct the line"),
+        (
+            "[gpus]\nproceses = 2",
+            "gpus.proceses: Extra inputs are not permitted; a machine has processes, a whole number",
+        ),
+    ],
+)
+def test_a_machine_that_cannot_be_read_is_refused(here: Path, text: str | None, message: str) -> None:
+    if text:
+        (here / "machines.toml").write_text(text)
+
+    with pytest.raises(RecipeError) as raised:
+        read_machine("gpus", here)
+
+    where = here / "machines.toml" if text else here
+    assert str(raised.value) == f"{where}: {message}"
+
+
+def test_a_machine_says_how_many_processes(here: Path) -> None:
+    (here / "machines.toml").write_text("[gpus]\nprocesses = 2\n")
+
+    assert read_machine("gpus", here) == Machine(processes=2)
