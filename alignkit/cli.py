@@ -31,7 +31,7 @@ class Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. What is not an AlignkitError is a bug and keeps its traceback."""
+        """Run a command. What is no AlignkitError is a bug, and keeps its traceback."""
         try:
             return super().invoke(ctx)
         except AlignkitError as error:
@@ -40,6 +40,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            error.add_note("This is a bug in alignkit or in a plugin; add `alignkit doctor --json` to a report of it.")
+            raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

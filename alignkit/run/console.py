@@ -11,7 +11,6 @@ from typing import Self, TextIO
 from rich.console import Console as Terminal
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from alignkit.contract.events import Event, Metrics, StageFinished, StageStarted, Warned
@@ -81,13 +80,13 @@ class Console:
         self._file = file or sys.stderr
         self._clock, self._every = clock, every
         self._terminal = Terminal(file=self._file, highlight=False, soft_wrap=True)
-        live = self._file.isatty() and not self._terminal.is_dumb_terminal
-        self._live = Live(get_renderable=self._frame, console=self._terminal, transient=True) if live else None
         self._running: Running | None = None
         self._spoke = clock()
         self._waiting = ""
         self.finished: dict[str, StageFinished] = {}
         self.warnings: list[Warned] = []
+        live = self._file.isatty() and not self._terminal.is_dumb_terminal
+        self._live = Live(get_renderable=self.frame, console=self._terminal, transient=True) if live else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -122,7 +121,7 @@ class Console:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, StageStarted):
-            self._running = Running(event.stage, event.method, self._clock())
+            self._running, self._waiting = Running(event.stage, event.method, self._clock()), ""
             self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
         elif isinstance(event, Metrics):
             self._heard(event)
@@ -147,21 +146,27 @@ class Console:
         facts = [running.progress, *running.figures, eta]
         return f"{running.stage}: {', '.join(fact for fact in [word, *facts] if fact)}"
 
-    def _frame(self) -> RenderableType:
+    def frame(self) -> RenderableType:
         """Draw the running stage: where it stands in the recipe, how far it is, and its figures."""
         width = self._terminal.width
         if self._running is None:
             return Text(self._waiting[:width], style="dim")
         running, last = self._running, self._running.last
-        head = f"{self._place(running.stage)}{running.stage} {running.method} {running.progress}"
+        head = f"{self._place(running.stage)}{running.stage} {running.method} {running.progress}".rstrip()
         left = running.seconds_left
         time_told = f"{duration(left)} left" if left is not None else duration(self._clock() - running.since)
         lines: list[RenderableType] = [Text(_fitting([head, time_told], width), style="bold")]
         if last and last.of:
-            lines.append(ProgressBar(total=last.of, completed=last.step, width=min(60, width)))
+            lines.append(Text(self._bar(last.step / last.of, min(60, width)), style="blue"))
         if running.figures:
             lines.append(Text(_fitting(running.figures, width)))
         return Group(*lines)
+
+    def _bar(self, share: float, width: int) -> str:
+        """Draw how much is done, with characters that the terminal has."""
+        full, rest = ("━", "─") if self._terminal.encoding.startswith("utf") else ("#", "-")
+        done = round(min(1.0, share) * width)
+        return full * done + rest * (width - done)
 
     def _place(self, stage: str) -> str:
         if stage not in self._stages:

@@ -1,0 +1,265 @@
+"""The console: what is shown while a recipe runs, and what came of it."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from alignkit.contract.events import Event, Figure, Metrics, StageFinished, StageStarted, Warned
+from alignkit.run.console import Console, Running
+from alignkit.run.words import achieved, duration, number, size, telling
+
+FOLDER = "/somewhere/runs/stages/align-f8d922c0"
+
+
+class FakeTerminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """A clock that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def started(stage: str = "align", resumed: bool = False) -> StageStarted:
+    return StageStarted(stage, "ppo", FOLDER, resumed)
+
+
+def metrics(step: int, of: int | None = 60, seconds: float = 0.0, **values: float) -> Metrics:
+    return Metrics("align", step, of, {key.replace("__", "/"): value for key, value in values.items()}, seconds)
+
+
+def finished(reused: bool = False) -> StageFinished:
+    figures = (Figure("align", "reward", 0.51, 0.95, 0.35), Figure("align", "KL", None, 2.7))
+    return StageFinished("align", "ppo", "Policy", FOLDER, 200.4, reused, figures)
+
+
+def test_a_pipe_gets_a_line_when_a_stage_begins_and_one_when_it_ends() -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file) as console:
+        console(started())
+        console(metrics(1, loss=2.0))
+        console(finished())
+
+    assert file.getvalue() == (
+        "align: ppo begins\nalign: done, Policy in 3 min 20 s; reward 0.51 -> 0.95 (floor 0.35); KL 2.7\n"
+    )
+
+
+def test_a_pipe_gets_a_line_of_figures_every_so_often() -> None:
+    file, clock = io.StringIO(), Clock()
+
+    with Console(["align"], file, clock, every=15) as console:
+        console(started())
+        for step in range(1, 41):
+            clock.seconds = float(step)
+            console(metrics(step, seconds=float(step), loss=2.0, objective__kl=1.5, objective__scores=0.25))
+
+    assert file.getvalue().splitlines() == [
+        "align: ppo begins",
+        "align: 15/60, reward 0.25, KL 1.5, loss 2, 45 s left",
+        "align: 30/60, reward 0.25, KL 1.5, loss 2, 30 s left",
+    ]
+
+
+def test_a_stage_that_resumes_says_so() -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file) as console:
+        console(started(resumed=True))
+
+    assert file.getvalue() == "align: ppo resumes\n"
+
+
+def test_a_reused_stage_says_so() -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file) as console:
+        console(StageFinished("align", "ppo", "Policy", FOLDER, 41.0, reused=True))
+
+    assert file.getvalue() == "align: reused, made in 41 s\n"
+
+
+def test_a_run_that_ends_early_says_how_far_its_stage_was() -> None:
+    file = io.StringIO()
+
+    with pytest.raises(ZeroDivisionError), Console(["align"], file) as console:
+        console(started())
+        console(metrics(7, loss=2.0))
+        raise ZeroDivisionError
+
+    assert file.getvalue().splitlines()[-1] == "align: stopped, 7/60, loss 2"
+
+
+def test_a_warning_is_shown_at_once_and_again_at_the_end() -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file) as console:
+        console(Warned("align", "3 prompts are too long", "raise max_length"))
+    closing = console.closing(None, Path("/somewhere"))
+
+    assert file.getvalue() == "warning: align: 3 prompts are too long; raise max_length\n"
+    assert closing == ["warning:  align: 3 prompts are too long; raise max_length"]
+
+
+def test_the_closing_table_shows_what_was_made_and_where_it_lies() -> None:
+    console = Console(["align"], io.StringIO())
+
+    console(finished())
+
+    assert console.closing(None, Path("/somewhere")) == [
+        "stage  made    time        lies in                     before -> after",
+        "align  Policy  3 min 20 s  runs/stages/align-f8d922c0  reward 0.51 -> 0.95 (floor 0.35)",
+        "                                                       KL 2.7",
+    ]
+
+
+def test_the_closing_table_fits_forty_columns() -> None:
+    console = Console(["align"], io.StringIO())
+
+    console(finished(reused=True))
+
+    assert console.closing(40, Path("/somewhere")) == [
+        "align",
+        "  made: Policy",
+        "  time: reused",
+        "  lies in: runs/stages/align-f8d922c0",
+        "  before -> after: reward 0.51 -> 0.95",
+        "    (floor 0.35)",
+        "  KL 2.7",
+    ]
+
+
+def events() -> list[Event]:
+    values = {"objective__scores": 0.5, "objective__kl": 2.0, "loss": 1.0, "tokens_per_second": 12345.0}
+    return [started(), metrics(1, seconds=1.0, **values), metrics(30, seconds=30.0, **values)]
+
+
+def test_a_terminal_shows_place_progress_time_left_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = drawn(monkeypatch, columns=60, encoding="utf-8")
+
+    assert console == [
+        "[3 of 4] align ppo 30/60  30 s left",
+        "━" * 30 + "─" * 30,
+        "reward 0.5  KL 2  loss 1  tokens/s 12.3k",
+    ]
+
+
+def test_a_narrow_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = drawn(monkeypatch, columns=24, encoding="utf-8")
+
+    assert console == ["[3 of 4] align ppo 30/60", "━" * 12 + "─" * 12, "reward 0.5  KL 2  loss 1"]
+
+
+def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = drawn(monkeypatch, columns=40, encoding="ascii")
+
+    assert console[1] == "#" * 20 + "-" * 20
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, encoding: str) -> list[str]:
+    """Draw a running stage on a terminal of that width, and give its lines."""
+    from rich.console import Console as Terminal
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    file = FakeTerminal()
+    file.encoding = encoding
+    console = Console(["a", "b", "align", "c"], file)
+    for event in events():
+        console(event)
+    page = io.StringIO()
+    Terminal(file=page, width=columns).print(console.frame())
+    return page.getvalue().splitlines()
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    file = FakeTerminal()
+
+    with Console(["align"], file) as console:
+        console(started())
+
+    assert file.getvalue() == "align: ppo begins\n"
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    file = FakeTerminal()
+
+    console = Console(["align"], file)
+    console(Warned("align", "odd", "mend it"))
+
+    assert file.getvalue() == "warning: align: odd; mend it\n"
+
+
+def test_the_time_left_counts_from_the_first_step_that_was_seen() -> None:
+    running = Running("align", "ppo", since=0.0)
+
+    running.heard(metrics(400, of=500, seconds=4.0))
+    running.heard(metrics(450, of=500, seconds=104.0))
+
+    assert running.seconds_left == 100.0
+
+
+def test_the_time_left_is_not_told_where_the_number_of_steps_is_unknown() -> None:
+    running = Running("align", "ppo", since=0.0)
+
+    running.heard(metrics(1, of=None, seconds=1.0))
+    running.heard(metrics(2, of=None, seconds=2.0))
+
+    assert (running.progress, running.seconds_left) == ("step 2", None)
+
+
+def test_the_metrics_that_matter_come_first_under_everyday_names() -> None:
+    values = {"lr": 1e-5, "policy/entropy": 3.0, "loss": 1.0, "mood": 7.0, "objective/kl": 2.0, "objective/scores": 0.5}
+
+    assert telling(values) == [("reward", 0.5), ("KL", 2.0), ("loss", 1.0), ("mood", 7.0)]
+
+
+def test_metrics_that_matter_little_are_shown_where_there_are_no_others() -> None:
+    assert telling({"lr": 1e-5}) == [("lr", 1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (2.30999, "2.31"),
+        (12345.6, "12.3k"),
+        (7.25e6, "7.25M"),
+        (5e-5, "5.000e-05"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_numbers_have_the_digits_that_count(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.21, "4.2 s"), (9.97, "10 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (3720, "1 h 02 min")],
+)
+def test_durations_are_told_as_people_do(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_sizes_are_told_in_binary_units() -> None:
+    assert (size(3 * 2**30), size(512 * 2**20)) == ("3.0 GiB", "512 MiB")
+
+
+def test_a_figure_without_a_floor_or_a_before_is_told_without_them() -> None:
+    assert achieved(Figure("align", "EOS rate", None, 0.9)) == "EOS rate 0.9"
