@@ -235,10 +235,12 @@ def _within(start: int, end: int, span: tuple[int, int]) -> bool:
 def spoken(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> tuple[str, list[tuple[int, int]]]:
     """Render a chat; give the text and the spans in it that the assistant says, the closing of its turns included.
 
+    White space at the end, which some templates leave behind the closing, is taken off: an answer ends with its end.
+
     Raises DataError where there is no such turn, or where the template renders the beginning of a chat differently
     once more follows, so that what was said cannot be found.
     """
-    text = rendered(tokenizer, turns)
+    text = rendered(tokenizer, turns).rstrip()
     places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not places:
         raise DataError("a chat has no assistant turn, so nothing can be learnt from it", repr(turns[0])[:60])
@@ -281,7 +283,7 @@ def pack(documents: Iterable[Sequence[int]], size: int) -> Iterator[list[int]]:
 
 
 def padding_share(lengths: Sequence[int], batch: int) -> float:
-    """Tell which share of a batch would be padding, with rows drawn at random: what grouping by length could save."""
+    """Tell which share of the batches would be padding, were the rows taken in this order."""
     if not lengths:
         return 0.0
     groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]

@@ -167,6 +167,14 @@ def positions(model: PreTrainedModel | PeftModel) -> int | None:
     return int(found) if found and found > 0 else None
 
 
+def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Give the tokens that end an answer: the tokenizer's end-of-sequence token, and what the model ends turns with."""
+    config = getattr(model, "generation_config", None)
+    ends = config.eos_token_id if config is not None else None
+    more = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return frozenset([tokenizer.eos_token_id, *more])
+
+
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
     """Give the linear layer that makes scores of hidden states; raises DataError where the model has none."""
     head = getattr(model, "score", None)

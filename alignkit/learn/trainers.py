@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol, TypeAlias
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
@@ -50,8 +51,10 @@ ACTIVATIONS_ON_A_CPU = 2 * 2**30
 ACTIVATIONS_ON_A_GPU = 0.25
 """A share of its memory. It counts all of it, not what is free: the same job is cut in the same way each time."""
 
-GROUP_FROM = 0.2
+GROUP_FROM = 0.15
 """Rows of like length share a batch where random batches would be padding by this share or more."""
+POOL = 32
+"""Batches that are drawn together, before their rows are grouped by length."""
 
 NAMES = {
     "loss": "loss",
@@ -92,10 +95,9 @@ def train_language_model(
 ) -> None:
     """Train on the labelled tokens, by the mean over all of a step's tokens."""
     lengths = [len(row.ids) for row in rows]
-    data = Dataset.from_dict(
-        {"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows], "length": lengths}
-    )
-    options = _options(model, stage, training, lengths, lengths)
+    data = Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
+    data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
+    options = _options(model, stage, training, len(data), max(lengths))
     with without_deprecations():
         # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
         args = SFTConfig(**options, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
@@ -113,24 +115,43 @@ def train_scores(
 ) -> None:
     """Train scores on pairs (Bradley-Terry); `centre` weighs the pull of their mean towards zero."""
     lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    data = Dataset.from_dict(
-        {"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs], "length": lengths}
-    )
-    options = _options(model, stage, training, lengths, [2 * length for length in lengths])
+    data = Dataset.from_dict({"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs]})
+    data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
+    options = _options(model, stage, training, len(data), 2 * max(lengths))
     with without_deprecations():
         args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
         trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     run_trainer(trainer, stage)
 
 
-def _options(
-    model: Model, stage: Stage, training: Training, lengths: Sequence[int], tokens: Sequence[int]
-) -> dict[str, Any]:
-    """Give the options that all trainers share; `tokens` are what each row puts through the model."""
+def order_of_rows(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:
+    """Give the rows in the order in which they are learnt from, all epochs one behind the other.
+
+    Each epoch is shuffled anew, by the seed and its number alone: a trainer's own sampler draws from a random state
+    that a resumed stage does not have. Ragged rows are grouped by length within a pool of batches.
+    """
+    order: list[int] = []
+    for epoch in range(math.ceil(epochs)):
+        random = Random(f"{seed} {epoch}")  # noqa: S311  # shuffles rows, guards no secret
+        rows = random.sample(range(len(lengths)), len(lengths))
+        ragged = padding_share([lengths[row] for row in rows], batch) >= GROUP_FROM
+        order += _grouped(rows, lengths, batch, random) if ragged else rows
+    return order[: max(1, round(epochs * len(lengths)))]
+
+
+def _grouped(rows: Sequence[int], lengths: Sequence[int], batch: int, random: Random) -> list[int]:
+    """Sort pools of rows by length, cut them into batches, and shuffle those."""
+    pools = (sorted(rows[i : i + POOL * batch], key=lengths.__getitem__) for i in range(0, len(rows), POOL * batch))
+    batches = [pool[i : i + batch] for pool in pools for i in range(0, len(pool), batch)]
+    random.shuffle(batches)
+    return [row for group in batches for row in group]
+
+
+def _options(model: Model, stage: Stage, training: Training, rows: int, longest: int) -> dict[str, Any]:
+    """Give the options that all trainers share; `longest` are the tokens of a row that go through the model."""
     cuda = device().type == "cuda"
     ours = _share_of_batch(training.batch, stage.world)
-    micro = micro_batch(ours, max(tokens), _tokens_in_a_pass(model))
-    steps = int(math.ceil(len(lengths) / training.batch) * training.epochs)
+    micro = micro_batch(ours, longest, _tokens_in_a_pass(model))
     settings = training.optimisation
     return {
         "output_dir": str(stage.folder / "trainer"),
@@ -142,8 +163,8 @@ def _options(
         _checkpointing(): cuda,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": ours // micro,
-        "num_train_epochs": training.epochs,
-        "train_sampling_strategy": _sampling(lengths, micro),
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         "warmup_steps": settings.warmup,  # below 1: a share
@@ -151,7 +172,7 @@ def _options(
         "max_grad_norm": settings.max_grad_norm,
         "adam_beta1": settings.beta1,
         "adam_beta2": settings.beta2,
-        "logging_steps": max(1, steps // LOGGED_STEPS),
+        "logging_steps": max(1, rows // training.batch // LOGGED_STEPS),
         "logging_nan_inf_filter": False,
         "save_strategy": "no",  # the callback below says when
         "eval_strategy": "no",
@@ -166,10 +187,6 @@ def _checkpointing() -> str:
     """Give the option's name; it was renamed in transformers 5.23."""
     known = TrainingArguments.__dataclass_fields__
     return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-
-
-def _sampling(lengths: Sequence[int], micro: int) -> str:
-    return "group_by_length" if padding_share(lengths, micro) >= GROUP_FROM else "random"
 
 
 def _share_of_batch(batch: int, world: int) -> int:

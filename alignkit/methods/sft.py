@@ -80,7 +80,8 @@ def show(
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
     from alignkit.learn.data import parted, prompts, shown
-    from alignkit.learn.rollouts import generator_for, sample_answers, stop_tokens
+    from alignkit.learn.models import stop_tokens
+    from alignkit.learn.rollouts import generator_for, sample_answers
 
     new = min(64, limit // 2)
     parts = [parted(row) for row in rows]

@@ -1,0 +1,198 @@
+"""A trainer driven as a stage: figures, checkpoints, exact resumption, and what is not finite."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+from conftest import LeftError, RecordingStage
+
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.errors import NotFiniteError, RecipeError
+from alignkit.learn import trainers
+from alignkit.learn.data import Pair, Tokens
+from alignkit.learn.models import load_for_reward_training, load_policy
+from alignkit.learn.trainers import micro_batch, order_of_rows, train_language_model, train_scores
+
+
+class Training(Settings):
+    learning_rate: float = 1e-3
+    batch: int = 4
+    epochs: float = 2.0
+    precision: Precision = "fp32"
+    optimisation: Optimisation = Optimisation()
+
+
+def even(count):
+    rows = [[(i * 7 + j) % 300 + 3 for j in range(10)] for i in range(count)]
+    return [Tokens(ids, ids) for ids in rows]
+
+
+def ragged(count):
+    rows = [[(i * 7 + j) % 300 + 3 for j in range(3 + i * 5 % 40)] for i in range(count)]
+    return [Tokens(ids, ids) for ids in rows]
+
+
+def digest(model):
+    weights = b"".join(t.detach().float().numpy().tobytes() for t in model.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()
+
+
+def trained(policy, stage, rows, training=None, lora=None):
+    torch.manual_seed(1)
+    model, tokenizer = load_policy(policy, lora=lora)
+    train_language_model(model, tokenizer, rows, stage, training or Training())
+    return model
+
+
+@pytest.mark.parametrize("rows", [even(22), ragged(22)], ids=["random", "grouped by length"])
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, dropout=0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize("stop", [3, 8], ids=["in the first epoch", "in the second"])
+def test_an_interrupted_stage_ends_with_the_same_weights(policy, tmp_path, rows, lora, stop):
+    whole = digest(trained(policy, RecordingStage(tmp_path / "whole"), rows, lora=lora))
+
+    stage = RecordingStage(tmp_path / "parts", stop_at=stop)
+    with pytest.raises(LeftError):
+        trained(policy, stage, rows, lora=lora)
+    resumed = digest(trained(policy, dataclasses.replace(stage, stop_at=None), rows, lora=lora))
+
+    assert resumed == whole
+
+
+def test_an_interrupted_reward_stage_ends_with_the_same_weights(policy, tmp_path):
+    pairs = [Pair(a.ids, b.ids, {}) for a, b in zip(ragged(22), even(22), strict=True)]
+
+    def run(stage):
+        torch.manual_seed(1)
+        model, tokenizer = load_for_reward_training(policy, LoRA(rank=2))
+        train_scores(model, tokenizer, pairs, stage, Training())
+        return digest(model)
+
+    whole = run(RecordingStage(tmp_path / "whole"))
+    stage = RecordingStage(tmp_path / "parts", stop_at=4)
+    with pytest.raises(LeftError):
+        run(stage)
+
+    assert run(dataclasses.replace(stage, stop_at=None)) == whole
+
+
+def test_the_same_seed_gives_the_same_weights(policy, tmp_path):
+    first, second = (digest(trained(policy, RecordingStage(tmp_path / name), ragged(9))) for name in "ab")
+
+    assert first == second
+
+
+def test_another_seed_gives_another_order(policy, tmp_path):
+    first, second = (digest(trained(policy, RecordingStage(tmp_path / str(s), seed=s), even(9))) for s in (1, 2))
+
+    assert first != second
+
+
+@pytest.mark.parametrize("rows", [even(16), ragged(16)], ids=["even", "ragged"])
+def test_accumulation_changes_nothing(policy, tmp_path, rows, monkeypatch):
+    whole = trained(policy, RecordingStage(tmp_path / "whole"), rows, Training(batch=8))
+    monkeypatch.setattr(trainers, "ACTIVATIONS_ON_A_CPU", 0)
+    parts = trained(policy, RecordingStage(tmp_path / "parts"), rows, Training(batch=8))
+
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight, rtol=0, atol=2e-5)
+
+
+def test_each_step_is_told_with_its_figures(policy, stage):
+    trained(policy, stage, even(8))
+
+    assert [(step, of) for step, of, _ in stage.logs] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert set(stage.logs[0][2]) == {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "entropy",
+        "token_accuracy",
+        "tokens_per_second",
+    }
+
+
+def test_a_checkpoint_holds_no_pickled_arguments(policy, stage):
+    stage.stop_at = 1
+    with pytest.raises(LeftError):
+        trained(policy, stage, even(8))
+
+    assert {file.name for file in stage.latest().iterdir()} == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+
+
+def test_nothing_is_left_in_the_scratch_folder(policy, stage):
+    trained(policy, stage, even(4))
+
+    assert list(stage.folder.iterdir()) == []
+
+
+def test_a_signal_at_the_last_step_is_no_reason_to_leave(policy, stage):
+    stage.stop_at = 4
+
+    trained(policy, stage, even(8))
+
+    assert len(stage.logs) == 4
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(policy, stage):
+    model, tokenizer = load_policy(policy)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = torch.inf
+    before = model.model.norm.weight.clone()
+
+    with pytest.raises(NotFiniteError) as caught:
+        train_language_model(model, tokenizer, even(8), stage, Training())
+
+    assert torch.equal(model.model.norm.weight, before)
+    assert str(caught.value) == (
+        "the gradient of optimiser step 1 is not a finite number; "
+        "lower the learning rate, or look for odd rows in the data"
+    )
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(policy, stage):
+    stage.world = 3
+
+    with pytest.raises(RecipeError) as caught:
+        trained(policy, stage, even(8))
+
+    assert str(caught.value) == "batch: 4 sequences cannot be shared by 3 processes; set it to a multiple of 3"
+
+
+@pytest.mark.parametrize(
+    ("batch", "longest", "tokens", "size"), [(32, 10, 10_000, 32), (32, 100, 1000, 8), (6, 100, 350, 3), (5, 9, 1, 1)]
+)
+def test_a_batch_is_cut_into_equal_parts_that_fit(batch, longest, tokens, size):
+    assert micro_batch(batch, longest, tokens) == size
+
+
+@pytest.mark.parametrize("lengths", [[5] * 30, [1 + i * 7 % 50 for i in range(30)]], ids=["even", "ragged"])
+def test_each_epoch_takes_every_row_once(lengths):
+    order = order_of_rows(lengths, 4, 2.0, 17)
+
+    assert sorted(order[:30]) == sorted(order[30:]) == list(range(30))
+    assert order[:30] != order[30:]
+
+
+def test_ragged_rows_are_grouped_by_length():
+    lengths = [1 + i * 37 % 100 for i in range(100)]
+
+    order = order_of_rows(lengths, 10, 1.0, 17)
+
+    groups = [[lengths[row] for row in order[i : i + 10]] for i in range(0, 100, 10)]
+    assert all(max(group) - min(group) == 9 for group in groups)
+
+
+def test_half_an_epoch_takes_half_of_the_rows():
+    assert len(order_of_rows([3] * 10, 4, 0.5, 17)) == 5
