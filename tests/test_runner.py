@@ -304,7 +304,7 @@ def test_a_run_without_a_stage_of_that_name_says_so() -> None:
 def test_a_stage_in_a_process_of_its_own_is_followed() -> None:
     heard: list[Event] = []
 
-    run(inline=False, fork=False, observers=[heard.append])
+    run_plan(make_plan("light.toml", until="first", plugins=[PLUGIN]), fork=False, observers=[heard.append])
 
     told = [type(event).__name__ for event in heard if event.stage == "first"]
     assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
@@ -347,25 +347,29 @@ def test_a_process_that_ends_badly_is_told_as_a_failure_of_its_stage(fail: str, 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
 
+def in_another_process(overrides: str) -> "subprocess.Popen[bytes]":
+    """Run the recipe as the command line would, and exit with the status of what went wrong."""
+    code = (
+        "import sys\n"
+        "from alignkit.errors import AlignkitError\n"
+        "from alignkit.plan.make import make_plan\n"
+        "from alignkit.run.runner import run_plan\n"
+        f"plan = make_plan('light.toml', set={overrides}, plugins=[{str(PLUGIN)!r}])\n"
+        "try:\n"
+        "    run_plan(plan, fork=False)\n"
+        "except AlignkitError as error:\n"
+        "    sys.exit(error.status)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
 @pytest.fixture
 def start_run() -> Iterator[Started]:
     """Start a run in another process, whose one stage takes its time; wait until it has made its first steps."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(made: Plan) -> "subprocess.Popen[bytes]":
-        code = (
-            "import sys\n"
-            "from alignkit.errors import AlignkitError\n"
-            "from alignkit.plan.make import make_plan\n"
-            "from alignkit.run.runner import run_plan\n"
-            "plan = make_plan('light.toml', set={'first.count.seconds': 0.05, 'first.count.steps': 60},"
-            f" plugins=[{str(PLUGIN)!r}])\n"
-            "try:\n"
-            "    run_plan(plan, fork=False)\n"
-            "except AlignkitError as error:\n"
-            "    sys.exit(error.status)\n"
-        )
-        processes.append(subprocess.Popen([sys.executable, "-c", code]))
+        processes.append(in_another_process("{'first.count.seconds': 0.03, 'first.count.steps': 40}"))
         wait_for(lambda: len(list((folder(made, "first") / "checkpoints").glob("step-*[0-9]"))) > 1)
         return processes[-1]
 
@@ -383,7 +387,7 @@ def wait_for(fact: Callable[[], object], seconds: float = 20) -> None:
 
 
 def slow() -> Plan:
-    return plan(first__count__seconds=0.05, first__count__steps=60)
+    return plan(first__count__seconds=0.03, first__count__steps=40)
 
 
 def worker_of(made: Plan) -> psutil.Process:
@@ -402,20 +406,12 @@ def test_a_run_that_is_interrupted_ends_with_the_signals_status_and_goes_on_afte
     assert process.wait(10) == status
     result = run(made)
     told = read_journal("first", result.stage("first").folder)
-    assert [event.step for event in told if isinstance(event, Metrics)] == list(range(1, 61))
+    assert [event.step for event in told if isinstance(event, Metrics)] == list(range(1, 41))
 
 
 def test_a_second_interrupt_ends_the_run_at_once(here: Path) -> None:
     made = plan(first__count__seconds=30)
-    code = (
-        "import sys, alignkit\n"
-        "try:\n"
-        "    alignkit.run_recipe('light.toml', set={'first.count.seconds': 30},"
-        f" plugins=[{str(PLUGIN)!r}])\n"
-        "except alignkit.AlignkitError as error:\n"
-        "    sys.exit(error.status)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = in_another_process("{'first.count.seconds': 30}")
     wait_for(lambda: (folder(made, "first") / "started.json").is_file())
 
     process.send_signal(signal.SIGINT)
