@@ -90,9 +90,7 @@ def test_golden_kl_estimates(estimator, wanted) -> None:
 def test_golden_policy_loss() -> None:
     advantages, ratio = table([1, -1, 2, -0.5]), table([1.3, 0.7, 0.9, 1.5])
 
-    result = clipped_policy_loss(
-        ratio.log(), torch.zeros_like(ratio), advantages, everywhere(ratio), clip=0.2
-    )
+    result = clipped_policy_loss(ratio.log(), torch.zeros_like(ratio), advantages, everywhere(ratio), clip=0.2)
 
     assert_equal(result.loss, torch.tensor(-0.3625, dtype=torch.float64))
     assert_equal(result.clip_fraction, torch.tensor(0.5, dtype=torch.float64))
@@ -153,9 +151,7 @@ def test_junk_outside_of_the_mask_changes_no_advantage(case) -> None:
     rewards, values, mask = case
 
     clean = estimate_advantages(rewards, values, mask)
-    junk = estimate_advantages(
-        rewards.masked_fill(~mask, JUNK), values.masked_fill(~mask, float("nan")), mask
-    )
+    junk = estimate_advantages(rewards.masked_fill(~mask, JUNK), values.masked_fill(~mask, float("nan")), mask)
 
     assert torch.equal(clean.advantages, junk.advantages)
     assert torch.equal(clean.returns, junk.returns)
@@ -311,9 +307,7 @@ def test_perfect_values_explain_all_and_a_constant_nothing() -> None:
     returns = table([1, 2, 3, 4])
 
     assert explained_variance(returns, returns, everywhere(returns)).item() == 1
-    assert explained_variance(torch.ones_like(returns), returns, everywhere(returns)).item() == pytest.approx(
-        0
-    )
+    assert explained_variance(torch.ones_like(returns), returns, everywhere(returns)).item() == pytest.approx(0)
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:

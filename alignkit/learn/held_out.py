@@ -1,0 +1,66 @@
+"""A policy's answers to held-out prompts, before and after it was trained."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.contract.stage import Stage
+from alignkit.learn import layouts
+from alignkit.learn.data import Prompt
+from alignkit.learn.layouts import Models
+from alignkit.learn.rollouts import Rollout, generator_for
+from alignkit.learn.scoring import Scored
+
+
+class Measured(NamedTuple):
+    """How a policy does on held-out prompts."""
+
+    rollout: Rollout
+    scored: Scored
+    kl: float
+
+
+def measured(
+    models: Models, prompts: Sequence[Prompt], score: Callable[[Rollout], Scored], longest: int, seed: int
+) -> Measured | None:
+    """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
+    if not prompts:
+        return None
+    chance, rows = generator_for(seed, "held out"), list(range(len(prompts)))
+    asked = [prompt.ids for prompt in prompts]
+    rollout = layouts.sample(models, asked, rows, longest, chance)
+    kl = layouts.reread(models, rollout)[0] - layouts.reference_logprobs(models, rollout)
+    return Measured(rollout, score(rollout), float(kl.sum(dim=1).mean()))
+
+
+def tell(
+    stage: Stage,
+    before: Measured | None,
+    after: Measured | None,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int,
+) -> None:
+    """Tell what was reached on held-out prompts, and show answers from before and after."""
+    if before is None or after is None:
+        stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
+        return
+    stage.figure("reward", float(before.scored.total.mean()), float(after.scored.total.mean()))
+    for name in after.scored.parts if len(after.scored.parts) > 1 else ():
+        stage.figure(f"reward/{name}", *(float(m.scored.parts[name].mean()) for m in (before, after)))
+    stage.figure("kl", before.kl, after.kl)
+    stage.figure("length", *(fmean(map(len, m.rollout.answers)) for m in (before, after)))
+    stage.figure("eos_rate", *(fmean(m.rollout.finished) for m in (before, after)))
+    texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]
+    for row in range(min(samples, len(prompts))):
+        stage.sample(
+            {
+                "prompt": prompts[row].text,
+                "before": texts[0][row],
+                "after": texts[1][row],
+                "reward before": float(before.scored.total[row]),
+                "reward after": float(after.scored.total[row]),
+            }
+        )

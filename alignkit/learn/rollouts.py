@@ -1,0 +1,245 @@
+"""Answers of a policy: sampling them, and log-probabilities and values of their tokens.
+
+Answers are lists of token ids of any length, the end token included where there is one. Whatever is padded for a
+forward pass is padded here and known by its length alone: no token id ever means "padding", so a tokenizer whose
+padding token is its end token, or which has none, is harmless.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Tokens = Sequence[int]
+
+LOGITS_IN_A_PASS = 2**26
+"""Rows are passed in groups whose logits stay below this: 256 MB in single precision."""
+TOKENS_IN_A_PASS = 2**14
+FILLER = 0
+"""Stands where nothing is looked at."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a policy answered."""
+
+    rows: list[int]
+    """Which of the caller's prompts was asked."""
+    prompts: list[Tokens]
+    answers: list[list[int]]
+    """At least one token each."""
+    finished: list[bool]
+    """The answer ends with a stop token; otherwise it was cut at the length limit."""
+
+
+def generator_for(seed: int, *place: int | str) -> torch.Generator:
+    """Make a generator for one place of a run, so that the place alone says what is drawn there."""
+    digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def in_turn(rows: int, start: int, count: int, seed: int) -> list[int]:
+    """Give the rows asked at places `start` to `start + count`, where each round asks every row once, shuffled anew."""
+    rounds = range(start // rows, (start + count - 1) // rows + 1)
+    shuffled = [torch.randperm(rows, generator=generator_for(seed, "round", number)) for number in rounds]
+    offset = start - rounds[0] * rows
+    order: list[int] = torch.cat(shuffled)[offset : offset + count].tolist()
+    return order
+
+
+@torch.no_grad()
+def sample_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    *,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> tuple[list[list[int]], list[bool]]:
+    """Draw one answer for each prompt from softmax(logits / temperature), nothing cut off and nothing else added.
+
+    An answer ends with the first stop token, or after `max_new_tokens`. Second comes which answers have ended by
+    themselves. The draws depend on the generator (on the CPU) alone, not on how prompts are grouped.
+    """
+    draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
+    longest = max(map(len, prompts)) + max_new_tokens
+    answers: list[list[int]] = [[] for _ in prompts]
+    for group in by_length(prompts, answers, max(1, TOKENS_IN_A_PASS // longest)):
+        found = _decode(model, [prompts[i] for i in group], draws[group], stop, temperature)
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = answer
+    return answers, [answer[-1] in stop for answer in answers]
+
+
+def answer_mask(answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Tensor:
+    """Mark each answer's tokens in a right-padded table (n, t)."""
+    lengths = torch.tensor([len(answer) for answer in answers], device=device)
+    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+
+
+def answer_logprobs(
+    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+) -> Tensor:
+    """Compute, by one teacher-forced pass, the log-probability of each answer token (n, t), in fp32.
+
+    The distribution is the sampled one, softmax(logits / temperature). What stands behind an answer's end means
+    nothing.
+    """
+    logits, targets = _answer_logits(model, prompts, answers, temperature)
+    return _chosen(logits, targets) - logits.logsumexp(dim=-1)
+
+
+def answer_logprobs_and_entropy(
+    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+) -> Tensor:
+    """Compute, beside each log-probability, the entropy of the distribution that it is from (n, t, 2)."""
+    logits, targets = _answer_logits(model, prompts, answers, temperature)
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = -torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * logprobs).sum(dim=-1)
+    return torch.stack([_chosen(logprobs, targets), entropy], dim=-1)
+
+
+def answer_values(critic: "Critic", prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+    """Compute the critic's value of the text before each answer token (n, t), in fp32."""
+    batch = _pad(prompts, answers, critic.device)
+    keep = batch.targets.shape[1] + 1
+    values: Tensor = critic(**batch.inputs)
+    return values[:, -keep:-1]
+
+
+@torch.no_grad()
+def in_groups(
+    compute: Callable[[Sequence[Tokens], Sequence[Tokens]], Tensor],
+    prompts: Sequence[Tokens],
+    answers: Sequence[Tokens],
+    rows: int,
+) -> Tensor:
+    """Compute a table (n, t, ...) without gradient, `rows` of similar length at a time; zero behind an answer's end."""
+    longest = max(map(len, answers))
+    groups = by_length(prompts, answers, rows)
+    parts = [compute([prompts[i] for i in group], [answers[i] for i in group]) for group in groups]
+    table = parts[0].new_zeros(len(answers), longest, *parts[0].shape[2:])
+    for group, part in zip(groups, parts, strict=True):
+        table[group, : part.shape[1]] = part
+    table[~answer_mask(answers, table.device)] = 0.0
+    return table
+
+
+def by_length(prompts: Sequence[Tokens], answers: Sequence[Tokens], size: int) -> list[list[int]]:
+    """Put rows of similar length into groups of at most `size`, so that little is padded."""
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def rows_in_a_pass(model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
+    """Tell how many of these rows go through the model at once, by the memory that they need."""
+    longest_answer = max(map(len, answers)) + 1
+    longest = max(map(len, prompts)) + longest_answer
+    vocabulary: int = model.config.get_text_config().vocab_size
+    by_logits = LOGITS_IN_A_PASS // (longest_answer * vocabulary)
+    return max(1, min(by_logits, TOKENS_IN_A_PASS // longest))
+
+
+class Critic(nn.Module):
+    """A decoder with a score head, read at every place instead of the last one only."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Give the value of the text up to each token (n, length), in fp32."""
+        inner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        output = inner.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        values: Tensor = inner.score(output.last_hidden_state)
+        return values.squeeze(-1).float()
+
+
+class _Batch(NamedTuple):
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    """The answers, right-padded (n, t): the last t places of the inputs."""
+
+
+def _pad(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device) -> _Batch:
+    """Put prompts to the left and answers to the right of one column, with positions counted from the first token."""
+    before, after = max(map(len, prompts)), max(map(len, answers))
+    ids = torch.full((len(prompts), before + after), FILLER)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start, end = before - len(prompt), before + len(answer)
+        ids[row, start:end] = torch.tensor([*prompt, *answer])
+        mask[row, start:end] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    return _Batch({"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}, ids[:, before:])
+
+
+def _answer_logits(
+    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the logits that each answer token was drawn from (n, t, v), over the temperature, and the tokens."""
+    batch = _pad(prompts, answers, model.device)
+    keep = batch.targets.shape[1] + 1
+    output = model(**batch.inputs, use_cache=False, logits_to_keep=keep)
+    return output.logits[:, -keep:-1].float() / temperature, batch.targets
+
+
+def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
+    return table.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _decode(
+    model: PreTrainedModel, prompts: Sequence[Tokens], draws: Tensor, stop: frozenset[int], temperature: float
+) -> list[list[int]]:
+    """Sample token by token with a cache, dropping answers from the batch as they end."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    open_rows = list(range(len(prompts)))
+    inputs = _pad(prompts, [[] for _ in prompts], model.device).inputs
+    mask, positions = inputs["attention_mask"], inputs["position_ids"]
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    for place in range(draws.shape[1]):
+        drawn = _draw(output.logits[:, -1], temperature, draws[open_rows, place])  # (open,)
+        for row, token in zip(open_rows, drawn.tolist(), strict=True):
+            answers[row].append(token)
+        going_on = [i for i, row in enumerate(open_rows) if answers[row][-1] not in stop]
+        if not going_on or place + 1 == draws.shape[1]:
+            break
+        if len(going_on) < len(open_rows):
+            index = torch.tensor(going_on, device=mask.device)
+            output.past_key_values.batch_select_indices(index)
+            mask, positions, drawn = mask[index], positions[index], drawn[index]
+            open_rows = [open_rows[i] for i in going_on]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions[:, -1:] + 1
+        output = model(
+            input_ids=drawn[:, None],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
+    return answers
+
+
+def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """Draw a token for each row (n, v) by where its uniform number (n,) falls in the cumulative distribution."""
+    cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,75 @@
+"""Scores of sampled answers: several weighted rewards, each kept apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.contract.rewards import Answer, Score
+from alignkit.errors import NotFiniteError, PluginError
+from alignkit.learn.data import Prompt
+from alignkit.learn.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A reward that has been opened, and its share."""
+
+    name: str
+    score: Score
+    weight: float = 1.0
+
+
+class Scored(NamedTuple):
+    """Scores of n answers."""
+
+    total: Tensor
+    """Weighted and added up (n,)."""
+    parts: dict[str, Tensor]
+    """Each reward by itself, without its weight (n,)."""
+
+
+def score_rollout(
+    rollout: Rollout,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: Sequence[Weighted],
+) -> Scored:
+    """Score every answer with every reward; `prompts` are what the rollout's rows point at.
+
+    Raises PluginError where a reward gives too many or too few scores, NotFiniteError where one is not a number.
+    """
+    answers = as_answers(rollout, prompts, tokenizer)
+    parts = {reward.name: _checked(reward, answers) for reward in rewards}
+    total = torch.stack([parts[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
+    return Scored(total, parts)
+
+
+def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    """Decode what was sampled, without special tokens."""
+    texts = tokenizer.batch_decode(rollout.answers, skip_special_tokens=True)
+    return [
+        Answer(prompts[row].text, text, finished, prompts[row].row)
+        for row, text, finished in zip(rollout.rows, texts, rollout.finished, strict=True)
+    ]
+
+
+def _checked(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
+    scores = torch.tensor(reward.score(answers), dtype=torch.float32)
+    if scores.shape != (len(answers),):
+        raise PluginError(
+            f"the reward gave {tuple(scores.shape)} scores for {len(answers)} answers",
+            f"reward {reward.name!r}",
+            "it must return one number for each answer",
+        )
+    odd = int((~scores.isfinite()).sum())
+    if odd:
+        raise NotFiniteError(
+            f"{odd} of {len(answers)} scores are not finite numbers",
+            f"reward {reward.name!r}",
+            "mend the reward; an answer that cannot be scored needs a low score, not a NaN",
+        )
+    return scores

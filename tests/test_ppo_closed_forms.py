@@ -1,0 +1,87 @@
+"""Where PPO ends is known: the best policy is start * exp(score / kl_coef) / Z, and its objective kl_coef * log Z.
+
+A wrong sign, mask, placement or scale anywhere in the method misses these numbers.
+"""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from tiny_models import STOP, uniform_models
+
+from alignkit.contract.settings import Optimisation
+from alignkit.learn.rollouts import Rollout
+from alignkit.learn.scoring import Scored
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, train
+
+KL_COEF = 0.1
+
+
+def settings(updates: int, longest: int, penalty: float) -> PPOSettings:
+    return PPOSettings(
+        learning_rate=3e-3,
+        updates=updates,
+        batch=128,
+        kl=KL(coef=KL_COEF),
+        critic=CriticSettings(learning_rate=3e-3),
+        generation=Generation(max_new_tokens=longest, unfinished="subtract", penalty=penalty),
+        optimisation=Optimisation(),
+    )
+
+
+def as_scores(values: list[float]) -> Scored:
+    scores = torch.tensor(values)
+    return Scored(scores, {"known": scores})
+
+
+def last_10(log: list[dict[str, float]], name: str) -> float:
+    return sum(figures[name] for figures in log[-10:]) / 10
+
+
+def even_tokens(rollout: Rollout) -> Scored:
+    return as_scores([sum(token % 2 == 0 for token in answer) / len(answer) for answer in rollout.answers])
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_answers_of_fixed_length_reach_the_known_optimum(seed) -> None:
+    length, share = 8, 1 / (1 + math.exp(-1 / (8 * KL_COEF)))
+    best_kl = length * (share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share)))
+    models = uniform_models(vocabulary=16, seed=seed, stop=frozenset())
+    log: list[dict[str, float]] = []
+
+    train(models, [[1]], even_tokens, settings(60, length, penalty=0), seed, lambda _, f: log.append(dict(f)))
+
+    assert share - KL_COEF * best_kl == pytest.approx(0.6470, abs=1e-4)
+    assert last_10(log, "objective/rlhf_reward") == pytest.approx(0.6470, abs=0.01)
+    assert last_10(log, "objective/kl") == pytest.approx(best_kl, abs=0.15)
+
+
+def ones_and_an_end(answer: list[int]) -> float:
+    """Reward tokens 1, of at most 5, and take a half off answers that do not end."""
+    return answer.count(1) / 5 - 0.5 * (answer[-1] != STOP)
+
+
+def best_objective_of_ended_answers() -> float:
+    """Enumerate all 1,365 answers of at most 5 tokens out of 5, token 0 ending them."""
+    expected = 0.0
+    for length in range(1, 6):
+        for body in product(range(1, 5), repeat=length - 1):
+            for last in range(5) if length == 5 else [STOP]:
+                expected += 5.0**-length * math.exp(ones_and_an_end([*body, last]) / KL_COEF)
+    return KL_COEF * math.log(expected)
+
+
+def ones(rollout: Rollout) -> Scored:
+    return as_scores([answer.count(1) / 5 for answer in rollout.answers])
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed) -> None:
+    models = uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP]))
+    log: list[dict[str, float]] = []
+
+    train(models, [[STOP]], ones, settings(80, 5, penalty=0.5), seed, lambda _, figures: log.append(dict(figures)))
+
+    assert best_objective_of_ended_answers() == pytest.approx(0.19826, abs=1e-5)
+    assert 0.17 <= last_10(log, "objective/rlhf_reward") < 0.205

@@ -1,0 +1,63 @@
+"""Models with a few thousand weights, made on the spot."""
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
+
+from alignkit.learn.layouts import Models
+from alignkit.learn.rollouts import Critic
+
+STOP = 0
+
+
+def llama_config(vocabulary: int, width: int = 32) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=None,  # torch keeps the padding token's embedding at zero, and this model has no token to spare
+        eos_token_id=STOP,
+        bos_token_id=1,
+    )
+
+
+def llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(llama_config(vocabulary)).eval()
+
+
+def gpt2(vocabulary: int, seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=STOP)
+    return GPT2LMHeadModel(config).eval()
+
+
+def llama_critic(vocabulary: int, seed: int = 1) -> Critic:
+    torch.manual_seed(seed)
+    config = llama_config(vocabulary)
+    config.num_labels = 1
+    model = LlamaForSequenceClassification(config).eval()
+    torch.nn.init.zeros_(model.score.weight)
+    return Critic(model)
+
+
+def at_random(model: PreTrainedModel) -> PreTrainedModel:
+    """Make every token equally likely."""
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    return model
+
+
+def uniform_models(vocabulary: int, seed: int, stop: frozenset[int]) -> Models:
+    """A policy that answers at random, its frozen twin, and a critic that knows nothing."""
+    policy, reference = (at_random(llama(vocabulary, seed)) for _ in range(2))
+    return Models(policy, reference.requires_grad_(False), llama_critic(vocabulary, seed + 1), stop)
