@@ -1,0 +1,294 @@
+"""The report: one file that opens offline and says what the stages' files say."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.contract.events import Figure, Metrics, Sample, StageFinished, Warned
+from alignkit.plan.make import make_plan
+from alignkit.plan.plan import Plan
+from alignkit.run import rundir
+from alignkit.run.curves import curves, thin
+from alignkit.run.journal import Journal
+from alignkit.run.report import MOST_SAMPLES, Report, write_report
+
+PLUGIN = Path(__file__).parent / "light" / "methods.py"
+
+RECIPE = """
+name = "light"
+seed = 1
+[stage.first]
+method = "count"
+count.steps = 5
+gates.steps.min = 1
+[stage.second]
+method = "shout"
+[stage.spare]
+method = "count"
+"""
+
+FACTS = {
+    "stage": "first",
+    "method": "count",
+    "inputs": {"text": [{"kind": "Text", "name": "corpus", "fingerprint": "0123456789"}]},
+    "seconds": 200.4,
+    "began": "2026-11-23T12:00:00+00:00",
+    "ended": "2026-11-23T12:03:20+00:00",
+    "peak_memory": {"memory": 3 * 2**30},
+    "processes": 1,
+    "device": "cpu",
+    "host": "here",
+    "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+    "artifact": {"kind": "Text"},
+}
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "light.toml").write_text(RECIPE)
+    return make_plan("light.toml", until="second", plugins=[PLUGIN])
+
+
+def folder_of(plan: Plan, stage: str, *, finished: bool = True) -> Path:
+    place = rundir.stage_folder if finished else rundir.partial_folder
+    return place(Path("runs").resolve(), stage, str(plan.stage(stage).fingerprint))
+
+
+def tell(folder: Path, *events: Any, facts: dict[str, Any] | None = None) -> None:
+    """Leave a stage's files as if it had told these events."""
+    folder.mkdir(parents=True)
+    journal = Journal(folder, {})
+    for event in events:
+        journal.tell(event)
+    journal.close()
+    if facts is not None:
+        (folder / rundir.STAGE).write_text(json.dumps(facts))
+
+
+def written(plan: Plan, **more: Any) -> str:
+    path = Path("runs/light/report.html").resolve()
+    write_report(path, plan, Path("runs").resolve(), **more)
+    return path.read_text("utf-8")
+
+
+class Texts(HTMLParser):
+    """Collects what a reader sees, and every tag that is opened and closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.seen.append(" ".join(data.split()))
+
+
+def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0, 2.0), facts=FACTS)
+
+    seen = Texts(written(plan)).seen
+
+    start = seen.index("floor") + 1
+    assert seen[start : start + 10] == [
+        "first",
+        "count",
+        "finished",
+        "Text",
+        "3 min 20 s",
+        "3.0 GiB",
+        "steps",
+        "0",
+        "5",
+        "2",
+    ]
+    assert [seen[seen.index(word) + 1] for word in ("versions", "machine", "most memory")] == [
+        "torch 2.13.0, trl 1.16.0",
+        "here, cpu, 1 process",
+        "memory 3.0 GiB",
+    ]
+
+
+def test_each_stage_says_what_became_of_it(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), facts=FACTS)
+    tell(folder_of(plan, "second", finished=False))
+
+    seen = Texts(written(plan, reused={"first"})).seen
+
+    states = [seen[seen.index(stage) + 2] for stage in ("first", "second", "spare")]
+    assert states == ["reused", "not finished", "not needed"]
+
+
+def test_a_failure_is_told_at_the_top(plan: Plan) -> None:
+    seen = Texts(written(plan, failure="stage 'first': <out> of memory")).seen
+
+    assert seen[seen.index("The run ended early.") + 1] == "stage 'first': <out> of memory"
+
+
+def test_the_last_figure_of_a_name_counts(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 4.0), Figure("first", "steps", 0.0, 5.0), facts=FACTS)
+
+    seen = Texts(written(plan)).seen
+
+    assert (seen.count("steps"), seen[seen.index("steps") + 2]) == (1, "5")
+
+
+def test_settings_stand_beside_their_defaults(plan: Plan) -> None:
+    seen = Texts(written(plan)).seen
+
+    at = seen.index("count.steps")
+    assert seen[at : at + 3] == ["count.steps", "5", "3"]
+
+
+def test_samples_stand_side_by_side_and_are_text(plan: Plan) -> None:
+    rows = [
+        Sample("first", {"prompt": "<script>alert(1)</script>", "before": "so so", "reward": 0.51234}),
+        Sample("first", {"prompt": "why?", "after": "because"}),
+    ]
+    tell(folder_of(plan, "first"), *rows, facts=FACTS)
+
+    page = written(plan)
+
+    seen = Texts(page).seen
+    start = seen.index("prompt")
+    assert seen[start : start + 9] == [
+        "prompt", "before", "reward", "after", "<script>alert(1)</script>", "so so", "0.5123", "why?", "because",
+    ]  # fmt: skip
+    assert "<script" not in page
+
+
+def test_more_samples_than_a_page_bears_are_counted(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), *(Sample("first", {"n": float(n)}) for n in range(MOST_SAMPLES + 7)), facts=FACTS)
+
+    assert "7 more in the stage's events.jsonl" in Texts(written(plan)).seen
+
+
+def test_warnings_are_shown_with_their_remedy(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), Warned("first", "3 rows are <long>", "cut them"), facts=FACTS)
+
+    assert Texts(written(plan)).seen.count("3 rows are <long>; cut them") == 2
+
+
+def test_a_report_needs_nothing_from_elsewhere(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), *metrics(50), Sample("first", {"see": "https://example.org"}), facts=FACTS)
+
+    page = written(plan)
+
+    folder = folder_of(plan, "first").name
+    links = [link for link in Texts(page).links if not link.startswith("#")]
+    assert links == [f"../stages/{folder}"]
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_a_report_of_many_metrics_and_long_texts_stays_below_a_megabyte(plan: Plan) -> None:
+    values = {f"metric{n}": 0.0 for n in range(60)}
+    many = [
+        Metrics("first", n, 2000, {key: math.sin(n * (i + 1)) for i, key in enumerate(values)}) for n in range(2000)
+    ]
+    samples = [Sample("first", dict.fromkeys(("prompt", "a", "b", "c"), "x" * 20000)) for _ in range(100)]
+    tell(folder_of(plan, "first"), *many, *samples, facts=FACTS)
+
+    assert len(written(plan).encode()) < 1_000_000
+
+
+def test_every_table_row_has_the_cells_of_its_head(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0), facts=FACTS)
+
+    page = written(plan)
+
+    table = page[page.index("What came of it") :]
+    rows = re.findall(r"<tr>.*?</tr>", table[: table.index("</table>")], re.DOTALL)
+    assert [len(re.findall(r"<t[hd]", row)) for row in rows] == [10, 10, 10, 10]
+
+
+def metrics(count: int) -> list[Metrics]:
+    return [Metrics("first", n, count, {"loss": 1 / (n + 1), "objective/kl": float(n)}) for n in range(count)]
+
+
+def test_a_report_is_written_after_each_stage(plan: Plan) -> None:
+    tell(folder_of(plan, "first"), facts=FACTS)
+    report = Report(plan, Path("runs"))
+
+    report(StageFinished("first", "count", "Text", str(folder_of(plan, "first")), 1.0))
+
+    assert "finished" in Texts(report.path.read_text("utf-8")).seen
+
+
+def test_a_report_is_written_when_a_run_breaks(plan: Plan) -> None:
+    report = Report(plan, Path("runs"))
+
+    with pytest.raises(ValueError), report:
+        raise ValueError("the sky is falling")
+
+    assert "ValueError('the sky is falling')" in Texts(report.path.read_text("utf-8")).seen
+
+
+def test_a_report_that_cannot_be_written_hides_no_failure(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    Path("runs").write_text("a file in the way")
+    report = Report(plan, Path("runs"))
+
+    with pytest.raises(ValueError), report:
+        raise ValueError("the sky is falling")
+
+    assert caplog.messages == [f"{report.path} cannot be written (Not a directory)"]
+
+
+def test_a_report_imports_nothing_heavy() -> None:
+    script = "import sys, jinja2, alignkit.run.report; print({'torch', 'transformers', 'trl'} & {*sys.modules})"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "set()\n"
+
+
+def test_a_curve_runs_from_corner_to_corner() -> None:
+    (curve,) = curves([Metrics("first", n, 4, {"loss": float(4 - n)}) for n in range(1, 4)])
+
+    assert curve.lines == ("0.0,0.0 150.0,45.0 300.0,90.0",)
+    assert (curve.high, curve.low, curve.last, curve.first_step, curve.last_step) == ("3", "1", "1", 1, 3)
+
+
+def test_a_curve_is_interrupted_where_a_value_is_not_finite() -> None:
+    values = [1.0, 2.0, math.nan, 2.0, 1.0]
+
+    (curve,) = curves([Metrics("first", n, 4, {"loss": value}) for n, value in enumerate(values)])
+
+    assert curve.lines == ("0.0,90.0 75.0,0.0", "225.0,0.0 300.0,90.0")
+
+
+def test_the_curves_that_matter_come_first() -> None:
+    told = [Metrics("first", n, 2, {"a": n, "loss": n, "objective/kl": n, "objective/scores": n}) for n in range(2)]
+
+    assert [curve.name for curve in curves(told)] == ["objective/scores", "objective/kl", "loss", "a"]
+
+
+def test_a_metric_that_was_told_once_is_no_curve() -> None:
+    assert curves([Metrics("first", 1, 1, {"loss": 1.0})]) == []
+
+
+def test_thinning_keeps_ends_and_spikes() -> None:
+    series = [(n, 0.0) for n in range(10_000)]
+    series[4321] = (4321, 99.0)
+
+    kept = thin(series, 300)
+
+    assert len(kept) <= 300
+    assert kept[0] == (0, 0.0)
+    assert kept[-1] == (9999, 0.0)
+    assert (4321, 99.0) in kept
+    assert kept == sorted(kept)
