@@ -112,5 +112,15 @@ INTERRUPTED, TERMINATED = 130, 143
 
 def near_miss(word: str, known: Sequence[str]) -> str:
     """Say `did you mean 'x'?` if one of the known words is close to the given one, else nothing."""
-    match = get_close_matches(word, known, n=1, cutoff=0.7)
+    match = [other for other in known if _one_slip(word, other)] or get_close_matches(word, known, n=1, cutoff=0.7)
     return f"did you mean {match[0]!r}?" if match else ""
+
+
+def _one_slip(word: str, other: str) -> bool:
+    """Say whether one letter wrong, missing or too many, or two swapped, make one word of the other."""
+    if min(len(word), len(other)) < 3 or abs(len(word) - len(other)) > 1:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    a, b = word[same:], other[same:]
+    swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
+    return swapped or a[1:] == b[1:] or a == b[1:] or a[1:] == b

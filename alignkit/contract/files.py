@@ -5,7 +5,6 @@ Every reader yields `(place, row)`, where the place is `file:line` (or `file, ro
 
 import csv
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,7 +28,11 @@ def rows_of(path: Path, unit: str = "paragraph") -> Placed:
             if not file.read(1):
                 raise DataError("the file is empty", str(path), "give it rows, or take it out of the recipe")
         with _open(path) as file:
-            yield from _reader(path, unit)(path, file)
+            rows = _reader(path, unit)(path, file)
+            if (first := next(rows, None)) is None:
+                raise DataError("the file holds no rows", str(path), "give it rows, or take it out of the recipe")
+            yield first
+            yield from rows
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"the gzip file is damaged or cut off ({error})", str(path), "copy it again") from error
     except FileNotFoundError as error:
@@ -87,9 +90,12 @@ def _json_lines(path: Path, file: BinaryIO) -> Placed:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+    except json.JSONDecodeError as error:
+        problem = f"not JSON ({error.msg}, column {error.colno})"
+        raise DataError(problem, where, "write one JSON object on each line") from error
     except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"not JSON ({reason})", where, "write one JSON object on each line") from error
+        problem = "not JSON that can be read (nested too deeply, or a number too long)"
+        raise DataError(problem, where, "correct the row or leave it out") from error
     return _checked(row, where)
 
 
@@ -114,8 +120,9 @@ def _json_array(path: Path, file: BinaryIO) -> Placed:
     except json.JSONDecodeError as error:
         hint = "name it .jsonl if each line is an object" if error.msg == "Extra data" else ""
         raise DataError(f"not JSON ({error.msg})", f"{path}:{error.lineno}", hint) from error
-    except RecursionError as error:
-        raise DataError("not JSON that can be read (too deeply nested)", str(path)) from error
+    except (ValueError, RecursionError) as error:
+        problem = "not JSON that can be read (nested too deeply, or a number too long)"
+        raise DataError(problem, str(path), "correct the file") from error
     if not isinstance(rows, list):
         raise DataError(f"the file holds {_json_name(rows)}, not a list of rows", str(path), "write [ {...}, ... ]")
     for number, row in enumerate(rows, start=1):
@@ -124,19 +131,19 @@ def _json_array(path: Path, file: BinaryIO) -> Placed:
 
 
 def _csv(path: Path, file: BinaryIO) -> Placed:
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
-    line = 1
+    reader = csv.DictReader((line for _, line in _lines(path, file)), strict=True)
     try:
         for row in reader:
-            where, line = f"{path}:{reader.line_num}", reader.line_num
+            where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise DataError("the row has more or fewer cells than the first line names", where)
+                raise DataError(
+                    "the row has more or fewer cells than the first line names",
+                    where,
+                    "put text that holds commas or line breaks in quotes",
+                )
             yield where, row
-    except UnicodeDecodeError as error:
-        raise _not_utf8(f"{path}:{line + 1} or after", error) from error
     except csv.Error as error:
-        raise DataError(f"not CSV ({error})", f"{path}:{line + 1}") from error
+        raise DataError(f"not CSV ({error})", f"{path}:{reader.line_num}", "correct the line") from error
 
 
 def _parquet(path: Path, file: BinaryIO) -> Placed:

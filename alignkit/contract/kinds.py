@@ -128,11 +128,12 @@ SOURCE_KINDS: Mapping[str, type[Artifact]] = {
 
 
 def kinds_by_name() -> dict[str, type[Artifact]]:
-    """Give every kind that is defined by now, third parties' among them."""
+    """Give every kind that is defined by now, third parties' among them; nobody's replaces one of ours."""
     found: dict[str, type[Artifact]] = {}
     waiting: list[type[Artifact]] = [Artifact]
     while waiting:
         kind = waiting.pop()
-        found[kind.__name__] = kind
+        if kind.__module__ == __name__ or kind.__name__ not in globals():
+            found[kind.__name__] = kind
         waiting += kind.__subclasses__()
     return found

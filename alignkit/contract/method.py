@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import SHARED, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
+"""What a stage may have besides tables of settings, each under the name of its method."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def method(name: str) -> Callable[[Callable[..., Any]], Method]:
     def wrap(function: Callable[..., Any]) -> Method:
         if not NAME.fullmatch(name):
             raise _wrong(name, function, f"its name must match {NAME.pattern}")
+        if name in STAGE_KEYS:
+            raise _wrong(name, function, "a stage has a key of that name")
         hints = _hints(name, function)
         parameters = list(inspect.signature(function).parameters.values())
         settings = _check_head(name, function, parameters, hints)
@@ -85,7 +89,7 @@ def _wrong(name: str, function: Callable[..., Any], why: str) -> PluginError:
 def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         why = f"{error}; an annotation imported only under TYPE_CHECKING cannot be read, import it normally"
         raise _wrong(name, function, why) from error
 
@@ -118,8 +122,9 @@ def _input(name: str, function: Callable[..., Any], parameter: inspect.Parameter
     optional = type(None) in options
     if not kinds or not all(map(_is_kind, kinds)) or (several and optional):
         raise _wrong(name, function, f"its input {role!r} must be a kind, a union, optional, or a tuple of kinds")
-    if optional != (default is None) or (default not in (inspect.Parameter.empty, None) and default != ()):
+    left_out = () if several else None
+    if default not in (inspect.Parameter.empty, left_out) or (optional and default is not None):
+        raise _wrong(name, function, f"its input {role!r} can only default to {left_out}")
+    if default is None and not optional:
         raise _wrong(name, function, f"its input {role!r} must be `Kind | None = None` to be optional")
-    if several and default == ():
-        return Input(role, kinds, several=True, optional=True)
-    return Input(role, kinds, several, optional)
+    return Input(role, kinds, several, optional or default == ())

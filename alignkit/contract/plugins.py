@@ -4,19 +4,20 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import Distribution, EntryPoint, distribution, entry_points
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import distribution, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NoReturn, TypeVar
 
 import pluggy
 
 from alignkit.contract import hookspecs
 from alignkit.contract.method import Method
 from alignkit.contract.rewards import RewardFunction
-from alignkit.errors import PluginError, near_miss
+from alignkit.errors import AlignkitError, PluginError, RecipeError, near_miss
 
 BUILT_IN = (
     "alignkit.methods.clm",
@@ -26,6 +27,9 @@ BUILT_IN = (
     "alignkit.methods.evaluate",
     "alignkit.demo.gold",
 )
+
+Offer = Method | RewardFunction
+OfferT = TypeVar("OfferT", Method, RewardFunction)
 
 
 @dataclass(frozen=True)
@@ -63,146 +67,167 @@ class Plugins:
     broken: tuple[Broken, ...] = ()
     heavy: tuple[Origin, ...] = ()
     """Packages that import torch merely by being loaded."""
-    loaded: tuple[Origin, ...] = field(default=())
+    loaded: tuple[Origin, ...] = ()
 
     def method(self, name: str) -> Method:
-        """Give the method of that name; raises PluginError where two offer it, or where none does."""
+        """Give the method of that name.
+
+        Raises PluginError where two offer it, or a broken plugin may, and RecipeError where none does.
+        """
         if clash := self.clashes.get(f"method:{name}"):
             raise PluginError(
                 f"method {name!r} is offered by {' and by '.join(map(str, clash))}",
                 remedy="uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
             )
-        try:
-            return self.methods[name]
-        except KeyError as error:
-            raise PluginError(
-                f"no plugin offers a method {name!r}", remedy=self.advice(name, list(self.methods))
-            ) from error
+        if name not in self.methods:
+            raise self.lacks("method", name, list(self.methods))
+        return self.methods[name]
 
-    def advice(self, name: str, known: Sequence[str]) -> str:
-        """Say what may help where a name is unknown: a near miss, else the broken plugins, else a package."""
+    def lacks(self, noun: str, name: str, known: Sequence[str], stem: str = "", where: str = "") -> AlignkitError:
+        """Make the error for an unknown name: a near miss, else the broken plugins, else what there is."""
+        problem = f"{stem}no plugin offers a {noun} {name!r}"
         if close := near_miss(name, known):
-            return close
+            return RecipeError(problem, where, close)
         if self.broken:
             reasons = [f"{broken.origin} ({broken.reason})" for broken in self.broken]
             more = f" and {len(reasons) - 2} more, see `alignkit methods`" if len(reasons) > 2 else ""
-            return f"a plugin that cannot be loaded may offer it: {'; '.join(reasons[:2])}{more}"
-        return f"there are {', '.join(sorted(known))}; others come by pip install, perhaps alignkit-{name}"
+            remedy = f"a plugin that cannot be loaded may offer it: {'; '.join(reasons[:2])}{more}"
+            return PluginError(problem, where, remedy)
+        remedy = f"there are {', '.join(sorted(known)) or 'none'}; others come by pip install, perhaps alignkit-{name}"
+        return RecipeError(problem, where, remedy)
 
 
 def load_plugins(files: Sequence[Path] = ()) -> Plugins:
     """Load built-in methods, installed packages and the given files.
 
-    A package that fails is listed as broken and never stops the others. ALIGNKIT_PLUGINS, where set, is the list
-    of entry points to load (comma-separated, or empty for none). Raises PluginError where a given file is missing.
+    A package that fails is listed as broken and never stops the others. ALIGNKIT_PLUGINS, where set, lists the entry
+    points or packages to load (comma-separated, or empty for none). Raises PluginError where a given file is missing.
     """
+    for file in files:
+        _check_file(file)
     hooks = pluggy.PluginManager(hookspecs.GROUP)
     hooks.add_hookspecs(hookspecs)
+    offers: dict[str, list[tuple[Origin, Offer]]] = {}
     broken: list[Broken] = []
     heavy: list[Origin] = []
     loaded: list[Origin] = []
     for origin, load in _candidates(files):
-        light = "torch" not in sys.modules
-        reason = _register(hooks, origin, load)
-        if reason:
-            broken.append(Broken(origin, reason))
-        else:
+        was_light = "torch" not in sys.modules
+        try:
+            for key, offer in _offers(hooks, origin, load):
+                offers.setdefault(key, []).append((origin, offer))
             loaded.append(origin)
-        if light and "torch" in sys.modules:
+        except (Exception, SystemExit) as error:
+            hooks.unregister(name=_registered(origin))
+            broken.append(Broken(origin, _reason(error)))
+        if was_light and "torch" in sys.modules:
             heavy.append(origin)
-    return _collect(hooks, loaded, broken, tuple(heavy))
+    first = {key: found[0] for key, found in offers.items()}
+    return Plugins(
+        hooks,
+        methods={offer.name: offer for _, offer in first.values() if isinstance(offer, Method)},
+        rewards={offer.name: offer for _, offer in first.values() if isinstance(offer, RewardFunction)},
+        origins={key: origin for key, (origin, _) in first.items()},
+        clashes={key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1},
+        broken=tuple(broken),
+        heavy=tuple(heavy),
+        loaded=tuple(loaded),
+    )
 
 
-class _Load:
-    """How to get at a plugin's module."""
-
-    def __init__(self, source: EntryPoint | str | Path) -> None:
-        self.source = source
-
-    def __call__(self) -> object:
-        if isinstance(self.source, EntryPoint):
-            return self.source.load()
-        return _from_file(self.source) if isinstance(self.source, Path) else importlib.import_module(self.source)
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise PluginError("there is no such plugin file", str(file), "check the path given with -p")
+    if file.suffix != ".py":
+        raise PluginError("not a Python file", str(file), "give -p a file that ends in .py")
 
 
-def _candidates(files: Sequence[Path]) -> Iterator[tuple[Origin, _Load]]:
+def _candidates(files: Sequence[Path]) -> Iterator[tuple[Origin, Callable[[], object]]]:
     version = distribution("alignkit").version
     for module in BUILT_IN:
-        yield Origin(module, "alignkit", version), _Load(module)
-    chosen = os.environ.get("ALIGNKIT_PLUGINS")
-    names = None if chosen is None else {name.strip() for name in chosen.split(",")}
-    for point in sorted(entry_points(group=hookspecs.GROUP), key=lambda p: p.name):
-        if names is None or point.name in names:
-            yield _origin(point.name, point.dist), _Load(point)
+        yield Origin(module, "alignkit", version), partial(importlib.import_module, module)
+    yield from _installed()
     for file in files:
-        yield Origin(file.stem, str(file), file=file.resolve()), _Load(file)
+        yield Origin(file.stem, str(file), file=file.resolve()), partial(_from_file, file)
 
 
-def _origin(plugin: str, dist: Distribution | None) -> Origin:
-    return Origin(plugin, dist.name, dist.version) if dist else Origin(plugin, plugin)
+def _installed() -> Iterator[tuple[Origin, Callable[[], object]]]:
+    chosen = os.environ.get("ALIGNKIT_PLUGINS")
+    wanted = None if chosen is None else {name.strip() for name in chosen.split(",") if name.strip()}
+    missing = set(wanted or ())
+    for point in sorted(entry_points(group=hookspecs.GROUP), key=lambda point: point.name):
+        origin = Origin(
+            point.name, point.dist.name if point.dist else point.name, point.dist.version if point.dist else ""
+        )
+        if wanted is None or {origin.plugin, origin.package} & wanted:
+            missing -= {origin.plugin, origin.package}
+            yield origin, point.load
+    for name in sorted(missing):
+        yield Origin(name, name), partial(_not_installed, name)
+
+
+def _not_installed(name: str) -> NoReturn:
+    raise PluginError(f"ALIGNKIT_PLUGINS names {name!r}, and no package that is installed has such a plugin")
 
 
 def _from_file(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise PluginError("there is no such plugin file", str(file), "check the path given with -p")
     name = f"alignkit_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise PluginError("not a Python file", str(file), "give -p a file that ends in .py")
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
-def _register(hooks: pluggy.PluginManager, origin: Origin, load: _Load) -> str:
-    """Register one plugin; give the reason where it cannot be used."""
-    try:
-        module = load()
-        hooks.register(module, name=f"{origin.package}:{origin.plugin}")
-    except PluginError as error:
-        if origin.file and not origin.file.is_file():
-            raise
-        return str(error)
-    except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"
-    try:
-        hooks.check_pending()
-    except pluggy.PluginValidationError as error:
-        hooks.unregister(module)
-        return f"a hook of it does not exist: {error}"
-    return ""
+def _registered(origin: Origin) -> str:
+    return f"{origin.package}:{origin.plugin}"
 
 
-def _collect(
-    hooks: pluggy.PluginManager, loaded: list[Origin], broken: list[Broken], heavy: tuple[Origin, ...]
-) -> Plugins:
-    offers: dict[str, list[tuple[Origin, Method | RewardFunction]]] = {}
-    for origin in list(loaded):
-        try:
-            for key, offer in _offers(hooks, origin):
-                offers.setdefault(key, []).append((origin, offer))
-        except Exception as error:
-            broken.append(Broken(origin, f"{type(error).__name__}: {error}"))
-            loaded.remove(origin)
-    methods: dict[str, Method] = {}
-    rewards: dict[str, RewardFunction] = {}
-    for found in offers.values():
-        offer = found[0][1]
-        if isinstance(offer, Method):
-            methods[offer.name] = offer
-        else:
-            rewards[offer.name] = offer
-    origins = {key: found[0][0] for key, found in offers.items()}
-    clashes = {key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1}
-    return Plugins(hooks, methods, rewards, origins, clashes, tuple(broken), heavy, tuple(loaded))
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
 
 
-def _offers(hooks: pluggy.PluginManager, origin: Origin) -> Iterable[tuple[str, Method | RewardFunction]]:
-    plugin = hooks.get_plugin(f"{origin.package}:{origin.plugin}")
-    methods: Iterable[Any] = getattr(plugin, "alignkit_methods", list)()
-    rewards: Iterable[Any] = getattr(plugin, "alignkit_rewards", list)()
-    for offer, kind in [(m, Method) for m in methods] + [(r, RewardFunction) for r in rewards]:
-        if not isinstance(offer, kind):
-            raise TypeError(f"it offers {offer!r}, which is no {kind.__name__}; decorate the function")
-        yield f"{kind.__name__.lower().removesuffix('function')}:{offer.name}", offer
+def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], object]) -> list[tuple[str, Offer]]:
+    """Load and register one plugin, and ask it what it offers. Raises whatever it raises."""
+    plugin = load()
+    hooks.register(plugin, name=_registered(origin))
+    _check_hooks(hooks, plugin)
+    found = [(f"method:{m.name}", m) for m in _asked(hooks.hook.alignkit_methods, plugin, Method)]
+    return [*found, *((f"reward:{r.name}", r) for r in _asked(hooks.hook.alignkit_rewards, plugin, RewardFunction))]
+
+
+def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:
+    """Refuse a hook that does not exist, and a function that is named like one but not marked."""
+    known = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
+    marked = [caller.name for caller in hooks.get_hookcallers(plugin) or ()]
+    for name in marked:
+        if name not in known:
+            hint = near_miss(name, known) or f"the hooks are {', '.join(known)}"
+            raise PluginError(f"there is no hook {name!r}", remedy=hint)
+    for name in known:
+        if name not in marked and callable(getattr(plugin, name, None)):
+            raise PluginError(f"{name} is not marked as a hook", remedy="put @hookimpl above it")
+
+
+def _asked(hook: pluggy.HookCaller, plugin: object, kind: type[OfferT]) -> list[OfferT]:
+    found: list[OfferT] = []
+    for implementation in hook.get_hookimpls():
+        if implementation.plugin is not plugin:
+            continue
+        offers = implementation.function()
+        if not isinstance(offers, Iterable):
+            raise PluginError(f"{hook.name} returned {offers!r}, not a list")
+        for offer in offers:
+            if not isinstance(offer, kind):
+                decorator = f"@{kind.__name__.lower().removesuffix('function')}"
+                raise PluginError(
+                    f"{hook.name} offers {offer!r}, which is no {kind.__name__}", remedy=f"put {decorator} above it"
+                )
+            found.append(offer)
+    return found

@@ -1,8 +1,10 @@
 """Records: rows of several sources, with their columns named our way and split by their prompt."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ class Part(BaseModel):
     columns: Mapping[str, str] = {}
     """Our name of a column -> theirs."""
     split: str | None = None
-    """A hub split, with a slice: `train[:2000]`."""
+    """A hub split, with a slice: `train[:2000]`; of files a slice."""
     rows: int | None = None
     """Take so many rows from the start."""
     keep: tuple[str, ...] = ()
@@ -39,7 +41,8 @@ class Part(BaseModel):
     """All rows are of this side, whatever their prompt."""
 
 
-SLICE = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+SLICE = r"(?P<name>[\w./-]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
+"""A split and a slice of it, either of which may be left out."""
 
 
 def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Placed:
@@ -48,16 +51,18 @@ def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Place
     `wanted` are the sets of columns of the kind. Raises DataError at the first row that lacks them or whose fields
     are not text.
     """
-    match = SLICE.fullmatch(part.split or "")
-    start = int(match["start"] or 0) if match else 0
-    stop = int(match["stop"]) if match and match["stop"] else None
+    for place, row in islice(_raw(part, kind), *_limits(part)):
+        yield place, shaped(row, place, kind, wanted, part)
+
+
+def _limits(part: Part) -> tuple[int, int | None]:
+    match = re.fullmatch(SLICE, part.split or "")
+    start, stop = (match["start"], match["stop"]) if match else (None, None)
+    first = int(start or 0)
+    ends = [int(stop)] if stop else []
     if part.rows is not None:
-        stop = min(stop, start + part.rows) if stop is not None else start + part.rows
-    for number, (place, row) in enumerate(_raw(part, kind)):
-        if stop is not None and number >= stop:
-            return
-        if number >= start:
-            yield place, shaped(row, place, kind, wanted, part)
+        ends.append(first + part.rows)
+    return first, max(first, min(ends)) if ends else None
 
 
 def _raw(part: Part, kind: str) -> Placed:
@@ -72,70 +77,111 @@ def _hub_rows(part: Part) -> Placed:
     from datasets import load_dataset
 
     name, _, config = (part.hub or "").partition(":")
-    split = SLICE.fullmatch(part.split or "train")
-    rows = load_dataset(str(part.paths[0]), config or None, split=split["name"] if split else "train", streaming=True)
+    split = re.fullmatch(SLICE, part.split or "train")
+    rows = load_dataset(str(part.paths[0]), config or None, split=(split and split["name"]) or "train", streaming=True)
     for number, row in enumerate(rows, start=1):
         yield f"hf:{name}, row {number}", dict(row)
 
 
 def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> Row:
     """Give the row with our column names: one of the wanted sets, and what the source keeps."""
-    renamed = {**row, **{ours: row[theirs] for ours, theirs in part.columns.items() if theirs in row}}
-    for columns in wanted:
-        if all(column in renamed for column in columns) and _meant(columns, row, wanted, part):
-            kept = {name: row[name] for name in part.keep if name in row}
-            held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
-            return kept | {column: _checked(renamed[column], column, place) for column in columns} | held
-    raise DataError(_lacks(row, kind, wanted, part), place, _remedy(row, wanted, part))
-
-
-def _meant(columns: Sequence[str], row: Row, wanted: Sequence[Sequence[str]], part: Part) -> bool:
-    """Say whether a set that leaves out a column of the first one is meant so, and not merely misnamed.
-
-    It is where the source maps a column of it, or where the row has nothing else.
-    """
-    if not set(columns) < set(wanted[0]):
-        return True
-    others = set(row) - set(columns) - set(part.keep) - {"held_out"}
-    return bool(set(columns) & set(part.columns)) or not others
-
-
-def _lacks(row: Row, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> str:
-    for ours, theirs in part.columns.items():
+    for key, theirs in [*((f"columns.{ours}", theirs) for ours, theirs in part.columns.items()),
+                        *(("keep", name) for name in part.keep)]:  # fmt: skip
         if theirs not in row:
-            return f"columns.{ours} names {theirs!r}, which the row lacks; it has {', '.join(row) or 'no columns'}"
+            raise _names_nothing(row, place, part, key, theirs)
+    renamed = {**row, **{ours: row[theirs] for ours, theirs in part.columns.items()}}
+    columns = next((columns for columns in wanted if all(column in renamed for column in columns)), None)
+    if columns is None:
+        raise _lacks(row, place, kind, wanted, part)
+    _refuse_guess(columns, row, place, wanted, part)
+    values = {column: checked(renamed[column], column, place) for column in columns}
+    if len({type(value) for column, value in values.items() if column not in ("label", "rating")}) > 1:
+        both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
+                            if isinstance(v, str | list))  # fmt: skip
+        raise DataError(f"{both}", place, "make all of them text or all of them messages")
+    held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
+    return {name: row[name] for name in part.keep} | values | held
+
+
+def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> DataError:
+    known = list(row)
+    problem = f"sources.{part.name}.{key} names {theirs!r}, which the row lacks; it has {', '.join(known) or 'nothing'}"
+    return DataError(problem, place, near_miss(theirs, known))
+
+
+def _lacks(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> DataError:
     sets = " or ".join(" + ".join(columns) for columns in wanted)
-    return f"{kind.lower()} need the columns {sets}; the row has {', '.join(row) or 'none'}"
+    known = {**row, **dict.fromkeys(part.columns, "")}
+    missing = next(column for column in wanted[0] if column not in known)
+    return DataError(
+        f"{kind.lower()} need the columns {sets}; the row has {', '.join(row) or 'none'}",
+        place,
+        f'say which column it is: sources.{part.name}.columns.{missing} = "..."',
+    )
 
 
-def _remedy(row: Row, wanted: Sequence[Sequence[str]], part: Part) -> str:
-    for theirs in part.columns.values():
-        if theirs not in row:
-            return near_miss(theirs, list(row)) or f"correct sources.{part.name}.columns"
-    missing = next((column for column in wanted[0] if column not in row), wanted[0][0])
-    return f"""say which column it is: sources.{part.name}.columns.{missing} = "..." """.strip()
+def _refuse_guess(columns: Sequence[str], row: Row, place: str, wanted: Sequence[Sequence[str]], part: Part) -> None:
+    """Refuse a row that lacks a column of the preferred set, and has one of text that might be it by another name.
+
+    A source that names one of the columns that are there means it so.
+    """
+    others = [c for c, v in row.items() if isinstance(v, str | list) and c not in (*columns, *part.keep)]
+    if not set(columns) < set(wanted[0]) or set(columns) & set(part.columns) or not others:
+        return
+    missing = next(column for column in wanted[0] if column not in columns)
+    raise DataError(
+        f"the row has {' and '.join(columns)}, no {missing}, and {', '.join(others)} besides",
+        place,
+        f'write sources.{part.name}.columns.{missing} = "{others[0]}" if that is it, '
+        f'else columns.{columns[0]} = "{columns[0]}"',
+    )
 
 
-def _checked(value: Any, column: str, place: str) -> Any:
+def checked(value: Any, column: str, place: str) -> Any:
+    """Give a column's value if it is what the column holds; raises DataError if not."""
     if column == "label":
-        return _expect(isinstance(value, bool), value, column, place, "true or false")
+        return _expect(*_label(value), value, column, place, "true or false")
     if column == "rating":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return _expect(number, value, column, place, "a number")
+        return _expect(*_rating(value), value, column, place, "a number")
     if column != "messages" and isinstance(value, str):
-        return value
+        return _expect(_is_whole(value), value, value, column, place, "text in whole characters")
     if column == "text" or not isinstance(value, list):
-        return _expect(False, value, column, place, "text" if column != "messages" else "a list of messages")
+        return _expect(False, value, value, column, place, "text" if column != "messages" else "a list of messages")
     for turn in value:
         fine = isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        _expect(fine, turn, column, place, 'messages such as {"role": "user", "content": "..."}')
-    return _expect(bool(value), value, column, place, "at least one message")
+        _expect(fine, turn, turn, column, place, 'messages such as {"role": "user", "content": "..."}')
+        _expect(_is_whole(turn["content"]), turn, turn, column, place, "text in whole characters")
+    return _expect(bool(value), value, value, column, place, "at least one message")
 
 
-def _expect(fine: bool, value: Any, column: str, place: str, what: str) -> Any:
+def _label(value: Any) -> tuple[bool, Any]:
+    """Read a label also from CSV, which knows text only, and from data sets that count classes."""
+    known = {"true": True, "false": False, "1": True, "0": False}
+    word = str(value).lower()
+    return word in known, known.get(word)
+
+
+def _rating(value: Any) -> tuple[bool, Any]:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    return math.isfinite(number), number
+
+
+def _is_whole(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: JSON's escapes can make halves of characters."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _expect(fine: bool, meant: Any, value: Any, column: str, place: str, what: str) -> Any:
     if fine:
-        return value
-    shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+        return meant
+    shown = ascii(value) if not isinstance(value, str) or not _is_whole(value) else repr(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
     raise DataError(f"{column!r} must be {what}, and is {shown}", place, "correct the row or leave it out")
 
 
@@ -160,7 +206,7 @@ def _is_held_out(row: Row, part: Part) -> bool:
 
 def key_of(row: Row) -> str:
     """Give the text that decides a row's side: its prompt, a chat's first user message, else the text itself."""
-    value = next((row[c] for c in ("prompt", "messages", "text", "completion") if row.get(c)), "")
+    value = next((row[c] for c in ("prompt", "messages", "text", "completion", "chosen") if row.get(c)), "")
     if isinstance(value, str):
         return value
     first = next((turn for turn in value if turn["role"] == "user"), value[0])
@@ -188,7 +234,8 @@ def with_prompt(row: Row) -> Row:
     size = _shared(chosen, rejected)
     if isinstance(chosen, str):
         marker = chosen.rfind("\n\nAssistant:", 0, size)
-        size = marker + len("\n\nAssistant:") if marker >= 0 else chosen.rfind(" ", 0, size) + 1
+        white = max(chosen.rfind(space, 0, size) for space in " \n\t")
+        size = marker + len("\n\nAssistant:") if marker >= 0 else white + 1
     return {**row, "prompt": chosen[:size], "chosen": chosen[size:], "rejected": rejected[size:]}
 
 

@@ -1,85 +1,113 @@
 """Settings of a recipe against their class: every mistake at once, in plain words."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import Problem, RecipeError, near_miss
+from alignkit.plan.toml import Keys
 
 S = TypeVar("S", bound=Settings)
-Where = Callable[..., str]
-"""Says where a setting stands, given its path inside its table."""
+Find = Callable[[Keys], tuple[str, str]]
+"""Says where a setting stands and what its full name is, given its path inside its table."""
 
 
-def read_settings(kind: type[S], given: Mapping[str, Any], where: Where, prefix: str) -> S:
-    """Validate what a recipe says; a message names a setting as `prefix` + its path.
+def read_settings(
+    kind: type[S], given: Mapping[str, Any], find: Find, typed: Mapping[Keys, str] = MappingProxyType({})
+) -> S:
+    """Validate what a recipe says. Raises RecipeError with all that is wrong.
 
-    Raises RecipeError with all that is wrong.
+    `typed` are the settings of the command line, as they were typed: where text is wanted, `1.50` means that text.
     """
     try:
-        return kind.model_validate_json(json.dumps(_as_written(kind, given), default=str), strict=True)
+        return kind.model_validate_json(json.dumps(_as_typed(kind, given, typed), default=str), strict=True)
     except ValidationError as error:
-        problems = [_problem(kind, detail, where, prefix) for detail in error.errors()]
-        raise RecipeError.of(list(dict.fromkeys(problems))) from error
+        raise RecipeError.of(list(_problems(kind, error, find))) from error
 
 
-def _as_written(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Give numbers as text where a setting takes text only: `--set x.label=1` means the text."""
-    fields = kind.model_fields
-    return {
-        key: str(value)
-        if key in fields and isinstance(value, int | float) and not isinstance(value, bool) and _text_only(fields[key])
-        else value
-        for key, value in given.items()
-    }
+def _as_typed(kind: type[Settings], given: Mapping[str, Any], typed: Mapping[Keys, str]) -> dict[str, Any]:
+    values = dict(given)
+    for key, field in kind.model_fields.items():
+        value, inner = values.get(key), _group(field)
+        if inner and isinstance(value, dict):
+            below = {path[1:]: text for path, text in typed.items() if path[0] == key and len(path) > 1}
+            values[key] = _as_typed(inner, value, below)
+        elif (key,) in typed and not isinstance(value, str) and _takes_text_only(field):
+            values[key] = typed[key,]
+    return values
 
 
-def _text_only(field: Any) -> bool:
-    options = {option for option in get_args(field.annotation) if option is not type(None)} or {field.annotation}
-    return options == {str}
+def _takes_text_only(field: FieldInfo) -> bool:
+    return set(get_args(field.annotation) or (field.annotation,)) <= {str, type(None)}
 
 
-def _problem(kind: type[Settings], detail: ErrorDetails, find: Where, prefix: str) -> Problem:
-    keys = _keys(kind, detail)
-    where = find(*keys)
-    name = ".".join(keys)
-    if detail["type"] == "extra_forbidden":
-        known = list(_group(kind, keys[:-1]).model_fields)
-        hint = near_miss(keys[-1], known) or f"there are {', '.join(known)}"
-        return Problem(f"{prefix}{name}: unknown setting", where, hint)
-    shown = json.dumps(detail["input"], default=str)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return Problem(f"{prefix}{name}: {_plain(detail)}, and is {shown}", where, _hint(detail))
-
-
-def _keys(kind: type[Settings], detail: ErrorDetails) -> list[str]:
-    """Give the path of a setting, without the names that pydantic adds for the members of a union."""
-    keys: list[str] = []
-    group: type[Settings] | None = kind
-    for part in map(str, detail["loc"]):
-        known = group is not None and part in group.model_fields
-        if known or (detail["type"] == "extra_forbidden" and part == str(detail["loc"][-1])):
-            keys.append(part)
-            group = _inner(group, part) if known and group else None
-    return keys or [str(detail["loc"][0])]
-
-
-def _group(kind: type[Settings], keys: list[str]) -> type[Settings]:
-    for key in keys:
-        kind = _inner(kind, key) or kind
-    return kind
-
-
-def _inner(kind: type[Settings], key: str) -> type[Settings] | None:
-    annotation = kind.model_fields[key].annotation
-    for option in (annotation, *get_args(annotation)):
+def _group(field: FieldInfo) -> type[Settings] | None:
+    """Give the class of a group of settings, also of one that may be left out."""
+    for option in (field.annotation, *get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, Settings):
             return option
     return None
+
+
+def _problems(kind: type[Settings], error: ValidationError, find: Find) -> Iterator[Problem]:
+    """Tell one problem for each setting; the members of a union are alternatives of one."""
+    found: dict[Keys, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        found.setdefault(_keys(kind, detail), []).append(detail)
+    for keys, details in found.items():
+        if any(other[: len(keys)] == keys != other for other in found):
+            continue
+        where, name = find(keys)
+        yield (
+            _unknown(kind, keys, where, name)
+            if details[0]["type"] == "extra_forbidden"
+            else Problem(f"{name}: {_wrong(details)}", where, _hint(details))
+        )
+
+
+def _keys(kind: type[Settings], detail: ErrorDetails) -> Keys:
+    """Give the path of a setting, without the names that pydantic adds for the members of a union."""
+    keys: list[str] = []
+    group: type[Settings] | None = kind
+    for part in detail["loc"]:
+        if group is not None and part in group.model_fields:
+            keys.append(str(part))
+            field = group.model_fields[str(part)]
+            group = _group(field)
+            if get_origin(field.annotation) in (Mapping, dict):
+                return (*keys, *map(str, detail["loc"][len(keys) : len(keys) + 1]))
+    if detail["type"] == "extra_forbidden":
+        keys.append(str(detail["loc"][-1]))
+    return tuple(keys)
+
+
+def _unknown(kind: type[Settings], keys: Keys, where: str, name: str) -> Problem:
+    for key in keys[:-1]:
+        kind = _group(kind.model_fields[key]) or kind
+    known = list(kind.model_fields)
+    hint = near_miss(keys[-1], known) or f"there are {', '.join(known) or 'none'}"
+    return Problem(f"{name}: unknown setting", where, hint)
+
+
+def _wrong(details: list[ErrorDetails]) -> str:
+    kind = details[0]["type"]
+    if kind == "missing":
+        return "must be given"
+    if kind == "json_invalid":
+        return "a text is not UTF-8"
+    plain = list(dict.fromkeys(map(_plain, details)))
+    words = " or ".join([plain[0], *(text.removeprefix("must be ") for text in plain[1:])])
+    shown = json.dumps(details[0]["input"], default=str, ensure_ascii=False)
+    if kind == "value_error" and isinstance(details[0]["input"], dict):
+        return words
+    return f"{words}, and is {shown if len(shown) <= 60 else f'{shown[:57]}...'}"
 
 
 _WORDS = {
@@ -90,6 +118,7 @@ _WORDS = {
     "bool_type": "must be true or false",
     "finite_number": "must be a finite number",
     "tuple_type": "must be a list",
+    "list_type": "must be a list",
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
     "mapping_type": "must be a table",
@@ -102,12 +131,13 @@ def _plain(detail: ErrorDetails) -> str:
         return word
     if detail["type"] == "value_error":
         return str(detail.get("ctx", {}).get("error", detail["msg"]))
-    text = detail["msg"].replace("Input should", "must").replace("String should", "must")
+    text = re.sub(r"^\w+ should", "must", detail["msg"])
     return text[0].lower() + text[1:]
 
 
-def _hint(detail: ErrorDetails) -> str:
-    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
-        expected = str(detail.get("ctx", {}).get("expected", ""))
-        return near_miss(detail["input"], [word.strip("' ") for word in expected.replace(" or ", ",").split(",")])
+def _hint(details: list[ErrorDetails]) -> str:
+    for detail in details:
+        if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+            expected = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+            return near_miss(detail["input"], expected)
     return ""

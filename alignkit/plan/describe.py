@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 from alignkit.contract.method import Input, Method
 from alignkit.contract.plugins import Plugins
 from alignkit.contract.settings import SHARED, Settings
-from alignkit.errors import RecipeError
 from alignkit.plan.tables import table
 
 BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
@@ -44,9 +43,9 @@ def list_methods(plugins: Plugins, width: int | None) -> list[str]:
 
 
 def find_method(plugins: Plugins, name: str) -> Method:
-    """Give the method of that name, where one or more packages offer it. Raises RecipeError where none does."""
+    """Give the method of that name, where one or more packages offer it. Raises what `Plugins.lacks` makes."""
     if name not in plugins.methods:
-        raise RecipeError(f"no plugin offers a method {name!r}", remedy=plugins.advice(name, list(plugins.methods)))
+        raise plugins.lacks("method", name, list(plugins.methods))
     return plugins.methods[name]
 
 

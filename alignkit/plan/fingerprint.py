@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -58,10 +59,14 @@ def code_identity(origin: Origin, module: str) -> str:
     if origin.package == "alignkit":
         own = _module_file(module)
         return f"alignkit {_hash_sources((own, *_shared()))}" if _editable("alignkit") else _released(origin)
-    if _editable(origin.package):
-        folder = _module_file(module).parent
-        return f"{origin.package} {_hash_sources(tuple(sorted(folder.rglob('*.py'))))}"
-    return str(origin)
+    return f"{origin.package} {_hash_sources(_package_files(module))}" if _editable(origin.package) else str(origin)
+
+
+def _package_files(module: str) -> Sequence[Path]:
+    """Give the sources of the whole package that a module belongs to; of one that stands alone, itself."""
+    top = sys.modules[module.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(top, "__path__", ())]
+    return sorted(file for folder in folders for file in folder.rglob("*.py")) or [_module_file(module)]
 
 
 def _released(origin: Origin) -> str:
@@ -77,8 +82,7 @@ def _module_file(module: str) -> Path:
     return Path(sys.modules[module].__file__ or "")
 
 
-@lru_cache
-def _hash_sources(files: tuple[Path, ...]) -> str:
+def _hash_sources(files: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
         total.update(hashlib.sha256(file.read_bytes()).digest())
@@ -94,28 +98,30 @@ def _editable(package: str) -> bool:
     return bool(url and json.loads(url).get("dir_info", {}).get("editable"))
 
 
+TOO_YOUNG = 2_000_000_000
+"""Nanoseconds since its last change in which a file may change again without its mtime telling."""
+
+
 class FileHashes:
     """Hashes of files, remembered under path, size, mtime and inode, so that planning stays quick."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        try:
-            self.known: dict[str, list[Any]] = json.loads(cache.read_text("utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
+        self.known = _read_cache(cache)
         self.changed = False
 
     def of(self, file: Path) -> str:
         """Give the sha256 of a file's content."""
         stat = file.stat()
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        known = self.known.get(str(file))
-        if known and known[:3] == state:
-            return str(known[3])
+        *known, content = self.known.get(str(file)) or [""]
+        if known == state:
+            return str(content)
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        self.known[str(file)] = [*state, content]
-        self.changed = True
+        if time.time_ns() - stat.st_mtime_ns > TOO_YOUNG:
+            self.known[str(file)] = [*state, content]
+            self.changed = True
         return content
 
     def save(self) -> None:
@@ -129,3 +135,11 @@ class FileHashes:
             staged.replace(self.cache)
         except OSError:
             staged.unlink(missing_ok=True)
+
+
+def _read_cache(cache: Path) -> dict[str, list[Any]]:
+    try:
+        known = json.loads(cache.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {file: facts for file, facts in known.items() if isinstance(facts, list)} if isinstance(known, dict) else {}

@@ -1,23 +1,21 @@
 """A recipe: read from TOML, with overrides, and a line for every problem."""
 
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alignkit.contract.method import NAME
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
+from alignkit.plan.toml import DEEPEST, Keys, key_lines, parse
 
+OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
+"""What `--set` may say besides keys of stages and sources."""
 KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
 LARGEST = 256 * 1024
 """Bytes of a recipe; more is a mistake or an attack."""
-DEEPEST = 16
-"""Parts of a dotted key: tomllib takes quadratic time in them."""
-
-Path_ = tuple[str, ...]
-"""A place inside a recipe, such as ("stage", "align", "ppo", "kl")."""
 
 
 @dataclass(frozen=True)
@@ -34,40 +32,63 @@ class Recipe:
     defaults: Mapping[str, Any]
     result: tuple[str, ...]
     requires: tuple[str, ...]
-    overrides: Mapping[Path_, Any]
+    overrides: Mapping[Keys, Any]
     errors: tuple[RecipeError, ...] = ()
     """What is wrong with its shape, to be told together with what else is wrong."""
 
     def where(self, *path: str) -> str:
-        """Say where something stands: the override that gave it, else the file with the line."""
-        for override in self.overrides:
-            if override[: len(path)] == path or path[: len(override)] == override:
-                return "--set " + ".".join(override[1:] if override[0] in ("stage", "sources") else override)
-        line = _line(self.text, path)
+        """Say where something stands: the override that gave it, else the file with the line of it or around it."""
+        given = [o for o in self.overrides if o == path[: len(o)]]
+        if not given and path not in self._lines:
+            given = [o for o in self.overrides if o[: len(path)] == path]
+        if given:
+            return "--set " + _dotted(given[-1])
+        line = next((line for size in range(len(path), 0, -1) if (line := self._lines.get(path[:size]))), None)
         return f"{self.path.name}:{line}" if line else self.path.name
+
+    def typed(self, *path: str) -> dict[Keys, str]:
+        """Give the overrides below a place as they were typed, by the rest of their path."""
+        size = len(path)
+        return {o[size:]: v for o, v in self.overrides.items() if o[:size] == path != o and isinstance(v, str)}
+
+    @cached_property
+    def _lines(self) -> Mapping[Keys, int]:
+        return key_lines(self.text)
+
+
+def _dotted(override: Keys) -> str:
+    return ".".join(override[1:] if override[0] in ("stage", "sources") else override)
 
 
 def combine(errors: Sequence[AlignkitError]) -> AlignkitError:
     """Make one error of many; its kind, and so the exit status, is that of the gravest."""
     for kind in (RecipeError, PluginError, DataError):
         if any(isinstance(error, kind) for error in errors):
-            return kind.of([problem for error in errors for problem in error.problems])
+            problems = [problem for error in errors for problem in error.problems]
+            return kind.of(list(dict.fromkeys(problems)))
     return errors[0]
 
 
 def find_recipe(name: str | Path) -> Path:
     """Give the path of a recipe: a file, else the packaged recipe of that name. Raises RecipeError."""
     path = Path(name)
-    if path.is_file():
+    if _exists(path):
         return path.resolve()
-    packaged = packaged_recipes()
-    if found := packaged.get(path.name.removesuffix(".toml")):
-        return found
     if path.is_dir():
         raise RecipeError("this is a folder, not a recipe", str(path), "give the .toml file")
-    known = ", ".join(sorted(packaged))
-    remedy = near_miss(path.name.removesuffix(".toml"), list(packaged)) or f"the packaged recipes are {known}"
+    packaged = packaged_recipes()
+    stem = path.name.removesuffix(".toml")
+    if stem in packaged and path == Path(path.name):
+        return packaged[stem]
+    remedy = near_miss(stem, list(packaged)) or f"the packaged recipes are {', '.join(packaged)}"
     raise RecipeError("there is no such recipe", str(path), remedy)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise RecipeError(f"this is no path of a recipe ({error.strerror})", f"{str(path)[:60]}...") from error
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -83,117 +104,81 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
     Raises RecipeError where it cannot be read at all; lesser mistakes are in `errors`.
     """
     text = _text(path)
-    table = _parse(path, text)
-    placed = _place_overrides(table, overrides or {})
-    for where, value in placed.items():
-        _lay(table, where, value)
-    if seed is not None:
-        table["seed"] = seed
-    return _shape(path, text, table, placed)
+    table = parse(text, path.name)
+    given = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
+    placed: dict[Keys, Any] = {}
+    errors: list[RecipeError] = []
+    for key, value in given.items():
+        try:
+            where = _place(table, key)
+            _lay(table, where, _toml_value(value) if isinstance(value, str) else value, key)
+            placed[where] = value
+        except RecipeError as error:
+            errors.append(error)
+    _refuse_long_numbers(table, path.name)
+    return _shape(path, text, table, placed, errors)
 
 
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    if len(raw) > LARGEST:
-        raise RecipeError(f"the recipe has {len(raw)} bytes, more than {LARGEST}", str(path), "is it a recipe?")
     try:
-        text = raw.decode("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"the recipe cannot be read ({error.strerror})", str(path)) from error
+    if len(raw) > LARGEST:
+        raise RecipeError(f"the recipe has more than {LARGEST} bytes", str(path), "is it a recipe?")
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise RecipeError("the recipe is not UTF-8", f"{path.name}:{line}", "save it as UTF-8") from error
-    for number, content in enumerate(text.splitlines(), start=1):
-        if content.partition("=")[0].count(".") > DEEPEST:
-            raise RecipeError(f"a key has more than {DEEPEST} parts", f"{path.name}:{number}", "shorten it")
-    return text.replace("\r\n", "\n")
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-        line = int(found[1]) if found else text.count("\n") + 1
-        column = f":{found[2]}" if found else ""
-        problem = re.sub(r" \(at .*\)$", "", str(error))
-        raise RecipeError(f"not TOML ({problem})", f"{path.name}:{line}{column}", _toml_advice(text, line)) from error
-    except (RecursionError, ValueError) as error:
-        raise RecipeError("not TOML that can be read (nested too deeply, or a number too long)", path.name) from error
+def _place(table: Mapping[str, Any], key: str) -> Keys:
+    """Say what an override means: a key of a stage, of a source, or of the recipe itself."""
+    parts = tuple(key.split("."))
+    stages, sources = dict(_items(table.get("stage"))), dict(_items(table.get("sources")))
+    if len(parts) > DEEPEST:
+        raise RecipeError(f"a key has more than {DEEPEST} parts", f"--set {key[:60]}...", "shorten it")
+    if parts[0] in stages:
+        return ("stage", *parts)
+    if parts[0] in sources:
+        return ("sources", *parts)
+    if parts[0] in OVERRIDABLE:
+        return parts
+    hint = near_miss(parts[0], [*stages, *sources, *OVERRIDABLE])
+    known = f"there are {', '.join([*stages, *sources, *OVERRIDABLE])}"
+    raise RecipeError(f"the recipe has no stage or source {parts[0]!r}", f"--set {key}", hint or known)
 
 
-def _toml_advice(text: str, line: int) -> str:
-    """Explain the mistake that TOML's own message leaves unclear: a line break inside `{ }`."""
-    for start in (line, line - 1):
-        if 0 < start <= text.count("\n") + 1:
-            content = re.sub(r'"[^"]*"|#.*', "", text.splitlines()[start - 1]) if text else ""
-            if content.count("{") > content.count("}"):
-                return "a table in { } must stand on one line; use a [table] of its own for more lines"
-    return "correct the line"
-
-
-def _line(text: str, path: Path_) -> int | None:
-    """Find the line of a key, or of the nearest table around it."""
-    best, best_line = 0, None
-    table: Path_ = ()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\[?([^\]]+)\]", line):
-            here = table = tuple(_keys(header[1]))
-        elif key := re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line):
-            here = table + tuple(_keys(key[1]))
-        else:
-            continue
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(here, path, strict=False)) if a != b), min(len(here), len(path))
-        )
-        if shared > best and (shared == len(here) or shared == len(path)):
-            best, best_line = shared, number
-    return best_line
-
-
-def _keys(dotted: str) -> Iterator[str]:
-    for bare, double, single in re.findall(r"""([\w-]+)|"([^"]*)"|'([^']*)'""", dotted):
-        yield bare or double or single
-
-
-def _place_overrides(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[Path_, Any]:
-    stages, sources = table.get("stage", {}), table.get("sources", {})
-    placed: dict[Path_, Any] = {}
-    for key, value in overrides.items():
-        parts = tuple(key.split("."))
-        if parts[0] in stages:
-            placed["stage", *parts] = value
-        elif parts[0] in sources:
-            placed["sources", *parts] = value
-        elif parts[0] in ("defaults", "seed", "name", "result", "requires"):
-            placed[parts] = value
-        else:
-            known = [*stages, *sources, "defaults", "seed", "result"]
-            raise RecipeError(
-                f"the recipe has no stage or source {parts[0]!r}",
-                f"--set {key}",
-                near_miss(parts[0], known) or f"it has {', '.join(known)}",
-            )
-    return placed
-
-
-def _lay(table: dict[str, Any], path: Path_, value: Any) -> None:
-    for key in path[:-1]:
-        inner = table.setdefault(key, {})
+def _lay(table: dict[str, Any], path: Keys, value: Any, key: str) -> None:
+    for name in path[:-1]:
+        inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"{key!r} is a value, not a table", f"--set {'.'.join(path)}", "shorten the path")
+            raise RecipeError(f"{name!r} is a value, not a table", f"--set {key}", "shorten the path")
         table = inner
-    table[path[-1]] = _toml_value(value) if isinstance(value, str) else value
+    table[path[-1]] = value
+
+
+def _refuse_long_numbers(value: Any, file: str) -> None:
+    """Refuse what no setting can mean, and what Python itself refuses to print."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise RecipeError("a whole number has more than 64 bits", file, "write a smaller one")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_long_numbers(inner, file)
 
 
 def _toml_value(text: str) -> Any:
     """Read a value as TOML where it is, else take it as a string."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, ValueError, RecursionError):
         return text
-    return value
 
 
-def _shape(path: Path, text: str, table: dict[str, Any], placed: Mapping[Path_, Any]) -> Recipe:
+def _shape(
+    path: Path, text: str, table: Mapping[str, Any], placed: Mapping[Keys, Any], errors: Sequence[RecipeError]
+) -> Recipe:
     tables = {key: table.get(key, {}) for key in ("sources", "stage", "defaults")}
     recipe = Recipe(
         name=table.get("name", path.stem),
@@ -207,7 +192,7 @@ def _shape(path: Path, text: str, table: dict[str, Any], placed: Mapping[Path_, 
         requires=_words(table.get("requires", ())),
         overrides=placed,
     )
-    return replace(recipe, errors=tuple(_shape_errors(recipe, table)))
+    return replace(recipe, errors=(*errors, *_shape_errors(recipe, table)))
 
 
 def _items(table: Any) -> Iterable[tuple[str, Any]]:

@@ -2,9 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +25,16 @@ from alignkit.contract.plugins import Plugins
 from alignkit.contract.records import SLICE, Part, placed_rows
 from alignkit.contract.settings import Settings
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
-from alignkit.plan.check import read_settings
+from alignkit.plan.check import Find, read_settings
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
-from alignkit.plan.recipe import Recipe
+from alignkit.plan.recipe import Recipe, packaged_recipes
+from alignkit.plan.toml import Keys
 
 BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "preferences", "prompts"), "reviews")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""
+LARGEST_JSON = 16 * 1024 * 1024
+"""Bytes of a .json file that the planner still reads."""
 
 
 class RecordOptions(Settings):
@@ -40,7 +42,7 @@ class RecordOptions(Settings):
 
     columns: Mapping[str, str] = {}
     """Our name of a column -> the name it has in the source."""
-    split: str | None = Field(default=None, pattern=SLICE.pattern)
+    split: str | None = Field(default=None, pattern=rf"^{SLICE}$")
     """A split of a hub data set, with a slice where wanted: `train[:2000]`. Files: a slice such as `[:2000]`."""
     config: str | None = None
     """The configuration of a hub data set that has several."""
@@ -69,7 +71,7 @@ class RewardOptions(Settings):
 class JudgeOptions(Settings):
     url: str | None = None
     """Where an endpoint answers."""
-    key_env: str | None = None
+    key_env: str | None = Field(default=None, pattern="^[A-Za-z_][A-Za-z0-9_]{0,60}$")
     """The environment variable that holds its key; a key itself never stands in a recipe."""
 
 
@@ -163,13 +165,25 @@ def _read_source(
     kind = SOURCE_KINDS[word]
     options_class = _options_of(kind)
     given = {key: value for key, value in table.items() if key != word}
-    options = read_settings(options_class, given, partial(recipe.where, "sources", name), f"source {name!r}: ")
+    options = read_settings(options_class, given, _find(recipe, name), recipe.typed("sources", name))
     address = _address(recipe, name, word, table[word])
     where = recipe.where("sources", name, word)
     if isinstance(options, RecordOptions):
-        options = _checked_columns(recipe, name, kind, options)
+        _check_columns(recipe, name, kind, options)
+    _check_fitting(recipe, name, address, options)
     resolver = _Resolver(recipe, name, word, kind, options, plugins, hashes, lock, where)
-    return resolver.resolve(address)
+    try:
+        return resolver.resolve(address)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"source {name!r}: the address cannot be read ({reason})", where, "correct it") from error
+
+
+def _find(recipe: Recipe, name: str, *table: str) -> Find:
+    def find(keys: Keys) -> tuple[str, str]:
+        return recipe.where("sources", name, *table, *keys), f"source {name!r}: {'.'.join([*table, *keys])}"
+
+    return find
 
 
 def _kind_word(recipe: Recipe, name: str, table: Mapping[str, Any]) -> str:
@@ -208,18 +222,41 @@ def _address(recipe: Recipe, name: str, word: str, value: Any) -> str | tuple[st
     )
 
 
-def _checked_columns(recipe: Recipe, name: str, kind: type[Artifact], options: RecordOptions) -> RecordOptions:
+def _check_columns(recipe: Recipe, name: str, kind: type[Artifact], options: RecordOptions) -> None:
     assert issubclass(kind, Records)
     known = sorted({column for columns in kind.columns for column in columns})
     for ours in options.columns:
         if ours not in known:
             hint = near_miss(ours, known) or f"{kind.__name__.lower()} have {', '.join(known)}"
             where = recipe.where("sources", name, "columns", ours)
-            raise RecipeError(f"source {name!r}: columns.{ours} is no column of {kind.__name__.lower()}", where, hint)
+            raise RecipeError(f"source {name!r}: columns.{ours}: unknown column", where, hint)
     if not isinstance(options.held_out, str) and not 0 <= options.held_out < 1:
         where = recipe.where("sources", name, "held_out")
         raise RecipeError(f"source {name!r}: held_out must be a share from 0 to below 1", where, "0.05 is usual")
-    return options
+
+
+def _check_fitting(recipe: Recipe, name: str, address: str | tuple[str, ...], options: Options) -> None:
+    """Refuse options that do nothing with an address of this form."""
+    scheme = address.partition(":")[0] if isinstance(address, str) else "files"
+    given = options.model_dump(exclude_unset=True)
+    for key, fits, advice in (
+        ("config", scheme == "hf", "only data sets of the hub have configurations"),
+        ("label", scheme != "function", "only text classifiers have labels"),
+        ("settings", scheme == "function", "only reward functions have settings"),
+        ("held_out", scheme != "builtin", "built-in sources have held-out rows of their own"),
+        (
+            "split",
+            scheme == "hf" or str(given.get("split")).startswith("["),
+            'of files write a slice, such as "[:2000]"',
+        ),
+    ):
+        if key in given and given[key] is not None and not fits:
+            where = recipe.where("sources", name, key)
+            raise RecipeError(f"source {name!r}: {key} does not fit the address {address!r}", where, advice)
+    held = given.get("held_out")
+    if scheme == "hf" and isinstance(held, str) and not re.fullmatch(SLICE, held):
+        where = recipe.where("sources", name, "held_out")
+        raise RecipeError(f"source {name!r}: held_out: {held!r} is no split", where, 'write "test" or "train[:500]"')
 
 
 @dataclass(frozen=True)
@@ -274,7 +311,7 @@ class _Resolver:
 
     def _hub(self, address: str, rest: str) -> Source:
         repository, _, revision = rest.partition("@")
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository, re.ASCII):
             raise RecipeError(
                 f"source {self.name!r}: {rest!r} is no name on the hub", self.where, "write hf:OWNER/NAME"
             )
@@ -285,71 +322,113 @@ class _Resolver:
 
     def _function(self, address: str, rest: str) -> Source:
         if clash := self.plugins.clashes.get(f"reward:{rest}"):
-            raise PluginError(f"reward {rest!r} is offered by {' and by '.join(map(str, clash))}", self.where)
+            raise PluginError(
+                f"source {self.name!r}: reward function {rest!r} is offered by {' and by '.join(map(str, clash))}",
+                self.where,
+                "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
+            )
         if rest not in self.plugins.rewards:
-            hint = self.plugins.advice(rest, list(self.plugins.rewards))
-            kind = PluginError if self.plugins.broken else RecipeError
-            raise kind(f"source {self.name!r}: no plugin offers a reward function {rest!r}", self.where, hint)
+            raise self.plugins.lacks(
+                "reward function", rest, list(self.plugins.rewards), f"source {self.name!r}: ", self.where
+            )
         offered = self.plugins.rewards[rest]
-        find = partial(self.recipe.where, "sources", self.name, "settings")
-        settings = read_settings(offered.settings, self.options.settings, find, f"source {self.name!r}: settings.")
+        find, typed = _find(self.recipe, self.name, "settings"), self.recipe.typed("sources", self.name, "settings")
+        settings = read_settings(offered.settings, self.options.settings, find, typed)
         code = code_identity(self.plugins.origins[f"reward:{rest}"], offered.score.__module__)
         facts = ["function", rest, offered.version, code, self.options.weight, settings.model_dump(mode="json")]
         return self._made(address, "function", facts)
 
-    def _base(self) -> Path:
-        given = ("sources", self.name, self.word) in self.recipe.overrides
+    def _base(self, key: str) -> Path:
+        """Say where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""
+        given = {("sources", self.name), ("sources", self.name, key)} & set(self.recipe.overrides)
         return Path.cwd() if given else self.recipe.path.parent
 
     def _folder(self, address: str) -> Source:
-        path = (self._base() / Path(address).expanduser()).resolve()
+        path = (self._base(self.word) / Path(address).expanduser()).resolve()
         if not path.exists():
             raise DataError(f"source {self.name!r}: there is no {address!r}", self.where, _sibling(path))
         if path.is_file() and path.suffix == ".gguf" and self.kind is Policy:
             return self._made(address, "gguf", ["gguf", self.hashes.of(path), self._options()], files=(path,))
         if path.is_file():
+            remedy = "give the model's folder, or a .gguf file" if self.kind is Policy else "give the model's folder"
+            raise DataError(f"source {self.name!r}: {address!r} is a file", self.where, remedy)
+        content = [[file.name, self.hashes.of(file)] for file in self._model_files(path)]
+        base = self._adapter_base(path)
+        below = [[file.name, self.hashes.of(file)] for file in self._model_files(base)] if base else []
+        return self._made(address, "folder", ["folder", content, below, self._options()], files=(path,))
+
+    def _model_files(self, folder: Path) -> list[Path]:
+        """Give the files of a model folder; raises DataError where it holds no weights that are safe to load."""
+        names = sorted(file.name for file in folder.iterdir() if file.is_file())
+        if not {"config.json", "adapter_config.json"} & set(names):
+            problem = f"source {self.name!r}: {folder} is no model folder (no config.json)"
+            raise DataError(problem, self.where, "give a folder as transformers saves it")
+        if not any(name.endswith(".safetensors") for name in names):
+            pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+            remedy = "convert its pickled weights to safetensors" if pickled else "copy the .safetensors files there"
+            raise DataError(f"source {self.name!r}: the model folder {folder} has no weights", self.where, remedy)
+        if "model.safetensors.index.json" in names:
+            shards = _json(folder / "model.safetensors.index.json").get("weight_map")
+            missing = sorted(set(map(str, shards.values())) - set(names)) if isinstance(shards, dict) else []
+            if missing:
+                problem = f"source {self.name!r}: the model folder {folder} lacks {missing[0]!r}"
+                raise DataError(problem, self.where, "copy it again")
+        return [folder / name for name in names if name.endswith((".json", ".safetensors", ".jinja", ".model", ".txt"))]
+
+    def _adapter_base(self, folder: Path) -> Path | None:
+        """Give the folder of the weights that a LoRA adapter belongs to; None where the folder is no adapter."""
+        if not (folder / "adapter_config.json").is_file():
+            return None
+        named = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+        base = folder / named
+        if not named or not base.is_dir():
             raise DataError(
-                f"source {self.name!r}: {address!r} is a file", self.where, "give the model's folder, or a .gguf file"
+                f"source {self.name!r}: the adapter's base {named!r} is not on this machine",
+                self.where,
+                "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
             )
-        files = _model_files(path, f"source {self.name!r}", self.where)
-        content = sorted((file.name, self.hashes.of(file)) for file in files)
-        base = _adapter_base(path, self.name, self.where)
-        belonging = _model_files(base, f"source {self.name!r}", self.where) if base else []
-        inner = sorted((file.name, self.hashes.of(file)) for file in belonging)  # fmt: skip
-        return self._made(address, "folder", ["folder", content, inner, self._options()], files=(path,))
+        if (base / "adapter_config.json").is_file():
+            raise DataError(
+                f"source {self.name!r}: the adapter's base {named!r} is an adapter itself",
+                self.where,
+                "merge that one into full weights first",
+            )
+        return base.resolve()
 
     def _files(self, addresses: tuple[str, ...]) -> Source:
-        files = tuple(file for address in addresses for file in self._expand(address))
         held = self.options.held_out
-        aside = tuple(self._expand(held)) if isinstance(held, str) else ()
+        files = tuple(file for address in addresses for file in self._expand(address, self.word))
+        aside = tuple(self._expand(held, "held_out")) if isinstance(held, str) else ()
         content = [[self.hashes.of(file) for file in files], [self.hashes.of(file) for file in aside]]
-        source = self._made(
-            ", ".join(addresses), "files", ["files", [format_of(f) for f in files], *content, self._options()],
-            files=files, held_out_files=aside,
-        )  # fmt: skip
+        facts = ["files", [format_of(file) for file in (*files, *aside)], *content, self._options()]
+        source = self._made(", ".join(addresses), "files", facts, files=files, held_out_files=aside)
         _peek(source)
         return source
 
-    def _expand(self, address: str) -> Iterable[Path]:
-        path = self._base() / Path(address).expanduser()
-        if any(sign in address for sign in "*?["):
-            anchor = Path(path.anchor)
-            found = sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
-            if not found:
-                raise DataError(f"source {self.name!r}: no file matches {address!r}", self.where, "check the pattern")
-        elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p))
-            if not found:
-                raise DataError(
-                    f"source {self.name!r}: the folder {address!r} holds no file that can be read",
-                    self.where,
-                    f"files end in {', '.join(FORMATS)}, each also with .gz",
-                )
-        elif path.is_file():
-            found = [path]
+    def _expand(self, address: str, key: str) -> list[Path]:
+        """Find the files of an address: one, those of a folder, or those that match a pattern."""
+        inner = Path(address).expanduser()
+        path = self._base(key) / inner
+        where = self.recipe.where("sources", self.name, key)
+        if path.is_file():
+            return [path.resolve()]
+        if path.is_dir():
+            found = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
+            problem = f"source {self.name!r}: the folder {address!r} holds no file that can be read"
+            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz"
+        elif any(sign in address for sign in "*?["):
+            start = Path(inner.anchor) if inner.is_absolute() else self._base(key)
+            found = [p for p in start.glob(str(inner.relative_to(inner.anchor))) if p.is_file()]
+            problem, remedy = f"source {self.name!r}: no file matches {address!r}", "check the pattern"
         else:
-            raise DataError(f"source {self.name!r}: there is no file {address!r}", self.where, _sibling(path))
-        return [p.resolve() for p in found]
+            found, problem, remedy = [], f"source {self.name!r}: there is no file {address!r}", _sibling(path)
+        if not found:
+            raise DataError(problem, where, remedy)
+        return sorted(p.resolve() for p in found)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _sibling(path: Path) -> str:
@@ -357,52 +436,33 @@ def _sibling(path: Path) -> str:
     return near_miss(path.name, names) or f"it was looked for as {path}"
 
 
-def _model_files(folder: Path, what: str, where: str) -> list[Path]:
-    """Give the files of a model folder; raises DataError where it holds no weights that are safe to load."""
-    names = {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
-    if not names & {"config.json", "adapter_config.json"}:
-        raise DataError(f"{what}: {folder} is no model folder (no config.json)", where, "give a Hugging Face folder")
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-        remedy = "convert its pickled weights to safetensors" if pickled else "copy the .safetensors files there"
-        raise DataError(f"{what}: the model folder {folder} has no weights", where, remedy)
-    wanted = (".json", ".safetensors", ".jinja", ".model", ".txt")
-    return [folder / name for name in sorted(names) if name.endswith(wanted)]
-
-
-def _adapter_base(folder: Path, name: str, where: str) -> Path | None:
-    """Give the folder of the weights that a LoRA adapter belongs to; None where the folder is no adapter."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        return None
-    named = str(json.loads(config.read_text("utf-8")).get("base_model_name_or_path"))
-    base = folder / named
-    if base.is_dir():
-        return base.resolve()
-    raise DataError(
-        f"source {name!r}: the adapter's base {named!r} is not on this machine",
-        where,
-        "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
-    )
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError("the file is not JSON", str(path), "copy it again") from error
+    return value if isinstance(value, dict) else {}
 
 
 def _peek(source: Source) -> None:
-    """Read the first rows of each file, so that a wrong column is found at once."""
+    """Read the first rows of each file, so that a wrong column is found at once.
+
+    A .json file is read only if it is small, because it is read whole.
+    """
     artifact = source.artifact()
     assert isinstance(artifact, Records)
     for part in artifact.parts:
-        for path in part.paths:
-            rows = placed_rows(
-                part.model_copy(update={"paths": (path,)}), artifact.__class__.__name__, artifact.columns
-            )
-            for _ in islice(rows, PEEK):
+        for number, path in enumerate(part.paths):
+            if format_of(path) == ".json" and path.stat().st_size > LARGEST_JSON:
+                continue
+            limits = {} if number == 0 else {"split": None, "rows": None}
+            one = part.model_copy(update={"paths": (path,), **limits})
+            for _ in islice(placed_rows(one, type(artifact).__name__, artifact.columns), PEEK):
                 pass
 
 
 def lock_path(recipe: Path, runs: Path) -> Path:
     """Say where a recipe's hub commits are kept: beside it, or under `runs` for a packaged recipe."""
-    from alignkit.plan.recipe import packaged_recipes
-
     packaged = recipe in packaged_recipes().values()
     return (runs if packaged else recipe.parent) / f"{recipe.stem}.lock"
 

@@ -63,12 +63,15 @@ def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, A
 
 def _named(recipe: Recipe, stage: str, method: Method, wanted: Input, value: Any, offers: Offers) -> tuple[str, ...]:
     where = recipe.where("stage", stage, "inputs", wanted.role)
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise RecipeError(
-            f"stage {stage!r}: inputs.{wanted.role} must be a name or a list of names", where, 'write ["mine"]'
-        )
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+    may_be_empty = wanted.several and wanted.optional
+    if not all(isinstance(name, str) for name in names) or not (names or may_be_empty):
+        problem = f"stage {stage!r}: inputs.{wanted.role} must be a name or a list of names"
+        raise RecipeError(problem, where, f'write inputs.{wanted.role} = ["..."]')
     for name in names:
+        if names.count(name) > 1:
+            problem = f"stage {stage!r}: inputs.{wanted.role} names {name!r} twice"
+            raise RecipeError(problem, where, "name it once")
         _check_named(stage, method, wanted, name, offers, where)
     kinds = [kind for name in names if (kind := offers.kind(name))]
     if len(names) > 1 and not wanted.several and not _concatenate(kinds):

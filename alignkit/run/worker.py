@@ -23,7 +23,7 @@ from typing import Any
 from alignkit.contract.events import Event
 from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins, load_plugins
-from alignkit.errors import LockedError, PluginError, StageError
+from alignkit.errors import AlignkitError, LockedError, PluginError, StageError
 from alignkit.run import rundir
 from alignkit.run.durable import write_json, write_text
 from alignkit.run.failures import explain
@@ -164,7 +164,7 @@ def _find(plugins: Plugins, name: str) -> Method:
     """Find the method by name, as the planner did; the reason is told where that no longer works."""
     try:
         return plugins.method(name)
-    except PluginError as error:
+    except AlignkitError as error:
         raise PluginError(error.problem, f"in {sys.executable}", error.remedy) from error
 
 
