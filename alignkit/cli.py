@@ -5,8 +5,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ from alignkit.errors import INTERRUPTED, AlignkitError, RecipeError
 from alignkit.plan.tables import line_width, short
 
 if TYPE_CHECKING:
+    from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,9 +120,9 @@ def recipe(
         plan = _plan(path, **selection)
     states, remarks = states_of(plan, runs, again)
     console, report = Console([stage.name for stage in plan.stages if stage.wanted]), Report(plan, runs)
-    observers: list[Observer] = [console, report, *([_print_event] if as_json else [])]
+    observers: list[Observer] = [console, report, *([_printer(sys.stdout)] if as_json else [])]
     try:
-        with report, console:
+        with report, console, redirect_stdout(sys.stderr if as_json else sys.stdout):
             console.begin(plan, states, remarks)
             run_plan(plan, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=chosen)
     except AlignkitError as error:
@@ -237,10 +239,10 @@ def _print_problems(error: AlignkitError) -> None:
         click.echo(f"error: {problem}", err=True)
 
 
-def _print_event(event: Any) -> None:
+def _printer(file: TextIO) -> Callable[["Event"], None]:
     from alignkit.contract.events import to_json
 
-    click.echo(json.dumps(to_json(event), ensure_ascii=False))
+    return lambda event: click.echo(json.dumps(to_json(event), ensure_ascii=False), file=file)
 
 
 def _print_json(value: object) -> None:
