@@ -7,6 +7,7 @@ opened. A folder holds full weights, or a LoRA adapter whose full-weights base s
 import importlib.util
 import json
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -152,11 +154,15 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     tokenizer = _tokenizer(start.path)
     base = None if _give_pad(model, tokenizer) else base
     head = score_head(model)
+    if head.bias is None:
+        head.bias = nn.Parameter(torch.zeros(1, dtype=head.weight.dtype))
     if isinstance(start, RewardModel):
-        _, std = _normalisation(start.path)
+        mean, std = _normalisation(start.path)
+        head.bias.data = (head.bias.data - mean) / std
         head.weight.data /= std
     else:
         nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
     model = _moved(model, device())
     return (_adapted(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
 
@@ -249,7 +255,7 @@ def _open_full(
         model = kind.from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
     model.eval()
@@ -524,7 +530,7 @@ def unpack(gguf: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error
     # It says of itself that it is quantised, and would be saved as such.

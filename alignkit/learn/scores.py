@@ -12,7 +12,7 @@ from alignkit.contract.kinds import FunctionReward, Reward, RewardModel
 from alignkit.contract.plugins import load_plugins
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
-from alignkit.errors import PluginError, RecipeError, near_miss
+from alignkit.errors import RecipeError, near_miss
 from alignkit.learn.data import answered, prompt_ids, rendered
 from alignkit.learn.models import computing, evaluating, load_reward_model, padded, positions
 
@@ -26,7 +26,7 @@ def open_reward(reward: Reward, *, precision: Precision = "auto") -> Score:
 
     A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by its
     own template. Its scores are normalised where their mean and spread were measured, and not yet weighted. Raises
-    RecipeError where the label or the settings do not fit, PluginError where no plugin offers the function.
+    RecipeError where the label does not fit or no plugin offers the function.
     """
     if isinstance(reward, FunctionReward):
         return _function(reward)
@@ -38,8 +38,7 @@ def open_reward(reward: Reward, *, precision: Precision = "auto") -> Score:
 def _function(reward: FunctionReward) -> Score:
     plugins = load_plugins(_loaded_files())
     if reward.function not in plugins.rewards:
-        remedy = plugins.advice(reward.function, list(plugins.rewards))
-        raise PluginError(f"no plugin offers a reward {reward.function!r}", f"source {reward.name!r}", remedy)
+        raise plugins.lacks("reward", reward.function, list(plugins.rewards), where=f"sources.{reward.name}")
     function = plugins.rewards[reward.function]
     settings = function.settings.model_validate(dict(reward.settings))
     return lambda answers: function(answers, settings)
