@@ -1,0 +1,252 @@
+"""Evaluate: let several policies answer the same held-out prompts, and measure the answers.
+
+Every policy draws with the same random numbers, so that two policies differ by what they learnt and not by luck. For
+each: the mean of every reward, KL from the first policy, length, share of answers that end by themselves, distinct-n
+(Li et al. 2016, arXiv 1510.03055), and how often its answer beats the first policy's, with a 95 % interval
+(Wilson 1927; a tie is half a win).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
+from alignkit.contract.method import Method, method
+from alignkit.contract.rewards import Answer
+from alignkit.contract.settings import Precision, Settings
+from alignkit.contract.stage import Stage
+from alignkit.errors import DataError
+
+if TYPE_CHECKING:
+    from alignkit.learn.scoring import Weighted
+
+CONFIDENCE = 1.96
+"""Standard errors on either side of a 95 % interval."""
+
+
+class EvaluateSettings(Settings):
+    """Settings of `evaluate`."""
+
+    prompts: PositiveInt = 256
+    """How many held-out prompts are asked; more make the intervals narrower."""
+    max_new_tokens: PositiveInt = 64
+    """Answers are cut after so many tokens."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits; 1 samples from the policy as it was trained."""
+    samples: NonNegativeInt = 8
+    """How many prompts are shown with every policy's answer."""
+    max_length: PositiveInt = 1024
+    """Prompts that leave no room for an answer below this are left out, and counted."""
+    precision: Precision = "auto"
+    """Arithmetic of the models."""
+
+
+@method("evaluate")
+def evaluate(
+    settings: EvaluateSettings,
+    stage: Stage,
+    *,
+    policies: tuple[Policy, ...],
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+) -> Scores:
+    """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
+    from alignkit.learn.scores import open_reward
+    from alignkit.learn.scoring import Weighted
+
+    rows = asked(stage, prompts, settings.prompts)
+    results = [answer(settings, stage, policy, policies[0], rows) for policy in policies]
+    opened = [Weighted(reward.name, open_reward(reward), reward.weight) for reward in rewards]
+    scored = [score(result, opened) for result in results]
+    table = [
+        measure(policy.name, result, scores, scored[0])
+        for policy, result, scores in zip(policies, results, scored, strict=True)
+    ]
+    report(stage, table)
+    show(stage, table, results, scored, settings.samples)
+    return stage.save_rows(Scores, table)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one policy answered, in the order of the prompts."""
+
+    answers: list[Answer]
+    tokens: list[list[int]]
+    kl: list[float] | None
+    """Of each answer, from the first policy; None where their tokenizers differ."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How answers were scored: the weighted sum, and each reward by its name."""
+
+    total: list[float]
+    each: dict[str, list[float]]
+
+
+def asked(stage: Stage, prompts: Prompts, count: int) -> list[dict[str, Any]]:
+    """Take the first held-out prompts, each once; warn where there are fewer than wanted."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in prompts.held_out():
+        rows.setdefault(repr(row["prompt"]), row)
+        if len(rows) == count:
+            break
+    if not rows:
+        raise DataError(
+            "no prompt is held out, so there is nothing to evaluate on",
+            f"source {prompts.name!r}",
+            "raise its held_out",
+        )
+    if len(rows) < count:
+        stage.warn(
+            f"only {len(rows)} different prompts are held out, {count} are wanted; the intervals are wider",
+            "raise the source's held_out, or give it more prompts",
+        )
+    return list(rows.values())
+
+
+def answer(
+    settings: EvaluateSettings, stage: Stage, policy: Policy, first: Policy, rows: Sequence[dict[str, Any]]
+) -> Result:
+    """Sample one answer to each prompt, and compare its log-probability with the first policy's."""
+    from alignkit.learn import data
+    from alignkit.learn.models import computing, load_policy, stop_tokens
+    from alignkit.learn.rollouts import generator_for, sample_answers
+
+    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+    room = settings.max_length - settings.max_new_tokens
+    prompts, lengths = data.prompts(rows, tokenizer, room)
+    data.report(stage, f"prompts for {policy.name}", lengths, max_lost=0.0)
+    ids = [prompt.ids for prompt in prompts]
+    with computing(settings.precision):
+        tokens, finished = sample_answers(
+            model,
+            ids,
+            max_new_tokens=settings.max_new_tokens,
+            stop=stop_tokens(model, tokenizer),
+            generator=generator_for(stage.seed, "evaluate"),
+            temperature=settings.temperature,
+        )
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    answers = [
+        Answer(prompt.text, text, done, prompt.row) for prompt, text, done in zip(prompts, texts, finished, strict=True)
+    ]
+    if policy == first:
+        return Result(answers, tokens, [0.0] * len(answers))
+    return Result(answers, tokens, divergence(settings, model, tokenizer, first, ids, tokens))
+
+
+def divergence(
+    settings: EvaluateSettings,
+    model: Any,
+    tokenizer: Any,
+    first: Policy,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+) -> list[float] | None:
+    """Estimate each answer's KL from the first policy by log p - log q of its tokens, added up."""
+    from alignkit.learn.models import computing, load_policy
+    from alignkit.learn.rollouts import answer_logprobs, in_groups, rows_in_a_pass
+
+    reference, reading = load_policy(first, precision=settings.precision, trainable=False)
+    if reading.get_vocab() != tokenizer.get_vocab():
+        return None
+    size = rows_in_a_pass(model, prompts, answers)
+    with computing(settings.precision):
+        kl = in_groups(
+            lambda p, a: (
+                answer_logprobs(model, p, a, settings.temperature)
+                - answer_logprobs(reference, p, a, settings.temperature)
+            ),
+            prompts,
+            answers,
+            size,
+        )
+    total: list[float] = kl.sum(dim=1).tolist()
+    return total
+
+
+def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
+    """Score one policy's answers with every reward."""
+    each = {reward.name: reward.score(result.answers) for reward in rewards}
+    total = [sum(reward.weight * each[reward.name][i] for reward in rewards) for i in range(len(result.answers))]
+    return Scored(total, each)
+
+
+def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[str, Any]:
+    """Give one policy's line of the table; a measure that cannot be taken is None."""
+    rate, low, high = win_rate(ours.total, firsts.total)
+    lengths = [len(tokens) for tokens in result.tokens]
+    return {
+        "policy": policy,
+        "prompts": len(lengths),
+        "reward": fmean(ours.total),
+        "reward_interval": mean_interval(ours.total),
+        **{f"reward/{name}": fmean(values) for name, values in ours.each.items()},
+        "kl": fmean(result.kl) if result.kl is not None else None,
+        "length": fmean(lengths),
+        "eos_rate": fmean(answer.finished for answer in result.answers),
+        "distinct_1": distinct(result.tokens, 1),
+        "distinct_2": distinct(result.tokens, 2),
+        "win_rate": rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+    }
+
+
+def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
+    """Tell each policy's reward, and how often it beats the first one."""
+    first = table[0]
+    for row in table:
+        before = None if row is first else first["reward"]
+        stage.figure(f"reward {row['policy']}", before, row["reward"])
+    for row in table[1:]:
+        stage.figure(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], floor=0.5)
+
+
+def show(
+    stage: Stage, table: Sequence[dict[str, Any]], results: Sequence[Result], scored: Sequence[Scored], count: int
+) -> None:
+    """Show the first prompts with every policy's answer side by side."""
+    for i in range(min(count, len(results[0].answers))):
+        row: dict[str, str | float] = {"prompt": results[0].answers[i].prompt}
+        for line, result, scores in zip(table, results, scored, strict=True):
+            row[line["policy"]] = result.answers[i].text
+            row[f"{line['policy']} reward"] = scores.total[i]
+        stage.sample(row)
+
+
+def distinct(answers: Sequence[Sequence[int]], n: int) -> float:
+    """Give the share of different n-grams among all n-grams of the answers; 0 where there are none."""
+    grams = [tuple(answer[i : i + n]) for answer in answers for i in range(len(answer) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Give how often ours is the higher one, and the Wilson interval around it; a tie is half a win."""
+    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True))
+    count, z = len(ours), CONFIDENCE
+    rate = wins / count
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return rate, centre - half, centre + half
+
+
+def mean_interval(values: Sequence[float]) -> float:
+    """Give half the width of the 95 % interval around the mean; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    mean = fmean(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return CONFIDENCE * math.sqrt(variance / len(values))
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    return [evaluate]
