@@ -17,6 +17,7 @@ from alignkit.plan.tables import line_width, short
 if TYPE_CHECKING:
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
+    from alignkit.run.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,6 +97,7 @@ def recipe(
     ctx: click.Context,
     /,
     recipe: str,
+    again: Sequence[str],
     inline: bool,
     machine: str | None,
     offline: bool,
@@ -103,50 +105,47 @@ def recipe(
     **selection: Any,
 ) -> None:
     """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
-    path = _announce(recipe)
+    path, runs = _announce(recipe), selection["runs"]
     from alignkit.run.console import Console
     from alignkit.run.fetch import pin
     from alignkit.run.follow import Observer
     from alignkit.run.machine import Machine, read_machine
-    from alignkit.run.report import Report
     from alignkit.run.runner import run_plan
     from alignkit.run.states import states_of
 
-    runs, again = selection["runs"], selection["again"]
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     plan = _plan(path, **selection)
     if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
+        click.echo("asking the hub for commits", err=True)
         pin(plan, runs, offline)
         plan = _plan(path, **selection)
     states, remarks = states_of(plan, runs, again)
-    console, report = Console([stage.name for stage in plan.stages if stage.wanted]), Report(plan, runs)
-    observers: list[Observer] = [console, report, *([_printer(sys.stdout)] if as_json else [])]
+    console = Console([stage.name for stage in plan.stages if stage.wanted])
+    observers: list[Observer] = [console, *([_printer(sys.stdout)] if as_json else [])]
     try:
-        with report, console, redirect_stdout(sys.stderr if as_json else sys.stdout):
+        with console, redirect_stdout(sys.stderr if as_json else sys.stdout):
             console.begin(plan, states, remarks)
             run_plan(plan, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=chosen)
     except AlignkitError as error:
-        _print_lines(console.closing(_width(), Path.cwd()), err=as_json)
+        _print_results(console, plan, runs, err=True)
         _print_problems(error)
-        click.echo(f"report: {short(report.path, Path.cwd())}", err=True)
         click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
         ctx.exit(error.status)
-    _print_lines(console.closing(_width(), Path.cwd()), err=as_json)
-    click.echo(f"report: {short(report.path, Path.cwd())}", err=as_json)
+    _print_results(console, plan, runs, err=as_json)
 
 
 @main.command()
 @click.argument("recipe")
 @_selection
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(recipe: str, as_json: bool, **selection: Any) -> None:
+def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
     """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
     from alignkit.plan.recipe import find_recipe
     from alignkit.plan.show import as_dict, heading, show_plan
     from alignkit.run.states import states_of
 
     plan = _plan(find_recipe(recipe), **selection)
-    states, remarks = states_of(plan, selection["runs"], selection["again"])
+    states, remarks = states_of(plan, selection["runs"], again)
     if as_json:
         _print_json(as_dict(plan, states))
         return
@@ -213,15 +212,11 @@ def _plan(
     seed: int | None,
     runs: Path,
     until: str | None,
-    again: Sequence[str],
     plugins: Sequence[Path],
 ) -> "Plan":
     from alignkit.plan.make import make_plan
-    from alignkit.plan.show import check_again
 
-    plan = make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
-    check_again(plan, again)
-    return plan
+    return make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
 
 
 def _changes(given: Sequence[str]) -> Mapping[str, str]:
@@ -232,6 +227,15 @@ def _changes(given: Sequence[str]) -> Mapping[str, str]:
             raise RecipeError("this changes nothing", f"--set {change}", "write --set KEY=VALUE")
         changes[key.strip()] = value
     return changes
+
+
+def _print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) -> None:
+    from alignkit.run.rundir import report_path
+
+    report = report_path(runs.resolve(), plan.recipe.name)
+    _print_lines(console.closing(_width(), Path.cwd()), err=err)
+    if report.is_file():
+        click.echo(f"report: {short(report, Path.cwd())}", err=err)
 
 
 def _print_problems(error: AlignkitError) -> None:

@@ -208,12 +208,12 @@ def test_a_failed_stage_keeps_the_rest_and_says_how_to_go_on(alignkit: Alignkit)
     result = light(alignkit, "recipe", "--inline", "--set", "first.count.fail=user")
 
     assert result.exit_code == 76
-    assert result.stderr.splitlines()[-3:] == [
-        result.stderr.splitlines()[-3],
-        "report: runs/light/report.html",
-        "go on with: alignkit recipe light.toml -p methods.py --until second --inline --set first.count.fail=user",
-    ]
-    assert "the loss is NaN" in result.stderr.splitlines()[-3]
+    report, problem, command = result.stderr.splitlines()[-3:]
+    assert report == "report: runs/light/report.html"
+    assert "the loss is NaN" in problem
+    assert command == (
+        "go on with: alignkit recipe light.toml -p methods.py --until second --inline --set first.count.fail=user"
+    )
     assert "Traceback" not in result.stderr
 
 
@@ -239,7 +239,7 @@ def test_running_an_unknown_stage_again_is_refused(alignkit: Alignkit) -> None:
 
     assert (result.exit_code, result.stderr) == (
         2,
-        "error: --again: 'secnd' is no stage that would run; did you mean 'second'?\n",
+        "error: --again secnd: there is no stage 'secnd' to run again; did you mean 'second'?\n",
     )
 
 

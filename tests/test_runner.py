@@ -20,7 +20,8 @@ from alignkit.plan.plan import Plan
 from alignkit.run import rundir
 from alignkit.run.journal import read_journal
 from alignkit.run.machine import Machine, read_machine
-from alignkit.run.runner import RunResult, StoppedError, reusable, run_plan
+from alignkit.run.reuse import reusable
+from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
@@ -63,10 +64,10 @@ def test_a_run_makes_all_stages_and_gives_what_they_made() -> None:
     assert next(artifact.train())["text"] == "ROW 0 OF 3!"
 
 
-def test_a_run_leaves_its_recipe_and_its_plan() -> None:
+def test_a_run_leaves_its_recipe_its_plan_and_its_report() -> None:
     result = run()
 
-    assert sorted(path.name for path in result.folder.iterdir()) == ["plan.json", "recipe.toml"]
+    assert sorted(path.name for path in result.folder.iterdir()) == ["plan.json", "recipe.toml", "report.html"]
     assert (result.folder / "recipe.toml").read_text() == RECIPE
 
 

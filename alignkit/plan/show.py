@@ -1,14 +1,14 @@
 """A plan in words: what will run, from what, and why not; as a table for people and as JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.plan.describe import in_toml
 from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.recipe import packaged_recipes
 from alignkit.plan.sources import RecordOptions, Source
 from alignkit.plan.tables import short, table
 
@@ -17,24 +17,9 @@ SHORT = 8
 
 
 def heading(plan: Plan, base: Path) -> str:
-    """Name the recipe, its file (relative to `base`) and its seed."""
-    return f"{plan.recipe.name}  {short(plan.recipe.path, base)}  seed {plan.recipe.seed}"
-
-
-def check_again(plan: Plan, again: Sequence[str]) -> None:
-    """Raise RecipeError where `--again` names what is no wanted stage."""
-    wanted = [stage.name for stage in plan.stages if stage.wanted]
-    problems = [
-        Problem(
-            f"{name!r} is no stage that would run",
-            "--again",
-            near_miss(name, wanted) or f"there are {', '.join(wanted)}",
-        )
-        for name in again
-        if name not in wanted
-    ]
-    if problems:
-        raise RecipeError.of(problems)
+    """Name the recipe, where it comes from (a file relative to `base`) and its seed."""
+    packaged = plan.recipe.path in packaged_recipes().values()
+    return f"{plan.recipe.name}  {'packaged' if packaged else short(plan.recipe.path, base)}  seed {plan.recipe.seed}"
 
 
 def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alignkit.contract.events import Figure, StageFinished
 from alignkit.contract.kinds import Artifact
-from alignkit.errors import AlignkitError, MemoryLimitError, Problem, RecipeError, StageError, near_miss
+from alignkit.errors import AlignkitError, MemoryLimitError, Problem, StageError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
@@ -23,6 +23,8 @@ from alignkit.run.follow import Audience, Observer, Watch
 from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
+from alignkit.run.report import Report
+from alignkit.run.reuse import check_again, reuse
 from alignkit.run.rundir import Finished
 from alignkit.run.stopping import Stop, noting_signals
 from alignkit.run.worker import set_environment, work
@@ -124,35 +126,18 @@ def run_plan(
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
-    _check_again(plan, again)
+    check_again(plan, again)
     recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
+        report = resources.enter_context(Report(plan, folder))
         resources.enter_context(noting_signals(stop))
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, observers).tell
+        tell = Audience(plan.plugins.hooks, [*observers, report]).tell
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
-
-
-def reusable(plan: Plan, runs: str | Path, again: Sequence[str] = ()) -> dict[str, Finished]:
-    """Say which wanted stages would be reused: finished, and made from what their inputs are now."""
-    found: dict[str, Finished] = {}
-    for stage in plan.stages:
-        if stage.wanted and (one := _reuse(stage, Path(runs).resolve(), again, found)):
-            found[stage.name] = one
-    return found
-
-
-def _reuse(stage: PlannedStage, runs: Path, again: Sequence[str], earlier: Mapping[str, Finished]) -> Finished | None:
-    if stage.fingerprint is None or stage.name in again:
-        return None
-    found = rundir.finished(runs, stage.name, stage.fingerprint)
-    if found and all(name in earlier and earlier[name].content == was for name, was in found.made_from.items()):
-        return found
-    return None
 
 
 @dataclass
@@ -175,7 +160,7 @@ class _Run:
         for stage in self.plan.stages:
             if not stage.wanted:
                 continue
-            found = _reuse(stage, self.runs, self.again, finished)
+            found = reuse(stage, self.runs, self.again, finished)
             if self.stop.asked:
                 raise StoppedError(stage.name, self.stop.status)
             if not found and fetched is None:
@@ -307,11 +292,3 @@ def check_gates(stage: PlannedStage, made: Finished) -> None:
             bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"
             problem = f"gates.{name}: {value:g} is {bound}"
             raise StageError(problem, where, f"improve the stage or move the gate; it lies in {shown(made.folder)}")
-
-
-def _check_again(plan: Plan, again: Sequence[str]) -> None:
-    names = [stage.name for stage in plan.stages if stage.wanted]
-    for name in again:
-        if name not in names:
-            hint = near_miss(name, names) or f"the stages of this run are {', '.join(names)}"
-            raise RecipeError(f"there is no stage {name!r} to run again", f"--again {name}", hint)

@@ -8,15 +8,19 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import SHORT, state_of
 from alignkit.run import rundir
 from alignkit.run.checkpoints import steps
+from alignkit.run.reuse import check_again, reusable
 from alignkit.run.rundir import Finished
-from alignkit.run.runner import reusable
 
 TOLD = ("torch", "transformers", "trl", "peft")
 """The libraries whose versions are worth a remark: a result may differ with them, and it is reused all the same."""
 
 
 def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
-    """Give each stage's state, and a remark on those that are reused although a library has changed since."""
+    """Give each stage's state, and a remark on those that are reused although a library has changed since.
+
+    Raises RecipeError where `again` names no stage that would run.
+    """
+    check_again(plan, again)
     reused = reusable(plan, runs, again)
     states = {stage.name: _state(stage, runs, again, reused) for stage in plan.stages}
     remarks = {name: remark for name, found in reused.items() if (remark := _remark(name, found))}

@@ -1,0 +1,37 @@
+"""What need not run again: stages that are finished, and made from what their inputs are now."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from alignkit.errors import RecipeError, near_miss
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.run import rundir
+from alignkit.run.rundir import Finished
+
+
+def check_again(plan: Plan, again: Sequence[str]) -> None:
+    """Raise RecipeError where a stage that shall run again is none that would run."""
+    names = [stage.name for stage in plan.stages if stage.wanted]
+    for name in again:
+        if name not in names:
+            hint = near_miss(name, names) or f"the stages of this run are {', '.join(names)}"
+            raise RecipeError(f"there is no stage {name!r} to run again", f"--again {name}", hint)
+
+
+def reusable(plan: Plan, runs: str | Path, again: Sequence[str] = ()) -> dict[str, Finished]:
+    """Say which wanted stages would be reused."""
+    found: dict[str, Finished] = {}
+    for stage in plan.stages:
+        if stage.wanted and (one := reuse(stage, Path(runs).resolve(), again, found)):
+            found[stage.name] = one
+    return found
+
+
+def reuse(stage: PlannedStage, runs: Path, again: Sequence[str], earlier: Mapping[str, Finished]) -> Finished | None:
+    """Find a stage's finished result, if it was made from what the earlier stages have made by now."""
+    if stage.fingerprint is None or stage.name in again:
+        return None
+    found = rundir.finished(runs, stage.name, stage.fingerprint)
+    if found and all(name in earlier and earlier[name].content == was for name, was in found.made_from.items()):
+        return found
+    return None
