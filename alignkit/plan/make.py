@@ -57,6 +57,8 @@ def make_plan(
 
 def _missing(recipe: Recipe) -> Iterator[AlignkitError]:
     """Check the packages that a recipe requires."""
+    if not recipe.requires:
+        return
     from packaging.requirements import InvalidRequirement, Requirement
 
     for text in recipe.requires:
