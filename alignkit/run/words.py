@@ -9,16 +9,15 @@ LABELS: Mapping[str, str] = {
     "objective/scores": "reward",
     "objective/kl": "KL",
     "loss": "loss",
-    "eval/loss": "held-out loss",
-    "eval_loss": "held-out loss",
-    "perplexity": "perplexity",
+    "loss/policy_avg": "policy loss",
+    "loss/value_avg": "value loss",
     "accuracy": "accuracy",
     "rewards/accuracies": "accuracy",
+    "margin": "margin",
     "rewards/margins": "margin",
-    "policy/clipfrac": "clipped",
-    "policy/clipfrac_avg": "clipped",
     "tokens_per_second": "tokens/s",
-    "tokens/s": "tokens/s",
+    "policy/clipfrac_avg": "clipped",
+    "val/explained_var": "explained by the critic",
 }
 """The metrics that matter, the most telling first, and what people call them."""
 
