@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_told(stage):
 
     assert stage.warnings == [
         (
-            "10 cut short and 5 left out of 1000 demonstrations, which do not fit in max_length 64 "
+            "of 1000 demonstrations, 10 cut short and 5 left out: they do not fit in max_length 64 "
             "(the longest has 90 tokens)",
             "raise max_length if they matter",
         )
@@ -194,7 +194,7 @@ def test_too_much_that_does_not_fit_is_refused(stage):
         report(stage, "pairs", Lengths(64, rows=100, dropped=6, longest=90), 0.05)
 
     assert str(caught.value) == (
-        "stage 'stage': 6 left out of 100 pairs, which do not fit in max_length 64 (the longest has 90 tokens); "
+        "stage 'stage': of 100 pairs, 6 left out: they do not fit in max_length 64 (the longest has 90 tokens); "
         "raise max_length, or max_lost (now 0.05) if that is meant"
     )
 

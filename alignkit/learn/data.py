@@ -123,7 +123,7 @@ def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
         return
     parts = [f"{n} {word}" for n, word in ((lengths.cut, "cut short"), (lengths.dropped, "left out")) if n]
     problem = (
-        f"{' and '.join(parts)} of {lengths.rows} {what}, which do not fit in max_length {lengths.limit} "
+        f"of {lengths.rows} {what}, {' and '.join(parts)}: they do not fit in max_length {lengths.limit} "
         f"(the longest has {lengths.longest} tokens)"
     )
     if lengths.lost > max_lost or lengths.dropped == lengths.rows:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class CLMSettings(Settings):
     """Settings of `clm`."""
 
-    learning_rate: PositiveFloat = 5e-5
-    """Peak learning rate; 1e-5 for billions of weights, 1e-3 for a few million, ten times as much with LoRA."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
     epochs: PositiveFloat = 1.0
     """How often the text is read; more than two seldom helps."""
     batch: PositiveInt = 32

@@ -32,8 +32,8 @@ ENOUGH = 32
 class RewardSettings(Settings):
     """Settings of `reward`."""
 
-    learning_rate: PositiveFloat = 1e-5
-    """Peak learning rate; 3e-4 for a few million weights, ten times as much with LoRA."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
     epochs: PositiveFloat = 1.0
     """How often each pair is learnt from; a second time often overfits."""
     batch: PositiveInt = 32

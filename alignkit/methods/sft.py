@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class SFTSettings(Settings):
     """Settings of `sft`."""
 
-    learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate; 1e-3 for a few million weights, ten times as much with LoRA."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
     epochs: PositiveFloat = 2.0
     """How often each demonstration is learnt from."""
     batch: PositiveInt = 32
