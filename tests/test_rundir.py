@@ -22,7 +22,7 @@ def made(runs: Path, name: str = "finetune", text: str = "one", **facts: object)
     (partial / "artifact").mkdir(parents=True)
     file = partial / "artifact" / "data.jsonl"
     file.write_text(json.dumps({"text": text}) + "\n")
-    part = Part(name=name, paths=(file,), keep=("p_chosen",))
+    part = Part(name=name, paths=(file,))
     artifact = Text(name=name, fingerprint=PRINT, path=partial / "artifact", parts=(part,))
     known = {"fingerprint": PRINT, "method": "sft", "seconds": 1.5, "figures": [], "made_from": {}}
     return rundir.finish(partial, artifact, known | facts)
@@ -126,6 +126,22 @@ def test_the_artifacts_other_facts_survive(tmp_path: Path) -> None:
 
     assert found
     assert found.artifact == policy.model_copy(update={"path": found.folder / "artifact"})
+
+
+def test_a_stage_that_was_complete_when_its_process_died_is_only_renamed(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    partial = folder.rename(tmp_path / "stages" / f"{folder.name}.partial")
+
+    assert rundir.finish_complete(partial)
+    assert rundir.finished(tmp_path, "finetune", PRINT)
+
+
+def test_a_complete_stage_that_is_damaged_is_not_renamed(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    partial = folder.rename(tmp_path / "stages" / f"{folder.name}.partial")
+    (partial / "artifact" / "data.jsonl").write_text("")
+
+    assert not rundir.finish_complete(partial)
 
 
 def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:

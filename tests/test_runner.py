@@ -1,5 +1,6 @@
 """A run: what is finished is reused, what fails says so and keeps the rest, what is stopped goes on."""
 
+import json
 import logging
 import os
 import signal
@@ -276,6 +277,53 @@ def test_all_rows_are_checked_before_anything_runs(here: Path) -> None:
     assert not (here / "runs" / "stages").exists()
 
 
+HUB = """
+[sources.base]
+policy = "hf:someone/model"
+[sources.theirs]
+text = "hf:someone/rows"
+split = "train[:2]"
+[stage.shout]
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_into_cache(cache: Path, name: str, files: dict[str, str]) -> None:
+    """Lay a repository into a hub cache, as downloading it would."""
+    snapshot = cache / name / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (cache / name / "refs").mkdir()
+    (cache / name / "refs" / "main").write_text(COMMIT)
+    for file, text in files.items():
+        (snapshot / file).write_text(text)
+
+
+def offline(here: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"HF_HOME": str(here / "hf"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "alignkit", "recipe", "light.toml", "-p", str(PLUGIN), "--inline", "--offline"]
+    return subprocess.run([*command, *arguments], env=environment, check=False, capture_output=True, text=True)
+
+
+def test_a_run_starts_from_the_hubs_cache_and_pins_its_commit(here: Path) -> None:
+    (here / "light.toml").write_text(HUB)
+    rows = "".join(f'{{"text": "row {n}", "label": {n}}}\n' for n in range(5))
+    put_into_cache(here / "hf" / "hub", "datasets--someone--rows", {"train.jsonl": rows})
+
+    ended = offline(here)
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((here / "light.lock").read_text())["hub"]["hf:someone/rows"] == COMMIT
+
+
+def test_a_hub_source_that_is_nowhere_is_refused(here: Path) -> None:
+    (here / "light.toml").write_text(HUB)
+
+    ended = offline(here)
+
+    assert ended.returncode == 65
+    assert "hf:someone/rows: source 'theirs' cannot be fetched (LocalEntryNotFoundError: " in ended.stderr
+
+
 def test_a_run_starts_from_files(here: Path) -> None:
     (here / "rows.jsonl").write_text('{"text": "fine", "held_out": false}\n')
     (here / "light.toml").write_text('[sources.mine]\ntext = "rows.jsonl"\n[stage.shout]\n')
@@ -433,6 +481,19 @@ def test_killing_the_runner_ends_its_worker_within_two_seconds_and_the_next_run_
     heard: list[Event] = []
     run(made, observers=[heard.append])
     assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True, False]
+
+
+def test_killing_the_zygote_ends_its_worker_and_is_told(start_run: Started) -> None:
+    made = slow()
+    process = start_run(made)
+    worker = worker_of(made)
+    parent = worker.parent()
+    assert parent
+
+    parent.kill()
+
+    worker.wait(2)
+    assert process.wait(10) == 71
 
 
 def test_a_second_run_of_the_same_stage_is_refused_while_the_first_goes_on(start_run: Started) -> None:

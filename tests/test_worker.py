@@ -118,6 +118,16 @@ def test_a_second_order_for_a_finished_stage_does_nothing(partial: Path) -> None
     assert (status, finished(partial).content) == (0, before)
 
 
+def test_an_attempt_that_died_just_before_the_renaming_is_not_repeated(partial: Path) -> None:
+    run(partial, settings={"dice": True})
+    before = finished(partial).content
+    finished(partial).folder.rename(partial)
+
+    status = run(partial, settings={"dice": True})
+
+    assert (status, finished(partial).content) == (0, before)
+
+
 def test_a_stage_is_made_again_where_the_order_says_so(partial: Path) -> None:
     run(partial, settings={"dice": True})
     before = finished(partial).content

@@ -13,6 +13,7 @@ from alignkit.plan.plan import Plan
 from alignkit.plan.sources import Source, lock_path, read_lock, write_lock
 from alignkit.run import rundir
 from alignkit.run.durable import write_json
+from alignkit.run.failures import one_line
 from alignkit.run.order import Preparation
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
@@ -90,27 +91,18 @@ def _check(source: Source, records: Records, runs: Path) -> None:
 
 
 def pin(plan: Plan, runs: Path, offline: bool) -> None:
-    """Find out the commits of hub sources that have none yet, and write them into the recipe's lock file."""
+    """Find out the commits of the hub sources that are needed and have none yet, and write them into the lock file."""
     path = lock_path(plan.recipe.path, runs)
-    unknown = [source for source in plan.sources.values() if source.how == "hub" and not source.commit]
+    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
+    unknown = [plan.sources[name] for name in plan.sources if name in used and plan.sources[name].fingerprint is None]
     if unknown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_lock(path, read_lock(path) | {source.address: _commit(source, offline) for source in unknown})
+        write_lock(path, read_lock(path) | {source.address: _newest(source, offline) for source in unknown})
 
 
-def _commit(source: Source, offline: bool) -> str:
-    """Ask the hub for the newest commit; offline, take the one that the local cache has."""
-    revision = source.address.partition("@")[2] or "main"
-    if offline:
-        return _snapshot(source, revision, offline).name
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().repo_info(source.repository, repo_type=_type(source), revision=revision)
-    except Exception as error:
-        raise _unreachable(source, error) from error
-    assert info.sha
-    return info.sha
+def _newest(source: Source, offline: bool) -> str:
+    """Fetch what the hub has now (offline: what the local cache has), and give its commit."""
+    return _snapshot(source, source.address.partition("@")[2] or "main", offline).name
 
 
 def _snapshot(source: Source, revision: str, offline: bool) -> Path:
@@ -126,7 +118,7 @@ def _snapshot(source: Source, revision: str, offline: bool) -> Path:
             allow_patterns=patterns,
             local_files_only=offline,
         )
-    except Exception as error:
+    except (OSError, ValueError) as error:
         raise _unreachable(source, error) from error
     if patterns and not list(Path(folder).glob("*.safetensors")):
         problem = f"source {source.name!r}: the model {source.repository} has no safetensors weights"
@@ -139,7 +131,5 @@ def _type(source: Source) -> str:
 
 
 def _unreachable(source: Source, error: Exception) -> DataError:
-    from alignkit.run.failures import one_line
-
     problem = f"source {source.name!r} cannot be fetched ({one_line(error)})"
     return DataError(problem, source.address, "check name and network, or give a folder")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from alignkit.errors import StageError
 from alignkit.run.worker import ENVIRONMENT
 
 
@@ -18,6 +19,7 @@ class Launcher:
         self._log, self._fork, self._processes, self._offline = log, fork, processes, offline
         self._zygote: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        self._folder = Path()
         self._pid = 0
 
     def __enter__(self) -> "Launcher":
@@ -26,21 +28,25 @@ class Launcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what still runs; a zygote that is still importing would not notice the end of its input."""
+        """End what still runs."""
+        self._close()
+
+    def _close(self) -> None:
         if self._zygote:
             assert self._zygote.stdin
             assert self._zygote.stdout
             self._zygote.stdin.close()
             if not self.started:
-                self._zygote.kill()
+                self._zygote.kill()  # while it imports, it would not notice the end of its input
             self._zygote.wait()
             self._zygote.stdout.close()
+            self._zygote = None
 
     def start(self, partial: Path) -> None:
         """Start the stage whose order lies in this folder."""
+        self._folder, self._pid = partial, 0
         self._zygote = self._zygote or self._start_zygote()
         assert self._zygote.stdin
-        self._pid = 0
         self._zygote.stdin.write(os.fsencode(partial) + b"\n")
 
     def _start_zygote(self) -> "subprocess.Popen[bytes]":
@@ -59,10 +65,7 @@ class Launcher:
             )
 
     def status(self, wait: float) -> int | None:
-        """Give the exit status of the stage if it ends within so many seconds; a negative one is a signal's number.
-
-        Where the zygote itself is gone, that is -9: the system kills it for the same reasons as a stage.
-        """
+        """Give the exit status of the stage if it ends within so many seconds; a negative one is a signal's number."""
         assert self._zygote
         assert self._zygote.stdout
         readable, _, _ = select.select([self._zygote.stdout], [], [], wait)
@@ -70,7 +73,7 @@ class Launcher:
             return None
         read = self._zygote.stdout.read(65536)
         if not read:
-            return -signal.SIGKILL
+            return self._without_zygote()
         *lines, self._unread = (self._unread + read).split(b"\n")
         for line in lines:
             word, pid, rest = line.split(b" ", 2)
@@ -78,6 +81,17 @@ class Launcher:
                 self._pid = int(pid)
             elif int(pid) == self._pid:
                 return int(rest)
+        return None
+
+    def _without_zygote(self) -> int | None:
+        """Go on where the zygote has died: a stage that it had started died with it, one that waits starts afresh."""
+        if self.started:
+            return -signal.SIGKILL
+        if not self._fork:
+            raise StageError("no process can be started", str(self._log), "this log may tell why")
+        self._close()
+        self._fork = False
+        self.start(self._folder)
         return None
 
     @property

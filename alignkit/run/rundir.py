@@ -155,14 +155,7 @@ def all_finished(runs: Path) -> list[Finished]:
 
 
 def finish(partial: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Path:
-    """Commit a stage: list and sync its artifact, write `stage.json` last, and rename the folder.
-
-    A finished stage that is replaced is only removed when the new one is complete.
-    """
-    for name in (CHECKPOINTS, SCRATCH):
-        shutil.rmtree(partial / name, ignore_errors=True)
-    for name in (ORDER, STARTED, FAILURE):
-        (partial / name).unlink(missing_ok=True)
+    """Commit a stage: list and sync its artifact, write `stage.json` last, and rename the folder."""
     files = sync_and_list(partial / ARTIFACT)
     made = {
         "kind": type(artifact).__name__,
@@ -171,6 +164,24 @@ def finish(partial: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Path:
         "content": _content(files),
     }
     write_json(partial / STAGE, {"format": FORMAT, **facts, "artifact": made})
+    return _settle(partial)
+
+
+def finish_complete(partial: Path) -> bool:
+    """Rename a stage that was complete when its process died, and say whether it was."""
+    facts = read_json(partial / STAGE)
+    complete = bool(facts) and not damage(partial / ARTIFACT, facts["artifact"]["files"], content=True)
+    if complete:
+        _settle(partial)
+    return complete
+
+
+def _settle(partial: Path) -> Path:
+    """Clear a complete stage of its scraps, and rename it; one that it replaces is removed last."""
+    for name in (CHECKPOINTS, SCRATCH):
+        shutil.rmtree(partial / name, ignore_errors=True)
+    for name in (ORDER, STARTED, FAILURE):
+        (partial / name).unlink(missing_ok=True)
     final, old = finished_folder(partial), partial.with_suffix(".replaced")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -238,7 +249,7 @@ def _locked(partial: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
-        raise _busy(partial) from error
+        raise busy(partial) from error
     try:
         yield
     finally:
@@ -249,7 +260,8 @@ def _holder(partial: Path) -> Path:
     return partial.parent / ".locks" / f"{finished_folder(partial).name}.json"
 
 
-def _busy(partial: Path) -> LockedError:
+def busy(partial: Path) -> LockedError:
+    """Say who works on a stage."""
     holder = read_json(_holder(partial))
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
     return LockedError(f"{who} is working on it", str(finished_folder(partial)), "wait for it, or stop it")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alignkit.contract.events import Figure, StageFinished
 from alignkit.contract.kinds import Artifact
-from alignkit.errors import AlignkitError, MemoryLimitError, Problem, StageError
+from alignkit.errors import AlignkitError, LockedError, MemoryLimitError, Problem, StageError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
@@ -249,7 +249,9 @@ def _failure(order: Order, partial: Path, status: int) -> AlignkitError:
     told = rundir.read_json(partial / rundir.FAILURE)
     if told.get("attempt") == order.attempt:
         return _told(order, partial, Failure.model_validate(told))
-    rundir.check_free(partial)
+    if status == LockedError.status:
+        return rundir.busy(partial)
+    rundir.check_free(partial)  # torchrun has a status of its own
     if status == -signal.SIGKILL:
         advice = lighter(order.stage, order.method, order.settings)
         problem = "it was killed by the system, perhaps because memory ran out"

@@ -142,16 +142,16 @@ class WorkingStage:
         return kind(**facts, parts=(part.model_copy(update={"keep": tuple(sorted(more))}),))
 
     def _write_rows(self, file: Path, rows: Iterable[Mapping[str, object]]) -> set[str]:
-        """Write rows, and give the names of all their columns."""
-        columns: set[str] = set()
+        """Write rows, and give the names of the columns that all of them have."""
+        shared: set[str] | None = None
         self._cleared()
         with file.open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for row in rows:
-                columns |= row.keys()
+                shared = set(row) if shared is None else shared & row.keys()
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if not columns:
+        if shared is None:
             raise StageError("it made no row at all", remedy="look at its warnings and its settings")
-        return columns
+        return shared
 
     def _cleared(self) -> Path:
         """Give an empty folder for the artifact: an interrupted attempt may have left half of one."""

@@ -8,9 +8,11 @@ import os
 import platform
 import random
 import resource
+import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -100,7 +102,8 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
 def _fail(partial: Path, order: Order, error: Exception) -> int:
     traceback.print_exc()
     failure = explain(error, order.attempt, order.stage, order.method, order.settings, partial)
-    write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
+    if rundir.read_json(partial / rundir.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
+        write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
     return failure.status
 
 
@@ -126,7 +129,7 @@ def output_to(log: Path) -> Iterator[None]:
 
 def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Event], None] | None) -> None:
     began = datetime.now(UTC)
-    if _made_meanwhile(partial, order):
+    if not _first_is_on(partial, order) if rank else _made_already(partial, order):
         return
     _check_world(order)
     plugins = load_plugins(order.plugin_files)
@@ -148,10 +151,22 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
         rundir.finish(partial, artifact, _facts(order, stage, plugins, began))
 
 
-def _made_meanwhile(partial: Path, order: Order) -> bool:
-    """Say whether another run finished this stage between our order and our lock."""
+def _made_already(partial: Path, order: Order) -> bool:
+    """Say whether the stage is made: another run was quicker, or an earlier attempt died just before the renaming."""
     runs = partial.parent.parent
-    return not order.again and rundir.finished(runs, order.stage, order.fingerprint) is not None
+    if not order.again and rundir.finished(runs, order.stage, order.fingerprint):
+        shutil.rmtree(partial)
+        return True
+    return rundir.finish_complete(partial)
+
+
+def _first_is_on(partial: Path, order: Order) -> bool:
+    """Wait until the first of several processes has the folder ready; False where it found nothing to do."""
+    while partial.is_dir():
+        if rundir.read_json(partial / rundir.STARTED).get("attempt") == order.attempt:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _check_world(order: Order) -> None:
