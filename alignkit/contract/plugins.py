@@ -28,6 +28,9 @@ BUILT_IN = (
     "alignkit.demo.gold",
 )
 
+WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "grpo", "rloo", "rlaif", "remax", "raft", "bco", "nash-md")
+"""Methods that one package or another ships: never taken for a misspelt name of one that is installed."""
+
 Offer = Method | RewardFunction
 OfferT = TypeVar("OfferT", Method, RewardFunction)
 
@@ -86,7 +89,7 @@ class Plugins:
     def lacks(self, noun: str, name: str, known: Sequence[str], stem: str = "", where: str = "") -> AlignkitError:
         """Make the error for an unknown name: a near miss, else the broken plugins, else what there is."""
         problem = f"{stem}no plugin offers a {noun} {name!r}"
-        if close := near_miss(name, known):
+        if name not in WELL_KNOWN and (close := near_miss(name, known)):
             return RecipeError(problem, where, close)
         if self.broken:
             reasons = [f"{broken.origin} ({broken.reason})" for broken in self.broken]

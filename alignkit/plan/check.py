@@ -61,8 +61,9 @@ def _problems(kind: type[Settings], error: ValidationError, find: Find) -> Itera
     found: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault(_keys(kind, detail), []).append(detail)
+    groups = {keys[:size] for keys in found for size in range(len(keys))}
     for keys, details in found.items():
-        if any(other[: len(keys)] == keys != other for other in found):
+        if keys in groups:
             continue
         where, name = find(keys)
         yield (

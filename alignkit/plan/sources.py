@@ -42,7 +42,7 @@ class RecordOptions(Settings):
 
     columns: Mapping[str, str] = {}
     """Our name of a column -> the name it has in the source."""
-    split: str | None = Field(default=None, pattern=rf"^{SLICE}$")
+    split: str | None = None
     """A split of a hub data set, with a slice where wanted: `train[:2000]`. Files: a slice such as `[:2000]`."""
     config: str | None = None
     """The configuration of a hub data set that has several."""
@@ -71,7 +71,7 @@ class RewardOptions(Settings):
 class JudgeOptions(Settings):
     url: str | None = None
     """Where an endpoint answers."""
-    key_env: str | None = Field(default=None, pattern="^[A-Za-z_][A-Za-z0-9_]{0,60}$")
+    key_env: str | None = None
     """The environment variable that holds its key; a key itself never stands in a recipe."""
 
 
@@ -253,10 +253,13 @@ def _check_fitting(recipe: Recipe, name: str, address: str | tuple[str, ...], op
         if key in given and given[key] is not None and not fits:
             where = recipe.where("sources", name, key)
             raise RecipeError(f"source {name!r}: {key} does not fit the address {address!r}", where, advice)
-    held = given.get("held_out")
-    if scheme == "hf" and isinstance(held, str) and not re.fullmatch(SLICE, held):
-        where = recipe.where("sources", name, "held_out")
-        raise RecipeError(f"source {name!r}: held_out: {held!r} is no split", where, 'write "test" or "train[:500]"')
+    for key in ("split", "held_out") if scheme == "hf" else ("split",):
+        if isinstance(given.get(key), str) and not re.fullmatch(SLICE, given[key]):
+            where = recipe.where("sources", name, key)
+            raise RecipeError(f"source {name!r}: {key}: {given[key]!r} is no split", where, 'write "train[:500]"')
+    if isinstance(options, JudgeOptions) and not re.fullmatch(r"[A-Z_a-z][A-Z_a-z0-9]{0,60}", options.key_env or "KEY"):
+        problem = f"source {name!r}: key_env must be the name of an environment variable"
+        raise RecipeError(problem, recipe.where("sources", name, "key_env"), "a key itself never stands in a recipe")
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,7 @@ class _Resolver:
     def _builtin(self, address: str, rest: str) -> Source:
         if BUILT_IN.get(self.word) != rest:
             known = BUILT_IN.get(self.word)
-            hint = f'the built-in {self.word} is "builtin:{known}"' if known else f"there are no built-in {self.word}"
+            hint = f'the built-in {self.word} is "builtin:{known}"' if known else f"no {self.word} is built in"
             raise RecipeError(f"source {self.name!r}: nothing built in is called {rest!r}", self.where, hint)
         from alignkit.demo.reviews import VERSION
 
@@ -474,7 +477,7 @@ def read_lock(path: Path) -> dict[str, str]:
     try:
         lock = json.loads(path.read_text("utf-8"))
         return {str(address): str(commit) for address, commit in lock["hub"].items()}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
             "the lock file cannot be read", str(path), "delete it; the next run writes it anew"
         ) from error

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignkit.contract.method import STAGE_KEYS, Method
-from alignkit.contract.plugins import Plugins
+from alignkit.contract.plugins import WELL_KNOWN, Plugins
 from alignkit.contract.settings import SHARED
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.check import read_settings
 from alignkit.plan.recipe import Recipe
 from alignkit.plan.toml import Keys
-
-ELSEWHERE = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "grpo", "rloo", "rlaif", "remax", "raft", "bco", "nash-md")
-"""Methods that others ship: their tables stand by, and are not taken for misspelt names of ours."""
 
 
 def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) -> tuple[list[str], list[RecipeError]]:
@@ -42,7 +39,7 @@ def _table(recipe: Recipe, stage: str, method: Method, plugins: Plugins, key: st
     """Check the settings of another method; raises RecipeError where there is none of that name."""
     where = recipe.where("stage", stage, key)
     other = plugins.methods.get(key)
-    if other is None and (not isinstance(value, dict) or (_near(key, plugins) and key not in ELSEWHERE)):
+    if other is None and (not isinstance(value, dict) or (_near(key, plugins) and key not in WELL_KNOWN)):
         raise RecipeError(f"stage {stage!r}: unknown key {key!r}", where, _advice(method, key, plugins))
     if not isinstance(value, dict):
         raise RecipeError(f"stage {stage!r}: {key} must be a table of settings", where, f"write {key}.NAME = ...")

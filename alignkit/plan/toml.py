@@ -13,7 +13,7 @@ Keys = tuple[str, ...]
 
 DEEPEST = 16
 """Parts of a dotted key: tomllib takes quadratic time in them."""
-MOST = 5000
+MOST = 2000
 """Keys of a recipe; more is a mistake or an attack."""
 
 _TOKEN = re.compile(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.contract.kinds import Artifact
+from alignkit.contract.kinds import SOURCE_KINDS, Artifact
 from alignkit.contract.method import Input, Method
 from alignkit.contract.plugins import Plugins
 from alignkit.errors import RecipeError, near_miss
@@ -91,6 +91,9 @@ def _check_named(stage: str, method: Method, wanted: Input, name: str, offers: O
     if name in offers.unknown:
         return
     kind = offers.kind(name)
+    if name == stage:
+        problem = f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which is the stage itself"
+        raise RecipeError(problem, where, "name an earlier one")
     if kind is None and name in offers.later:
         raise RecipeError(
             f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which comes later",
@@ -105,8 +108,7 @@ def _check_named(stage: str, method: Method, wanted: Input, name: str, offers: O
         )
     if not wanted.takes(kind):
         raise RecipeError(
-            f"stage {stage!r}: {method.name} takes a {wanted.words} as {wanted.role},"
-            f" and {name!r} is a {kind.__name__}",
+            f"stage {stage!r}: {method.name} takes {wanted.words} as {wanted.role}, and {name!r} is {kind.__name__}",
             where,
             _fitting(wanted, offers),
         )
@@ -130,7 +132,7 @@ def _found(
         return (given[0],)
     if given:
         raise RecipeError(
-            f"stage {stage!r}: {method.name} needs a {wanted.words} as {wanted.role}, and several sources are one:"
+            f"stage {stage!r}: {method.name} needs {wanted.words} as {wanted.role}, and several sources are that:"
             f" {', '.join(given)}",
             recipe.where("stage", stage),
             f'name it: inputs.{wanted.role} = "{given[0]}"',
@@ -138,9 +140,11 @@ def _found(
     if wanted.optional or offers.unknown:
         return ()
     makers = sorted(m.name for m in plugins.methods.values() if wanted.takes(m.produces))
-    advice = f"methods that do: {', '.join(makers)}" if makers else "add a source of that kind"
+    words = [word for word, kind in SOURCE_KINDS.items() if wanted.takes(kind)]
+    source = f'add a source: {{ {words[0]} = "..." }}' if words else "add a stage that does"
+    them = "them" if all("parts" in kind.model_fields for kind in wanted.kinds) else "one"
     raise RecipeError(
-        f"stage {stage!r}: {method.name} needs a {wanted.words} as {wanted.role}, and nothing before it makes one",
+        f"stage {stage!r}: {method.name} needs {wanted.words} as {wanted.role}, and nothing before it makes {them}",
         recipe.where("stage", stage),
-        advice,
+        f"methods that do: {', '.join(makers)}" if makers else source,
     )
