@@ -123,8 +123,8 @@ def _input(name: str, function: Callable[..., Any], parameter: inspect.Parameter
     if not kinds or not all(map(_is_kind, kinds)) or (several and optional):
         raise _wrong(name, function, f"its input {role!r} must be a kind, a union, optional, or a tuple of kinds")
     left_out = () if several else None
-    if default not in (inspect.Parameter.empty, left_out) or (optional and default is not None):
+    if default not in (inspect.Parameter.empty, left_out):
         raise _wrong(name, function, f"its input {role!r} can only default to {left_out}")
-    if default is None and not optional:
+    if optional != (default is None):
         raise _wrong(name, function, f"its input {role!r} must be `Kind | None = None` to be optional")
     return Input(role, kinds, several, optional or default == ())

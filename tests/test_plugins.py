@@ -1,0 +1,264 @@
+"""Plugins: what packages offer is found, and one that is broken is named and stops nobody."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignkit.contract.plugins import BUILT_IN, Plugins, load_plugins
+from alignkit.errors import PluginError, RecipeError
+
+GOOD = '''
+from alignkit import Policy, Settings, Stage, hookimpl, method
+
+
+class None_(Settings):
+    pass
+
+
+@method("{name}")
+def function(settings: None_, stage: Stage, *, policy: Policy) -> Policy:
+    """Do nothing."""
+    return policy
+
+
+@hookimpl
+def alignkit_methods():
+    return [function]
+'''
+
+Install = Callable[..., str]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a package with an entry point where Python finds it, as pip would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("ALIGNKIT_PLUGINS", raising=False)
+
+    def put(package: str, code: str, version: str = "1.0", point: str = "") -> str:
+        module = f"plugin_{package.replace('-', '_')}_{tmp_path.name}"
+        info = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[alignkit]\n{point or package} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(code)
+        return module
+
+    return put
+
+
+def broken(plugins: Plugins) -> dict[str, str]:
+    return {str(one.origin): one.reason for one in plugins.broken if one.origin.plugin not in BUILT_IN}
+
+
+def test_built_in_methods_come_through_the_same_hook() -> None:
+    plugins = load_plugins()
+
+    assert {"clm", "sft", "reward", "ppo", "evaluate"} <= set(plugins.methods)
+    assert {str(plugins.origins[f"method:{name}"]).split()[0] for name in ("clm", "ppo")} == {"alignkit"}
+    assert "reviews-gold" in plugins.rewards
+
+
+def test_an_installed_package_offers_its_methods(install: Install) -> None:
+    install("alignkit-good", GOOD.format(name="good"), version="1.2")
+
+    plugins = load_plugins()
+
+    assert plugins.method("good").summary == "Do nothing."
+    assert str(plugins.origins["method:good"]) == "alignkit-good 1.2"
+
+
+BROKEN = [
+    ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ("def (", "SyntaxError: invalid syntax (MODULE.py, line 1)"),
+    ("raise SystemExit('bye')", "SystemExit: bye"),
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_methods():\n    raise RuntimeError('not today')",
+        "RuntimeError: not today",
+    ),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_methods():\n    pass",
+        "alignkit_methods returned None, not a list",
+    ),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_methods():\n    return ['x']",
+        "alignkit_methods offers 'x', which is no Method; put @method above it",
+    ),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_rewards():\n    return ['x']",
+        "alignkit_rewards offers 'x', which is no RewardFunction; put @reward above it",
+    ),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_method():\n    return []",
+        "there is no hook 'alignkit_method'; did you mean 'alignkit_methods'?",
+    ),
+    (
+        "from alignkit import hookimpl\n@hookimpl\ndef zebra():\n    return []",
+        "there is no hook 'zebra'; the hooks are alignkit_methods, alignkit_rewards, alignkit_event",
+    ),
+    ("def alignkit_methods():\n    return []", "alignkit_methods is not marked as a hook; put @hookimpl above it"),
+    (
+        "from alignkit import method\n@method('odd')\ndef f(x): ...",
+        "MODULE.f: method 'odd' cannot be read: its first two parameters must be the settings and the stage; "
+        "see `alignkit methods` for examples",
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "reason"), BROKEN)
+def test_a_broken_package_is_named_and_stops_nobody(install: Install, code: str, reason: str) -> None:
+    module = install("alignkit-broken", code, version="0.3")
+    install("alignkit-good", GOOD.format(name="good"))
+
+    plugins = load_plugins()
+
+    assert broken(plugins) == {"alignkit-broken 0.3": reason.replace("MODULE", module)}
+    assert {"good", "ppo"} <= set(plugins.methods)
+    assert not any(plugin == "alignkit-broken:alignkit-broken" for plugin, _ in plugins.hooks.list_name_plugin())
+
+
+def test_a_hook_with_a_wrong_argument_is_broken(install: Install) -> None:
+    code = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_event(evnt):\n    pass"
+    install("alignkit-broken", code)
+
+    reason = broken(load_plugins())["alignkit-broken 1.0"]
+
+    assert reason.startswith("PluginValidationError: Plugin 'alignkit-broken:alignkit-broken' for hook 'alignkit_event")
+
+
+def test_a_broken_package_no_longer_observes(install: Install) -> None:
+    observe = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_event(event):\n    1 / 0\n"
+    code = f"{observe}@hookimpl\ndef zebra():\n    pass"
+    install("alignkit-broken", code)
+
+    plugins = load_plugins()
+
+    assert plugins.hooks.hook.alignkit_event.get_hookimpls() == []
+
+
+def test_two_packages_with_one_name_clash_only_where_it_is_asked_for(install: Install) -> None:
+    install("alignkit-one", GOOD.format(name="same"), version="1.1")
+    install("alignkit-two", GOOD.format(name="same"), version="2.2")
+
+    plugins = load_plugins()
+
+    assert plugins.method("ppo").name == "ppo"
+    with pytest.raises(PluginError) as raised:
+        plugins.method("same")
+    assert str(raised.value) == (
+        "method 'same' is offered by alignkit-one 1.1 and by alignkit-two 2.2; "
+        "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+    )
+
+
+def test_a_package_that_imports_torch_when_loaded_is_named(install: Install, tmp_path: Path) -> None:
+    before = sys.modules.pop("torch", None)
+    (tmp_path / "torch.py").write_text("")
+    install("alignkit-heavy", "import torch")
+
+    try:
+        heavy = load_plugins().heavy
+    finally:
+        sys.modules.pop("torch", None)
+        if before is not None:
+            sys.modules["torch"] = before
+
+    assert list(map(str, heavy)) == ["alignkit-heavy 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        (None, {"one", "two"}),
+        ("", set()),
+        (" , ", set()),
+        ("first", {"one"}),
+        ("alignkit-one", {"one"}),
+        ("first, alignkit-two", {"one", "two"}),
+    ],
+)
+def test_the_environment_limits_what_is_loaded(
+    install: Install, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: set[str]
+) -> None:
+    install("alignkit-one", GOOD.format(name="one"), point="first")
+    install("alignkit-two", GOOD.format(name="two"), point="second")
+    if chosen is not None:
+        monkeypatch.setenv("ALIGNKIT_PLUGINS", chosen)
+
+    plugins = load_plugins()
+
+    assert ({"one", "two"} & set(plugins.methods), "ppo" in plugins.methods) == (found, True)
+
+
+def test_a_plugin_that_the_environment_names_in_vain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_PLUGINS", "nowhere")
+
+    assert broken(load_plugins()) == {
+        "nowhere": "ALIGNKIT_PLUGINS names 'nowhere', and no package that is installed has such a plugin"
+    }
+
+
+def test_a_file_is_a_plugin(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.format(name="mine"))
+
+    plugins = load_plugins([file])
+
+    assert (plugins.method("mine").name, plugins.origins["method:mine"].file) == ("mine", file)
+
+
+def test_a_changed_file_is_loaded_anew(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.format(name="mine"))
+    load_plugins([file])
+    file.write_text(GOOD.format(name="other-name"))
+
+    assert "other-name" in load_plugins([file]).methods
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.py", "FOLDER/none.py: there is no such plugin file; check the path given with -p"),
+        ("notes.md", "FOLDER/notes.md: not a Python file; give -p a file that ends in .py"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "notes.md").write_text("")
+
+    with pytest.raises(PluginError) as raised:
+        load_plugins([tmp_path / name])
+
+    assert (str(raised.value).replace(str(tmp_path), "FOLDER"), raised.value.status) == (message, 78)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("pop", "did you mean 'ppo'?"), ("dpo", "others come by pip install, perhaps alignkit-dpo")],
+)
+def test_an_unknown_method_is_advised(monkeypatch: pytest.MonkeyPatch, name: str, remedy: str) -> None:
+    monkeypatch.setenv("ALIGNKIT_PLUGINS", "")
+
+    with pytest.raises(RecipeError) as raised:
+        load_plugins().method(name)
+
+    assert (raised.value.problem, raised.value.remedy.split("; ")[-1]) == (
+        f"no plugin offers a method {name!r}",
+        remedy,
+    )
+
+
+def test_many_broken_plugins_are_not_all_listed(install: Install) -> None:
+    for number in (1, 2, 3, 4):
+        install(f"alignkit-b{number}", "1 / 0")
+
+    with pytest.raises(PluginError) as raised:
+        load_plugins().method("zebra")
+
+    assert raised.value.remedy == (
+        "a plugin that cannot be loaded may offer it: alignkit-b1 1.0 (ZeroDivisionError: division by zero); "
+        "alignkit-b2 1.0 (ZeroDivisionError: division by zero) and 2 more, see `alignkit methods`"
+    )
