@@ -154,15 +154,14 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     tokenizer = _tokenizer(start.path)
     base = None if _give_pad(model, tokenizer) else base
     head = score_head(model)
-    if head.bias is None:
-        head.bias = nn.Parameter(torch.zeros(1, dtype=head.weight.dtype))
+    bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
     if isinstance(start, RewardModel):
         mean, std = _normalisation(start.path)
-        head.bias.data = (head.bias.data - mean) / std
         head.weight.data /= std
+        head.bias = nn.Parameter((bias - mean) / std)
     else:
         nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        head.bias = nn.Parameter(torch.zeros_like(bias))
     model = _moved(model, device())
     return (_adapted(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
 

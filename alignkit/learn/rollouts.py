@@ -100,9 +100,10 @@ def answer_logprobs_and_entropy(
 ) -> Tensor:
     """Compute, beside each log-probability, the entropy of the distribution that it is from (n, t, 2)."""
     logits, targets = _answer_logits(model, prompts, answers, temperature)
-    logprobs = logits.log_softmax(dim=-1)
+    normaliser = logits.logsumexp(dim=-1)
+    logprobs = logits - normaliser[..., None]
     entropy = -torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * logprobs).sum(dim=-1)
-    return torch.stack([_chosen(logprobs, targets), entropy], dim=-1)
+    return torch.stack([_chosen(logits, targets) - normaliser, entropy], dim=-1)
 
 
 def answer_values(critic: "Critic", prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:

@@ -58,13 +58,14 @@ def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTraine
 
 
 def _checked(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
-    scores = torch.tensor(reward.score(answers), dtype=torch.float32)
-    if scores.shape != (len(answers),):
+    given = reward.score(answers)
+    if len(given) != len(answers):
         raise PluginError(
-            f"the reward gave {tuple(scores.shape)} scores for {len(answers)} answers",
+            f"the reward gave {len(given)} scores for {len(answers)} answers",
             f"reward {reward.name!r}",
             "it must return one number for each answer",
         )
+    scores = torch.tensor(given, dtype=torch.float32)
     odd = int((~scores.isfinite()).sum())
     if odd:
         raise NotFiniteError(

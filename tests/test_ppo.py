@@ -1,0 +1,389 @@
+"""What must hold in every run of PPO, whatever it learns."""
+
+import pytest
+import torch
+from conftest import LeftError, RecordingStage
+from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
+from tiny_models import STOP, llama, llama_critic, uniform_models
+
+from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
+from alignkit.contract.settings import LoRA, Optimisation
+from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
+from alignkit.learn.data import Prompt
+from alignkit.learn.layouts import Models
+from alignkit.learn.models import load_for_reward_training, save_reward, without_deprecations
+from alignkit.learn.rollouts import Critic, Rollout
+from alignkit.learn.scoring import Scored, Weighted, score_rollout
+from alignkit.learn.training import make_learner, scheduled, take_step
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo, train
+
+VOCABULARY = 8
+PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]
+
+
+def settings(**given) -> PPOSettings:
+    plain = {
+        "learning_rate": 1e-3,
+        "updates": 2,
+        "batch": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "critic": CriticSettings(learning_rate=1e-3),
+        "generation": Generation(max_new_tokens=4, unfinished="subtract", penalty=0.5),
+    }
+    return PPOSettings(**(plain | given))
+
+
+def models(rows: int | None = None, seed: int = 0) -> Models:
+    policy, reference = (llama(VOCABULARY, seed) for _ in range(2))
+    critic, stop = llama_critic(VOCABULARY, seed + 1), frozenset([STOP])
+    return Models(policy, reference.requires_grad_(False), critic, stop, rows=rows)
+
+
+def ones(rollout: Rollout) -> Scored:
+    scores = torch.tensor([float(answer.count(1)) for answer in rollout.answers])
+    return Scored(scores, {"ones": scores})
+
+
+def run(some: Models, given: PPOSettings, seed: int = 5, score=ones) -> list[dict[str, float]]:
+    log: list[dict[str, float]] = []
+    train(some, PROMPTS, score, given, seed, lambda _, figures: log.append(dict(figures)))
+    return log
+
+
+def weights(model) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+def test_before_anything_is_learnt_kl_is_0_and_the_ratio_1() -> None:
+    (figures,) = run(models(), settings(updates=1, epochs=1, minibatches=1))
+
+    assert figures["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert figures["val/ratio"] == pytest.approx(1, abs=1e-6)
+    assert figures["policy/approxkl_avg"] == pytest.approx(0, abs=1e-10)
+    assert figures["policy/clipfrac_avg"] == 0
+
+
+def test_every_minibatch_of_every_epoch_is_an_optimiser_step() -> None:
+    log = run(models(), settings(updates=3, epochs=2, minibatches=4))
+
+    assert [figures["steps"] for figures in log] == [8, 16, 24]
+
+
+def test_a_learning_rate_of_0_leaves_the_weights_as_they_were() -> None:
+    some = models()
+    before = weights(some.policy)
+
+    run(some, settings().model_copy(update={"learning_rate": 0.0}))
+
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(some.policy), strict=True))
+
+
+def test_the_reference_stays_as_it_was_while_the_policy_moves() -> None:
+    some = models()
+    before = weights(some.reference)
+
+    run(some, settings())
+
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(some.reference), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights(some.policy), strict=True))
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    one, other = models(), models()
+
+    run(one, settings())
+    run(other, settings())
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.policy), weights(other.policy), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(one.critic), weights(other.critic), strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_how_many_rows_go_through_at_once_changes_nothing(rows) -> None:
+    whole, cut = models(), models(rows)
+
+    run(whole, settings())
+    run(cut, settings())
+
+    torch.testing.assert_close(weights(cut.policy), weights(whole.policy), atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights(cut.critic), weights(whole.critic), atol=1e-4, rtol=0)
+
+
+def test_a_reference_that_is_another_model_is_refused() -> None:
+    some = models()
+    other = Models(some.policy, llama(VOCABULARY, seed=9), some.critic, some.stop)
+
+    with pytest.raises(StageError) as refusal:
+        run(other, settings())
+
+    assert refusal.value.problem.startswith("the policy is not at its reference before the first update (KL ")
+    assert refusal.value.remedy == "the base of a LoRA policy must hold the weights that training starts from"
+
+
+def test_a_model_that_computes_differently_from_pass_to_pass_is_refused() -> None:
+    some = models()
+    passes = iter(range(1000))
+
+    def shift(module, given, output):
+        output.logits[..., 2] += next(passes) * 0.1
+        return output
+
+    some.policy.register_forward_hook(shift)
+    some.reference.register_forward_hook(lambda module, given, output: shift(module, given, output))
+    same = Models(some.policy, some.policy, some.critic, some.stop)
+
+    with pytest.raises(StageError):
+        run(same, settings())
+
+
+def test_the_critic_alone_learns_while_it_warms_up() -> None:
+    some = models()
+    policy, critic = weights(some.policy), weights(some.critic)
+
+    log = run(some, settings(critic=CriticSettings(learning_rate=1e-3, warmup=2)))
+
+    assert all(torch.equal(a, b) for a, b in zip(policy, weights(some.policy), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(critic, weights(some.critic), strict=True))
+    assert "loss/policy_avg" not in log[0]
+
+
+def test_an_update_stops_moving_the_policy_once_it_is_far_from_the_samples() -> None:
+    log = run(models(), settings(updates=1, epochs=4, minibatches=2, learning_rate=1e-2, kl=KL(stop=1e-4)))
+
+    assert log[0]["steps"] < 8
+
+
+def test_the_kl_coefficient_rises_when_kl_is_over_its_target() -> None:
+    given = settings(updates=3, learning_rate=1e-2, kl=KL(coef=0.1, target=1e-6, horizon=100))
+
+    log = run(models(), given)
+
+    assert log[0]["kl_coef"] == pytest.approx(0.1)
+    assert log[2]["kl_coef"] == pytest.approx(log[1]["kl_coef"] * (1 + 0.2 * 8 / 100))
+
+
+def test_a_stronger_pull_leaves_the_policy_closer_to_its_start() -> None:
+    free, held = models(), models()
+
+    far = run(free, settings(updates=12, learning_rate=1e-2, kl=KL(coef=0.0)))
+    near = run(held, settings(updates=12, learning_rate=1e-2, kl=KL(coef=1.0)))
+
+    assert near[-1]["objective/kl"] < far[-1]["objective/kl"] / 2
+
+
+def test_rewards_are_weighted_and_each_is_told() -> None:
+    def score(rollout: Rollout) -> Scored:
+        return Scored(torch.full((8,), 3.0), {"a": torch.full((8,), 1.0), "b": torch.full((8,), 2.0)})
+
+    (figures,) = run(
+        models(),
+        settings(updates=1, generation=Generation(max_new_tokens=2, unfinished="subtract", penalty=0)),
+        score=score,
+    )
+
+    assert (figures["scores/a"], figures["scores/b"], figures["objective/scores"]) == (1, 2, 3)
+
+
+def test_a_lora_policy_is_its_own_reference() -> None:
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    with without_deprecations():
+        policy = get_peft_model(llama(VOCABULARY), config).eval()
+    frozen = [w for name, w in policy.named_parameters() if "lora_" not in name]
+    base = [w.clone() for w in frozen]
+    some = Models(policy, None, llama_critic(VOCABULARY), frozenset([STOP]))
+
+    log = run(some, settings(updates=4, learning_rate=1e-2))
+
+    assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert log[-1]["objective/kl_k2"] > 1e-4
+    assert all(torch.equal(a, b) for a, b in zip(base, frozen, strict=True))
+
+
+def test_a_full_policy_without_a_reference_is_refused() -> None:
+    some = models()
+
+    with pytest.raises(StageError) as refusal:
+        run(Models(some.policy, None, some.critic, some.stop), settings())
+
+    assert str(refusal.value) == "a policy without adapters needs a model of its own as reference"
+
+
+def test_a_batch_that_cannot_be_cut_evenly_is_refused() -> None:
+    with pytest.raises(ValidationError, match="batch 10 cannot be cut into 4 minibatches of one size"):
+        PPOSettings(batch=10, minibatches=4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_take_it() -> None:
+    model = torch.nn.Linear(2, 1)
+    before = weights(model)
+    learner = make_learner(model, 0.1, Optimisation())
+
+    with pytest.raises(NotFiniteError) as refusal:
+        take_step(learner, [torch.tensor([[1.0, float("nan")]])], lambda batch: (model(batch).sum(), {}))
+
+    assert refusal.value.problem == "optimiser step 1 has loss nan and gradient norm nan"
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [("linear", [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]), ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1])],
+)
+def test_the_learning_rate_rises_then_follows_its_schedule(schedule, wanted) -> None:
+    given = Optimisation(schedule=schedule, warmup=1 / 3)
+
+    assert [scheduled(done, 6, given) for done in range(6)] == pytest.approx(wanted)
+
+
+class Words:
+    """A tokenizer of one letter a token."""
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return ["".join("_abcdefg"[token] for token in row if token != STOP) for row in rows]
+
+
+def scored(*rewards: Weighted) -> Scored:
+    rollout = Rollout([1, 0], [[1], [2]], [[1, 2, STOP], [3]], [True, False])
+    prompts = [Prompt([2], "second", {"id": 2}), Prompt([1], "first", {"id": 1})]
+    return score_rollout(rollout, prompts, Words(), rewards)
+
+
+def test_a_reward_sees_prompt_text_end_and_row_of_each_answer() -> None:
+    seen = []
+
+    scored(Weighted("spy", lambda answers: [seen.append(a) or 0.0 for a in answers]))
+
+    assert [(a.prompt, a.text, a.finished, a.row) for a in seen] == [
+        ("first", "ab", True, {"id": 1}),
+        ("second", "c", False, {"id": 2}),
+    ]
+
+
+def test_weighted_rewards_add_up() -> None:
+    result = scored(Weighted("a", lambda answers: [1.0, 2.0], 2.0), Weighted("b", lambda answers: [3.0, 5.0], -1.0))
+
+    assert result.total.tolist() == [-1, -1]
+    assert result.parts["b"].tolist() == [3, 5]
+
+
+def test_a_reward_that_gives_too_few_scores_is_refused() -> None:
+    with pytest.raises(PluginError) as refusal:
+        scored(Weighted("short", lambda answers: [1.0]))
+
+    assert str(refusal.value) == (
+        "reward 'short': the reward gave 1 scores for 2 answers; it must return one number for each answer"
+    )
+
+
+def test_a_reward_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(NotFiniteError) as refusal:
+        scored(Weighted("odd", lambda answers: [1.0, float("nan")]))
+
+    assert str(refusal.value) == (
+        "reward 'odd': 1 of 2 scores are not finite numbers; "
+        "mend the reward; an answer that cannot be scored needs a low score, not a NaN"
+    )
+
+
+@pytest.fixture
+def reward_model(policy, tmp_path) -> RewardModel:
+    torch.manual_seed(3)
+    model, tokenizer = load_for_reward_training(policy)
+    save_reward(model, tokenizer, tmp_path / "reward", mean=0.5, std=2.0)
+    return RewardModel(name="reward", fingerprint="0", path=tmp_path / "reward", weight=10.0)
+
+
+@pytest.fixture
+def prompts(records) -> Prompts:
+    words = ["hello", "how", "are", "you", "what", "a", "lovely", "day", "is", "it", "today"]
+    rows = [{"prompt": f"{a} {b}"} for a in words for b in words]
+    return records(Prompts, rows[16:], rows[:16])
+
+
+def whole(**given) -> PPOSettings:
+    return settings(generation=Generation(max_new_tokens=8, unfinished="subtract", penalty=0), batch=32, **given)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=8)])
+def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, stage, lora) -> None:
+    given = whole(learning_rate=1e-2, updates=10, lora=lora, kl=KL(coef=0.01))
+
+    made = ppo(given, stage, policy=policy, rewards=(reward_model,), prompts=prompts)
+
+    before, after, _ = stage.figures["reward"]
+    assert after > before + 0.2
+    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert [step for step, _, _ in stage.logs] == list(range(1, 11))
+    assert {"prompt", "before", "after", "reward before", "reward after"} == set(stage.samples[0])
+    assert (made.path / ("adapter_config.json" if lora else "config.json")).exists()
+
+
+def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_model, prompts, tmp_path) -> None:
+    stage = RecordingStage(tmp_path / "stopped", stop_at=1)
+
+    with pytest.raises(LeftError):
+        ppo(whole(updates=3), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
+
+    assert len(stage.logs) == 1
+
+
+def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, reward_model) -> None:
+    from alignkit.learn.layouts import open_models
+    from alignkit.learn.models import load_reward_model
+
+    some, tokenizer = open_models(policy, [reward_model], critic="auto", temperature=1.0, lora=None, precision="fp32")
+
+    ids = torch.tensor([tokenizer("hello how are you")["input_ids"]])
+    raw, _, mean, std = load_reward_model(reward_model)
+    value = some.critic(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])[0, -1]
+    assert (mean, std) == (0.5, 2.0)
+    assert value.item() == pytest.approx((raw(input_ids=ids).logits.item() - mean) / std, abs=1e-5)
+
+
+def test_a_critic_from_the_policy_starts_at_0(policy) -> None:
+    from alignkit.learn.layouts import open_models
+
+    gold = FunctionReward(name="gold", fingerprint="0", path=policy.path, function="reviews-gold")
+    some, _ = open_models(policy, [gold], critic="auto", temperature=1.0, lora=LoRA(rank=2), precision="fp32")
+
+    ids = torch.tensor([[5, 6, 7]])
+    assert not some.critic(ids, torch.ones_like(ids), torch.arange(3)[None]).any()
+    assert isinstance(some.critic, Critic)
+
+
+def test_a_critic_from_a_reward_that_is_no_model_is_refused(policy, prompts, stage) -> None:
+    gold = FunctionReward(name="gold", fingerprint="0", path=policy.path, function="reviews-gold")
+
+    with pytest.raises(RecipeError) as refusal:
+        ppo(whole(critic=CriticSettings(init="reward")), stage, policy=policy, rewards=(gold,), prompts=prompts)
+
+    assert str(refusal.value) == (
+        "ppo.critic.init: no reward of this stage is a model that reads the policy's tokens one by one; "
+        'set it to "auto" or "policy"'
+    )
+
+
+def test_several_processes_are_refused(policy, reward_model, prompts, tmp_path) -> None:
+    stage = RecordingStage(tmp_path / "wide", world=2)
+
+    with pytest.raises(RecipeError) as refusal:
+        ppo(whole(), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
+
+    assert str(refusal.value) == "stage 'stage': ppo runs in one process; choose a machine with one process"
+
+
+def test_answers_without_prompts_aside_are_not_measured(policy, reward_model, records, stage) -> None:
+    alone = records(Prompts, [{"prompt": "hello"}])
+
+    ppo(whole(updates=1), stage, policy=policy, rewards=(reward_model,), prompts=alone)
+
+    assert stage.warnings == [("no prompts are held out, so nothing is measured", "raise the source's held_out")]
+    assert not stage.figures
+
+
+def test_the_uniform_policy_of_the_closed_forms_is_uniform() -> None:
+    some = uniform_models(5, 0, frozenset())
+
+    assert not some.policy(input_ids=torch.tensor([[1, 2]])).logits.any()
