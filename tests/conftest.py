@@ -81,13 +81,13 @@ class RecordingStage:
         return found[-1] if found else None
 
     def save_policy(self, model: Any, tokenizer: Any) -> Policy:
-        from alignkit.learn.models import save_policy
+        from alignkit.learn.saving import save_policy
 
         save_policy(model, tokenizer, self.root / "artifact")
         return Policy(name=self.name, fingerprint="0", path=self.root / "artifact")
 
     def save_reward(self, model: Any, tokenizer: Any, mean: float, std: float) -> RewardModel:
-        from alignkit.learn.models import save_reward
+        from alignkit.learn.saving import save_reward
 
         save_reward(model, tokenizer, self.root / "artifact", mean, std)
         return RewardModel(name=self.name, fingerprint="0", path=self.root / "artifact")

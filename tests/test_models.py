@@ -20,18 +20,16 @@ from alignkit.contract.rewards import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.learn import models
+from alignkit.learn.folders import check_model_folder
 from alignkit.learn.models import (
-    check_model_folder,
     load_critic,
     load_for_reward_training,
     load_policy,
     load_reward_model,
-    save_policy,
-    save_reward,
     score_head,
     stop_tokens,
-    unpack,
 )
+from alignkit.learn.saving import save_policy, save_reward, unpack
 from alignkit.learn.scores import as_read, open_reward
 
 ROWS = torch.arange(3, 15)[None]

@@ -12,8 +12,9 @@ from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
 from alignkit.learn.data import Prompt
 from alignkit.learn.layouts import Models
-from alignkit.learn.models import load_for_reward_training, save_reward, without_deprecations
+from alignkit.learn.models import load_for_reward_training, without_deprecations
 from alignkit.learn.rollouts import Critic, Rollout
+from alignkit.learn.saving import save_reward
 from alignkit.learn.scoring import Scored, Weighted, score_rollout
 from alignkit.learn.training import make_learner, scheduled, take_step
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo, train

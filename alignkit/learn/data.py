@@ -217,7 +217,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = F
 
 def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> Tokens:
     text, spans = spoken(turns, tokenizer, learn)
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(found["input_ids"])
     labels = [
         token if any(_within(start, end, span) for span in spans) else NOT_LEARNT
@@ -257,7 +257,7 @@ def _span(text: str, turns: Chat, place: int, tokenizer: PreTrainedTokenizerBase
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
-    return list(cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"]))
+    return list(cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]))
 
 
 def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

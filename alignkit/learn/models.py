@@ -1,13 +1,11 @@
-"""Models on disk and in memory: open, quantise, adapt, save, and prove that what was saved is what was trained.
+"""Open models: from full weights or an adapter, quantised or not, with a fresh adapter or a new head.
 
 Everything is opened from a local folder: no code of a model's author runs, nothing pickled is read, no socket is
 opened. A folder holds full weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
 """
 
 import importlib.util
-import json
 import os
-import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +15,6 @@ from typing import Any, Literal
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -35,13 +31,11 @@ from transformers.pytorch_utils import Conv1D
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.learn.folders import base_of, check_model_folder, is_adapter, normalisation_of, read_json
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 Quantised = Literal["4bit", "8bit"] | None
-
-REWARD_FILE = "reward.json"
-"""Holds the mean and spread of a reward model's scores, beside its weights."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -133,13 +127,13 @@ def load_reward_model(
     reward: RewardModel, *, precision: Precision = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float, float]:
     """Open a reward model, frozen, with the mean and spread of its scores (0 and 1 where nobody measured them)."""
-    fixed = {"num_labels": 1} if _is_adapter(reward.path) else {}
+    fixed = {"num_labels": 1} if is_adapter(reward.path) else {}
     model, _ = _open(AutoModelForSequenceClassification, reward.path, arithmetic(precision), None, fixed)
     tokenizer = _tokenizer(reward.path)
     if tokenizer.pad_token_id is None:
         _give_pad(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    mean, std = _normalisation(reward.path)
+    mean, std = normalisation_of(reward.path)
     return _moved(model, device()).requires_grad_(False), tokenizer, mean, std
 
 
@@ -156,7 +150,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     head = score_head(model)
     bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
     if isinstance(start, RewardModel):
-        mean, std = _normalisation(start.path)
+        mean, std = normalisation_of(start.path)
         head.weight.data /= std
         head.bias = nn.Parameter((bias - mean) / std)
     else:
@@ -195,7 +189,7 @@ def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: 
     if trainable and lora is None:
         remedy = "give the stage lora = {}, or take `load` out of the source"
         raise RecipeError(f"weights in {policy.load} cannot be trained", f"source {policy.name!r}", remedy)
-    if _is_adapter(policy.path):
+    if is_adapter(policy.path):
         remedy = "merge it into one folder first, or take `load` out of the source"
         raise RecipeError(f"an adapter cannot be merged into weights in {policy.load}", str(policy.path), remedy)
 
@@ -204,13 +198,13 @@ def _open(
     kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Path | None]:
     """Open full weights; give the folder that holds exactly them, or None where an adapter was merged."""
-    if not _is_adapter(folder):
-        return _open_full(kind, folder, dtype, quantised, more), folder.resolve()
-    scores = _json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    if not is_adapter(folder):
+        return open_full(kind, folder, dtype, quantised, more), folder.resolve()
+    scores = read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
     worn_by = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     # Merged in fp32: a small difference would be lost among the eight bits of bf16.
-    base = _open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
-    merged = _worn(base, folder).merge_and_unload()
+    base = open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
+    merged = worn(base, folder).merge_and_unload()
     merged = merged if worn_by is kind else _scorer_of(merged)
     merged.eval()
     return _moved(merged, dtype), None
@@ -225,7 +219,7 @@ def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
     return scorer.requires_grad_(True)
 
 
-def _worn(base: PreTrainedModel, adapter: Path) -> Any:
+def worn(base: PreTrainedModel, adapter: Path) -> Any:
     with without_deprecations():
         return PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
 
@@ -245,7 +239,7 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
-def _open_full(
+def open_full(
     kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
 ) -> PreTrainedModel:
     check_model_folder(folder)
@@ -260,62 +254,6 @@ def _open_full(
     model.eval()
     opened: PreTrainedModel = model
     return opened
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
-
-
-def base_of(adapter: Path) -> Path:
-    """Give the folder of the full weights that an adapter belongs to.
-
-    That is its own `base/`, else the folder that it names, else what the local cache holds under the hub name.
-    """
-    if (adapter / "base").is_dir():
-        return adapter / "base"
-    named = str(_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
-    if named and Path(named).is_dir():
-        return Path(named)
-    try:
-        return Path(snapshot_download(named, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
-        problem = f"the adapter's base {named!r} is neither a folder nor in the local cache"
-        remedy = "correct base_model_name_or_path in its adapter_config.json"
-        raise DataError(problem, str(adapter), remedy) from error
-
-
-def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is no model, or one that would run code or read pickles. Raises DataError."""
-    if not folder.is_dir():
-        raise DataError("there is no such model folder", str(folder), "check the address in the recipe")
-    if not (folder / "config.json").is_file():
-        raise DataError("the folder has no config.json, so it is no model", str(folder), "name a model's folder")
-    odd = sorted(_odd_keys(_json(folder / "config.json")))
-    if odd:
-        problem = f"the model's config.json asks for code of its author ({', '.join(odd)})"
-        raise DataError(problem, str(folder), "use a model of an architecture that transformers has itself")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        found = "weights only as pickles, which can run code" if pickled else "no weights"
-        raise DataError(f"the model folder has {found}", str(folder), "add its .safetensors files")
-
-
-def _odd_keys(config: object) -> Iterator[str]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
-                yield key
-            yield from _odd_keys(value)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"not JSON ({error})", str(file), "copy the model again") from error
-    if not isinstance(read, dict):
-        raise DataError("not a JSON object", str(file), "copy the model again")
-    return read
 
 
 def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
@@ -337,7 +275,7 @@ def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Open the tokenizer of a folder, or of the base where an adapter brings none."""
-    if _is_adapter(folder) and not any(folder.glob("tokenizer*")):
+    if is_adapter(folder) and not any(folder.glob("tokenizer*")):
         folder = base_of(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -403,92 +341,6 @@ def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:
     return RecipeError(f"the model has no layers {asked}", "lora.targets", hint)
 
 
-def _normalisation(folder: Path) -> tuple[float, float]:
-    file = folder / REWARD_FILE
-    if not file.is_file():
-        return 0.0, 1.0
-    facts = _json(file)
-    return float(facts["mean"]), float(facts["std"])
-
-
-def save_policy(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, stands: Path | None = None
-) -> None:
-    """Save a policy so that any tool opens it rightly, and prove it: the reloaded logits are compared.
-
-    An adapter is saved as one, and names its base by an absolute path. Where no folder holds that base (an adapter was
-    merged, the embedding grew), it is kept in `base/` inside. `stands` is where the folder will be once it is renamed.
-    """
-    _save(model, tokenizer, folder, stands or folder)
-    _compare(model, tokenizer, AutoModelForCausalLM, folder)
-
-
-def save_reward(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    mean: float,
-    std: float,
-    *,
-    stands: Path | None = None,
-) -> None:
-    """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
-    _save(model, tokenizer, folder, stands or folder)
-    (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
-    _compare(model, tokenizer, AutoModelForSequenceClassification, folder)
-
-
-def without_patches(model: PreTrainedModel | PeftModel) -> None:
-    """Take off the `forward` that a trainer of TRL leaves on a model; a copy of such a model runs the original's."""
-    for module in model.modules():
-        module.__dict__.pop("forward", None)
-
-
-def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stands: Path) -> None:
-    without_patches(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
-        return
-    named = model.peft_config["default"].base_model_name_or_path
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    if not named:
-        base: PreTrainedModel = model.get_base_model()
-        base.save_pretrained(folder / "base", state_dict=_weights_beneath(base))
-        tokenizer.save_pretrained(folder / "base")
-        named = str((stands / "base").resolve())
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(_json(file) | {"base_model_name_or_path": named}, indent=2, sort_keys=True), "utf-8")
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks
-
-
-def _weights_beneath(base: PreTrainedModel) -> dict[str, Tensor]:
-    """Give a model's own weights by their own names, without the adapter's that stand among them."""
-    weights = base.state_dict()
-    own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
-    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): weights[name] for name in own}
-
-
-def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
-    """Open what was saved and compare its outputs with the model's; raises RuntimeError where they differ."""
-    ours = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(ours, "is_quantized", False):
-        return  # opening it again would take the very memory that quantising saved
-    dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
-    more = {"num_labels": ours.config.num_labels} if kind is AutoModelForSequenceClassification else {}
-    named = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else str(folder)
-    again: Any = _open_full(kind, Path(named) if named else folder / "base", dtype, None, more)
-    if isinstance(model, PeftModel):
-        again = _worn(again, folder)
-    again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id
-    with evaluating(model):
-        expected, found = (_probe(m, tokenizer) for m in (model, again.to(ours.device).eval()))
-    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        distance = float((expected - found).abs().max())
-        raise RuntimeError(f"{folder}: the saved model's outputs differ from the trained one's by {distance:.3g}")
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off and gradients too for a while, and leave the model in the mode that it had."""
@@ -499,15 +351,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.train(training)
 
 
-def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Give a model's outputs on two short rows of different tokens, one of them padded."""
-    ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
-    short = [*ordinary[8:], tokenizer.eos_token_id]
-    rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)
-    output: Tensor = model(input_ids=rows, attention_mask=mask).logits.float()
-    return output if output.dim() == 2 else output[mask.bool()]
-
-
 def padded(
     rows: Sequence[Sequence[int]], pad: int, where: torch.device | str = "cpu", value: int = 1
 ) -> tuple[Tensor, Tensor]:
@@ -516,25 +359,3 @@ def padded(
     tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
     mask = torch.tensor([[value] * len(row) + [0] * (width - len(row)) for row in rows])
     return tokens.to(where), mask.to(where)
-
-
-def unpack(gguf: Path, folder: Path) -> None:
-    """Write the model of a .gguf file as a plain folder of full fp32 weights, with its tokenizer and chat template.
-
-    Raises RecipeError where the package that reads the format is missing, DataError where the file cannot be read.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise RecipeError("reading .gguf files needs the package gguf", str(gguf), 'pip install "alignkit[gguf]"')
-    where = {"gguf_file": gguf.name, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
-    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error
-    # It says of itself that it is quantised, and would be saved as such.
-    model.__dict__.pop("hf_quantizer", None)
-    model.__dict__.pop("is_quantized", None)
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

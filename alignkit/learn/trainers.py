@@ -36,7 +36,8 @@ from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.learn.data import Pair, Tokens, padding_share
-from alignkit.learn.models import arithmetic, device, without_deprecations, without_patches
+from alignkit.learn.models import arithmetic, device, without_deprecations
+from alignkit.learn.saving import without_patches
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 

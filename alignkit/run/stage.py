@@ -113,19 +113,19 @@ class WorkingStage:
         return self._partial / rundir.ARTIFACT
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        from alignkit.learn import models
+        from alignkit.learn import saving
 
         if self.rank == 0:
-            models.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
+            saving.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
         return Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
 
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
     ) -> RewardModel:
-        from alignkit.learn import models
+        from alignkit.learn import saving
 
         if self.rank == 0:
-            models.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
+            saving.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
         return RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:

@@ -193,7 +193,7 @@ def _prepare(preparation: Preparation) -> None:
 
     def write(folder: Path) -> None:
         if preparation.file:
-            from alignkit.learn.models import unpack
+            from alignkit.learn.saving import unpack
 
             unpack(preparation.file, folder)
         else:

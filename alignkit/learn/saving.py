@@ -1,0 +1,131 @@
+"""Save models so that any tool opens them rightly, and prove that what was saved is what was trained."""
+
+import importlib.util
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignkit.errors import DataError, RecipeError
+from alignkit.learn.folders import REWARD_FILE, read_json
+from alignkit.learn.models import evaluating, open_full, padded, worn
+
+
+def save_policy(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, stands: Path | None = None
+) -> None:
+    """Save a policy so that any tool opens it rightly, and prove it: the reloaded logits are compared.
+
+    An adapter is saved as one, and names its base by an absolute path. Where no folder holds that base (an adapter was
+    merged, the embedding grew), it is kept in `base/` inside. `stands` is where the folder will be once it is renamed.
+    """
+    _save(model, tokenizer, folder, stands or folder)
+    _compare(model, tokenizer, AutoModelForCausalLM, folder)
+
+
+def save_reward(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    mean: float,
+    std: float,
+    *,
+    stands: Path | None = None,
+) -> None:
+    """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
+    _save(model, tokenizer, folder, stands or folder)
+    (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
+    _compare(model, tokenizer, AutoModelForSequenceClassification, folder)
+
+
+def without_patches(model: PreTrainedModel | PeftModel) -> None:
+    """Take off the `forward` that a trainer of TRL leaves on a model; a copy of such a model runs the original's."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stands: Path) -> None:
+    without_patches(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    named = model.peft_config["default"].base_model_name_or_path
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    if not named:
+        base: PreTrainedModel = model.get_base_model()
+        base.save_pretrained(folder / "base", state_dict=_weights_beneath(base))
+        tokenizer.save_pretrained(folder / "base")
+        named = str((stands / "base").resolve())
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(read_json(file) | {"base_model_name_or_path": named}, indent=2, sort_keys=True), "utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks
+
+
+def _weights_beneath(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Give a model's own weights by their own names, without the adapter's that stand among them."""
+    weights = base.state_dict()
+    own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
+    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): weights[name] for name in own}
+
+
+def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
+    """Open what was saved and compare its outputs with the model's; raises RuntimeError where they differ."""
+    ours = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(ours, "is_quantized", False):
+        return  # opening it again would take the very memory that quantising saved
+    dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
+    more = {"num_labels": ours.config.num_labels} if kind is AutoModelForSequenceClassification else {}
+    named = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else str(folder)
+    again: Any = open_full(kind, Path(named) if named else folder / "base", dtype, None, more)
+    if isinstance(model, PeftModel):
+        again = worn(again, folder)
+    again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id
+    with evaluating(model):
+        expected, found = (_probe(m, tokenizer) for m in (model, again.to(ours.device).eval()))
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        distance = float((expected - found).abs().max())
+        raise RuntimeError(f"{folder}: the saved model's outputs differ from the trained one's by {distance:.3g}")
+
+
+def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Give a model's outputs on two short rows of different tokens, one of them padded."""
+    ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
+    short = [*ordinary[8:], tokenizer.eos_token_id]
+    rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)
+    output: Tensor = model(input_ids=rows, attention_mask=mask).logits.float()
+    return output if output.dim() == 2 else output[mask.bool()]
+
+
+def unpack(gguf: Path, folder: Path) -> None:
+    """Write the model of a .gguf file as a plain folder of full fp32 weights, with its tokenizer and chat template.
+
+    Raises RecipeError where the package that reads the format is missing, DataError where the file cannot be read.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError("reading .gguf files needs the package gguf", str(gguf), 'pip install "alignkit[gguf]"')
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error
+    # It says of itself that it is quantised, and would be saved as such.
+    model.__dict__.pop("hf_quantizer", None)
+    model.__dict__.pop("is_quantized", None)
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
