@@ -220,15 +220,15 @@ def arithmetic(answers: Sequence[Answer], settings: Digits) -> list[float]:
 
 
 def test_foreign_methods_can_be_said() -> None:
-    said: dict[str, tuple[list[str], type[Artifact]]] = {
-        m.name: ([i.words for i in m.consumes.values()], m.produces) for m in (orpo, kto, best_of_n, rlaif)
+    said = {
+        m.name: ([i.words for i in m.consumes.values()], m.produces.__name__) for m in (orpo, kto, best_of_n, rlaif)
     }
 
     assert said == {
-        "orpo": (["Policy", "Preferences"], Policy),
-        "kto": (["Policy", "Ratings or Preferences"], Policy),
-        "best-of-n": (["Policy", "Prompts", "Reward"], Demonstrations),
-        "rlaif": (["Policy", "Prompts", "Judge"], Preferences),
+        "orpo": (["Policy", "Preferences"], "Policy"),
+        "kto": (["Policy", "Ratings or Preferences"], "Policy"),
+        "best-of-n": (["Policy", "Prompts", "Reward"], "Demonstrations"),
+        "rlaif": (["Policy", "Prompts", "Judge"], "Preferences"),
     }
 
 

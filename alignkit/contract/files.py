@@ -118,7 +118,7 @@ def _json_array(path: Path, file: BinaryIO) -> Placed:
         line = raw[: error.start].count(b"\n") + 1
         raise _not_utf8(f"{path}:{line}", error) from error
     except json.JSONDecodeError as error:
-        hint = "name it .jsonl if each line is an object" if error.msg == "Extra data" else ""
+        hint = "name it .jsonl if each line is an object" if error.msg == "Extra data" else "correct the file"
         raise DataError(f"not JSON ({error.msg})", f"{path}:{error.lineno}", hint) from error
     except (ValueError, RecursionError) as error:
         problem = "not JSON that can be read (nested too deeply, or a number too long)"
@@ -143,7 +143,7 @@ def _csv(path: Path, file: BinaryIO) -> Placed:
                 )
             yield where, row
     except csv.Error as error:
-        raise DataError(f"not CSV ({error})", f"{path}:{reader.line_num}", "correct the line") from error
+        raise DataError(f"not CSV ({error})", f"{path}:{reader.reader.line_num}", "correct the line") from error
 
 
 def _parquet(path: Path, file: BinaryIO) -> Placed:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -134,7 +135,8 @@ class FileHashes:
             staged.write_text(json.dumps(self.known), "utf-8")
             staged.replace(self.cache)
         except OSError:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                staged.unlink()
 
 
 def _read_cache(cache: Path) -> dict[str, list[Any]]:

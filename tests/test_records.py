@@ -1,0 +1,577 @@
+"""Records: every format is read the same, rows fall on the same side everywhere, and a bad row is named by its line."""
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alignkit.contract.files import FORMATS, rows_of
+from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
+from alignkit.contract.records import Part, key_of, on_held_out_side, with_prompt
+from alignkit.errors import DataError
+
+PAIRS = [
+    {"prompt": 'Say "hi", please', "chosen": "hi\nthere", "rejected": "no"},
+    {"prompt": "Zähl bis 3 🙂", "chosen": "1, 2, 3", "rejected": "drei"},
+]
+
+
+def in_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def in_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return json.dumps(rows).encode()
+
+
+def in_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def in_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
+    return file.getvalue()
+
+
+WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {
+    ".jsonl": in_jsonl,
+    ".json": in_json,
+    ".csv": in_csv,
+    ".parquet": in_parquet,
+}
+
+
+def records(kind: type[Records], *paths: Path, **options: Any) -> Records:
+    part = Part.model_validate({"name": "mine", "paths": paths, "held_out": 0.0, **options})
+    return kind(name="mine", fingerprint="0", path=Path(), parts=(part,))
+
+
+def put(folder: Path, content: bytes | Sequence[Mapping[str, Any]], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else in_jsonl(content))
+    return path
+
+
+def refusal(folder: Path, kind: type[Records], path: Path, **options: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        list(records(kind, path, **options).train())
+    return str(raised.value).replace(str(folder), "FOLDER")
+
+
+# Formats
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str, packed: bool) -> None:
+    content = WRITERS[ending](PAIRS)
+    path = tmp_path / f"rows{ending}{'.gz' if packed else ''}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+
+    assert list(records(Preferences, path).train()) == PAIRS
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_plain_text_is_paragraphs_for_learning_and_lines_for_prompts(tmp_path: Path, packed: bool) -> None:
+    content = b"\xef\xbb\xbfone\r\nline\r\n\r\n \r\ntwo\n"
+    path = put(tmp_path, gzip.compress(content) if packed else content, f"t.txt{'.gz' if packed else ''}")
+
+    text = [row["text"] for row in records(Text, path).train()]
+    prompts = [row["prompt"] for row in records(Prompts, path).train()]
+
+    assert (text, prompts) == (["one\r\nline", "two"], ["one", "line", "two"])
+
+
+def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
+    path = put(tmp_path, b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \t\n{"text": "b"}')
+
+    assert list(records(Text, path).train()) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_files_follow_each_other(tmp_path: Path) -> None:
+    paths = [put(tmp_path, [{"text": name}], f"{name}.jsonl") for name in "ba"]
+
+    assert [row["text"] for row in records(Text, *paths).train()] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.jsonl", b"", "FOLDER/r.jsonl: the file is empty; give it rows, or take it out of the recipe"),
+        ("r.jsonl.gz", b"", "FOLDER/r.jsonl.gz: the file is empty; give it rows, or take it out of the recipe"),
+        ("r.jsonl", b"\n \n", "FOLDER/r.jsonl: the file holds no rows; give it rows, or take it out of the recipe"),
+        ("r.json", b"[]", "FOLDER/r.json: the file holds no rows; give it rows, or take it out of the recipe"),
+        ("r.csv", b"text\n", "FOLDER/r.csv: the file holds no rows; give it rows, or take it out of the recipe"),
+        ("r.txt", b"\n\n", "FOLDER/r.txt: the file holds no rows; give it rows, or take it out of the recipe"),
+        (
+            "r.yaml",
+            b"x",
+            "FOLDER/r.yaml: the file's ending is none that can be read; use one of .jsonl, .json, .csv, .parquet, "
+            ".txt",
+        ),
+        (
+            "r.jsonl",
+            b'{"text": "a"}\n{"text": "\xe4"}\n',
+            "FOLDER/r.jsonl:2: not UTF-8 (byte 10 is 0xe4); save the file as UTF-8, for example with iconv",
+        ),
+        (
+            "r.jsonl",
+            '{"text": "a"}'.encode("utf-16"),
+            "FOLDER/r.jsonl:1: not UTF-8 (byte 0 is 0xff); save the file as UTF-8, for example with iconv",
+        ),
+        (
+            "r.txt",
+            b"a\nb\n\xe4\n",
+            "FOLDER/r.txt:3: not UTF-8 (byte 0 is 0xe4); save the file as UTF-8, for example with iconv",
+        ),
+        (
+            "r.csv",
+            b'text\n"a\nb"\n\xe4\n',
+            "FOLDER/r.csv:4: not UTF-8 (byte 0 is 0xe4); save the file as UTF-8, for example with iconv",
+        ),
+        (
+            "r.json",
+            b'[\n{"text": "\xe4"}]',
+            "FOLDER/r.json:2: not UTF-8 (byte 12 is 0xe4); save the file as UTF-8, for example with iconv",
+        ),
+        (
+            "r.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            "FOLDER/r.jsonl:2: not JSON (Expecting value, column 1); write one JSON object on each line",
+        ),
+        (
+            "r.jsonl",
+            b'{"text": "a", "x": ' + b"[" * 100_000,
+            "FOLDER/r.jsonl:1: not JSON that can be read (nested too deeply, or a number too long); correct the row or "
+            "leave it out",
+        ),
+        (
+            "r.jsonl",
+            b'{"text": "a", "x": ' + b"9" * 5000 + b"}",
+            "FOLDER/r.jsonl:1: not JSON that can be read (nested too deeply, or a number too long); correct the row or "
+            "leave it out",
+        ),
+        (
+            "r.jsonl",
+            b'["a"]',
+            'FOLDER/r.jsonl:1: the row is a list, not an object; write rows such as {"prompt": "..."}',
+        ),
+        (
+            "r.jsonl",
+            b"null",
+            'FOLDER/r.jsonl:1: the row is null, not an object; write rows such as {"prompt": "..."}',
+        ),
+        (
+            "r.json",
+            b'[{"text": "a"}, 3]',
+            'FOLDER/r.json, row 2: the row is a number, not an object; write rows such as {"prompt": "..."}',
+        ),
+        ("r.json", b'{"text": "a"}', "FOLDER/r.json: the file holds an object, not a list of rows; "
+         "write [ {...}, ... ]"),
+        (
+            "r.json",
+            b'{"text": "a"}\n{"text": "b"}',
+            "FOLDER/r.json:2: not JSON (Extra data); name it .jsonl if each line is an object",
+        ),
+        ("r.json", b'[\n{"text": ]', "FOLDER/r.json:2: not JSON (Expecting value); correct the file"),
+        (
+            "r.csv",
+            b"text,id\na,1,x\n",
+            "FOLDER/r.csv:2: the row has more or fewer cells than the first line names; put text that holds commas or "
+            "line breaks in quotes",
+        ),
+        (
+            "r.csv",
+            b"text,id\na,1\nb\n",
+            "FOLDER/r.csv:3: the row has more or fewer cells than the first line names; put text that holds commas or "
+            "line breaks in quotes",
+        ),
+        ("r.csv", b'text\n"a', "FOLDER/r.csv:2: not CSV (unexpected end of data); correct the line"),
+        (
+            "r.jsonl.gz",
+            gzip.compress(in_jsonl([{"text": str(number)} for number in range(4000)]))[:2000],
+            "FOLDER/r.jsonl.gz: the gzip file is damaged or cut off (Compressed file ended before the end-of-stream "
+            "marker was reached); copy it again",
+        ),
+        (
+            "r.jsonl.gz",
+            b'{"text": "a"}',
+            "FOLDER/r.jsonl.gz: the gzip file is damaged or cut off (Not a gzipped file (b'{\"')); copy it again",
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    assert refusal(tmp_path, Text, put(tmp_path, content, name)) == message
+
+
+def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    told = refusal(tmp_path, Text, put(tmp_path, in_parquet([{"text": "a"}])[:-9], "r.parquet"))
+
+    assert told.startswith("FOLDER/r.parquet: not a Parquet file (")
+    assert told.endswith("; copy it again")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    message = "FOLDER/none.jsonl: there is no such file; check the address in the recipe"
+
+    assert refusal(tmp_path, Text, tmp_path / "none.jsonl") == message
+
+
+# Columns
+
+
+def test_columns_are_renamed_and_others_kept(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"question": "a?", "answer": "a.", "source": "book", "id": 3}])
+
+    rows = list(
+        records(Demonstrations, path, columns={"prompt": "question", "completion": "answer"}, keep=("id",)).train()
+    )
+
+    assert rows == [{"id": 3, "prompt": "a?", "completion": "a."}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "options", "message"),
+    [
+        (
+            Text,
+            {"txt": "a"},
+            {},
+            'text need the columns text; the row has txt; say which column it is: sources.mine.columns.text = "..."',
+        ),
+        (
+            Demonstrations,
+            {"question": "a?", "answer": "a."},
+            {"columns": {"prompt": "question"}},
+            "demonstrations need the columns prompt + completion or messages or completion; the row has question, "
+            'answer; say which column it is: sources.mine.columns.completion = "..."',
+        ),
+        (
+            Demonstrations,
+            {"question": "a?", "completion": "a."},
+            {},
+            "the row has completion, no prompt, and question besides; write sources.mine.columns.prompt = "
+            '"question" if that is it, else columns.completion = "completion"',
+        ),
+        (
+            Preferences,
+            {"question": "a?", "chosen": "a", "rejected": "b"},
+            {},
+            "the row has chosen and rejected, no prompt, and question besides; write sources.mine.columns.prompt = "
+            '"question" if that is it, else columns.chosen = "chosen"',
+        ),
+        (
+            Demonstrations,
+            {"prompt": "a?", "completion": "a."},
+            {"columns": {"completion": "anwser"}},
+            "sources.mine.columns.completion names 'anwser', which the row lacks; it has prompt, completion",
+        ),
+        (
+            Prompts,
+            {"prompt": "a?", "answer": "a."},
+            {"keep": ("answr",)},
+            "sources.mine.keep names 'answr', which the row lacks; it has prompt, answer; did you mean 'answer'?",
+        ),
+        (Text, {"text": None}, {}, "'text' must be text, and is None; correct the row or leave it out"),
+        (Text, {"text": 3}, {}, "'text' must be text, and is 3; correct the row or leave it out"),
+        (
+            Text,
+            {"text": ["a"] * 50},
+            {},
+            "'text' must be text, and is ['a', 'a', 'a', 'a', 'a', 'a', 'a', '...; correct the row or leave it out",
+        ),
+        (Prompts, {"prompt": True}, {}, "'prompt' must be text, and is True; correct the row or leave it out"),
+        (
+            Prompts,
+            {"prompt": []},
+            {},
+            "'prompt' must be at least one message, and is []; correct the row or leave it out",
+        ),
+        (
+            Demonstrations,
+            {"messages": "hi"},
+            {},
+            "'messages' must be a list of messages, and is 'hi'; correct the row or leave it out",
+        ),
+        (
+            Demonstrations,
+            {"messages": [{"role": "user"}]},
+            {},
+            "'messages' must be messages such as {\"role\": \"user\", \"content\": \"...\"}, and is {'role': 'user'}; "
+            "correct the row or leave it out",
+        ),
+        (
+            Demonstrations,
+            {"prompt": "a?", "completion": [{"role": "assistant", "content": "a."}]},
+            {},
+            "'prompt' is text and 'completion' is messages; make all of them text or all of them messages",
+        ),
+        (
+            Text,
+            {"text": "half \ud83d"},
+            {},
+            "'text' must be text in whole characters, and is 'half \\ud83d'; correct the row or leave it out",
+        ),
+        (
+            Ratings,
+            {"prompt": "a?", "completion": "a.", "rating": "good"},
+            {},
+            "'rating' must be a number, and is 'good'; correct the row or leave it out",
+        ),
+        (
+            Ratings,
+            {"prompt": "a?", "completion": "a.", "rating": float("nan")},
+            {},
+            "'rating' must be a number, and is nan; correct the row or leave it out",
+        ),
+        (
+            Ratings,
+            {"prompt": "a?", "completion": "a.", "label": 2},
+            {},
+            "'label' must be true or false, and is 2; correct the row or leave it out",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_with_file_and_line(
+    tmp_path: Path, kind: type[Records], row: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    path = put(tmp_path, json.dumps(row).encode())
+
+    assert refusal(tmp_path, kind, path, **options) == f"FOLDER/rows.jsonl:1: {message}"
+
+
+def test_a_set_of_columns_that_leaves_one_out_may_be_meant(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"text": "a review", "label": 1, "source": "imdb"}])
+
+    rows = list(records(Demonstrations, path, columns={"completion": "text"}).train())
+
+    assert rows == [{"prompt": "", "completion": "a review"}]
+
+
+@pytest.mark.parametrize(("given", "read"), [("true", True), ("False", False), (1, True), (0, False), ("0", False)])
+def test_labels_are_read_from_tables_too(tmp_path: Path, given: object, read: bool) -> None:
+    path = put(tmp_path, [{"prompt": "a?", "completion": "a.", "label": given}])
+
+    assert next(records(Ratings, path).train())["label"] is read
+
+
+def test_ratings_are_read_from_tables_too(tmp_path: Path) -> None:
+    path = put(tmp_path, b"prompt,completion,rating\na?,a.,4.5\n", "r.csv")
+
+    assert next(records(Ratings, path).train())["rating"] == 4.5
+
+
+# Slices
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({}, "abcdef"),
+        ({"split": "[:2]"}, "ab"),
+        ({"split": "[4:]"}, "ef"),
+        ({"split": "[1:3]"}, "bc"),
+        ({"split": "[3:1]"}, ""),
+        ({"split": "[:]"}, "abcdef"),
+        ({"rows": 2}, "ab"),
+        ({"rows": 2, "split": "[3:]"}, "de"),
+        ({"rows": 4, "split": "[1:3]"}, "bc"),
+        ({"rows": 99}, "abcdef"),
+    ],
+)
+def test_slices_count_over_all_files(tmp_path: Path, options: dict[str, Any], texts: str) -> None:
+    paths = [put(tmp_path, [{"text": text} for text in part], f"{part}.jsonl") for part in ("abc", "def")]
+
+    assert "".join(row["text"] for row in records(Text, *paths, **options).train()) == texts
+
+
+def test_rows_after_a_slice_are_not_read(tmp_path: Path) -> None:
+    path = put(tmp_path, b'{"text": "a"}\nrubbish\n')
+
+    assert list(records(Text, path, rows=1).train()) == [{"text": "a"}]
+
+
+# Sides
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(prompt=st.text(min_size=1), share=st.floats(0, 1))
+def test_a_prompt_is_on_one_side_in_every_form(prompt: str, share: float) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    forms: list[dict[str, Any]] = [
+        {"prompt": prompt},
+        {"prompt": f"  {prompt.upper()}\n" if prompt.upper().casefold() == prompt.casefold() else prompt},
+        {"prompt": chat(prompt)},
+        {"prompt": prompt, "completion": "a."},
+        {"prompt": prompt, "chosen": "a", "rejected": "b"},
+        {"messages": [system, *chat(prompt, "a.", "and?", "b.")]},
+        with_prompt({"chosen": chat(prompt, "a."), "rejected": chat(prompt, "b.")}),
+    ]
+
+    assert len({on_held_out_side(key_of(row), share) for row in forms}) == 1
+
+
+def test_a_share_of_the_prompts_is_held_out() -> None:
+    held = sum(on_held_out_side(f"prompt {number}", 0.05) for number in range(4000))
+
+    assert 150 < held < 250
+
+
+def test_a_larger_share_holds_out_all_of_a_smaller_one() -> None:
+    prompts = [f"prompt {number}" for number in range(500)]
+    small, large = ({p for p in prompts if on_held_out_side(p, share)} for share in (0.05, 0.2))
+
+    assert small < large
+
+
+def test_every_row_is_on_one_side(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"text": f"text {number}"} for number in range(200)])
+    both = records(Text, path, held_out=0.3)
+
+    train, held_out = ([row["text"] for row in side] for side in (both.train(), both.held_out()))
+
+    assert sorted(train + held_out) == sorted(f"text {number}" for number in range(200))
+    assert train
+    assert held_out
+
+
+def test_rows_that_say_so_are_held_out(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"prompt": "a", "held_out": True}, {"prompt": "b", "held_out": False}])
+    both = records(Prompts, path, held_out=0.9)
+
+    assert (list(both.train()), list(both.held_out())) == ([{"prompt": "b"}], [{"prompt": "a"}])
+
+
+# Implicit prompts
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "chosen", "rejected"),
+    [
+        (
+            {"chosen": "\n\nHuman: hi\n\nAssistant: yo", "rejected": "\n\nHuman: hi\n\nAssistant: yes"},
+            "\n\nHuman: hi\n\nAssistant:",
+            " yo",
+            " yes",
+        ),
+        ({"chosen": "The food was good", "rejected": "The food was grim"}, "The food was ", "good", "grim"),
+        ({"chosen": "Films:\ngood", "rejected": "Films:\ngrim"}, "Films:\n", "good", "grim"),
+        ({"chosen": "good", "rejected": "bad"}, "", "good", "bad"),
+        (
+            {"chosen": chat("hi", "yo"), "rejected": chat("hi", "no")},
+            chat("hi"),
+            chat("hi", "yo")[1:],
+            chat("hi", "no")[1:],
+        ),
+    ],
+)
+def test_what_both_answers_begin_with_is_the_prompt(
+    row: dict[str, Any], prompt: object, chosen: object, rejected: object
+) -> None:
+    assert with_prompt(row) == {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def test_answers_that_share_nothing_are_told_apart_by_the_chosen_one() -> None:
+    assert key_of(with_prompt({"chosen": "good", "rejected": "bad"})) == "good"
+
+
+# Anything
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(min_size=1, max_size=200), ending=st.sampled_from([e for e in FORMATS if e != ".parquet"]))
+def test_any_bytes_are_rows_or_a_data_error(tmp_path: Path, content: bytes, ending: str) -> None:
+    path = put(tmp_path, content, f"rows{ending}")
+
+    rows: list[Any] = []
+    with suppress(DataError):
+        rows.extend(row for _, row in rows_of(path))
+
+    assert all(isinstance(row, dict) for row in rows)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "prompt", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+COLUMNS = ["prompt", "completion", "messages", "chosen", "rejected", "rating", "label", "text", "held_out", "x"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=4), min_size=1, max_size=4),
+    kind=st.sampled_from([Text, Prompts, Demonstrations, Preferences, Ratings]),
+)
+def test_any_rows_are_what_the_kind_says_or_a_data_error(
+    tmp_path: Path, rows: list[dict[str, Any]], kind: type[Records]
+) -> None:
+    path = put(tmp_path, json.dumps(rows).encode(), "rows.json")
+
+    try:
+        read = [*records(kind, path, held_out=0.5).train(), *records(kind, path, held_out=0.5).held_out()]
+    except DataError:
+        return
+
+    assert len(read) == len(rows)
+    assert all(set(kind.columns[0]) <= set(row) or any(set(c) <= set(row) for c in kind.columns) for row in read)
+
+
+# The data folder's files that break loaders
+
+NASTY = Path(os.environ.get("ALIGNKIT_DATA", "")) / "nasty"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("real_zero_byte.jsonl", Demonstrations, "the file is empty"),
+        ("real_hh_implicit_prompt.jsonl", Preferences, 200),
+        ("real_nonstring_values.jsonl", Demonstrations, "demonstrations need the columns"),
+        ("real_latin1.txt", Prompts, 149),
+        ("real_sharegpt_conversations.json", Demonstrations, "demonstrations need the columns"),
+        ("real_long_documents.jsonl.gz", Text, 3),
+        ("utf16.jsonl", Preferences, "not UTF-8"),
+        ("truncated.jsonl.gz", Demonstrations, "the gzip file is damaged or cut off"),
+        ("blank_lines.jsonl", Demonstrations, 5),
+        ("formats/rows.jsonl", Preferences, 20),
+        ("formats/rows.json", Preferences, 20),
+        ("formats/rows.jsonl.gz", Preferences, 20),
+        ("formats/rows.csv", Preferences, 20),
+        ("formats/rows.parquet", Preferences, 20),
+    ],
+)
+def test_files_that_break_loaders(name: str, kind: type[Records], expected: int | str) -> None:
+    read = records(kind, NASTY / name)
+
+    if isinstance(expected, int):
+        assert len(list(read.train())) == expected
+    else:
+        with pytest.raises(DataError, match=expected):
+            list(read.train())
