@@ -71,6 +71,15 @@ def test_a_method_that_is_not_installed_is_named_with_its_package(desk: Desk) ->
     assert problem.endswith("; others come by pip install, perhaps alignkit-orpo")
 
 
+def test_shared_settings_that_stand_by_are_checked(desk: Desk) -> None:
+    text = f"{CHAIN}max_length = -1\nlora.rnak = 3\n"
+
+    assert desk.problems(text, {"align.method": "swap"}) == [
+        "r.toml:14: stage 'align': max_length: must be greater than 0, and is -1",
+        "r.toml:15: stage 'align': lora.rnak: unknown setting; did you mean 'rank'?",
+    ]
+
+
 # What is wanted
 
 
@@ -311,6 +320,10 @@ SOURCE_MISTAKES = [
     ("pollicy = 'x'", "r.toml:15: source 'odd' says no kind (it has pollicy); did you mean 'policy'?"),
     ("", f"r.toml:15: source 'odd' says no kind (it has nothing); the kinds are {kinds_list()}"),
     ("policy = 'x'\ntext = 'y'", "r.toml:15: source 'odd' has two kinds, policy and text; make two sources of it"),
+    (
+        "policy = 'bultin:tiny'",
+        "r.toml:16: source 'odd': no address begins with 'bultin:'; did you mean 'builtin:'?",
+    ),
     ("policy = 3", "r.toml:16: source 'odd': policy must be an address; write policy = \"...\""),
     ("policy = ['model']", "r.toml:16: source 'odd': policy must be an address; write policy = \"...\""),
     (

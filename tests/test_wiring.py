@@ -148,3 +148,11 @@ def test_what_depends_on_a_mistake_is_no_mistake(desk: Desk) -> None:
     assert desk.problems(text) == [
         "r.toml:5: source 'pairs': there is no file 'none.csv'; it was looked for as FOLDER/none.csv"
     ]
+
+
+def test_a_stage_that_names_a_wrong_source_is_no_further_mistake(desk: Desk) -> None:
+    text = CHAIN.replace("pairs.jsonl", "none.csv").replace('"score"', '"score"\ninputs.pairs = "pairs"')
+
+    assert desk.problems(text) == [
+        "r.toml:5: source 'pairs': there is no file 'none.csv'; it was looked for as FOLDER/none.csv"
+    ]

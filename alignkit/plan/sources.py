@@ -27,10 +27,12 @@ from alignkit.contract.settings import Settings
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
 from alignkit.plan.check import Find, read_settings
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
+from alignkit.plan.folders import adapter_base, model_files
 from alignkit.plan.recipe import Recipe, packaged_recipes
 from alignkit.plan.toml import Keys
 
 BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "preferences", "prompts"), "reviews")
+SCHEMES = ("builtin:", "hf:", "function:")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""
 LARGEST_JSON = 16 * 1024 * 1024
@@ -284,10 +286,14 @@ class _Resolver:
             return self._builtin(address, rest)
         if scheme == "hf" and colon:
             return self._hub(address, rest)
+        if self.kind is Reward and scheme == "function" and colon:
+            return self._function(address, rest)
+        if colon and (close := near_miss(f"{scheme}:", SCHEMES)):
+            raise RecipeError(f"source {self.name!r}: no address begins with '{scheme}:'", self.where, close)
         if self.kind is Judge:
             return self._made(address, "judge", ["judge", address, self._options()])
         if self.kind is Reward:
-            return self._function(address, rest) if scheme == "function" and colon else self._folder(address)
+            return self._folder(address)
         return self._folder(address) if self.kind is Policy else self._files((address,))
 
     def _made(self, address: str, how: How, facts: list[Any] | None, **more: Any) -> Source:
@@ -355,48 +361,11 @@ class _Resolver:
         if path.is_file():
             remedy = "give the model's folder, or a .gguf file" if self.kind is Policy else "give the model's folder"
             raise DataError(f"source {self.name!r}: {address!r} is a file", self.where, remedy)
-        content = [[file.name, self.hashes.of(file)] for file in self._model_files(path)]
-        base = self._adapter_base(path)
-        below = [[file.name, self.hashes.of(file)] for file in self._model_files(base)] if base else []
+        named = f"source {self.name!r}"
+        content = [[file.name, self.hashes.of(file)] for file in model_files(path, named, self.where)]
+        base = adapter_base(path, named, self.where)
+        below = [[file.name, self.hashes.of(file)] for file in model_files(base, named, self.where)] if base else []
         return self._made(address, "folder", ["folder", content, below, self._options()], files=(path,))
-
-    def _model_files(self, folder: Path) -> list[Path]:
-        """Give the files of a model folder; raises DataError where it holds no weights that are safe to load."""
-        names = sorted(file.name for file in folder.iterdir() if file.is_file())
-        if not {"config.json", "adapter_config.json"} & set(names):
-            problem = f"source {self.name!r}: {folder} is no model folder (no config.json)"
-            raise DataError(problem, self.where, "give a folder as transformers saves it")
-        if not any(name.endswith(".safetensors") for name in names):
-            pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-            remedy = "convert its pickled weights to safetensors" if pickled else "copy the .safetensors files there"
-            raise DataError(f"source {self.name!r}: the model folder {folder} has no weights", self.where, remedy)
-        if "model.safetensors.index.json" in names:
-            shards = _json(folder / "model.safetensors.index.json").get("weight_map")
-            missing = sorted(set(map(str, shards.values())) - set(names)) if isinstance(shards, dict) else []
-            if missing:
-                problem = f"source {self.name!r}: the model folder {folder} lacks {missing[0]!r}"
-                raise DataError(problem, self.where, "copy it again")
-        return [folder / name for name in names if name.endswith((".json", ".safetensors", ".jinja", ".model", ".txt"))]
-
-    def _adapter_base(self, folder: Path) -> Path | None:
-        """Give the folder of the weights that a LoRA adapter belongs to; None where the folder is no adapter."""
-        if not (folder / "adapter_config.json").is_file():
-            return None
-        named = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-        base = folder / named
-        if not named or not base.is_dir():
-            raise DataError(
-                f"source {self.name!r}: the adapter's base {named!r} is not on this machine",
-                self.where,
-                "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
-            )
-        if (base / "adapter_config.json").is_file():
-            raise DataError(
-                f"source {self.name!r}: the adapter's base {named!r} is an adapter itself",
-                self.where,
-                "merge that one into full weights first",
-            )
-        return base.resolve()
 
     def _files(self, addresses: tuple[str, ...]) -> Source:
         held = self.options.held_out
@@ -437,14 +406,6 @@ def _hidden(path: Path, folder: Path) -> bool:
 def _sibling(path: Path) -> str:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     return near_miss(path.name, names) or f"it was looked for as {path}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError("the file is not JSON", str(path), "copy it again") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _peek(source: Source) -> None:

@@ -4,15 +4,27 @@ What belongs to a method of the same kind, installed or not, waits for it. Near 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+from pydantic import PositiveInt
 
 from alignkit.contract.method import STAGE_KEYS, Method
 from alignkit.contract.plugins import WELL_KNOWN, Plugins
-from alignkit.contract.settings import SHARED
+from alignkit.contract.settings import SHARED, LoRA, Optimisation, Precision, Settings
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.check import read_settings
 from alignkit.plan.recipe import Recipe
 from alignkit.plan.toml import Keys
+
+
+class Shared(Settings):
+    """The shared settings, to check those that stand by."""
+
+    lora: LoRA | None = None
+    precision: Precision = "auto"
+    max_length: PositiveInt = 1
+    optimisation: Optimisation = Optimisation()
 
 
 def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) -> tuple[list[str], list[RecipeError]]:
@@ -22,6 +34,7 @@ def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) ->
     for key, value in recipe.stages[stage].items():
         try:
             if key in SHARED and key not in method.settings.model_fields:
+                read_settings(Shared, {key: value}, partial(_find, recipe, stage), recipe.typed("stage", stage))
                 found.append(key)
             elif key not in STAGE_KEYS and key != method.name:
                 found += _table(recipe, stage, method, plugins, key, value)
@@ -51,12 +64,15 @@ def _table(recipe: Recipe, stage: str, method: Method, plugins: Plugins, key: st
             f"move them to a stage of {key}",
         )
     if other:
-
-        def find(keys: Keys) -> tuple[str, str]:
-            return recipe.where("stage", stage, key, *keys), f"stage {stage!r}: {'.'.join([key, *keys])}"
-
-        read_settings(other.settings, value, find, recipe.typed("stage", stage, key))
+        read_settings(other.settings, value, partial(_find, recipe, stage, key), recipe.typed("stage", stage, key))
     return [f"{key}.{inner}" for inner in value]
+
+
+def _find(recipe: Recipe, stage: str, *path: str | Keys) -> tuple[str, str]:
+    """Say where a setting stands and what it is called; the last of `path` are its keys inside its table."""
+    *table, keys = path
+    full = (*map(str, table), *keys)
+    return recipe.where("stage", stage, *full), f"stage {stage!r}: {'.'.join(full)}"
 
 
 def _near(key: str, plugins: Plugins) -> str:

@@ -1,0 +1,60 @@
+"""Model folders: what must lie in one before anybody tries to load it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import DataError
+
+WANTED = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Files that make a model what it is."""
+
+
+def model_files(folder: Path, named: str, where: str) -> list[Path]:
+    """Give the files of a model folder. Raises DataError where it holds no weights that are safe to load.
+
+    `named` and `where` say in messages whose folder it is, and where it is asked for.
+    """
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    if not {"config.json", "adapter_config.json"} & set(names):
+        problem = f"{named}: {folder} is no model folder (no config.json)"
+        raise DataError(problem, where, "give a folder as transformers saves it")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+        remedy = "convert its pickled weights to safetensors" if pickled else "copy the .safetensors files there"
+        raise DataError(f"{named}: the model folder {folder} has no weights", where, remedy)
+    for shard in _shards(folder / "model.safetensors.index.json"):
+        if shard not in names:
+            raise DataError(f"{named}: the model folder {folder} lacks {shard!r}", where, "copy it again")
+    return [folder / name for name in names if name.endswith(WANTED)]
+
+
+def _shards(index: Path) -> list[str]:
+    shards = _read(index).get("weight_map") if index.is_file() else {}
+    return sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+
+
+def adapter_base(folder: Path, named: str, where: str) -> Path | None:
+    """Give the folder of the weights that a LoRA adapter belongs to; None where the folder is no adapter."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    name = str(_read(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    base = folder / name
+    if not name or not base.is_dir():
+        raise DataError(
+            f"{named}: the adapter's base {name!r} is not on this machine",
+            where,
+            "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
+        )
+    if (base / "adapter_config.json").is_file():
+        problem = f"{named}: the adapter's base {name!r} is an adapter itself"
+        raise DataError(problem, where, "merge that one into full weights first")
+    return base.resolve()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError("the file is not JSON", str(path), "copy it again") from error
+    return value if isinstance(value, dict) else {}
