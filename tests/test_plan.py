@@ -441,12 +441,11 @@ FILE_MISTAKES = [
     ),
     (
         "policy = 'pickled'",
-        "r.toml:16: source 'odd': the model folder FOLDER/pickled has no weights; convert its pickled weights to "
-        "safetensors",
+        "r.toml:16: source 'odd': the model folder FOLDER/pickled has no weights; copy its .safetensors files there",
     ),
     (
         "policy = 'bare'",
-        "r.toml:16: source 'odd': the model folder FOLDER/bare has no weights; copy the .safetensors files there",
+        "r.toml:16: source 'odd': the model folder FOLDER/bare has no weights; copy its .safetensors files there",
     ),
     (
         "policy = 'sharded'",
@@ -485,7 +484,7 @@ def models(desk: Desk) -> Desk:
         (desk.folder / name).mkdir()
     for name in ("pickled", "bare"):
         (desk.folder / name / "config.json").write_text("{}")
-    (desk.folder / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    (desk.folder / "pickled" / "optimizer.pt").write_bytes(b"x")
     sharded = write_model(desk.folder / "sharded")
     index = '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
     (sharded / "model.safetensors.index.json").write_text(index)

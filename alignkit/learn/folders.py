@@ -37,7 +37,10 @@ def base_of(adapter: Path) -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is no model, or one that would run code or read pickles. Raises DataError."""
+    """Refuse a folder that is no model, or one that would run its author's code. Raises DataError.
+
+    Weights are safetensors, else `pytorch_model.bin`, of which torch's `weights_only` reads tensors and nothing else.
+    """
     if not folder.is_dir():
         raise DataError("there is no such model folder", str(folder), "check the address in the recipe")
     if not (folder / "config.json").is_file():
@@ -46,10 +49,8 @@ def check_model_folder(folder: Path) -> None:
     if odd:
         problem = f"the model's config.json asks for code of its author ({', '.join(odd)})"
         raise DataError(problem, str(folder), "use a model of an architecture that transformers has itself")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        found = "weights only as pickles, which can run code" if pickled else "no weights"
-        raise DataError(f"the model folder has {found}", str(folder), "add its .safetensors files")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise DataError("the model folder has no weights", str(folder), "add its .safetensors files")
 
 
 def _odd_keys(config: object) -> Iterator[str]:

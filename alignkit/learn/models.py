@@ -1,7 +1,7 @@
 """Open models: from full weights or an adapter, quantised or not, with a fresh adapter or a new head.
 
-Everything is opened from a local folder: no code of a model's author runs, nothing pickled is read, no socket is
-opened. A folder holds full weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
+Everything is opened from a local folder: no code of a model's author runs, no socket is opened. A folder holds full
+weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
 """
 
 import importlib.util
@@ -88,7 +88,7 @@ def load_policy(
     template. Raises DataError where the folder is no model, RecipeError where the settings do not fit it.
     """
     _refuse_training_of_quantised(policy, lora, trainable)
-    dtype = torch.float32 if trainable and lora is None else arithmetic(precision)
+    dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
     tokenizer = _tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
@@ -108,7 +108,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     adapter, too. Pad differs from the end-of-sequence token: pooling looks for the last token that is not pad.
     """
     _refuse_training_of_quantised(policy, lora, trainable=True)
-    dtype = torch.float32 if lora is None else arithmetic(precision)
+    dtype = _type_of_weights(policy.path, lora, precision)
     model, base = _open(AutoModelForSequenceClassification, policy.path, dtype, policy.load, {"num_labels": 1})
     tokenizer = _tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
@@ -143,7 +143,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     A reward model's head is scaled and shifted so that it gives normalised scores from the start. Use `score_head`
     and the backbone (`model.base_model`) to value every token.
     """
-    dtype = torch.float32 if lora is None else arithmetic(precision)
+    dtype = _type_of_weights(start.path, lora, precision)
     model, base = _open(AutoModelForSequenceClassification, start.path, dtype, None, {"num_labels": 1})
     tokenizer = _tokenizer(start.path)
     base = None if _give_pad(model, tokenizer) else base
@@ -194,6 +194,14 @@ def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: 
         raise RecipeError(f"an adapter cannot be merged into weights in {policy.load}", str(policy.path), remedy)
 
 
+def _type_of_weights(folder: Path, lora: LoRA | None, precision: Precision) -> torch.dtype:
+    """Give fp32 for weights that are trained, and for a base that an adapter was merged into and that will be kept.
+
+    What an adapter has learnt would be lost among the eight bits of bf16.
+    """
+    return torch.float32 if lora is None or is_adapter(folder) else arithmetic(precision)
+
+
 def _open(
     kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Path | None]:
@@ -202,12 +210,14 @@ def _open(
         return open_full(kind, folder, dtype, quantised, more), folder.resolve()
     scores = read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
     worn_by = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    # Merged in fp32: a small difference would be lost among the eight bits of bf16.
     base = open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
     merged = worn(base, folder).merge_and_unload()
     merged = merged if worn_by is kind else _scorer_of(merged)
-    merged.eval()
-    return _moved(merged, dtype), None
+    for weight in merged.parameters():
+        weight.data = weight.data.to(
+            dtype
+        )  # `merged.to` would round the buffers, too, the rotary frequencies among them
+    return merged.eval(), None
 
 
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -224,7 +234,7 @@ def worn(base: PreTrainedModel, adapter: Path) -> Any:
         return PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
 
 
-def _moved(model: Any, to: torch.device | torch.dtype) -> PreTrainedModel:
+def _moved(model: Any, to: torch.device) -> PreTrainedModel:
     """Do what `model.to` does, which transformers has annotated wrongly."""
     moved: PreTrainedModel = model.to(to)
     return moved
@@ -246,7 +256,13 @@ def open_full(
     options = dict(more) | ({"quantization_config": _quantisation(quantised)} if quantised else {})
     try:
         model = kind.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, **options
+            folder,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=any(folder.glob("*.safetensors")),
+            weights_only=True,
+            local_files_only=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -305,11 +321,26 @@ def _give_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> boo
     embedding: Any = model.get_input_embeddings()
     grown = bool(tokenizer.pad_token_id >= embedding.num_embeddings)
     if grown:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _grow(model, len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return grown
+
+
+def _grow(model: PreTrainedModel, size: int) -> None:
+    """Add rows to the embedding and to the language head, each the mean of the others: always the same ones.
+
+    With random rows a policy and its reference, opened one after the other, would differ.
+    """
+    before: Any = model.get_input_embeddings()
+    known = before.num_embeddings
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if table is not None:
+                rows: Any = table.weight
+                rows[known:] = rows[:known].mean(dim=0)
 
 
 def _adapted(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:

@@ -1,6 +1,7 @@
 """Model folders: what must lie in one before anybody tries to load it."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from alignkit.errors import DataError
 
 WANTED = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Files that make a model what it is."""
+PICKLED = "pytorch_model*.bin"
+"""Weights in torch's own form, of which only tensors are read."""
 
 
 def model_files(folder: Path, named: str, where: str) -> list[Path]:
-    """Give the files of a model folder. Raises DataError where it holds no weights that are safe to load.
+    """Give the files of a model folder. Raises DataError where it holds no weights.
 
     `named` and `where` say in messages whose folder it is, and where it is asked for.
     """
@@ -19,14 +22,13 @@ def model_files(folder: Path, named: str, where: str) -> list[Path]:
     if not {"config.json", "adapter_config.json"} & set(names):
         problem = f"{named}: {folder} is no model folder (no config.json)"
         raise DataError(problem, where, "give a folder as transformers saves it")
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-        remedy = "convert its pickled weights to safetensors" if pickled else "copy the .safetensors files there"
-        raise DataError(f"{named}: the model folder {folder} has no weights", where, remedy)
+    if not any(name.endswith(".safetensors") or fnmatch(name, PICKLED) for name in names):
+        problem = f"{named}: the model folder {folder} has no weights"
+        raise DataError(problem, where, "copy its .safetensors files there")
     for shard in _shards(folder / "model.safetensors.index.json"):
         if shard not in names:
             raise DataError(f"{named}: the model folder {folder} lacks {shard!r}", where, "copy it again")
-    return [folder / name for name in names if name.endswith(WANTED)]
+    return [folder / name for name in names if name.endswith(WANTED) or fnmatch(name, PICKLED)]
 
 
 def _shards(index: Path) -> list[str]:

@@ -18,7 +18,8 @@ from alignkit.run.order import Preparation
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-"""What is fetched of a model: no pickled weights, no code."""
+"""What is fetched of a model: no code, and weights that are pickled only where it has no others."""
+PICKLED = "pytorch_model*"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,20 @@ def _newest(source: Source, offline: bool) -> str:
 
 def _snapshot(source: Source, revision: str, offline: bool) -> Path:
     """Give the folder of a hub repository at a commit, from the local cache where it is there."""
+    if issubclass(source.kind, Records):
+        return _download(source, revision, offline, None)
+    folder = _download(source, revision, offline, MODEL_FILES)
+    if not list(folder.glob("*.safetensors")):
+        folder = _download(source, revision, offline, [*MODEL_FILES, PICKLED])
+    if not list(folder.glob("*.safetensors")) and not list(folder.glob(PICKLED)):
+        problem = f"source {source.name!r}: the model {source.repository} has no weights that can be read"
+        raise DataError(problem, source.address, "name a revision that has them as safetensors")
+    return folder
+
+
+def _download(source: Source, revision: str, offline: bool, patterns: list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = None if issubclass(source.kind, Records) else MODEL_FILES
     try:
         folder = snapshot_download(
             source.repository,
@@ -118,11 +130,8 @@ def _snapshot(source: Source, revision: str, offline: bool) -> Path:
             allow_patterns=patterns,
             local_files_only=offline,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _unreachable(source, error) from error
-    if patterns and not list(Path(folder).glob("*.safetensors")):
-        problem = f"source {source.name!r}: the model {source.repository} has no safetensors weights"
-        raise DataError(problem, source.address, "name a revision that has them, or convert it and give its folder")
     return Path(folder)
 
 
