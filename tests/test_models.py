@@ -171,6 +171,21 @@ def test_what_is_trained_is_single_precision_whatever_the_arithmetic(policy):
     assert {w.dtype for w in adapted.parameters() if w.requires_grad} == {torch.float32}
 
 
+def test_an_adapter_is_merged_and_kept_in_single_precision_whatever_the_arithmetic(adapter, tmp_path):
+    model, tokenizer = load_for_reward_training(adapter, LoRA(rank=2), precision="bf16")
+
+    save_reward(stirred(model), tokenizer, tmp_path / "saved", 0.0, 1.0)
+
+    assert {w.dtype for w in model.parameters()} == {torch.float32}
+
+
+def test_a_merged_policy_in_half_precision_keeps_its_rotary_frequencies(adapter):
+    model, _ = load_policy(adapter, precision="bf16", trainable=False)
+
+    assert {w.dtype for w in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_a_frozen_policy_wants_no_gradient(policy):
     model, _ = load_policy(policy, trainable=False)
 

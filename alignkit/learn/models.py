@@ -213,10 +213,8 @@ def _open(
     base = open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
     merged = worn(base, folder).merge_and_unload()
     merged = merged if worn_by is kind else _scorer_of(merged)
-    for weight in merged.parameters():
-        weight.data = weight.data.to(
-            dtype
-        )  # `merged.to` would round the buffers, too, the rotary frequencies among them
+    for weight in merged.parameters():  # `merged.to` would round the buffers, too, rotary frequencies among them
+        weight.data = weight.data.to(dtype)
     return merged.eval(), None
 
 
