@@ -269,17 +269,33 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("file", "found"),
-    [("notes.txt", "no weights"), ("pytorch_model.bin", "weights only as pickles, which can run code")],
-)
-def test_a_folder_without_safe_weights_is_refused(policy, tmp_path, file, found):
+def test_a_folder_without_weights_is_refused(policy, tmp_path):
     shutil.copy(policy.path / "config.json", tmp_path)
-    (tmp_path / file).write_bytes(b"")
 
     assert refusal(load_policy, opened(tmp_path)) == (
-        f"{tmp_path}: the model folder has {found}; add its .safetensors files"
+        f"{tmp_path}: the model folder has no weights; add its .safetensors files"
     )
+
+
+class Evil:
+    """Pickled, it makes a file when it is read back."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["code", "damage"])
+def test_pickled_weights_that_are_more_than_tensors_are_refused_unread(policy, tmp_path, damaged):
+    shutil.copy(policy.path / "config.json", tmp_path)
+    torch.save({"lm_head.weight": Evil(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    if damaged:
+        (tmp_path / "pytorch_model.bin").write_bytes(b"")
+
+    assert refusal(load_policy, opened(tmp_path)).startswith(f"{tmp_path}: the model cannot be opened (")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

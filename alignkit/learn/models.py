@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
@@ -262,8 +263,8 @@ def open_full(
             local_files_only=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
     model.eval()
     opened: PreTrainedModel = model
@@ -331,13 +332,13 @@ def _grow(model: PreTrainedModel, size: int) -> None:
 
     With random rows a policy and its reference, opened one after the other, would differ.
     """
-    before: Any = model.get_input_embeddings()
-    known = before.num_embeddings
+    grown: Any = model
+    known = grown.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
-        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for table in (grown.get_input_embeddings(), grown.get_output_embeddings()):
             if table is not None:
-                rows: Any = table.weight
+                rows = table.weight
                 rows[known:] = rows[:known].mean(dim=0)
 
 
