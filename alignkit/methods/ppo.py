@@ -119,10 +119,15 @@ class PPOSettings(Settings):
     lam: float = Field(default=0.95, ge=0, le=1)
     """Trust in sampled rewards (1) against the critic (0), by GAE."""
     kl: KL = KL()
+    """The pull back to the starting policy."""
     critic: CriticSettings = CriticSettings()
+    """The model that learns what an unfinished answer will be worth."""
     generation: Generation = Generation()
+    """How answers are sampled."""
     reward: RewardShape = RewardShape()
+    """What is done to scores before they are learnt from."""
     optimisation: Optimisation = Optimisation()
+    """How weights are stepped; the schedule runs over updates."""
     lora: LoRA | None = None
     """Train small added matrices; the starting policy is then the same model without them."""
     precision: Precision = "auto"
