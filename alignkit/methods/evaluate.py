@@ -40,8 +40,9 @@ class EvaluateSettings(Settings):
     """Divides the logits; 1 samples from the policy as it was trained."""
     samples: NonNegativeInt = 8
     """How many prompts are shown with every policy's answer."""
-    max_length: PositiveInt = 1024
-    """Prompts that leave no room for an answer below this are left out, and counted."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with its answer, in tokens; a longer one is refused, since all policies must answer the same
+    prompts. Unset: what the model reads, at most 1024."""
     precision: Precision = "auto"
     """Arithmetic of the models."""
 
@@ -116,13 +117,19 @@ def answer(
 ) -> Result:
     """Sample one answer to each prompt, and compare its log-probability with the first policy's."""
     from alignkit.learn import data
-    from alignkit.learn.models import computing, load_policy, stop_tokens
+    from alignkit.learn.models import computing, load_policy, positions, stop_tokens
     from alignkit.learn.rollouts import generator_for, sample_answers
 
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
-    room = settings.max_length - settings.max_new_tokens
-    prompts, lengths = data.prompts(rows, tokenizer, room)
-    data.report(stage, f"prompts for {policy.name}", lengths, max_lost=0.0)
+    longest = data.fitting_length(positions(model), settings.max_length)
+    prompts, lengths = data.prompts(rows, tokenizer, longest - settings.max_new_tokens)
+    if lengths.dropped:
+        problem = f"{lengths.dropped} of {lengths.rows} prompts leave no room for an answer"
+        raise DataError(
+            f"{problem} of {settings.max_new_tokens} tokens in max_length {longest}",
+            f"stage {stage.name!r}",
+            "raise max_length, or take them out of the source",
+        )
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
         tokens, finished = sample_answers(

@@ -1,0 +1,114 @@
+"""Evaluate: policies side by side, on the same prompts and with the same luck."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from alignkit import FunctionReward, Prompts, Scores, load_policy
+from alignkit.errors import DataError
+from alignkit.learn.saving import save_policy
+from alignkit.methods.evaluate import EvaluateSettings, distinct, evaluate, mean_interval, win_rate
+
+SETTINGS = EvaluateSettings(prompts=16, max_new_tokens=6, samples=2, max_length=64)
+GOLD = FunctionReward(name="gold", fingerprint="", path="", function="reviews-gold")
+
+
+def asked(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"how was day {number}?"} for number in range(count)]
+
+
+@pytest.fixture
+def other(policy, tmp_path):
+    """A policy whose weights are a little different."""
+    model, tokenizer = load_policy(policy)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    save_policy(model, tokenizer, tmp_path / "other")
+    return policy.model_copy(update={"name": "other", "path": tmp_path / "other"})
+
+
+def test_a_tie_is_half_a_win_and_the_interval_is_wilsons() -> None:
+    rate, low, high = win_rate([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 5.0])
+
+    # 2 wins and a tie of 4: 0.625. Wilson with z = 1.96, n = 4: centre (0.625 + 0.4802) / 1.9604,
+    # = 0.563762, half 1.96 / 1.9604 * sqrt(0.625 * 0.375 / 4 + 3.8416 / 64) = 0.344340
+    assert rate == 0.625
+    assert (low, high) == pytest.approx((0.219422, 0.908103), abs=1e-6)
+
+
+def test_an_interval_narrows_with_the_square_root_of_the_count() -> None:
+    few, many = mean_interval([0.0, 1.0] * 10), mean_interval([0.0, 1.0] * 1000)
+
+    assert few / many == pytest.approx(10, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("answers", "n", "share"), [([[1, 2, 1]], 1, 2 / 3), ([[1, 2], [1, 2]], 2, 0.5), ([[1]], 2, 0.0)]
+)
+def test_distinct_is_the_share_of_different_ngrams(answers: Sequence[Sequence[int]], n: int, share: float) -> None:
+    assert distinct(answers, n) == pytest.approx(share)
+
+
+def test_a_policy_beside_itself_ties_everywhere(policy, records, stage) -> None:
+    twin = policy.model_copy(update={"name": "twin"})
+
+    scores = evaluate(
+        SETTINGS, stage, policies=(policy, twin), rewards=(GOLD,), prompts=records(Prompts, [], asked(20))
+    )
+
+    first, second = (json.loads(line) for line in (scores.path / "data.jsonl").read_text().splitlines())
+    assert first | {"policy": "twin"} == second
+    assert (second["win_rate"], second["kl"], second["prompts"]) == (0.5, pytest.approx(0, abs=1e-6), 16)
+
+
+def test_another_policy_has_a_kl_from_the_first_and_samples_beside_it(policy, other, records, stage) -> None:
+    scores = evaluate(
+        SETTINGS, stage, policies=(policy, other), rewards=(GOLD,), prompts=records(Prompts, [], asked(20))
+    )
+
+    assert isinstance(scores, Scores)
+    assert scores.rows()[1]["kl"] > 0.01
+    assert [sorted(row) for row in stage.samples] == [
+        sorted(["prompt", policy.name, f"{policy.name} reward", "other", "other reward"])
+    ] * 2
+    assert set(stage.figures) == {
+        f"reward {policy.name}", "reward other", f"win rate other over {policy.name}"
+    }  # fmt: skip
+
+
+def test_without_held_out_prompts_there_is_nothing_to_evaluate_on(policy, records, stage) -> None:
+    prompts = records(Prompts, asked(20), [])
+
+    with pytest.raises(DataError) as error:
+        evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=prompts)
+
+    assert str(error.value) == (
+        f"source {prompts.name!r}: no prompt is held out, so there is nothing to evaluate on; raise its held_out"
+    )
+
+
+def test_fewer_prompts_than_wanted_are_told(policy, records, stage) -> None:
+    evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3)))
+
+    assert stage.warnings == [
+        (
+            "only 3 different prompts are held out, 16 are wanted; the intervals are wider",
+            "raise the source's held_out, or give it more prompts",
+        )
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_for_every_policy(policy, records, stage) -> None:
+    long = [{"prompt": "how was the day? " * 40}]
+
+    with pytest.raises(DataError) as error:
+        evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3) + long))
+
+    assert str(error.value) == (
+        "stage 'stage': 1 of 4 prompts leave no room for an answer of 6 tokens in max_length 64; raise max_length, or "
+        "take them out of the source"
+    )
