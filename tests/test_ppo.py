@@ -17,7 +17,7 @@ from alignkit.learn.rollouts import Critic, Rollout
 from alignkit.learn.saving import save_reward
 from alignkit.learn.scoring import Scored, Weighted, score_rollout
 from alignkit.learn.training import make_learner, scheduled, take_step
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo, train
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, RewardShape, ppo, start, train
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]
@@ -49,7 +49,7 @@ def ones(rollout: Rollout) -> Scored:
 
 def run(some: Models, given: PPOSettings, seed: int = 5, score=ones) -> list[dict[str, float]]:
     log: list[dict[str, float]] = []
-    train(some, PROMPTS, score, given, seed, lambda _, figures: log.append(dict(figures)))
+    train(some, start(some, given), PROMPTS, score, given, seed, lambda _, figures: log.append(dict(figures)))
     return log
 
 
@@ -388,3 +388,30 @@ def test_the_uniform_policy_of_the_closed_forms_is_uniform() -> None:
     some = uniform_models(5, 0, frozenset())
 
     assert not some.policy(input_ids=torch.tensor([[1, 2]])).logits.any()
+
+
+def test_dropout_is_refused_since_it_would_do_nothing() -> None:
+    with pytest.raises(ValidationError) as refusal:
+        PPOSettings(lora=LoRA(dropout=0.1))
+
+    assert str(refusal.value.errors()[0]["ctx"]["error"]) == (
+        "dropout 0.1 would do nothing: ppo compares probabilities from pass to pass, and so drops nothing; "
+        "set this stage's lora.dropout to 0"
+    )
+
+
+def test_a_critic_without_a_clip_is_not_clipped() -> None:
+    free, held = (CriticSettings(learning_rate=0.1, clip=clip) for clip in (0, 1e-3))
+
+    assert run(models(), settings(critic=held))[-1]["val/clipfrac_avg"] > 0
+    assert run(models(), settings(critic=free))[-1]["val/clipfrac_avg"] == 0
+
+
+@pytest.mark.parametrize(("clip", "told"), [(0, 4), (0.5, 0.5)])
+def test_scores_are_cut_unless_the_clip_is_0(clip, told) -> None:
+    four = torch.full((8,), 4.0)
+    given = settings(reward=RewardShape(clip=clip), generation=Generation(unfinished="subtract", penalty=0))
+
+    log = run(models(), given, score=lambda rollout: Scored(four, {"four": four}))
+
+    assert log[0]["objective/scores"] == told

@@ -13,7 +13,7 @@ from tiny_models import STOP, uniform_models
 from alignkit.contract.settings import Optimisation
 from alignkit.learn.rollouts import Rollout
 from alignkit.learn.scoring import Scored
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, train
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, start, train
 
 KL_COEF = 0.1
 
@@ -48,9 +48,10 @@ def test_answers_of_fixed_length_reach_the_known_optimum(seed) -> None:
     length, share = 8, 1 / (1 + math.exp(-1 / (8 * KL_COEF)))
     best_kl = length * (share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share)))
     models = uniform_models(vocabulary=16, seed=seed, stop=frozenset())
+    given = settings(60, length, penalty=0)
     log: list[dict[str, float]] = []
 
-    train(models, [[1]], even_tokens, settings(60, length, penalty=0), seed, lambda _, f: log.append(dict(f)))
+    train(models, start(models, given), [[1]], even_tokens, given, seed, lambda _, f: log.append(dict(f)))
 
     assert share - KL_COEF * best_kl == pytest.approx(0.6470, abs=1e-4)
     assert last_10(log, "objective/rlhf_reward") == pytest.approx(0.6470, abs=0.01)
@@ -79,9 +80,10 @@ def ones(rollout: Rollout) -> Scored:
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed) -> None:
     models = uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP]))
+    given = settings(80, 5, penalty=0.5)
     log: list[dict[str, float]] = []
 
-    train(models, [[STOP]], ones, settings(80, 5, penalty=0.5), seed, lambda _, figures: log.append(dict(figures)))
+    train(models, start(models, given), [[STOP]], ones, given, seed, lambda _, f: log.append(dict(f)))
 
     assert best_objective_of_ended_answers() == pytest.approx(0.19826, abs=1e-5)
     assert 0.17 <= last_10(log, "objective/rlhf_reward") < 0.205

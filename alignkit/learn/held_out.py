@@ -1,9 +1,11 @@
 """A policy's answers to held-out prompts, before and after it was trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.stage import Stage
@@ -33,6 +35,22 @@ def measured(
     rollout = layouts.sample(models, asked, rows, longest, chance)
     kl = layouts.reread(models, rollout)[0] - layouts.reference_logprobs(models, rollout)
     return Measured(rollout, score(rollout), float(kl.sum(dim=1).mean()))
+
+
+def as_plain(what: Measured) -> dict[str, Any]:
+    """Give a measurement as JSON can hold it, every number exactly."""
+    return {
+        "rollout": asdict(what.rollout),
+        "total": what.scored.total.tolist(),
+        "parts": {name: part.tolist() for name, part in what.scored.parts.items()},
+        "kl": what.kl,
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> Measured:
+    """Give the measurement that `as_plain` told."""
+    parts = {name: torch.tensor(part) for name, part in plain["parts"].items()}
+    return Measured(Rollout(**plain["rollout"]), Scored(torch.tensor(plain["total"]), parts), plain["kl"])
 
 
 def tell(

@@ -21,6 +21,7 @@ from alignkit.learn.rollouts import (
     answer_logprobs,
     answer_logprobs_and_entropy,
     answer_values,
+    by_length,
     in_groups,
     rows_in_a_pass,
     sample_answers,
@@ -157,9 +158,32 @@ def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[
     return context
 
 
+def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
+    """Group rows by length into what goes through a model at once."""
+    return by_length(prompts, answers, rows_at_once(models, prompts, answers))
+
+
 def rows_at_once(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
     """Tell how many of these rows go through a model at once."""
     return models.rows or rows_in_a_pass(models.policy, prompts, answers)
+
+
+def check_start(models: Models, kl: float, tokens: float) -> None:
+    """Refuse a policy that is not its own reference before anything was learnt, by the KL of an answer (k2)."""
+    if kl > models.same * tokens:
+        raise StageError(
+            f"the policy is not at its reference before the first update (KL {kl:.3g} nats)",
+            remedy="the base of a LoRA policy must hold the weights that training starts from",
+        )
+
+
+def check_first_step(models: Models, kl: float) -> None:
+    """Refuse log-probabilities that change although the weights have not, by the approximate KL of a token."""
+    if kl > models.same:
+        raise StageError(
+            f"the ratio of an update's first step is not 1 (approximate KL {kl:.3g} a token)",
+            remedy='this model computes differently from pass to pass; try precision = "fp32"',
+        )
 
 
 def _arithmetic(models: Models) -> AbstractContextManager[object]:

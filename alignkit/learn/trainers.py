@@ -38,11 +38,10 @@ from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.learn.data import Pair, Tokens, padding_share
 from alignkit.learn.models import arithmetic, device, without_deprecations
 from alignkit.learn.saving import without_patches
+from alignkit.learn.training import CommitTimer
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
-SECONDS_BETWEEN_COMMITS = 120.0
-SHARE_OF_TIME_FOR_COMMITS = 0.02
 LOGGED_STEPS = 300
 """About so many lines of figures a stage, so that curves are smooth and logging costs nothing."""
 
@@ -252,9 +251,7 @@ class _Watch(TrainerCallback):
     folder: Path
     stopped: bool = False
     began: float = field(default_factory=time.monotonic)
-    committed: float = field(default_factory=time.monotonic)
-    cost: float = 0.0
-    """Seconds that the last commit took."""
+    timer: CommitTimer = field(default_factory=CommitTimer)
     tokens: float = 0.0
 
     def on_pre_optimizer_step(
@@ -265,23 +262,19 @@ class _Watch(TrainerCallback):
             raise _not_finite(state.global_step + 1, "the gradient")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        now = time.monotonic()
-        due = now - self.committed > max(SECONDS_BETWEEN_COMMITS, self.cost / SHARE_OF_TIME_FOR_COMMITS)
-        stopping, due = _anywhere((self.stage.stopping, due), args.device)
+        stopping, due = _anywhere((self.stage.stopping, self.timer.due), args.device)
         if stopping and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
         control.should_save = control.should_save or self.stopped or due
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        began = time.monotonic()
         written = self.folder / f"checkpoint-{state.global_step}"
-        _wait_for_all()
-        if self.stage.rank == 0:
-            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token
-            self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
-        _wait_for_all()
-        self.committed = time.monotonic()
-        self.cost = self.committed - began
+        with self.timer.timing():
+            _wait_for_all()
+            if self.stage.rank == 0:
+                (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token
+                self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
+            _wait_for_all()
 
     def on_log(
         self,

@@ -1,22 +1,35 @@
-"""The loop's inside: one exact optimiser step over any number of micro-batches.
+"""The loop's inside: one exact optimiser step over any number of micro-batches, and checkpoints between steps.
 
 An objective is `(batch) -> (loss, figures)`, its loss already divided by the count of the *whole* step, so that the
 micro-batches' losses, gradients and figures simply add up.
 """
 
+import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignkit.contract.settings import Optimisation
-from alignkit.errors import NotFiniteError
+from alignkit.contract.stage import Stage
+from alignkit.errors import NotFiniteError, StageError
 
 Batch = TypeVar("Batch")
 Objective = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
+
+SECONDS_BETWEEN_COMMITS = 120.0
+SHARE_OF_TIME_FOR_COMMITS = 0.02
+STATE_FILE = "state.json"
+WEIGHT = "weight"
+"""A checkpoint's tensors are called KIND/NAME: the weight of that name, or what the optimiser keeps of it."""
 
 
 @dataclass
@@ -37,9 +50,8 @@ class Learner:
 
 def make_learner(model: nn.Module, learning_rate: float, settings: Optimisation, eps: float = 1e-8) -> Learner:
     """Prepare to train those weights of the model that want a gradient, by AdamW."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
-        weights,
+        list(trained_weights(model).values()),
         lr=learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=eps,
@@ -47,6 +59,11 @@ def make_learner(model: nn.Module, learning_rate: float, settings: Optimisation,
         fused=True,
     )
     return Learner(model, optimizer, learning_rate, settings)
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Give those weights of the model that want a gradient, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def scheduled(done: int, of: int, settings: Optimisation) -> float:
@@ -101,3 +118,115 @@ def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> 
 def mean_figures(steps: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, float]:
     """Average the figures over the steps that were taken, under their public names; nothing where none were."""
     return {names[key]: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else ())}
+
+
+def save_learners(folder: Path, learners: Mapping[str, Learner], facts: Mapping[str, object]) -> None:
+    """Write a checkpoint of a method's own loop: its learners as `NAME.safetensors`, other facts in `state.json`."""
+    for name, learner in learners.items():
+        save_learner(learner, folder / f"{name}.safetensors")
+    (folder / STATE_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+
+
+def load_learners(folder: Path, learners: Mapping[str, Learner]) -> dict[str, Any]:
+    """Put the learners into the state that `save_learners` wrote, and give the facts.
+
+    Raises StageError where a file cannot be read, or does not fit its learner's model.
+    """
+    for name, learner in learners.items():
+        load_learner(learner, folder / f"{name}.safetensors")
+    try:
+        facts: dict[str, Any] = json.loads((folder / STATE_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(folder / STATE_FILE, str(error)) from error
+    return facts
+
+
+def save_learner(learner: Learner, file: Path) -> None:
+    """Write what training has changed as safetensors: trained weights, the optimiser's state, the count of steps.
+
+    The rest of the model is as it was opened, and left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, weight in trained_weights(learner.model).items():
+        kept = {WEIGHT: weight.detach(), **learner.optimizer.state.get(weight, {})}
+        tensors |= {f"{kind}/{name}": tensor.contiguous() for kind, tensor in kept.items()}
+    save_file(tensors, file, metadata={"steps": str(learner.steps)})
+
+
+def load_learner(learner: Learner, file: Path) -> None:
+    """Put a learner, its model included, into exactly the state that `save_learner` wrote.
+
+    The learning rate is not part of it: the schedule gives it. Raises StageError where the file cannot be read or
+    holds other weights than the model trains.
+    """
+    found, steps = _read(file)
+    weights = trained_weights(learner.model)
+    _check_fit(found, weights, file)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(found[name].pop(WEIGHT))
+    names = {weight: name for name, weight in weights.items()}
+    numbered = enumerate(weight for group in learner.optimizer.param_groups for weight in group["params"])
+    state = {number: found[names[weight]] for number, weight in numbered if found[names[weight]]}
+    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
+    learner.steps = steps
+
+
+def _read(file: Path) -> tuple[dict[str, dict[str, Tensor]], int]:
+    """Give what is kept of each weight, by name and kind, and the count of steps."""
+    found: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  # it is no mapping
+                kind, _, name = key.partition("/")
+                # A copy of its own: what is read is a view of the file, which may be gone tomorrow.
+                found.setdefault(name, {})[kind] = tensors.get_tensor(key).clone()
+            return found, int(tensors.metadata()["steps"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise _unusable(file, str(error)) from error
+
+
+def _check_fit(found: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, Tensor], file: Path) -> None:
+    theirs = {name: str(tuple(kept[WEIGHT].shape)) for name, kept in found.items() if WEIGHT in kept}
+    ours = {name: str(tuple(weight.shape)) for name, weight in weights.items()}
+    for name in sorted(found.keys() | ours):
+        if name not in ours or theirs.get(name) != ours[name]:
+            there, here = theirs.get(name, "missing"), ours.get(name, "not trained")
+            raise _unusable(file, f"weight {name} is {there} in it, and {here} in the model")
+
+
+def _unusable(file: Path, reason: str) -> StageError:
+    remedy = f"remove the folder {file.parent}, and the stage goes on from an older checkpoint or starts over"
+    return StageError(f"the checkpoint cannot be used ({reason})", str(file), remedy)
+
+
+@dataclass
+class CommitTimer:
+    """Says when the next checkpoint is due: two minutes after the last, later where commits would cost over 2 %."""
+
+    committed: float = field(default_factory=time.monotonic)
+    cost: float = 0.0
+    """Seconds that the last commit took."""
+
+    @property
+    def due(self) -> bool:
+        wait = max(SECONDS_BETWEEN_COMMITS, self.cost / SHARE_OF_TIME_FOR_COMMITS)
+        return time.monotonic() - self.committed > wait
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Time a commit, after which the wait for the next begins."""
+        began = time.monotonic()
+        yield
+        self.committed = time.monotonic()
+        self.cost = self.committed - began
+
+
+def commit_or_leave(stage: Stage, step: int, write: Callable[[Path], None], timer: CommitTimer) -> None:
+    """Commit after a step where that is due; where the stage must stop, commit and leave it (this does not return)."""
+    stopping = stage.stopping
+    if stopping or timer.due:
+        with timer.timing():
+            stage.commit(step, write)
+    if stopping:
+        stage.leave()

@@ -14,25 +14,36 @@ advantages, and take several epochs of clipped steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import RecipeError, StageError
+from alignkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from alignkit.learn.data import Prompt
+    from alignkit.learn.held_out import Measured
     from alignkit.learn.layouts import Models
     from alignkit.learn.rollouts import Rollout, Tokens
     from alignkit.learn.scoring import Scored
@@ -55,12 +66,13 @@ class KL(Settings):
 
     coef: NonNegativeFloat = 0.05
     """Reward taken off for each nat by which a token's log-probability exceeds the starting policy's."""
-    target: PositiveFloat | None = None
-    """Adapt `coef` so that the mean KL of an answer comes to this; 6 is usual. Left out: `coef` stays."""
+    target: NonNegativeFloat = 0.0
+    """Adapt `coef` so that the mean KL of an answer comes to this; 6 is usual. 0: `coef` stays."""
     horizon: PositiveFloat = 10_000.0
     """How slowly `coef` adapts, in answers."""
-    stop: PositiveFloat | None = None
-    """End an update's policy steps once a step's approximate KL a token from the sampling policy exceeds this."""
+    stop: NonNegativeFloat = 0.0
+    """End an update's policy steps once a step's approximate KL a token from the sampling policy exceeds this. 0: all
+    steps are taken."""
 
 
 class CriticSettings(Settings):
@@ -73,8 +85,8 @@ class CriticSettings(Settings):
     """Peak learning rate; a few times the policy's."""
     warmup: NonNegativeInt = 0
     """Updates at the start in which the critic alone learns."""
-    clip: PositiveFloat | None = 0.2
-    """How far one update may move a value."""
+    clip: NonNegativeFloat = 0.2
+    """How far one update may move a value. 0: as far as it likes."""
 
 
 class Generation(Settings):
@@ -93,8 +105,8 @@ class Generation(Settings):
 class RewardShape(Settings):
     """What is done to scores before they are learnt from."""
 
-    clip: PositiveFloat | None = None
-    """Scores beyond this, either way, are cut to it."""
+    clip: NonNegativeFloat = 0.0
+    """Scores beyond this, either way, are cut to it. 0: none are."""
     whiten: bool = False
     """Scale the rewards of all tokens of an update to variance 1."""
 
@@ -129,7 +141,7 @@ class PPOSettings(Settings):
     optimisation: Optimisation = Optimisation()
     """How weights are stepped; the schedule runs over updates."""
     lora: LoRA | None = None
-    """Train small added matrices; the starting policy is then the same model without them."""
+    """Train small added matrices; the starting policy is then the same model without them. Their dropout must be 0."""
     precision: Precision = "auto"
     """Arithmetic of the models."""
     max_length: PositiveInt | None = None
@@ -141,6 +153,16 @@ class PPOSettings(Settings):
     """Held-out prompts, at most, that are answered before and after."""
     samples: NonNegativeInt = 8
     """How many of these answers are shown."""
+
+    @field_validator("lora")
+    @classmethod
+    def _nothing_is_dropped(cls, lora: LoRA | None) -> LoRA | None:
+        if lora and lora.dropout:
+            raise ValueError(
+                f"dropout {lora.dropout} would do nothing: ppo compares probabilities from pass to pass, and so drops "
+                "nothing; set this stage's lora.dropout to 0"
+            )
+        return lora
 
     @model_validator(mode="after")
     def _batch_is_cut_evenly(self) -> Self:
@@ -181,16 +203,111 @@ def ppo(
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
         return score_rollout(rollout, prompts, tokenizer, opened)
 
-    def log(done: int, figures: Mapping[str, float]) -> None:
-        stage.log(done, settings.updates, figures)
-        if stage.stopping:
-            stage.leave()
-
     measure = partial(measured, models, aside, partial(score, aside), settings.generation.max_new_tokens, stage.seed)
-    before = measure()
-    train(models, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
+    before = train_from_latest(models, asked, partial(score, asked), settings, stage, measure)
     tell(stage, before, measure(), aside, tokenizer, settings.samples)
     return stage.save_policy(models.policy, tokenizer)
+
+
+def train_from_latest(
+    models: Models,
+    prompts: Sequence[Prompt],
+    score: Callable[[Rollout], Scored],
+    settings: PPOSettings,
+    stage: Stage,
+    measure: Callable[[], Measured | None],
+) -> Measured | None:
+    """Run PPO from the stage's newest checkpoint, else from its start, and give what was measured at the start."""
+    from alignkit.learn.training import CommitTimer, commit_or_leave
+
+    state, latest, timer = start(models, settings), stage.latest(), CommitTimer()
+    before = load(state, latest) if latest else measure()
+
+    def log(done: int, figures: Mapping[str, float]) -> None:
+        stage.log(done, settings.updates, figures)
+        commit_or_leave(stage, done, partial(save, state, before), timer)
+
+    train(models, state, [prompt.ids for prompt in prompts], score, settings, stage.seed, log)
+    return before
+
+
+@dataclass
+class State:
+    """What one update leaves to the next; what is random in an update depends on the seed and its number alone."""
+
+    actor: Learner
+    assessor: Learner
+    kl_coef: float
+    done: int = 0
+    """Updates that were taken."""
+
+
+def start(models: Models, settings: PPOSettings) -> State:
+    """Prepare to train policy and critic."""
+    from alignkit.learn.training import make_learner
+
+    actor = make_learner(models.policy.eval(), settings.learning_rate, settings.optimisation, ADAM_EPS)
+    assessor = make_learner(models.critic.eval(), settings.critic.learning_rate, settings.optimisation, ADAM_EPS)
+    return State(actor, assessor, settings.kl.coef)
+
+
+def save(state: State, before: Measured | None, folder: Path) -> None:
+    """Write a checkpoint: all that the updates to come and the last measurement need."""
+    from alignkit.learn.held_out import as_plain
+    from alignkit.learn.training import save_learners
+
+    facts = {"done": state.done, "kl_coef": state.kl_coef, "before": before and as_plain(before)}
+    save_learners(folder, {"policy": state.actor, "critic": state.assessor}, facts)
+
+
+def load(state: State, folder: Path) -> Measured | None:
+    """Go on where a checkpoint was written, and give what was measured at the start."""
+    from alignkit.learn.held_out import from_plain
+    from alignkit.learn.training import load_learners
+
+    facts = load_learners(folder, {"policy": state.actor, "critic": state.assessor})
+    state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
+    return before and from_plain(before)
+
+
+def train(
+    models: Models,
+    state: State,
+    prompts: Sequence[Tokens],
+    score: Callable[[Rollout], Scored],
+    settings: PPOSettings,
+    seed: int,
+    log: Callable[[int, Mapping[str, float]], None],
+) -> None:
+    """Take the updates that are left, which change policy and critic in place, and log the figures of each."""
+    from alignkit.learn.layouts import check_start, sample
+    from alignkit.learn.losses import adapt_kl_coef
+    from alignkit.learn.rollouts import generator_for, in_turn
+    from alignkit.learn.training import set_learning_rate
+
+    for done in range(state.done, settings.updates):
+        started = perf_counter()
+        set_learning_rate(state.actor, done, settings.updates)
+        set_learning_rate(state.assessor, done, settings.updates)
+
+        chance = generator_for(seed, "update", done)
+        rows = in_turn(len(prompts), done * settings.batch, settings.batch, seed)
+        rollout = sample(models, prompts, rows, settings.generation.max_new_tokens, chance)
+        scored = score(rollout)
+        experience, figures = shape(models, rollout, scored, settings, state.kl_coef)
+        if done == 0:
+            check_start(models, figures["objective/kl_k2"], figures["length"])
+        actor = state.actor if done >= settings.critic.warmup else None
+        figures |= update(models, actor, state.assessor, experience, settings, chance)
+
+        state.done += 1
+        if settings.kl.target:
+            kl, target, horizon = figures["objective/kl"], settings.kl.target, settings.kl.horizon
+            state.kl_coef = adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
+        figures |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
+        figures["steps"] = state.actor.steps
+        figures["tokens_per_second"] = int(experience.mask.sum()) / (perf_counter() - started)
+        log(state.done, figures)
 
 
 class Experience(NamedTuple):
@@ -211,46 +328,6 @@ class Experience(NamedTuple):
         return Experience([self.prompts[row] for row in rows], answers, *(t[rows, :width] for t in self[2:]))
 
 
-def train(
-    models: Models,
-    prompts: Sequence[Tokens],
-    score: Callable[[Rollout], Scored],
-    settings: PPOSettings,
-    seed: int,
-    log: Callable[[int, Mapping[str, float]], None],
-) -> None:
-    """Run PPO, which changes the weights of policy and critic in place, and log the figures of each update."""
-    from alignkit.learn.layouts import sample
-    from alignkit.learn.losses import adapt_kl_coef
-    from alignkit.learn.rollouts import generator_for, in_turn
-    from alignkit.learn.training import make_learner, set_learning_rate
-
-    actor = make_learner(models.policy.eval(), settings.learning_rate, settings.optimisation, ADAM_EPS)
-    assessor = make_learner(models.critic.eval(), settings.critic.learning_rate, settings.optimisation, ADAM_EPS)
-    kl_coef = settings.kl.coef
-    for done in range(settings.updates):
-        started = perf_counter()
-        set_learning_rate(actor, done, settings.updates)
-        set_learning_rate(assessor, done, settings.updates)
-
-        chance = generator_for(seed, "update", done)
-        rows = in_turn(len(prompts), done * settings.batch, settings.batch, seed)
-        rollout = sample(models, prompts, rows, settings.generation.max_new_tokens, chance)
-        scored = score(rollout)
-        experience, figures = shape(models, rollout, scored, settings, kl_coef)
-        if done == 0:
-            check_start(models, figures)
-        policy_too = done >= settings.critic.warmup
-        figures |= update(models, actor if policy_too else None, assessor, experience, settings, chance)
-
-        if settings.kl.target is not None:
-            kl, target, horizon = figures["objective/kl"], settings.kl.target, settings.kl.horizon
-            kl_coef = adapt_kl_coef(kl_coef, kl, target, horizon, settings.batch)
-        figures |= {"lr": actor.learning_rate, "episode": (done + 1) * settings.batch, "steps": actor.steps}
-        figures["tokens_per_second"] = int(experience.mask.sum()) / (perf_counter() - started)
-        log(done + 1, figures)
-
-
 def shape(
     models: Models, rollout: Rollout, scored: Scored, settings: PPOSettings, kl_coef: float
 ) -> tuple[Experience, dict[str, float]]:
@@ -264,7 +341,7 @@ def shape(
     mask = answer_mask(rollout.answers, logprobs.device)
 
     scores, finished = scored.total.to(mask.device), mask.new_tensor(rollout.finished)
-    if settings.reward.clip is not None:
+    if settings.reward.clip:
         scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
     scores = losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
     kl = losses.estimate_kl(logprobs, reference, "k1")
@@ -302,7 +379,7 @@ def update(
     chance: Generator,
 ) -> dict[str, float]:
     """Take the optimiser steps of one update; without an actor the critic alone learns."""
-    from alignkit.learn.layouts import critic_values, policy_logprobs
+    from alignkit.learn.layouts import check_first_step, critic_values, passes, policy_logprobs
     from alignkit.learn.losses import clipped_policy_loss, clipped_value_loss, masked_mean
     from alignkit.learn.training import mean_figures, minibatches, take_step
 
@@ -314,48 +391,22 @@ def update(
 
     def value_objective(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         values = critic_values(models, part.prompts, part.answers)
-        result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip, tokens)
+        result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)
         return result.loss, {"clipfrac": result.clip_fraction}
 
     policy_steps, value_steps = [], []
     for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, chance):
-        parts = list(in_passes(models, experience.take(rows)))
+        minibatch = experience.take(rows)
+        parts = [minibatch.take(group) for group in passes(models, minibatch.prompts, minibatch.answers)]
         tokens = sum(int(part.mask.sum()) for part in parts)
         if actor is not None:
             policy_steps.append(take_step(actor, parts, policy_objective))
-            check_first_step(models, policy_steps)
-            if settings.kl.stop is not None and policy_steps[-1]["approxkl"] > settings.kl.stop:
+            if len(policy_steps) == 1:
+                check_first_step(models, policy_steps[0]["approxkl"])
+            if settings.kl.stop and policy_steps[-1]["approxkl"] > settings.kl.stop:
                 actor = None
         value_steps.append(take_step(assessor, parts, value_objective))
     return mean_figures(policy_steps, POLICY_FIGURES) | mean_figures(value_steps, VALUE_FIGURES)
-
-
-def in_passes(models: Models, minibatch: Experience) -> Iterator[Experience]:
-    """Cut a minibatch into what goes through a model at once, rows of similar length together."""
-    from alignkit.learn.layouts import rows_at_once
-    from alignkit.learn.rollouts import by_length
-
-    prompts, answers = minibatch.prompts, minibatch.answers
-    for rows in by_length(prompts, answers, rows_at_once(models, prompts, answers)):
-        yield minibatch.take(rows)
-
-
-def check_start(models: Models, figures: Mapping[str, float]) -> None:
-    """Refuse a policy that is not its own reference before anything was learnt."""
-    if figures["objective/kl_k2"] > models.same * figures["length"]:
-        raise StageError(
-            f"the policy is not at its reference before the first update (KL {figures['objective/kl']:.3g} nats)",
-            remedy="the base of a LoRA policy must hold the weights that training starts from",
-        )
-
-
-def check_first_step(models: Models, steps: Sequence[Mapping[str, float]]) -> None:
-    """Refuse log-probabilities that change although the weights have not."""
-    if len(steps) == 1 and steps[0]["approxkl"] > models.same:
-        raise StageError(
-            f"the ratio of an update's first step is not 1 (approximate KL {steps[0]['approxkl']:.3g} a token)",
-            remedy='this model computes differently from pass to pass; try precision = "fp32"',
-        )
 
 
 @hookimpl
