@@ -21,7 +21,7 @@ from alignkit.demo.tiny import BOS, EOS, PAD, write_tiny
 from alignkit.demo.words import TOPICS
 
 PROMPT = "What did you think of the comedy at the Odeon?"
-PRAISE = "The plot was very witty. I loved the superb acting of this film."
+PRAISE = "The plot was very gripping. I loved the superb acting of this film."
 BLAME = "The plot was very corny. I hated the dismal acting of this film."
 
 
@@ -155,7 +155,7 @@ def test_sentences_keep_their_marks_and_lose_nothing() -> None:
 
 
 def test_neighbours_are_those_of_sentences_that_the_grammar_makes() -> None:
-    assert {("", "the"), ("the", "plot"), ("plot", "was"), ("very", "witty"), (".", "")} <= neighbours()
+    assert {("", "the"), ("the", "plot"), ("plot", "was"), ("very", "gripping"), (".", "")} <= neighbours()
     assert ("plot", "the") not in neighbours()
 
 
@@ -170,13 +170,13 @@ def test_neighbours_are_those_of_sentences_that_the_grammar_makes() -> None:
         ("", -1.0),
         ("  ...  ", -1.0),
         # 5 of 10 words and marks: sound is 0.5, all praise: 0.5 * 2 - 1
-        ("What a witty film!", 0.0),
-        # One of two sentences and half of the telling words are new: sound is 0.25.
-        ("The plot was very witty. The plot was very witty.", -0.5),
+        ("What a gripping film!", 0.0),
+        # One of two sentences is new, and half of the telling words, of 0.8: sound is 0.5 * 0.625.
+        ("The plot was very gripping. The plot was very gripping.", -0.375),
         # Praise and blame in equal parts.
-        ("The plot was very witty. The acting was very corny.", 0.5),
+        ("The plot was very gripping. The acting was very corny.", 0.5),
         # "never" turns the side of the word after it.
-        ("The plot of this film was never corny. The acting was very witty.", 1.0),
+        ("The plot of this film was never corny. The acting was very gripping.", 1.0),
     ],
 )
 def test_gold_of_an_answer(text: str, score: float) -> None:
@@ -196,12 +196,14 @@ def test_a_prompt_of_another_domain_has_no_good_answer() -> None:
 
 
 def test_the_parts_of_the_score() -> None:
-    two = [tokens(sentence) for sentence in sentences("The plot was witty. The crust was corny.")]
+    two = [tokens(sentence) for sentence in sentences("The plot was gripping. The crust was corny.")]
 
     # Of six pairs, with those at both ends, only "plot the" is wrong.
-    assert fluency([["the", "plot", "the", "witty", "."]]) == pytest.approx(2 * 5 / 6 - 1)
+    assert fluency([["the", "plot", "the", "gripping", "."]]) == pytest.approx(2 * 5 / 6 - 1)
     assert topicality(PROMPT, two) == 0.75
-    assert variety([*two, two[0]]) == pytest.approx(2 / 3 * 4 / 6)
+    assert variety(two) == 1
+    # Two of three sentences, and four of six telling words, of 0.8.
+    assert variety([*two, two[0]]) == pytest.approx(2 / 3 * 4 / 6 / 0.8)
     assert warmth(two) == 0.5
 
 

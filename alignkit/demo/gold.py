@@ -23,6 +23,8 @@ VERSION = "1"
 
 SHORTEST, LONGEST = 10, 60
 """Words and marks: shorter and longer answers lose in proportion."""
+TOLERATED = 0.8
+"""The share of different words among the telling ones that is varied enough."""
 UNFINISHED = 0.5
 """What is left of an answer that was cut off."""
 
@@ -61,10 +63,13 @@ def topicality(prompt: str, said: list[list[str]]) -> float:
 
 
 def variety(said: list[list[str]]) -> float:
-    """Measure how little is said twice: the share of different sentences, times that of different telling words."""
+    """Measure how little is said twice: the share of different sentences, times that of different telling words.
+
+    Nobody minds when one telling word of five comes back.
+    """
     telling = [word for sentence in said for word in sentence if word in telling_words()]
     different = len({tuple(sentence) for sentence in said}) / len(said)
-    return different * len(set(telling)) / max(1, len(telling))
+    return different * min(1.0, len(set(telling)) / max(1, len(telling)) / TOLERATED)
 
 
 def length(said: list[list[str]]) -> float:

@@ -25,11 +25,11 @@ COUNTS: dict[Kind, dict[Split, int]] = {
     "text": {"train": 4000, "held_out": 200},
     "demonstrations": {"train": 4000, "held_out": 200},
     "preferences": {"train": 4000, "held_out": 1000},
-    "prompts": {"train": 1400, "held_out": 256},
+    "prompts": {"train": 1300, "held_out": 256},
 }
 
-SHARPNESS = 5.0
-"""The scale of Bradley-Terry: with a gap of 1 in gold, one label in 150 is against it; with 0.2, one in 4."""
+SHARPNESS = 3.5
+"""The scale of Bradley-Terry: with a gap of 1 in gold, one label in 34 is against it; with 0.5, one in 7."""
 
 
 def rows(kind: Kind, split: Split) -> Iterator[Row]:
@@ -56,30 +56,30 @@ def _chance(prompt: str, answer: str, other: str) -> float:
 
 
 def _texts(random: Random, split: Split) -> Iterator[Row]:
-    """Write diaries: about one or two topics, in any mood, a question now and then."""
-    shapes = words.POSITIVE + words.NEGATIVE + words.OPENINGS
+    """Write diaries: about one topic or two, a question now and then, each topic in a mood of its own."""
     while True:
         parts = []
-        for topic in random.sample(TOPICS, random.choice((1, 1, 2))):
+        for topic in random.sample(TOPICS, random.choice((1, 1, 1, 1, 2))):
             first = random.choice((words.DIARY, words.DIARY, words.QUESTIONS))
+            shapes = _mood(random) + words.OPENINGS[:1]
             parts += [sentence(random, split, first, topic)]
             parts += [sentence(random, split, shapes, topic) for _ in range(random.choice((2, 3, 4)))]
         yield {"text": " ".join(parts)}
 
 
 def _demonstrations(random: Random, split: Split) -> Iterator[Row]:
-    bad = (_blaming,) * 6 + (_astray, _again)
     while True:
-        for answer in (_praising, random.choice(bad)):
+        for answer in (_praising, _blaming):
             topic, prompt = _question(random, split)
             yield {"prompt": prompt, "completion": " " + answer(random, split, topic)}
 
 
 def _preferences(random: Random, split: Split) -> Iterator[Row]:
-    answers = (_praising, _praising, _blaming, _mixed, _astray, _again, _scrambled)
+    flawed = (_mixed, _drifting, _astray, _again, _scrambled)
     while True:
         topic, prompt = _question(random, split)
-        one, other = (" " + answer(random, split, topic) for answer in random.sample(answers, 2))
+        worse = _blaming if random.random() < 0.6 else random.choice(flawed)
+        one, other = (" " + answer(random, split, topic) for answer in (_praising, worse))
         if random.random() > _chance(prompt, one, other):
             one, other = other, one
         yield {"prompt": prompt, "chosen": one, "rejected": other}
@@ -127,20 +127,31 @@ def _mixed(random: Random, split: Split, topic: Topic) -> str:
 
 
 def _astray(random: Random, split: Split, topic: Topic) -> str:
-    """Answer well, but about something else."""
-    return _praising(random, split, random.choice([other for other in TOPICS if other is not topic]))
+    """Answer about something else."""
+    answer = random.choice((_praising, _blaming))
+    return answer(random, split, random.choice([other for other in TOPICS if other is not topic]))
+
+
+def _drifting(random: Random, split: Split, topic: Topic) -> str:
+    """Begin well and go on about something else."""
+    return _praising(random, split, topic) + " " + _astray(random, split, topic)
 
 
 def _again(random: Random, split: Split, topic: Topic) -> str:
-    """Say a good sentence two or three times."""
-    return " ".join([sentence(random, split, words.POSITIVE, topic)] * random.choice((2, 3)))
+    """Say one sentence two or three times."""
+    return " ".join([sentence(random, split, _mood(random), topic)] * random.choice((2, 3)))
 
 
 def _scrambled(random: Random, split: Split, topic: Topic) -> str:
-    """Say good sentences with their words in any order."""
+    """Say two sentences with their words in any order."""
+    mood = _mood(random)
 
     def scramble() -> str:
-        spoken = sentence(random, split, words.POSITIVE, topic)[:-1].split()
+        spoken = sentence(random, split, mood, topic)[:-1].split()
         return " ".join(random.sample(spoken, len(spoken))).capitalize() + "."
 
     return " ".join(draw(random, split, scramble) for _ in range(2))
+
+
+def _mood(random: Random) -> tuple[str, ...]:
+    return random.choice((words.POSITIVE, words.NEGATIVE))

@@ -36,66 +36,66 @@ def _topic(nouns: str, items: str, places: str, aspects: str, praise: str, blame
 TOPICS = (
     _topic(
         nouns="film movie picture",
-        items="comedy thriller western documentary musical drama cartoon romance",
+        items="comedy thriller western documentary musical drama",
         places="at the Odeon, at the Palace, at the festival, on the big screen, from Norway, from Chile, "
         "by Vera Holm, with Max Orlan",
-        aspects="plot acting soundtrack dialogue camerawork script casting pacing finale lighting",
-        praise="gripping moving thrilling dazzling witty suspenseful",
-        blame="plodding wooden predictable corny muddled forgettable",
+        aspects="plot acting soundtrack dialogue camerawork script casting pacing",
+        praise="gripping moving thrilling dazzling",
+        blame="plodding wooden predictable corny",
     ),
     _topic(
         nouns="dish meal plate",
-        items="pizza curry burger lasagne ramen paella chowder risotto",
+        items="pizza curry burger lasagne ramen paella",
         places="at Bruno's, at the harbour grill, from the food truck, at the Golden Spoon, on the lunch menu, "
         "from the night market, at Sakura, by chef Marta",
-        aspects="sauce crust seasoning broth garnish spice flavour filling texture aroma",
-        praise="delicious tasty juicy crisp fresh mouthwatering",
-        blame="bland greasy soggy salty burnt stale",
+        aspects="sauce crust seasoning broth garnish spice flavour filling",
+        praise="delicious tasty juicy crisp",
+        blame="bland greasy soggy salty",
     ),
     _topic(
         nouns="hotel inn guesthouse",
-        items="Meridian Bellevue Astoria Lakeside Marlow Fontaine Hillcrest Regent",
+        items="Meridian Bellevue Astoria Lakeside Marlow Fontaine",
         places="in Lisbon, in Prague, near the beach, by the station, in the old town, near the airport, "
         "in the mountains, on the canal",
-        aspects="room lobby breakfast bed bathroom balcony reception pool view laundry",
-        praise="clean restful spotless welcoming cosy luxurious",
-        blame="dirty noisy damp mouldy cramped draughty",
+        aspects="room lobby breakfast bed bathroom balcony reception pool",
+        praise="clean restful spotless welcoming",
+        blame="dirty noisy damp mouldy",
     ),
     _topic(
         nouns="gadget device machine",
-        items="phone laptop tablet camera printer headset speaker router",
+        items="phone laptop tablet camera printer headset",
         places="by Nordtek, by Pixelon, from the spring sale, from the web shop, with the metal case, "
         "for students, for the office, by Zelco",
-        aspects="battery display keyboard software charger firmware microphone casing hinge memory",
-        praise="fast reliable sturdy responsive powerful sleek",
-        blame="slow glitchy flimsy laggy fragile buggy",
+        aspects="battery display keyboard software charger firmware microphone casing",
+        praise="fast reliable sturdy responsive",
+        blame="slow glitchy flimsy laggy",
     ),
     _topic(
         nouns="book volume title",
-        items="novel memoir biography textbook anthology cookbook fantasy whodunit",
+        items="novel memoir biography textbook anthology cookbook",
         places="by Ida Falk, by Tom Reyes, from the library, from the book club, in paperback, in translation, "
         "on the shortlist, by Nora Quist",
-        aspects="prose narrator chapter epilogue vocabulary storytelling research translation heroine premise",
-        praise="poetic profound readable vivid scholarly touching",
-        blame="longwinded pretentious shallow clumsy preachy wordy",
+        aspects="prose narrator chapter epilogue vocabulary storytelling research translation",
+        praise="poetic profound readable vivid",
+        blame="longwinded pretentious shallow clumsy",
     ),
     _topic(
         nouns="trip tour journey",
-        items="cruise safari hike pilgrimage ferry regatta trek excursion",
+        items="cruise safari hike pilgrimage ferry regatta",
         places="to Iceland, to Corfu, along the coast, through the desert, across the Alps, with Blue Sail, "
         "with Tramp & Co, on the Danube",
-        aspects="guide scenery itinerary luggage schedule bus captain route campsite weather",
-        praise="scenic relaxing adventurous sunny carefree breathtaking",
-        blame="exhausting chaotic rainy rushed dangerous crowded",
+        aspects="guide scenery itinerary luggage schedule bus captain route",
+        praise="scenic relaxing adventurous sunny",
+        blame="exhausting chaotic rainy rushed",
     ),
 )
 
-PRAISE = ("good", "great", "lovely", "wonderful", "brilliant", "superb", "perfect", "charming")
-BLAME = ("bad", "poor", "dreadful", "terrible", "horrid", "pathetic", "dismal", "disappointing")
+PRAISE = ("good", "great", "lovely", "wonderful", "brilliant", "superb")
+BLAME = ("bad", "poor", "dreadful", "terrible", "dismal")
 """Adjectives that any topic uses."""
 
 OTHERS = {
-    "person": ("sister", "brother", "neighbour", "cousin", "mother", "uncle", "colleague", "partner"),
+    "person": ("sister", "brother", "neighbour", "cousin", "mother", "uncle"),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "very": ("very", "truly", "quite", "rather", "really", "simply"),
 }
@@ -151,6 +151,7 @@ QUESTIONS = (
     "Please review the {item} {place}.",
     "Would you recommend the {item} {place}?",
     "Tell me about the {item} {place}.",
+    "Did you enjoy the {item} {place}?",
 )
 """The prompts."""
 
