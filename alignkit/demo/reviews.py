@@ -24,12 +24,12 @@ Row = dict[str, str]
 COUNTS: dict[Kind, dict[Split, int]] = {
     "text": {"train": 4000, "held_out": 200},
     "demonstrations": {"train": 4000, "held_out": 200},
-    "preferences": {"train": 4000, "held_out": 1000},
+    "preferences": {"train": 6000, "held_out": 1000},
     "prompts": {"train": 1300, "held_out": 256},
 }
 
-SHARPNESS = 3.5
-"""The scale of Bradley-Terry: with a gap of 1 in gold, one label in 34 is against it; with 0.5, one in 7."""
+SHARPNESS = 4.0
+"""The scale of Bradley-Terry: with a gap of 1 in gold, one label in 56 is against it; with 0.5, one in 8."""
 
 
 def rows(kind: Kind, split: Split) -> Iterator[Row]:
@@ -78,7 +78,7 @@ def _preferences(random: Random, split: Split) -> Iterator[Row]:
     flawed = (_mixed, _drifting, _astray, _again, _scrambled)
     while True:
         topic, prompt = _question(random, split)
-        worse = _blaming if random.random() < 0.6 else random.choice(flawed)
+        worse = _blaming if random.random() < 0.65 else random.choice(flawed)
         one, other = (" " + answer(random, split, topic) for answer in (_praising, worse))
         if random.random() > _chance(prompt, one, other):
             one, other = other, one
