@@ -1,0 +1,23 @@
+"""The README shows what the code says: generated parts are up to date, and the two commands stand there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent.parent
+
+
+def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
+    command = [sys.executable, "-m", "cogapp", "--check", "README.md"]
+
+    ended = subprocess.run(command, cwd=HERE, env=os.environ, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, f"run `cog -r README.md`\n{ended.stdout}{ended.stderr}"
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    text = (HERE / "README.md").read_text("utf-8")
+
+    assert "make demo" in text
+    assert "make test" in text
