@@ -42,7 +42,11 @@ def score_rollout(
 
     Raises PluginError where a reward gives too many or too few scores, NotFiniteError where one is not a number.
     """
-    answers = as_answers(rollout, prompts, tokenizer)
+    return score_answers(as_answers(rollout, prompts, tokenizer), rewards)
+
+
+def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted]) -> Scored:
+    """Score answers as `score_rollout` does, and with the same refusals."""
     parts = {reward.name: _checked(reward, answers) for reward in rewards}
     total = torch.stack([parts[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
     return Scored(total, parts)

@@ -181,9 +181,10 @@ def divergence(
 
 def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
     """Score one policy's answers with every reward."""
-    each = {reward.name: reward.score(result.answers) for reward in rewards}
-    total = [sum(reward.weight * each[reward.name][i] for reward in rewards) for i in range(len(result.answers))]
-    return Scored(total, each)
+    from alignkit.learn.scoring import score_answers
+
+    found = score_answers(result.answers, rewards)
+    return Scored(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})
 
 
 def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[str, Any]:
