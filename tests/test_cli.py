@@ -307,11 +307,18 @@ def test_a_method_is_described_by_its_signature_and_docstrings(alignkit: Alignki
         "makes  Scores",
         "",
         "setting             default  type",
-        "polish.rounds                whole number       How often; must be given.",
+        "polish.rounds                whole number                How often; must be given.",
         'polish.kind         "soft"   "soft" or "hard"',
-        "polish.brush        -        group of settings  Use a brush.",
-        "polish.brush.width  1e-5     number > 0         How broad it is, in metres.",
+        "polish.brush        -        group of settings or false  Use a brush.",
+        "polish.brush.width  1e-5     number > 0                  How broad it is, in metres.",
     ]
+
+
+def test_below_the_settings_it_is_told_which_ones_may_stand_elsewhere(alignkit: Alignkit) -> None:
+    assert alignkit("methods", "ppo").stdout.splitlines()[-1] == (
+        "note  lora, precision, max_length, optimisation may also stand on the stage itself or in [defaults], and so "
+        "survive a change of method; lora = false switches off what [defaults] gives"
+    )
 
 
 def test_groups_of_settings_are_shown_flat(alignkit: Alignkit) -> None:
@@ -319,7 +326,7 @@ def test_groups_of_settings_are_shown_flat(alignkit: Alignkit) -> None:
 
     settings = {setting["key"]: setting for setting in described["settings"]}
     assert settings["ppo.kl.coef"]["type"] == "number >= 0"
-    assert settings["ppo.lora"]["type"] == "group of settings"
+    assert settings["ppo.lora"]["type"] == "group of settings or false"
     assert settings["ppo.lora.rank"]["default"] == "16"
     assert described["makes"] == "Policy"
 

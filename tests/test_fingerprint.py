@@ -117,6 +117,8 @@ def move_model(desk: Desk) -> str:
         edit("[sources]", "# a remark\n\nname = 'other'\n[sources]"),
         edit("lift.rate = 1e-3", "lift.rate = 0.001\nlift.batch = 8"),
         edit("lift.rate = 1e-3", "lift.rate = 1e-3\nswap.beta = 3\ngates.kl.max = 3"),
+        edit('method = "tune"', 'method = "tune"\nlora = false'),
+        edit("[stage.align]", "[stage.align]\nlift.lora = false"),
         edit('method = "tune"', 'method = "tune"\ninputs.demos = ["demos"]'),
         edit("[sources]", "[sources.more]\ntext = 'x.txt'\n[sources]"),
         lambda _: f"{PLAIN}[stage.align-more]\nmethod = 'swap'\n",

@@ -142,6 +142,25 @@ def test_the_nearest_setting_wins_and_groups_are_merged(desk: Desk) -> None:
     assert settings_of(plan, "align")["lora"] == LoRA(rank=2, alpha=1).model_dump()
 
 
+@pytest.mark.parametrize("line", ["lora = false", "lift.lora = false"])
+def test_a_group_that_defaults_give_is_switched_off_for_one_stage(desk: Desk, line: str) -> None:
+    plan = desk.plan(f"[defaults]\nlora.rank = 4\n{CHAIN}{line}\n")
+
+    assert [settings_of(plan, name)["lora"] for name in ("first", "align")] == [LoRA(rank=4).model_dump(), None]
+
+
+def test_a_group_is_switched_off_and_on_from_the_command_line(desk: Desk) -> None:
+    text = f"[defaults]\nlora.rank = 4\n{CHAIN}lora = false\n"
+
+    plan = desk.plan(text, {"first.lora": "false", "align.lora.rank": "8"})
+
+    assert [settings_of(plan, name)["lora"] for name in ("first", "align")] == [None, LoRA(rank=8).model_dump()]
+
+
+def test_a_group_that_is_switched_off_stands_by_where_the_method_has_none(desk: Desk) -> None:
+    assert desk.plan(f"{CHAIN}lora = false\n", {"align.method": "swap"}).stage("align").standing_by == ("lora",)
+
+
 def test_a_seed_of_the_command_line_moves_all_but_fixed_seeds(desk: Desk) -> None:
     text = CHAIN.replace('method = "score"', 'method = "score"\nseed = 5')
 
@@ -218,6 +237,9 @@ RECIPE_MISTAKES = [
         "result",
     ),
     ("name = 'My Recipe'", 'r.toml:1: the recipe\'s name must match [a-z][a-z0-9-]{0,40}; write name = "..."'),
+    ("name = 'stages'", "r.toml:1: a recipe cannot be called 'stages'; give it another name"),
+    ("name = 'sources'", "r.toml:1: a recipe cannot be called 'sources'; give it another name"),
+    ("name = 'cache'", "r.toml:1: a recipe cannot be called 'cache'; give it another name"),
     ("seed = -1", "r.toml:1: seed must be a whole number, zero or more; write seed = 17"),
     ("seed = true", "r.toml:1: seed must be a whole number, zero or more; write seed = 17"),
     ("result = 3", 'r.toml:1: result must be a list of strings; write result = ["..."]'),
@@ -283,6 +305,7 @@ STAGE_MISTAKES = [
         "r.toml:15: stage 'more': lift.pull.estimator: must be 'k1' or 'k3', and is \"k2\"",
     ),
     ("lora = 3", "r.toml:15: stage 'more': lora: must be a table, and is 3"),
+    ("lift.pull = false", "r.toml:15: stage 'more': lift.pull: must be a table, and is false"),
     ("lora = { rank = 'x' }", "r.toml:15: stage 'more': lora.rank: must be a whole number, and is \"x\""),
     (
         "lora.targets = 3",

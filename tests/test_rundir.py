@@ -8,7 +8,8 @@ import pytest
 from alignkit import Policy, StageError, Text
 from alignkit.contract.events import Figure, Metrics, Sample, Warned
 from alignkit.contract.records import Part
-from alignkit.errors import DiskError, LockedError, RecipeError
+from alignkit.errors import DiskError, LockedError
+from alignkit.plan.recipe import RESERVED
 from alignkit.run import checkpoints, rundir
 from alignkit.run.durable import damage, sync_and_list, write_json
 from alignkit.run.journal import EVENTS, METRICS, Follower, Journal, read_journal
@@ -166,9 +167,14 @@ def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
     rundir.check_free(partial)
 
 
-def test_a_recipe_cannot_take_a_folder_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^a recipe cannot be called 'stages'; give it another name$"):
-        rundir.open_run(tmp_path, "stages", "", {})
+def test_folders_of_ours_are_names_that_no_recipe_can_have(tmp_path: Path) -> None:
+    inside = (
+        rundir.stage_folder(tmp_path, "x", "0"),
+        rundir.source_folder(tmp_path, "x", "0"),
+        rundir.zygote_log(tmp_path),
+    )
+
+    assert tuple(path.relative_to(tmp_path).parts[0] for path in inside) == RESERVED
 
 
 def test_runs_that_cannot_be_written_to_are_a_disk_error(tmp_path: Path) -> None:

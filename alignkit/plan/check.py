@@ -36,7 +36,9 @@ def _as_typed(kind: type[Settings], given: Mapping[str, Any], typed: Mapping[Key
     values = dict(given)
     for key, field in kind.model_fields.items():
         value, inner = values.get(key), _group(field)
-        if inner and isinstance(value, dict):
+        if value is False and inner and _may_be_off(field):
+            values[key] = None
+        elif inner and isinstance(value, dict):
             below = {path[1:]: text for path, text in typed.items() if path[0] == key and len(path) > 1}
             values[key] = _as_typed(inner, value, below)
         elif (key,) in typed and not isinstance(value, str) and _takes_text_only(field):
@@ -46,6 +48,12 @@ def _as_typed(kind: type[Settings], given: Mapping[str, Any], typed: Mapping[Key
 
 def _takes_text_only(field: FieldInfo) -> bool:
     return set(get_args(field.annotation) or (field.annotation,)) <= {str, type(None)}
+
+
+def _may_be_off(field: FieldInfo) -> bool:
+    """Say whether `false` switches a group off, which may stand in [defaults]."""
+    options = get_args(field.annotation)
+    return type(None) in options and bool not in options
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:

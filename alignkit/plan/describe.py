@@ -109,6 +109,8 @@ def _where_shared(method: Method, width: int | None) -> list[str]:
     if not shared:
         return []
     text = f"{', '.join(shared)} may also stand on the stage itself or in [defaults], and so survive a change of method"
+    if "lora" in shared:
+        text += "; lora = false switches off what [defaults] gives"
     return ["", *table([("note", text)], width)]
 
 
@@ -150,7 +152,7 @@ def _settings(prefix: str, kind: type[Settings]) -> Iterator[Setting]:
             yield Setting(key, _words(field.annotation, field.metadata), _default(field), _prose(field))
             continue
         if types.NoneType in get_args(field.annotation):
-            yield Setting(key, "group of settings", "-", _prose(field) or "Off unless it is given.")
+            yield Setting(key, "group of settings or false", "-", _prose(field) or "Off unless it is given.")
         yield from _settings(key, group)
 
 

@@ -14,6 +14,8 @@ from alignkit.plan.toml import DEEPEST, Keys, key_lines, parse
 OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
 """What `--set` may say besides keys of stages and sources."""
 KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
+RESERVED = ("stages", "sources", "cache")
+"""Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
 LARGEST = 256 * 1024
 """Bytes of a recipe; more is a mistake or an attack."""
 
@@ -153,6 +155,8 @@ def _place(table: Mapping[str, Any], key: str) -> Keys:
 
 def _lay(table: dict[str, Any], path: Keys, value: Any, key: str) -> None:
     for name in path[:-1]:
+        if table.get(name) is False:  # a group that was switched off
+            table[name] = {}
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
             raise RecipeError(f"{name!r} is a value, not a table", f"--set {key}", "shorten the path")
@@ -213,6 +217,8 @@ def _shape_errors(recipe: Recipe, table: Mapping[str, Any]) -> Iterator[RecipeEr
         yield RecipeError(
             "the recipe's name must match [a-z][a-z0-9-]{0,40}", recipe.where("name"), 'write name = "..."'
         )
+    if recipe.name in RESERVED:
+        yield RecipeError(f"a recipe cannot be called {recipe.name!r}", recipe.where("name"), "give it another name")
     seed = table.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         yield RecipeError("seed must be a whole number, zero or more", recipe.where("seed"), "write seed = 17")

@@ -23,11 +23,8 @@ from filelock import FileLock, Timeout
 
 from alignkit.contract.events import Figure
 from alignkit.contract.kinds import Artifact, kinds_by_name
-from alignkit.errors import DiskError, LockedError, RecipeError, StageError
+from alignkit.errors import DiskError, LockedError, StageError
 from alignkit.run.durable import Listing, damage, publish, sync_and_list, sync_folder, write_json, write_text
-
-RESERVED = ("stages", "sources", "cache")
-"""Names under `runs/` that no recipe can have."""
 
 FORMAT = 1
 """Raised when `stage.json` changes its form."""
@@ -289,12 +286,7 @@ def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def open_run(runs: Path, recipe: str, text: str, plan: Mapping[str, Any]) -> Path:
-    """Write down what is about to run.
-
-    Raises RecipeError where the recipe's name is one of ours, DiskError where `runs` cannot be written to.
-    """
-    if recipe in RESERVED:
-        raise RecipeError(f"a recipe cannot be called {recipe!r}", remedy="give it another name")
+    """Write down what is about to run. Raises DiskError where `runs` cannot be written to."""
     folder = recipe_folder(runs, recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
