@@ -15,9 +15,11 @@ from alignkit.contract.settings import SHARED, Settings
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.check import read_settings
 from alignkit.plan.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
+from alignkit.plan.lock import lock_path, read_lock
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.recipe import Recipe, combine, find_recipe, read_recipe
-from alignkit.plan.sources import Source, lock_path, read_lock, read_sources
+from alignkit.plan.source import Source
+from alignkit.plan.sources import read_sources
 from alignkit.plan.standing import standing_by
 from alignkit.plan.toml import Keys
 from alignkit.plan.wiring import Offers, Wires, wire

@@ -9,7 +9,7 @@ from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins
 from alignkit.contract.settings import Settings
 from alignkit.plan.recipe import Recipe
-from alignkit.plan.sources import Source
+from alignkit.plan.source import Source
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from alignkit.plan.describe import in_toml
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.recipe import packaged_recipes
-from alignkit.plan.sources import RecordOptions, Source
+from alignkit.plan.source import RecordOptions, Source
 from alignkit.plan.tables import short, table
 
 SHORT = 8

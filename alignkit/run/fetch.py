@@ -9,8 +9,9 @@ from typing import Literal, cast
 from alignkit.contract.kinds import Artifact, Records
 from alignkit.contract.records import placed_rows
 from alignkit.errors import AlignkitError, DataError
+from alignkit.plan.lock import lock_path, read_lock, write_lock
 from alignkit.plan.plan import Plan
-from alignkit.plan.sources import Source, lock_path, read_lock, write_lock
+from alignkit.plan.source import Source
 from alignkit.run import rundir
 from alignkit.run.durable import write_json
 from alignkit.run.failures import one_line

@@ -15,7 +15,7 @@ from alignkit.errors import AlignkitError, LockedError, MemoryLimitError, Proble
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
-from alignkit.plan.sources import Source
+from alignkit.plan.source import Source
 from alignkit.run import rundir
 from alignkit.run.failures import Failure, explain, lighter
 from alignkit.run.fetch import Fetched, fetch, pin

@@ -1,0 +1,194 @@
+"""Follow the address of a source: built in, on the hub, a plugin's function, a folder, files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from alignkit.contract.files import FORMATS, format_of
+from alignkit.contract.kinds import SOURCE_KINDS, Artifact, FunctionReward, Judge, Policy, Records, Reward, RewardModel
+from alignkit.contract.plugins import Plugins
+from alignkit.contract.records import placed_rows
+from alignkit.errors import DataError, PluginError, near_miss
+from alignkit.plan.entry import Entry
+from alignkit.plan.fingerprint import FileHashes, code_identity, digest
+from alignkit.plan.folders import adapter_base, model_files
+from alignkit.plan.source import How, RecordOptions, Source
+
+Address = str | tuple[str, ...]
+"""One address, or several of files."""
+
+BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "preferences", "prompts"), "reviews")
+SCHEMES = ("builtin:", "hf:", "function:")
+PEEK = 20
+"""Rows that the planner reads of each file, to find a wrong column at once."""
+LARGEST_JSON = 16 * 1024 * 1024
+"""Bytes of a .json file that the planner still reads."""
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """What is known of a source while its address is followed."""
+
+    entry: Entry
+    word: str
+    """Of its kind."""
+    options: Any
+    plugins: Plugins
+    hashes: FileHashes
+    lock: Mapping[str, str]
+
+    @property
+    def kind(self) -> type[Artifact]:
+        return SOURCE_KINDS[self.word]
+
+    @property
+    def where(self) -> str:
+        return self.entry.where(self.word)
+
+    def resolve(self, address: Address) -> Source:
+        """Find what lies at the address, without fetching it. Raises RecipeError, DataError or PluginError."""
+        if isinstance(address, tuple):
+            return self._files(address)
+        scheme, colon, rest = address.partition(":")
+        if scheme == "builtin" and colon:
+            return self._builtin(address, rest)
+        if scheme == "hf" and colon:
+            return self._hub(address, rest)
+        if self.kind is Reward and scheme == "function" and colon:
+            return self._function(address, rest)
+        if colon and (close := near_miss(f"{scheme}:", SCHEMES)):
+            raise self.entry.refusal(f"no address begins with '{scheme}:'", close, self.word)
+        if self.kind is Judge:
+            return self._made(address, "judge", ["judge", address, self._options()])
+        return self._folder(address) if self.kind in (Policy, Reward) else self._files((address,))
+
+    def _made(self, address: str, how: How, facts: list[Any] | None, **more: Any) -> Source:
+        kind = {"function": FunctionReward}.get(how, RewardModel if self.kind is Reward else self.kind)
+        fingerprint = digest([kind.__name__, *facts]) if facts is not None else None
+        return Source(self.entry.name, kind, self.word, address, how, self.options, fingerprint, **more)
+
+    def _options(self) -> dict[str, Any]:
+        """Give the options as they count; an address of held-out rows counts by what lies there."""
+        options: dict[str, Any] = self.options.model_dump(mode="json")
+        if self._aside is not None:
+            del options["held_out"]
+        return options
+
+    @property
+    def _aside(self) -> str | None:
+        """The address of the held-out rows, where they have one of their own."""
+        own = isinstance(self.options, RecordOptions) and isinstance(self.options.held_out, str)
+        return str(self.options.held_out) if own else None
+
+    def _builtin(self, address: str, rest: str) -> Source:
+        if BUILT_IN.get(self.word) != rest:
+            known = BUILT_IN.get(self.word)
+            hint = f'the built-in {self.word} is "builtin:{known}"' if known else f"no {self.word} is built in"
+            raise self.entry.refusal(f"nothing built in is called {rest!r}", hint, self.word)
+        from alignkit.demo.reviews import VERSION
+
+        return self._made(address, "builtin", ["builtin", rest, VERSION, self._options()])
+
+    def _hub(self, address: str, rest: str) -> Source:
+        repository, _, revision = rest.partition("@")
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository, re.ASCII):
+            raise self.entry.refusal(f"{rest!r} is no name on the hub", "write hf:OWNER/NAME", self.word)
+        commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else self.lock.get(address, "")
+        facts = ["hub", repository, commit, self._aside, self._options()] if commit else None
+        return self._made(address, "hub", facts, repository=repository, commit=commit)
+
+    def _function(self, address: str, rest: str) -> Source:
+        named = self.entry.named
+        if clash := self.plugins.clashes.get(f"reward:{rest}"):
+            raise PluginError(
+                f"{named}: reward function {rest!r} is offered by {' and by '.join(map(str, clash))}",
+                self.where,
+                "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
+            )
+        if rest not in self.plugins.rewards:
+            raise self.plugins.lacks("reward function", rest, list(self.plugins.rewards), f"{named}: ", self.where)
+        offered = self.plugins.rewards[rest]
+        settings = self.entry.settings(offered.settings, self.options.settings, "settings")
+        code = code_identity(self.plugins.origins[f"reward:{rest}"], offered.score.__module__)
+        facts = ["function", rest, offered.version, code, self.options.weight, settings.model_dump(mode="json")]
+        return self._made(address, "function", facts)
+
+    def _base(self, key: str) -> Path:
+        """Say where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""
+        recipe, table = self.entry.recipe, ("sources", self.entry.name)
+        given = table in recipe.overrides or (*table, key) in recipe.overrides
+        return Path.cwd() if given else recipe.path.parent
+
+    def _folder(self, address: str) -> Source:
+        path = (self._base(self.word) / Path(address).expanduser()).resolve()
+        named = self.entry.named
+        if not path.exists():
+            raise DataError(f"{named}: there is no {address!r}", self.where, _sibling(path))
+        if path.is_file() and path.suffix == ".gguf" and self.kind is Policy:
+            return self._made(address, "gguf", ["gguf", self.hashes.of(path), self._options()], files=(path,))
+        if path.is_file():
+            remedy = "give the model's folder, or a .gguf file" if self.kind is Policy else "give the model's folder"
+            raise DataError(f"{named}: {address!r} is a file", self.where, remedy)
+        content = [[file.name, self.hashes.of(file)] for file in model_files(path, named, self.where)]
+        base = adapter_base(path, named, self.where)
+        below = [[file.name, self.hashes.of(file)] for file in model_files(base, named, self.where)] if base else []
+        return self._made(address, "folder", ["folder", content, below, self._options()], files=(path,))
+
+    def _files(self, addresses: tuple[str, ...]) -> Source:
+        files = tuple(file for address in addresses for file in self._expand(address, self.word))
+        aside = tuple(self._expand(self._aside, "held_out")) if self._aside is not None else ()
+        content = [[self.hashes.of(file) for file in files], [self.hashes.of(file) for file in aside]]
+        facts = ["files", [format_of(file) for file in (*files, *aside)], *content, self._options()]
+        source = self._made(", ".join(addresses), "files", facts, files=files, held_out_files=aside)
+        _peek(source)
+        return source
+
+    def _expand(self, address: str, key: str) -> list[Path]:
+        """Find the files of an address: one, those of a folder, or those that match a pattern."""
+        inner = Path(address).expanduser()
+        path = self._base(key) / inner
+        named = self.entry.named
+        if path.is_file():
+            return [path.resolve()]
+        if path.is_dir():
+            found = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
+            problem = f"{named}: the folder {address!r} holds no file that can be read"
+            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz"
+        elif any(sign in address for sign in "*?["):
+            start = Path(inner.anchor) if inner.is_absolute() else self._base(key)
+            found = [p for p in start.glob(str(inner.relative_to(inner.anchor))) if p.is_file()]
+            problem, remedy = f"{named}: no file matches {address!r}", "check the pattern"
+        else:
+            found, problem, remedy = [], f"{named}: there is no file {address!r}", _sibling(path)
+        if not found:
+            raise DataError(problem, self.entry.where(key), remedy)
+        return sorted(p.resolve() for p in found)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _sibling(path: Path) -> str:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return near_miss(path.name, names) or f"it was looked for as {path}"
+
+
+def _peek(source: Source) -> None:
+    """Read the first rows of each file, so that a wrong column is found at once.
+
+    A .json file is read only if it is small, because it is read whole.
+    """
+    artifact = source.artifact()
+    assert isinstance(artifact, Records)
+    for part in artifact.parts:
+        for number, path in enumerate(part.paths):
+            if format_of(path) == ".json" and path.stat().st_size > LARGEST_JSON:
+                continue
+            limits = {} if number == 0 else {"split": None, "rows": None}
+            one = part.model_copy(update={"paths": (path,), **limits})
+            for _ in islice(placed_rows(one, type(artifact).__name__, artifact.columns), PEEK):
+                pass

@@ -1,0 +1,119 @@
+"""A source: an artifact that a recipe starts from, with the options that say how it is read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from alignkit.contract.kinds import Artifact, FunctionReward
+from alignkit.contract.records import Part
+from alignkit.contract.settings import Settings
+
+
+class RecordOptions(Settings):
+    """How the rows of a source are read."""
+
+    columns: Mapping[str, str] = {}
+    """Our name of a column -> the name it has in the source."""
+    split: str | None = None
+    """A split of a hub data set, with a slice where wanted: `train[:2000]`. Files: a slice such as `[:2000]`."""
+    config: str | None = None
+    """The configuration of a hub data set that has several."""
+    rows: PositiveInt | None = None
+    """Take so many rows from the start."""
+    keep: tuple[str, ...] = ()
+    """Further columns that stay with the row, for reward functions."""
+    held_out: float | str = Field(default=0.05)
+    """Share of the prompts that are kept aside to measure on; or a file, or a hub split, of its own."""
+
+
+class PolicyOptions(Settings):
+    load: Literal["4bit", "8bit"] | None = None
+    """Quantise the frozen weights while loading (needs bitsandbytes and a GPU)."""
+
+
+class RewardOptions(Settings):
+    weight: float = 1.0
+    """Its share where several rewards are added up; below zero it is a penalty."""
+    label: str | None = None
+    """The class of a text classifier whose logit is the score."""
+    settings: Mapping[str, Any] = {}
+    """Settings of a reward function."""
+
+
+class JudgeOptions(Settings):
+    url: str | None = None
+    """Where an endpoint answers."""
+    key_env: str | None = None
+    """The environment variable that holds its key; a key itself never stands in a recipe."""
+
+
+Options = RecordOptions | PolicyOptions | RewardOptions | JudgeOptions
+How = Literal["files", "folder", "gguf", "builtin", "hub", "function", "judge"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source, resolved as far as that goes without fetching anything."""
+
+    name: str
+    kind: type[Artifact]
+    word: str
+    """The kind's word in the recipe, such as `demonstrations`."""
+    address: str
+    how: How
+    options: Options
+    fingerprint: str | None
+    """None where the commit of a hub source is not known yet."""
+    files: tuple[Path, ...] = ()
+    held_out_files: tuple[Path, ...] = ()
+    repository: str = ""
+    """The hub's name of it."""
+    commit: str = ""
+
+    @property
+    def fetched(self) -> bool:
+        """It must be put on this machine before a stage can start from it."""
+        return self.how in ("builtin", "hub", "gguf")
+
+    def artifact(self, place: Path | None = None) -> Artifact:
+        """Make the typed input of it; `place` is the folder where a fetched source lies."""
+        path = place or (self.files[0] if self.files else Path())
+        facts = {"name": self.name, "fingerprint": self.fingerprint or "", "path": path, **self._facts(path)}
+        return self.kind.model_validate(facts)
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        if isinstance(self.options, RecordOptions):
+            return {"parts": tuple(self._parts(self.options, path))}
+        if isinstance(self.options, PolicyOptions):
+            return {"load": self.options.load}
+        if isinstance(self.options, JudgeOptions):
+            return {"address": self.address, "options": self.options.model_dump(exclude_none=True)}
+        if self.kind is FunctionReward:
+            function = self.address.partition(":")[2]
+            return {"weight": self.options.weight, "function": function, "settings": self.options.settings}
+        return {"weight": self.options.weight, "label": self.options.label}
+
+    def _parts(self, options: RecordOptions, place: Path) -> Iterator[Part]:
+        """Say which files are read how: one part, or two where the held-out rows have an address of their own."""
+        whole = Part(
+            name=self.name,
+            paths=self.files or (place,),
+            hub=f"{self.repository}:{options.config or ''}" if self.how == "hub" else None,
+            columns=options.columns,
+            split=options.split,
+            rows=options.rows,
+            keep=options.keep,
+            held_out=0.0 if isinstance(options.held_out, str) else options.held_out,
+        )
+        if self.how == "builtin":
+            for side in ("train", "held_out"):
+                yield whole.model_copy(update={"paths": (place / f"{self.word}-{side}.jsonl",), "side": side})
+        elif isinstance(options.held_out, str):
+            yield whole.model_copy(update={"side": "train"})
+            aside = {"split": options.held_out} if whole.hub else {"split": None, "paths": self.held_out_files}
+            yield whole.model_copy(update=aside | {"side": "held_out", "rows": None})
+        else:
+            yield whole
