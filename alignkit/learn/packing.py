@@ -1,0 +1,310 @@
+"""Rows of any length through a model without padding, all in one sequence.
+
+Padding costs as much as text: with real prompts and answers half of a padded table is empty. Here the tokens of all
+rows stand one after the other in a single row, so that every layer computes real tokens only; attention alone puts
+the rows apart again. Answers to one prompt share its computation: what a causal model makes of a prompt does not
+depend on what follows. Nothing is approximated, and `packs` refuses a model that computes anything else this way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+Tokens = Sequence[int]
+
+PACKED = "alignkit_packed"
+"""Our attention, under the name that transformers knows it by. Without packed rows it is `sdpa`."""
+PLAIN = "sdpa"
+EMPTY = -1
+LOGITS_IN_A_CHUNK = 2**23
+"""Logits that exist at once: 32 MB in single precision."""
+PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
+"""Prompts and answers that a model is tried on; the first two share their prompt."""
+FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, NotImplementedError)
+"""What a model raises that was never meant to get packed rows."""
+
+
+class Rows(NamedTuple):
+    """How attention finds n rows in a pack of `tokens`."""
+
+    tokens: Tensor
+    """Where each token of a row stands in the pack (n, length); whatever stands behind a row's end is not looked at."""
+    home: Tensor
+    """Where each token of the pack stands in `tokens`, flattened (tokens,): once, also where rows share it."""
+    whole: bool
+    """No token is shared, and so each stands once in `tokens`."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows of prompts and answers, put together."""
+
+    inputs: dict[str, Any]
+    """What the decoder takes."""
+    before: Tensor
+    """Where the token before each answer token stands in the pack (answer tokens,)."""
+    targets: Tensor
+    """The answer tokens, row after row (answer tokens,)."""
+    mask: Tensor
+    """Their places in a right-padded table (n, t)."""
+
+    def as_table(self, values: Tensor) -> Tensor:
+        """Put one value for each answer token (answer tokens, ...) into a table (n, t, ...), zero elsewhere."""
+        table = values.new_zeros(*self.mask.shape, *values.shape[1:])
+        return table.masked_scatter(self.mask.view(*self.mask.shape, *[1] * (values.dim() - 1)), values)
+
+
+def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
+    """Put rows together; equal prompts stand there once."""
+    ids: list[int] = []
+    positions: list[int] = []
+    before: list[int] = []
+    rows: list[list[int]] = []
+    starts: dict[tuple[int, ...], int] = {}
+    home: list[tuple[int, int]] = []
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        key = tuple(prompt)
+        if key not in starts:
+            starts[key] = len(ids)
+            ids += prompt
+            positions += range(len(prompt))
+            home += [(row, place) for place in range(len(prompt))]
+        start, after = starts[key], len(ids)
+        # An answer's last token predicts nothing.
+        ids += answer[:-1]
+        positions += range(len(prompt), len(prompt) + len(answer) - 1)
+        home += [(row, place) for place in range(len(prompt), len(prompt) + len(answer) - 1)]
+        before += [start + len(prompt) - 1, *range(after, after + len(answer) - 1)]
+        rows.append([*range(start, start + len(prompt)), *range(after, after + len(answer) - 1)])
+    length = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
+    flat = torch.tensor([row * length + place for row, place in home], device=device)
+    lengths = torch.tensor([len(answer) for answer in answers], device=device)
+    return Pack(
+        {
+            "input_ids": torch.tensor([ids], device=device),
+            "position_ids": torch.tensor([positions], device=device),
+            # Four dimensions: transformers takes it for a finished mask, and our attention does not look at it.
+            "attention_mask": torch.ones(1, 1, 1, 1, device=device, dtype=torch.bool),
+            "packed_rows": Rows(tokens, flat, whole=sum(map(len, rows)) == len(ids)),
+            "use_cache": False,
+        },
+        torch.tensor(before, device=device),
+        torch.tensor([token for answer in answers for token in answer], device=device),
+        torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_rows: Rows | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each row of a pack; tensors are (1, heads, tokens, d), the result (1, tokens, heads, d).
+
+    Rows are put into a right-padded table for this alone: being causal, no token ever sees what stands behind it.
+    """
+    if packed_rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    window = options.pop("sliding_window", None)
+    query, key, value = (_apart(tensor, packed_rows) for tensor in (query, key, value))  # (n, heads, length, d)
+    length = packed_rows.tokens.shape[1]
+    mask = _windowed(length, window, query.device) if window is not None and window < length else None
+    options["is_causal"] = mask is None
+    found, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
+    return found.flatten(0, 1).index_select(0, packed_rows.home)[None], None
+
+
+def _apart(tensor: Tensor, rows: Rows) -> Tensor:
+    """Put the tokens of a pack (1, heads, tokens, d) into rows (n, heads, length, d)."""
+    flat = tensor[0].transpose(0, 1)  # (tokens, heads, d)
+    if rows.whole:
+        spread = flat.new_zeros(rows.tokens.numel(), *flat.shape[1:]).index_copy(0, rows.home, flat)
+    else:
+        spread = flat.index_select(0, rows.tokens.flatten())
+    return spread.view(*rows.tokens.shape, *flat.shape[1:]).transpose(1, 2)
+
+
+def _windowed(length: int, window: int, device: torch.device) -> Tensor:
+    """Allow each token itself and the `window` - 1 before it."""
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place
+    return ((back >= 0) & (back < window))[None, None]
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """Give the part of a model that ends with its last hidden states, adapters included."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder: nn.Module = inner.base_model
+    return decoder
+
+
+def packed_hidden(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:
+    """Compute the hidden states that each answer token is drawn or valued from (answer tokens, d)."""
+    hidden: Tensor = decoder_of(model)(**rows.inputs).last_hidden_state
+    return hidden[0].index_select(0, rows.before)
+
+
+def packed_logprobs(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+) -> Tensor:
+    """Compute the log-probability of each answer token (n, t), in fp32; zero behind an answer's end."""
+    rows = pack(prompts, answers, model.device)
+    hidden = packed_hidden(model, rows)
+    return rows.as_table(chosen_logprobs(hidden, _head(model), rows.targets, temperature))
+
+
+@torch.no_grad()
+def packed_logprobs_and_entropy(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+) -> Tensor:
+    """Compute, beside each log-probability, the entropy of its distribution (n, t, 2), without gradient."""
+    rows = pack(prompts, answers, model.device)
+    hidden, head, found = packed_hidden(model, rows), _head(model), []
+    for part in _chunks(len(hidden), head.out_features):
+        logits = nn.functional.linear(hidden[part], head.weight, head.bias).float().div_(temperature)
+        logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
+        chosen = logprobs.gather(-1, rows.targets[part, None]).squeeze(-1)
+        found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)], dim=-1))
+    return rows.as_table(torch.cat(found))
+
+
+def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d).
+
+    Logits exist for a few rows at a time only, and are computed again for the gradient: the table (m, vocabulary) is
+    what fills memory in training.
+    """
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    if torch.is_autocast_enabled(hidden.device.type):
+        kind = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(kind), weight.to(kind), bias if bias is None else bias.to(kind)
+    logprobs: Tensor = _ChosenLogprobs.apply(hidden, weight, bias, targets, temperature)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return logprobs
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            found, normalisers = [], []
+            for part in _chunks(len(hidden), len(weight)):
+                logits = nn.functional.linear(hidden[part], weight, bias).float().div_(temperature)
+                chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
+                normalisers.append(logits.logsumexp(dim=-1))
+                found.append(chosen - normalisers[-1])
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
+        ctx.temperature = temperature
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        for_hidden = torch.empty_like(hidden) if wants_hidden else None
+        # Sums over chunks stay in fp32, whatever is multiplied.
+        for_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _chunks(len(hidden), len(weight)):
+                logits = nn.functional.linear(hidden[part], weight, bias).float().div_(ctx.temperature)
+                pull = logits.sub_(normaliser[part, None]).exp_()  # the softmax, and from here on in its place
+                scale = -grads[0][part] / ctx.temperature
+                pull.mul_(scale[:, None]).scatter_add_(-1, targets[part, None], -scale[:, None])
+                pull = pull.to(weight.dtype)
+                if for_hidden is not None:
+                    torch.mm(pull, weight, out=for_hidden[part])
+                if for_weight is not None and weight.dtype == torch.float32:
+                    for_weight.addmm_(pull.T, hidden[part])
+                elif for_weight is not None:
+                    for_weight += pull.T @ hidden[part]
+                if for_bias is not None:
+                    for_bias += pull.sum(dim=0)
+        kind = weight.dtype
+        return for_hidden, _of_type(for_weight, kind), _of_type(for_bias, kind), None, None
+
+
+def _of_type(gradient: Tensor | None, kind: torch.dtype) -> Tensor | None:
+    return None if gradient is None else gradient.to(kind)
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, LOGITS_IN_A_CHUNK // vocabulary)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _head(model: PreTrainedModel | PeftModel) -> nn.Linear:
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = inner.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise TypeError(f"the output layer is a {type(head).__name__}, no plain linear layer")
+    return head
+
+
+def packs(model: PreTrainedModel | PeftModel) -> bool:
+    """Let a model read packed rows, and tell whether it computes from them just what it computes from padded ones.
+
+    It is tried on a few short rows, alone and together, so that nobody needs to know its architecture. A model that
+    fails is left as it was.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = inner.config.get_text_config()
+    if inner.config._attn_implementation != PLAIN or getattr(config, "attention_chunk_size", None):
+        return False
+    inner.set_attn_implementation(PACKED)
+    try:
+        same = _same_together(inner, config.vocab_size)
+    except FAILURES:
+        same = False
+    if not same:
+        inner.set_attn_implementation(PLAIN)
+    return same
+
+
+@torch.no_grad()
+def _same_together(model: PreTrainedModel, vocabulary: int) -> bool:
+    """Compare hidden states of rows in one pack with those of each row alone; logits too, where the model has them."""
+    chance = torch.Generator().manual_seed(0)
+    draw = [torch.randint(vocabulary, (sum(lengths),), generator=chance).tolist() for lengths in PROBE_LENGTHS]
+    draw[1][: PROBE_LENGTHS[1][0]] = draw[0][: PROBE_LENGTHS[0][0]]
+    prompts = [row[:asked] for row, (asked, _) in zip(draw, PROBE_LENGTHS, strict=True)]
+    answers = [row[asked:] for row, (asked, _) in zip(draw, PROBE_LENGTHS, strict=True)]
+    together = packed_hidden(model, pack(prompts, answers, model.device))
+    alone = []
+    for row, answer in zip(draw, answers, strict=True):
+        ids = torch.tensor([row], device=model.device)
+        alone.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, -len(answer) - 1 : -1])
+    expected = torch.cat(alone)
+    if not _close(together, expected):
+        return False
+    inner: Any = model
+    if inner.get_output_embeddings() is None:
+        return True
+    ids = torch.tensor([draw[0]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, -len(answers[0]) - 1 : -1]
+    return _close(_head(model)(expected[: len(answers[0])]), logits)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 0.1
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

@@ -1,0 +1,182 @@
+"""Packed rows must give what padded ones give: values, gradients, for every kind of position and attention."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import gpt2, llama, llama_critic
+from torch import Tensor
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from alignkit.learn import packing
+from alignkit.learn.models import without_deprecations
+from alignkit.learn.packing import chosen_logprobs, pack, packed_logprobs, packed_logprobs_and_entropy, packs
+from alignkit.learn.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
+
+VOCABULARY = 50
+
+
+def mistral() -> MistralForCausalLM:
+    """Make a model that sees no further back than four tokens."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+    )
+    return MistralForCausalLM(config).eval()
+
+
+MODELS = {"llama": lambda: llama(VOCABULARY), "gpt2": lambda: gpt2(VOCABULARY), "mistral": mistral}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return MODELS[request.param]()
+
+
+def rows() -> tuple[list[list[int]], list[list[int]]]:
+    """Make prompts and answers of many lengths, three of them to one prompt."""
+    chance = torch.Generator().manual_seed(3)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(VOCABULARY, (length,), generator=chance).tolist()
+
+    prompts, answers = [draw(n) for n in (3, 7, 1, 12, 5)], [draw(n) for n in (6, 1, 9, 2, 4)]
+    return [*prompts, prompts[1], prompts[1]], [*answers, draw(8), draw(3)]
+
+
+def loss_and_gradients(model: PreTrainedModel, logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    mask = answer_mask(rows()[1])
+    loss = logprobs.masked_fill(~mask, 0.0).square().sum() / 10
+    loss.backward()
+    return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_packed_rows_give_the_log_probabilities_of_padded_ones(model) -> None:
+    expected = answer_logprobs(model, *rows())
+
+    assert packs(model)
+    found = packed_logprobs(model, *rows())
+
+    assert torch.equal(found == 0, ~answer_mask(rows()[1]))
+    assert (found - expected).masked_fill(~answer_mask(rows()[1]), 0.0).abs().max() < 1e-5
+
+
+def test_packed_rows_give_the_gradients_of_padded_ones(model) -> None:
+    expected = loss_and_gradients(model, answer_logprobs(model, *rows()))
+
+    assert packs(model)
+    found = loss_and_gradients(model, packed_logprobs(model, *rows()))
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_entropy_is_that_of_padded_rows(model) -> None:
+    mask = answer_mask(rows()[1])
+    expected = answer_logprobs_and_entropy(model, *rows(), temperature=0.7)
+
+    assert packs(model)
+    found = packed_logprobs_and_entropy(model, *rows(), temperature=0.7)
+
+    torch.testing.assert_close(found[mask], expected[mask].detach(), rtol=0, atol=1e-5)
+
+
+def test_a_prompt_of_several_answers_is_computed_once() -> None:
+    prompts, answers = rows()
+
+    found = pack(prompts, answers)
+
+    shared = 2 * len(prompts[1])
+    tokens = sum(map(len, prompts)) + sum(len(answer) - 1 for answer in answers) - shared
+    assert found.inputs["input_ids"].shape == (1, tokens)
+
+
+def test_one_row_is_the_same_alone_and_among_others(model) -> None:
+    assert packs(model)
+    prompts, answers = rows()
+
+    together = packed_logprobs(model, prompts, answers)
+    alone = packed_logprobs(model, prompts[:1], answers[:1])
+
+    torch.testing.assert_close(together[:1, : alone.shape[1]], alone, rtol=0, atol=1e-5)
+
+
+def test_adapters_are_packed_too() -> None:
+    model = llama(VOCABULARY)
+    with without_deprecations():
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    mask = answer_mask(rows()[1])
+    expected = answer_logprobs(adapted, *rows())[mask]
+
+    assert packs(adapted)
+    torch.testing.assert_close(packed_logprobs(adapted, *rows())[mask], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)),
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)),
+    ],
+    ids=["bloom, whose positions stand in the mask", "mamba, which has no attention"],
+)
+def test_a_model_that_would_mix_the_rows_is_found_out_and_left_as_it_was(foreign) -> None:
+    torch.manual_seed(0)
+    model = foreign().eval()
+    before = answer_logprobs_if_it_can(model)
+
+    assert not packs(model)
+    assert torch.equal(answer_logprobs_if_it_can(model), before)
+
+
+def answer_logprobs_if_it_can(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([[1, 2, 3, 4]]), use_cache=False).logits
+
+
+def test_packing_leaves_decoding_and_padded_passes_as_they_were(model) -> None:
+    expected = answer_logprobs(model, *rows())
+
+    assert packs(model)
+
+    assert torch.equal(answer_logprobs(model, *rows()), expected)
+
+
+def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(11, 8, requires_grad=True), torch.nn.Linear(8, VOCABULARY)
+    targets = torch.arange(11)
+    straight = (head(hidden) / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+    expected = torch.autograd.grad(straight.square().sum(), [hidden, head.weight, head.bias])
+    monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
+
+    found = chosen_logprobs(hidden, head, targets, temperature=0.5)
+
+    torch.testing.assert_close(found, straight)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), [hidden, head.weight, head.bias]), expected)
+
+
+def test_values_of_a_critic_are_those_of_padded_rows() -> None:
+    critic = llama_critic(VOCABULARY)
+    torch.nn.init.normal_(critic.model.score.weight)
+    prompts, answers = rows()
+    mask = answer_mask(answers)
+
+    assert packs(critic.model)
+    rows_packed = pack(prompts, answers)
+    found = rows_packed.as_table(critic.model.score(packing.packed_hidden(critic.model, rows_packed)).squeeze(-1))
+
+    torch.testing.assert_close(found[mask], answer_values(critic, prompts, answers)[mask], rtol=0, atol=1e-5)
