@@ -21,7 +21,8 @@ class Measured(NamedTuple):
 
     rollout: Rollout
     scored: Scored
-    kl: float
+    kl: float | None
+    """From the starting policy, in nats an answer; None where that is not at hand."""
 
 
 def measured(
@@ -33,8 +34,7 @@ def measured(
     chance, rows = generator_for(seed, "held out"), list(range(len(prompts)))
     asked = [prompt.ids for prompt in prompts]
     rollout = layouts.sample(models, asked, rows, longest, chance)
-    kl = layouts.reread(models, rollout)[0] - layouts.reference_logprobs(models, rollout)
-    return Measured(rollout, score(rollout), float(kl.sum(dim=1).mean()))
+    return Measured(rollout, score(rollout), layouts.answer_kl(models, rollout) if models.can_compare else None)
 
 
 def as_plain(what: Measured) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def tell(
     stage.figure("reward", float(before.scored.total.mean()), float(after.scored.total.mean()))
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
         stage.figure(f"reward/{name}", *(float(m.scored.parts[name].mean()) for m in (before, after)))
-    stage.figure("kl", before.kl, after.kl)
+    if after.kl is not None:
+        stage.figure("kl", before.kl, after.kl)
     stage.figure("length", *(fmean(map(len, m.rollout.answers)) for m in (before, after)))
     stage.figure("eos_rate", *(fmean(m.rollout.finished) for m in (before, after)))
     texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]

@@ -34,8 +34,9 @@ class Models:
 
     policy: PreTrainedModel | PeftModel
     reference: PreTrainedModel | None
-    """The starting policy; None: the policy with its adapters off."""
-    critic: Critic
+    """The starting policy; None: the policy with its adapters off, where it has some."""
+    critic: Critic | None
+    """None: the method has no use for one."""
     stop: frozenset[int]
     """Tokens that end an answer."""
     temperature: float = 1.0
@@ -44,6 +45,11 @@ class Models:
     """The arithmetic of all passes."""
     rows: int | None = None
     """How many rows go through a model at once; None: as many as fit into memory."""
+
+    @property
+    def can_compare(self) -> bool:
+        """Tell whether there is a starting policy to compare with."""
+        return self.reference is not None or isinstance(self.policy, PeftModel)
 
     @property
     def same(self) -> float:
@@ -55,18 +61,20 @@ def open_models(
     policy: Policy,
     rewards: Sequence[Reward],
     *,
-    critic: Literal["auto", "reward", "policy"],
+    critic: Literal["auto", "reward", "policy"] | None,
     temperature: float,
     lora: LoRA | None,
     precision: Precision,
+    compared: bool = True,
 ) -> tuple[Models, PreTrainedTokenizerBase]:
-    """Open a policy to be trained, its frozen start and a critic.
+    """Open a policy to be trained, its frozen start where it is compared with it, and a critic unless that is None.
 
     With LoRA the start is the policy's own base: `load_policy` puts a fresh adapter on exactly the starting weights.
     """
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
-    reference = None if lora else load_policy(policy, precision=precision, trainable=False)[0]
-    valued = _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
+    own = compared and lora is None
+    reference = load_policy(policy, precision=precision, trainable=False)[0] if own else None
+    valued = critic and _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
     stop = stop_tokens(trained, tokenizer)
     return Models(trained, reference, valued, stop, temperature, arithmetic(precision)), tokenizer
 
@@ -118,7 +126,7 @@ def policy_logprobs(models: Models, prompts: Sequence[Tokens], answers: Sequence
 def critic_values(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
     """Compute the critic's values before answer tokens (n, t), with gradient."""
     with _arithmetic(models):
-        return answer_values(models.critic, prompts, answers)
+        return answer_values(critic_of(models), prompts, answers)
 
 
 def reread(models: Models, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -141,13 +149,25 @@ def reference_logprobs(models: Models, rollout: Rollout) -> Tensor:
         return _in_groups(models, compute, rollout)
 
 
+def answer_kl(models: Models, rollout: Rollout) -> float:
+    """Estimate the KL divergence from the policy to its start, in nats, averaged over the answers."""
+    return float((reread(models, rollout)[0] - reference_logprobs(models, rollout)).sum(dim=1).mean())
+
+
 def value_estimates(models: Models, rollout: Rollout) -> Tensor:
     """Compute the critic's values before the answers' tokens (n, t), without gradient."""
 
     def compute(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
-        return answer_values(models.critic, prompts, answers)
+        return answer_values(critic_of(models), prompts, answers)
 
     return _in_groups(models, compute, rollout)
+
+
+def critic_of(models: Models) -> Critic:
+    """Give the critic; raises StageError where none was opened."""
+    if models.critic is None:
+        raise StageError("values need a critic, and none was opened")
+    return models.critic
 
 
 def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[object]:

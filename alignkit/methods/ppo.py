@@ -244,10 +244,11 @@ class State:
 
 def start(models: Models, settings: PPOSettings) -> State:
     """Prepare to train policy and critic."""
+    from alignkit.learn.layouts import critic_of
     from alignkit.learn.training import make_learner
 
     actor = make_learner(models.policy.eval(), settings.learning_rate, settings.optimisation, ADAM_EPS)
-    assessor = make_learner(models.critic.eval(), settings.critic.learning_rate, settings.optimisation, ADAM_EPS)
+    assessor = make_learner(critic_of(models).eval(), settings.critic.learning_rate, settings.optimisation, ADAM_EPS)
     return State(actor, assessor, settings.kl.coef)
 
 
