@@ -155,18 +155,20 @@ def test_packing_leaves_decoding_and_padded_passes_as_they_were(model) -> None:
     assert torch.equal(answer_logprobs(model, *rows()), expected)
 
 
-def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
+def test_chunks_of_logits_change_nothing(frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    hidden, head = torch.randn(11, 8, requires_grad=True), torch.nn.Linear(8, VOCABULARY)
+    hidden, head = torch.randn(11, 8, requires_grad=True), torch.nn.Linear(8, VOCABULARY).requires_grad_(not frozen)
+    learnt = [hidden] if frozen else [hidden, head.weight, head.bias]
     targets = torch.arange(11)
     straight = (head(hidden) / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
-    expected = torch.autograd.grad(straight.square().sum(), [hidden, head.weight, head.bias])
+    expected = torch.autograd.grad(straight.square().sum(), learnt)
     monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
 
     found = chosen_logprobs(hidden, head, targets, temperature=0.5)
 
     torch.testing.assert_close(found, straight)
-    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), [hidden, head.weight, head.bias]), expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected)
 
 
 def test_values_of_a_critic_are_those_of_padded_rows() -> None:

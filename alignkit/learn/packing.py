@@ -200,25 +200,38 @@ def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperatur
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for the logits."""
+    """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for the logits.
+
+    With a frozen head the gradient for the hidden states is known but for a factor, and found in the first pass.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
     ) -> Tensor:
+        wants_hidden, *wants_head = ctx.needs_input_grad[:3]
+        slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
+        found, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            found, normalisers = [], []
             for part in _chunks(len(hidden), len(weight)):
                 logits = nn.functional.linear(hidden[part], weight, bias).float().div_(temperature)
                 chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
                 normalisers.append(logits.logsumexp(dim=-1))
                 found.append(chosen - normalisers[-1])
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
+                if slope is not None:
+                    pull = _pull(logits, normalisers[-1], targets[part], torch.ones_like(chosen))
+                    torch.mm(pull.to(weight.dtype), weight, out=slope[part])
+        kept = [hidden, weight, bias, targets, torch.cat(normalisers)] if any(wants_head) else [slope]
+        ctx.save_for_backward(*kept)
         ctx.temperature = temperature
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grads[0] / ctx.temperature
+        if len(ctx.saved_tensors) == 1:
+            (slope,) = ctx.saved_tensors
+            return slope * scale[:, None].to(slope.dtype), None, None, None, None
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -228,10 +241,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), len(weight)):
                 logits = nn.functional.linear(hidden[part], weight, bias).float().div_(ctx.temperature)
-                pull = logits.sub_(normaliser[part, None]).exp_()  # the softmax, and from here on in its place
-                scale = -grads[0][part] / ctx.temperature
-                pull.mul_(scale[:, None]).scatter_add_(-1, targets[part, None], -scale[:, None])
-                pull = pull.to(weight.dtype)
+                pull = _pull(logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
                 if for_hidden is not None:
                     torch.mm(pull, weight, out=for_hidden[part])
                 if for_weight is not None and weight.dtype == torch.float32:
@@ -242,6 +252,12 @@ class _ChosenLogprobs(torch.autograd.Function):
                     for_bias += pull.sum(dim=0)
         kind = weight.dtype
         return for_hidden, _of_type(for_weight, kind), _of_type(for_bias, kind), None, None
+
+
+def _pull(logits: Tensor, normaliser: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Compute scale * (chosen - softmax) for each row in the place of its logits (m, vocabulary)."""
+    softmax = logits.sub_(normaliser[:, None]).exp_()
+    return softmax.mul_(-scale[:, None]).scatter_add_(-1, targets[:, None], scale[:, None])
 
 
 def _of_type(gradient: Tensor | None, kind: torch.dtype) -> Tensor | None:
