@@ -188,7 +188,8 @@ def init(path: Path | None, template: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
 def doctor(runs: Path, as_json: bool) -> None:
     """Tell what this machine offers, and what to mend."""
-    from alignkit.doctor import as_dict, render, report
+    from alignkit.doctor.examine import report
+    from alignkit.doctor.findings import as_dict, render
 
     click.echo("looking (importing torch, about 5 s)", err=True)
     found = report(runs)

@@ -8,9 +8,10 @@ from typing import Any
 import pluggy
 import pytest
 
-from alignkit import doctor
 from alignkit.contract.plugins import Broken, Origin, Plugins
-from alignkit.doctor import GIB, Device, Disk, Doctor, Finding, Memory, Package, Plugin, Torch
+from alignkit.doctor.examine import report
+from alignkit.doctor.facts import Device, Disk, Doctor, Memory, Package, Plugin, Torch
+from alignkit.doctor.findings import GIB, Finding, as_dict, findings, render
 
 HEALTHY = Doctor(
     alignkit="0.1.0",
@@ -49,21 +50,21 @@ def examine(tmp_path: Path) -> Examine:
             "cgroup": tmp_path,
             "environment": {},
         }
-        return doctor.report(tmp_path / "runs", **(around | given))
+        return report(tmp_path / "runs", **(around | given))
 
     return look
 
 
 def warnings(sick: Doctor) -> list[Finding]:
-    return [finding for finding in doctor.findings(sick) if finding.remedy]
+    return [finding for finding in findings(sick) if finding.remedy]
 
 
 def about(subject: str, patient: Doctor) -> list[str]:
-    return [finding.fact for finding in doctor.findings(patient) if finding.subject == subject]
+    return [finding.fact for finding in findings(patient) if finding.subject == subject]
 
 
 def test_a_healthy_machine_is_told_line_by_line_without_a_warning() -> None:
-    assert doctor.render(HEALTHY).splitlines() == [
+    assert render(HEALTHY).splitlines() == [
         "ok    alignkit  0.1.0, Python 3.11.7, Linux 6.1 x86_64",
         "ok    packages  torch 2.13.0+cpu",
         "ok    cores     2 cores, torch uses 2 threads",
@@ -81,17 +82,17 @@ def test_a_healthy_machine_is_told_line_by_line_without_a_warning() -> None:
 def test_a_warning_has_its_remedy_below_it_and_is_counted() -> None:
     sick = HEALTHY.model_copy(update={"memory": Memory(total=16 * GIB, free=GIB)})
 
-    assert doctor.render(sick).splitlines()[3:5] == [
+    assert render(sick).splitlines()[3:5] == [
         "warn  memory    1.0 GiB free of 16.0 GiB",
         "                -> end other programs, or take a smaller model or batch",
     ]
-    assert doctor.render(sick).endswith("\n1 warning")
+    assert render(sick).endswith("\n1 warning")
 
 
 def test_the_facts_are_plain_json_with_the_warnings_beside_them() -> None:
     sick = HEALTHY.model_copy(update={"memory": Memory(total=16 * GIB, free=GIB)})
 
-    told = json.loads(json.dumps(doctor.as_dict(sick)))
+    told = json.loads(json.dumps(as_dict(sick)))
 
     assert told["memory"] == {"total": 16 * GIB, "free": GIB}
     assert told["warnings"] == [
@@ -231,7 +232,7 @@ def test_a_real_report_finds_the_installed_libraries_and_the_folder_that_will_ho
 
 
 def test_torch_is_asked_in_another_process() -> None:
-    found = doctor.report(Path("runs"), plugins=NO_PLUGINS)
+    found = report(Path("runs"), plugins=NO_PLUGINS)
 
     assert found.torch.problem == ""
     assert found.torch.version == version("torch")
@@ -286,7 +287,7 @@ def test_a_token_is_noticed_and_never_told(examine: Examine) -> None:
 
     assert found.hub_token
     assert found.environment == {"HF_HUB_OFFLINE": "1"}
-    assert "hf_canary" not in json.dumps(doctor.as_dict(found)) + doctor.render(found)
+    assert "hf_canary" not in json.dumps(as_dict(found)) + render(found)
 
 
 def test_a_token_file_is_noticed(examine: Examine, tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_what_packages_offer_and_what_is_broken_is_told(examine: Examine) -> Non
         loaded=(core, dpo, heavy),
     )
 
-    assert doctor.findings(examine(plugins=plugins))[-6:] == (
+    assert findings(examine(plugins=plugins))[-6:] == (
         Finding(subject="plugin", fact="alignkit 1.0: offers clm, ppo"),
         Finding(subject="plugin", fact="dpo 1.0: offers dpo"),
         Finding(subject="plugin", fact="heavy 1.0: offers nothing by name; it observes"),

@@ -1,0 +1,1 @@
+"""What this machine offers to alignkit, and what to mend: `alignkit doctor`."""
