@@ -289,7 +289,7 @@ def packs(model: PreTrainedModel | PeftModel) -> bool:
         return False
     inner.set_attn_implementation(PACKED)
     try:
-        same = _same_together(inner, config.vocab_size)
+        same = _same_together(inner)
     except FAILURES:
         same = False
     if not same:
@@ -297,30 +297,40 @@ def packs(model: PreTrainedModel | PeftModel) -> bool:
     return same
 
 
-@torch.no_grad()
-def _same_together(model: PreTrainedModel, vocabulary: int) -> bool:
-    """Compare hidden states of rows in one pack with those of each row alone; logits too, where the model has them."""
+def probe(model: PreTrainedModel) -> Pack:
+    """Make a pack of a few short rows of any tokens, to try a model on."""
+    prompts, answers = _probe_rows(model)
+    return pack(prompts, answers, model.device)
+
+
+def _probe_rows(model: PreTrainedModel) -> tuple[list[list[int]], list[list[int]]]:
     chance = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
     draw = [torch.randint(vocabulary, (sum(lengths),), generator=chance).tolist() for lengths in PROBE_LENGTHS]
     draw[1][: PROBE_LENGTHS[1][0]] = draw[0][: PROBE_LENGTHS[0][0]]
-    prompts = [row[:asked] for row, (asked, _) in zip(draw, PROBE_LENGTHS, strict=True)]
-    answers = [row[asked:] for row, (asked, _) in zip(draw, PROBE_LENGTHS, strict=True)]
-    together = packed_hidden(model, pack(prompts, answers, model.device))
-    alone = []
-    for row, answer in zip(draw, answers, strict=True):
-        ids = torch.tensor([row], device=model.device)
-        alone.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, -len(answer) - 1 : -1])
-    expected = torch.cat(alone)
-    if not _close(together, expected):
-        return False
+    cuts = [asked for asked, _ in PROBE_LENGTHS]
+    return [row[:cut] for row, cut in zip(draw, cuts, strict=True)], [
+        row[cut:] for row, cut in zip(draw, cuts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _same_together(model: PreTrainedModel) -> bool:
+    """Compare hidden states of rows in one pack with those of each row alone; logits too, where the model has them."""
+    together = packed_hidden(model, probe(model))
+    alone, logits = [], []
     inner: Any = model
-    if inner.get_output_embeddings() is None:
-        return True
-    ids = torch.tensor([draw[0]], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, -len(answers[0]) - 1 : -1]
-    return _close(_head(model)(expected[: len(answers[0])]), logits)
+    for prompt, answer in zip(*_probe_rows(model), strict=True):
+        ids = torch.tensor([[*prompt, *answer]], device=model.device)
+        alone.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, -len(answer) - 1 : -1])
+        if inner.get_output_embeddings() is not None:
+            logits.append(model(input_ids=ids, use_cache=False).logits[0, -len(answer) - 1 : -1])
+    if not agree(together, torch.cat(alone)):
+        return False
+    return not logits or agree(_head(model)(together), torch.cat(logits))
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether two results are the same but for rounding."""
     tolerance = 1e-4 if expected.dtype == torch.float32 else 0.1
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
