@@ -1,0 +1,194 @@
+"""Models and prompts for benchmarks: generated Llamas or a given one, answering as long as a job wants them to.
+
+Nothing is known of how long the answers of a random model would be, and a real one would seldom end within 64 tokens.
+So one row of the output weights, that of the end-of-sequence token, is moved along the mean direction of the last
+hidden states, which raises its logit as a bias would: by so much that it comes with a wanted chance at every token.
+Lengths of answers are then about geometric: widely spread, many short ones. The padding token's row is moved the other
+way, since TRL takes a sampled one for the end.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from alignkit.contract.kinds import Policy
+from alignkit.demo.reviews import rows
+from alignkit.learn.models import load_policy
+
+quiet: Any = logging  # transformers leaves these untyped
+quiet.set_verbosity_error()
+quiet.disable_progress_bar()
+
+PAD, EOS = "<pad>", "</s>"
+NEVER = 50.0
+"""Logits by which a token is pushed down that must not come."""
+SIZES = {
+    "5M": {"vocabulary": 4096, "width": 256, "inner": 640, "layers": 5, "heads": 4},
+    "30M": {"vocabulary": 8192, "width": 512, "inner": 1280, "layers": 8, "heads": 8},
+}
+"""Llama shapes with half as many key-value heads as heads; 5.4 and 30.4 million weights."""
+
+
+class Folders(NamedTuple):
+    """Where a job's models lie."""
+
+    policy: Path
+    reward: Path
+    weights: int
+    """Of the policy."""
+
+
+def make_models(model: str, chance_of_end: float, folder: Path) -> Folders:
+    """Write a policy whose answers end at each token with this chance, and a reward model of its weights.
+
+    `model` is one of SIZES, a model's folder, or a GGUF file.
+    """
+    policy, tokenizer = generated(model) if model in SIZES else opened(Path(model), folder)
+    end_by_chance(policy, tokenizer, chance_of_end)
+    policy.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    torch.manual_seed(1)
+    reward: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder / "policy", num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
+    )
+    nn.init.normal_(reward.score.weight, std=(reward.score.in_features + 1) ** -0.5)
+    reward.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    return Folders(folder / "policy", folder / "reward", policy.num_parameters())
+
+
+def generated(size: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Make a Llama with random weights, and a tokenizer with a token for each word of the reviews."""
+    shape = SIZES[size]
+    tokenizer = words_tokenizer(shape["vocabulary"])
+    config = LlamaConfig(
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["width"],
+        intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["heads"] // 2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config)
+    with torch.no_grad():
+        # Trained models have a direction that all hidden states share; a random one is given it.
+        model.get_input_embeddings().weight += config.initializer_range
+    return model.eval(), tokenizer
+
+
+def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Make a tokenizer whose every token is a word, so that decoding and encoding again give the same tokens."""
+    known = sorted({word for text in texts() for word in text.split()})
+    special = [PAD, EOS]
+    free = vocabulary - len(special) - len(known)
+    words = special + [f"▁{word}" for word in known] + [f"▁w{number}" for number in range(free)]
+    raw = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[-1]))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    make: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = make(
+        tokenizer_object=raw, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False, model_max_length=1024
+    )
+    return made
+
+
+def opened(model: Path, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Open a model in fp32, its tokenizer with a pad token of its own."""
+    if model.suffix == ".gguf":
+        policy = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32)
+        policy.save_pretrained(folder / "unpacked")
+        AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(folder / "unpacked")
+        model = folder / "unpacked"
+    return load_policy(Policy(name="policy", fingerprint="0", path=model), precision="fp32")
+
+
+@torch.no_grad()
+def end_by_chance(policy: Any, tokenizer: PreTrainedTokenizerBase, chance: float) -> None:
+    """Move two rows of the output weights so that the end token has this mean chance, and the pad token none."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    weight: Tensor = policy.get_output_embeddings().weight
+    hidden = hidden_states(policy, tokenizer)  # (n, d)
+    logits = hidden @ weight.T
+    logits[:, [end, pad]] = float("-inf")
+    others = logits.logsumexp(dim=-1)
+    direction = hidden.mean(dim=0) / hidden.mean(dim=0).norm()
+    along, bare = hidden @ direction, hidden @ weight[end]
+    weight[pad] -= (NEVER / along.mean()) * direction
+    if chance == 0:
+        weight[end] -= (NEVER / along.mean()) * direction
+        return
+    low, high = -1e4, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = (bare + middle * along - others).sigmoid().mean()
+        low, high = (middle, high) if found < chance else (low, middle)
+    weight[end] += low * direction
+
+
+def hidden_states(policy: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Give the last hidden states at 64 tokens that the policy samples behind each of some prompts (n, d)."""
+    ids = torch.tensor([tokenizer(text)["input_ids"][:8] for text in some_texts(16, 8, tokenizer, seed=3)])
+    torch.manual_seed(2)
+    banned = [[tokenizer.pad_token_id], [tokenizer.eos_token_id]]
+    told = policy.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=True, top_k=0, bad_words_ids=banned
+    )
+    hidden: Tensor = policy.base_model(told).last_hidden_state[:, 8:]
+    return hidden.flatten(0, 1)
+
+
+def some_prompts(lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
+    """Cut texts of the packaged reviews to so many tokens each."""
+    prompts = []
+    for length, text in zip(lengths, some_texts(len(lengths), max(lengths), tokenizer, seed), strict=True):
+        prompt = str(tokenizer.decode(tokenizer(text)["input_ids"][:length]))
+        while len(tokenizer(prompt)["input_ids"]) > length:  # a cut word may need more tokens than it had
+            prompt = prompt[:-1]
+        prompts.append(prompt)
+    return prompts
+
+
+def some_texts(count: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
+    """Choose different texts of at least so many tokens: reviews, joined where they are short."""
+    shuffled = list(texts())
+    random.Random(seed).shuffle(shuffled)
+    waiting = iter(shuffled)
+    found: list[str] = []
+    while len(found) < count:
+        text = next(waiting)
+        while len(tokenizer(text)["input_ids"]) < tokens:
+            text += " " + next(waiting)
+        found.append(text)
+    return found
+
+
+def ragged_lengths(count: int, seed: int) -> list[int]:
+    """Draw lengths of prompts, 4 to 64 tokens, each as likely."""
+    drawn = random.Random(seed)
+    return [drawn.randint(4, 64) for _ in range(count)]
+
+
+def texts() -> Iterable[str]:
+    return (row["text"] for row in chain(rows("text", "train"), rows("text", "held_out")))
