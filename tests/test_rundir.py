@@ -13,6 +13,8 @@ from alignkit.plan.recipe import RESERVED
 from alignkit.run import checkpoints, rundir
 from alignkit.run.durable import damage, sync_and_list, write_json
 from alignkit.run.journal import EVENTS, METRICS, Follower, Journal, read_journal
+from alignkit.run.locks import check_free, hold
+from alignkit.run.results import find_finished, finish, finish_complete
 
 PRINT = "f8d922c0" + "0" * 56
 
@@ -26,7 +28,7 @@ def made(runs: Path, name: str = "finetune", text: str = "one", **facts: object)
     part = Part(name=name, paths=(file,))
     artifact = Text(name=name, fingerprint=PRINT, path=partial / "artifact", parts=(part,))
     known = {"fingerprint": PRINT, "method": "sft", "seconds": 1.5, "figures": [], "made_from": {}}
-    return rundir.finish(partial, artifact, known | facts)
+    return finish(partial, artifact, known | facts)
 
 
 def test_a_finished_stage_has_its_folders_name_and_nothing_else_beside_it(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_a_finished_stage_has_its_folders_name_and_nothing_else_beside_it(tmp_pa
 def test_a_finished_stage_is_found_with_its_artifact(tmp_path: Path) -> None:
     made(tmp_path)
 
-    found = rundir.finished(tmp_path, "finetune", PRINT)
+    found = find_finished(tmp_path, "finetune", PRINT)
 
     assert found
     assert isinstance(found.artifact, Text)
@@ -46,14 +48,14 @@ def test_a_finished_stage_is_found_with_its_artifact(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_is_not_there_is_not_finished(tmp_path: Path) -> None:
-    assert rundir.finished(tmp_path, "finetune", PRINT) is None
+    assert find_finished(tmp_path, "finetune", PRINT) is None
 
 
 def test_runs_can_be_moved(tmp_path: Path) -> None:
     made(tmp_path / "runs")
     (tmp_path / "runs").rename(tmp_path / "moved")
 
-    found = rundir.finished(tmp_path / "moved", "finetune", PRINT)
+    found = find_finished(tmp_path / "moved", "finetune", PRINT)
 
     assert found
     assert isinstance(found.artifact, Text)
@@ -64,7 +66,7 @@ def test_a_fingerprint_that_begins_like_another_is_noticed(tmp_path: Path) -> No
     folder = made(tmp_path)
 
     with pytest.raises(StageError) as raised:
-        rundir.finished(tmp_path, "finetune", "f8d922c0" + "1" * 56)
+        find_finished(tmp_path, "finetune", "f8d922c0" + "1" * 56)
 
     expected = f"{folder}: this folder holds another stage, whose fingerprint {PRINT} begins alike; move it away"
     assert str(raised.value) == expected
@@ -75,7 +77,7 @@ def test_an_artifact_that_lost_a_file_is_refused(tmp_path: Path) -> None:
     (folder / "artifact" / "data.jsonl").unlink()
 
     with pytest.raises(StageError) as raised:
-        rundir.finished(tmp_path, "finetune", PRINT)
+        find_finished(tmp_path, "finetune", PRINT)
 
     wrong = "the finished stage is damaged: data.jsonl is missing"
     expected = f"{folder}: {wrong}; put it back, or run again with --again finetune"
@@ -87,7 +89,7 @@ def test_a_changed_byte_is_found_where_content_is_asked_for(tmp_path: Path) -> N
     (folder / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
 
     with pytest.raises(StageError, match=r"data\.jsonl is not as it was written"):
-        rundir.finished(tmp_path, "finetune", PRINT, content=True)
+        find_finished(tmp_path, "finetune", PRINT, content=True)
 
 
 def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
     write_json(folder / "stage.json", {"format": 99})
 
     with pytest.raises(StageError) as raised:
-        rundir.finished(tmp_path, "finetune", PRINT)
+        find_finished(tmp_path, "finetune", PRINT)
 
     expected = (
         f"{folder}: stage.json has format 99, and this alignkit reads format 1; "
@@ -106,10 +108,10 @@ def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_rerun_replaces_what_was_finished(tmp_path: Path) -> None:
     made(tmp_path, text="one")
-    before = rundir.finished(tmp_path, "finetune", PRINT)
+    before = find_finished(tmp_path, "finetune", PRINT)
     made(tmp_path, text="two")
 
-    after = rundir.finished(tmp_path, "finetune", PRINT)
+    after = find_finished(tmp_path, "finetune", PRINT)
 
     assert before
     assert after
@@ -121,9 +123,9 @@ def test_the_artifacts_other_facts_survive(tmp_path: Path) -> None:
     (partial / "artifact").mkdir(parents=True)
     (partial / "artifact" / "config.json").write_text("{}")
     policy = Policy(name="finetune", fingerprint=PRINT, path=partial / "artifact", load="4bit")
-    rundir.finish(partial, policy, {"fingerprint": PRINT})
+    finish(partial, policy, {"fingerprint": PRINT})
 
-    found = rundir.finished(tmp_path, "finetune", PRINT)
+    found = find_finished(tmp_path, "finetune", PRINT)
 
     assert found
     assert found.artifact == policy.model_copy(update={"path": found.folder / "artifact"})
@@ -133,8 +135,8 @@ def test_a_stage_that_was_complete_when_its_process_died_is_only_renamed(tmp_pat
     folder = made(tmp_path)
     partial = folder.rename(tmp_path / "stages" / f"{folder.name}.partial")
 
-    assert rundir.finish_complete(partial)
-    assert rundir.finished(tmp_path, "finetune", PRINT)
+    assert finish_complete(partial)
+    assert find_finished(tmp_path, "finetune", PRINT)
 
 
 def test_a_complete_stage_that_is_damaged_is_not_renamed(tmp_path: Path) -> None:
@@ -142,14 +144,14 @@ def test_a_complete_stage_that_is_damaged_is_not_renamed(tmp_path: Path) -> None
     partial = folder.rename(tmp_path / "stages" / f"{folder.name}.partial")
     (partial / "artifact" / "data.jsonl").write_text("")
 
-    assert not rundir.finish_complete(partial)
+    assert not finish_complete(partial)
 
 
 def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
     partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
 
-    with rundir.hold(partial), pytest.raises(LockedError) as raised:
-        rundir.check_free(partial)
+    with hold(partial), pytest.raises(LockedError) as raised:
+        check_free(partial)
 
     holder = json.loads((tmp_path / "stages" / ".locks" / "finetune-f8d922c0.json").read_text())
     expected = (
@@ -161,10 +163,10 @@ def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
 
 def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
     partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
-    with rundir.hold(partial):
+    with hold(partial):
         pass
 
-    rundir.check_free(partial)
+    check_free(partial)
 
 
 def test_folders_of_ours_are_names_that_no_recipe_can_have(tmp_path: Path) -> None:

@@ -19,8 +19,11 @@ from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
 from alignkit.run import rundir
+from alignkit.run.durable import read_json
 from alignkit.run.journal import read_journal
+from alignkit.run.locks import hold
 from alignkit.run.machine import Machine, read_machine
+from alignkit.run.results import find_finished
 from alignkit.run.reuse import reusable
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
@@ -250,7 +253,7 @@ def test_a_crash_keeps_what_is_finished_and_the_next_run_goes_on(here: Path) -> 
 def test_a_stage_that_somebody_works_on_is_not_disturbed() -> None:
     made = plan()
 
-    with rundir.hold(folder(made, "first")), pytest.raises(LockedError) as raised:
+    with hold(folder(made, "first")), pytest.raises(LockedError) as raised:
         run(made)
 
     assert raised.value.status == 75
@@ -440,7 +443,7 @@ def slow() -> Plan:
 
 
 def worker_of(made: Plan) -> psutil.Process:
-    return psutil.Process(rundir.read_json(folder(made, "first") / "started.json")["pid"])
+    return psutil.Process(read_json(folder(made, "first") / "started.json")["pid"])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -512,7 +515,7 @@ def test_a_second_run_of_the_same_stage_is_refused_while_the_first_goes_on(start
 def test_several_processes_share_a_stage(here: Path) -> None:
     result = run(inline=False, machine=Machine(processes=2))
 
-    facts = rundir.finished(here / "runs", "first", str(plan().stage("first").fingerprint))
+    facts = find_finished(here / "runs", "first", str(plan().stage("first").fingerprint))
     assert facts
     assert facts.facts["processes"] == 2
     assert len(result.stages) == 2

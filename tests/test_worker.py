@@ -16,10 +16,12 @@ from alignkit.contract.method import Input
 from alignkit.contract.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
 from alignkit.run import rundir
+from alignkit.run.durable import read_json
 from alignkit.run.failures import explain, lighter
 from alignkit.run.journal import read_journal
+from alignkit.run.locks import hold
 from alignkit.run.order import Order, given, typed, write_order
-from alignkit.run.rundir import Finished
+from alignkit.run.results import Finished, find_finished
 from alignkit.run.stage import WorkingStage
 from alignkit.run.stopping import Stop, noting_signals
 from alignkit.run.worker import main, work
@@ -56,13 +58,13 @@ def run(partial: Path, stop: Stop | None = None, **more: Any) -> int:
 
 
 def finished(partial: Path) -> Finished:
-    found = rundir.finished(partial.parent.parent, "first", PRINT)
+    found = find_finished(partial.parent.parent, "first", PRINT)
     assert found
     return found
 
 
 def failure(partial: Path) -> dict[str, Any]:
-    return rundir.read_json(partial / rundir.FAILURE)
+    return read_json(partial / rundir.FAILURE)
 
 
 def test_a_finished_stage_leaves_its_artifact_its_journal_its_log_and_no_scraps(partial: Path) -> None:
@@ -202,14 +204,14 @@ def test_a_full_disk_is_recognised(partial: Path) -> None:
     ],
 )
 def test_a_full_disk_is_recognised_in_what_libraries_make_of_it(partial: Path, error: Exception) -> None:
-    assert explain(error, "a1", "first", "sft", {}, partial).status == 74
+    assert explain(error, order(), partial).status == 74
 
 
 def test_out_of_memory_is_recognised_beneath_another_error(partial: Path) -> None:
     error = ValueError("training failed")
     error.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    assert explain(error, "a1", "first", "sft", {}, partial).status == 71
+    assert explain(error, order(), partial).status == 71
 
 
 def test_three_lighter_settings_are_advised() -> None:
@@ -291,7 +293,7 @@ def test_handlers_are_put_back() -> None:
 def test_a_stage_that_somebody_works_on_is_left_alone(partial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_order(partial, order())
 
-    with rundir.hold(partial):
+    with hold(partial):
         status = main([str(partial)])
 
     assert status == 75
@@ -366,4 +368,4 @@ def test_an_input_that_was_left_out_is_none() -> None:
 
 
 def test_a_non_finite_loss_keeps_its_own_status(partial: Path) -> None:
-    assert explain(NotFiniteError("NaN"), "a1", "first", "sft", {}, partial).status == 76
+    assert explain(NotFiniteError("NaN"), order(), partial).status == 76

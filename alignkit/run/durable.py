@@ -27,6 +27,15 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where it is not there (yet) or is no JSON."""
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -2,13 +2,19 @@
 
 import errno
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.errors import AlignkitError, DiskError, MemoryLimitError
+from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError
+from alignkit.plan.tables import short
+from alignkit.run.durable import read_json
+from alignkit.run.locks import busy, check_free
+from alignkit.run.order import Order
+from alignkit.run.rundir import FAILURE, LOG
 
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
 """Settings that memory grows with, in the order in which one would lower them."""
@@ -29,22 +35,54 @@ class Failure(BaseModel):
         return cls(attempt=attempt, status=status, problems=((problem, "", remedy),))
 
 
-def explain(
-    error: BaseException, attempt: str, stage: str, method: str, settings: Mapping[str, Any], folder: Path
-) -> Failure:
+def explain(error: BaseException, order: Order, folder: Path) -> Failure:
     """Find out what happened, also beneath what libraries made of it."""
+    attempt = order.attempt
     for cause in _causes(error):
         if isinstance(cause, AlignkitError):
             problems = tuple((p.problem, p.where, p.remedy) for p in cause.problems)
             return Failure(attempt=attempt, status=cause.status, problems=problems)
         if _is_memory(cause):
-            remedy = lighter(stage, method, settings)
+            remedy = lighter(order.stage, order.method, order.settings)
             return Failure.of(attempt, MemoryLimitError.status, "there is not enough memory", remedy)
         if _is_disk(cause):
             free = shutil.disk_usage(folder).free / 2**30
             remedy = "make room, and run the same command again: it goes on from the last checkpoint"
             return Failure.of(attempt, DiskError.status, f"the disk is full ({free:.1f} GiB free)", remedy)
     return Failure.of(attempt, 1, one_line(error))
+
+
+def failure_of(order: Order, partial: Path, status: int) -> AlignkitError:
+    """Word the failure of a stage whose process ended with this status."""
+    told = read_json(partial / FAILURE)
+    if told.get("attempt") == order.attempt:
+        return error_of(order, partial, Failure.model_validate(told))
+    if status == LockedError.status:
+        return busy(partial)
+    check_free(partial)  # torchrun has a status of its own
+    if status == -signal.SIGKILL:
+        advice = lighter(order.stage, order.method, order.settings)
+        problem = "it was killed by the system, perhaps because memory ran out"
+        return error_of(order, partial, Failure.of(order.attempt, MemoryLimitError.status, problem, advice))
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return error_of(order, partial, Failure.of(order.attempt, StageError.status, f"its process ended with {how}"))
+
+
+def error_of(order: Order, partial: Path, failure: Failure) -> StageError:
+    """Make an error of a failure, naming the stage and where to read more."""
+    log = partial / LOG
+    more = f"see {short(log if log.is_file() else partial, Path.cwd())}"
+    problems = [
+        Problem(
+            problem,
+            where=", ".join(filter(None, [f"stage {order.stage!r}", where])),
+            remedy="; ".join(filter(None, [remedy, more])),
+        )
+        for problem, where, remedy in failure.problems
+    ]
+    error = StageError.of(problems)
+    error.status = failure.status
+    return error
 
 
 def one_line(error: BaseException) -> str:

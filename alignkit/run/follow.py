@@ -8,8 +8,10 @@ import pluggy
 
 from alignkit.contract.events import Event, StageStarted
 from alignkit.run import rundir
+from alignkit.run.durable import read_json
 from alignkit.run.journal import Follower
 from alignkit.run.order import Order
+from alignkit.run.results import Finished
 
 Observer = Callable[[Event], None]
 
@@ -52,7 +54,7 @@ class Watch:
     def look(self) -> None:
         """Pass on what is new."""
         if self._follower is None:
-            started = rundir.read_json(self._partial / rundir.STARTED)
+            started = read_json(self._partial / rundir.STARTED)
             if started.get("attempt") != self._order.attempt:
                 return
             self._begin(started["step"], self._partial)
@@ -60,7 +62,7 @@ class Watch:
             for event in self._follower.news():
                 self._tell(event)
 
-    def end(self, final: rundir.Finished | None) -> None:
+    def end(self, final: Finished | None) -> None:
         """Pass on the rest, once the process is gone; a stage that is finished lies in another folder."""
         self.look()
         if final and self._follower is None:

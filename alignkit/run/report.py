@@ -16,7 +16,7 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import SHORT, flat, show_sources, state_of
 from alignkit.run import rundir
 from alignkit.run.curves import HEIGHT, POINTS, WIDTH, Curve, curves
-from alignkit.run.durable import write_text
+from alignkit.run.durable import read_json, write_text
 from alignkit.run.journal import read_journal
 from alignkit.run.words import duration, latest, number, size
 
@@ -120,7 +120,7 @@ def _gather(
     path: Path, plan: Plan, runs: Path, stage: PlannedStage, events: Sequence[Event], reused: set[str], points: int
 ) -> StageFacts:
     folder = _folder(runs, stage) if stage.wanted else None
-    facts = rundir.read_json(folder / rundir.STAGE) if folder else {}
+    facts = read_json(folder / rundir.STAGE) if folder else {}
     samples = [event.row for event in events if isinstance(event, Sample)]
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run import rundir
-from alignkit.run.rundir import Finished
+from alignkit.run.results import Finished, find_finished
 
 
 def check_again(plan: Plan, again: Sequence[str]) -> None:
@@ -31,7 +30,7 @@ def reuse(stage: PlannedStage, runs: Path, again: Sequence[str], earlier: Mappin
     """Find a stage's finished result, if it was made from what the earlier stages have made by now."""
     if stage.fingerprint is None or stage.name in again:
         return None
-    found = rundir.finished(runs, stage.name, stage.fingerprint)
+    found = find_finished(runs, stage.name, stage.fingerprint)
     if found and all(name in earlier and earlier[name].content == was for name, was in found.made_from.items()):
         return found
     return None

@@ -11,21 +11,23 @@ from pathlib import Path
 
 from alignkit.contract.events import Figure, StageFinished
 from alignkit.contract.kinds import Artifact
-from alignkit.errors import AlignkitError, LockedError, MemoryLimitError, Problem, StageError
+from alignkit.errors import AlignkitError, StageError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
 from alignkit.plan.source import Source
+from alignkit.plan.tables import short
 from alignkit.run import rundir
-from alignkit.run.failures import Failure, explain, lighter
+from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.fetch import Fetched, fetch, pin
 from alignkit.run.follow import Audience, Observer, Watch
 from alignkit.run.launch import Launcher
+from alignkit.run.locks import check_free
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.report import Report
+from alignkit.run.results import Finished, find_finished
 from alignkit.run.reuse import check_again, reuse
-from alignkit.run.rundir import Finished
 from alignkit.run.stopping import Stop, noting_signals
 from alignkit.run.worker import set_environment, work
 
@@ -185,15 +187,15 @@ class _Run:
     def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
         assert stage.fingerprint
         partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
-        rundir.check_free(partial)
+        check_free(partial)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
         status = self._here(partial, order) if self.inline else self._apart(partial, order)
-        if status == 0 and (made := rundir.finished(self.runs, stage.name, stage.fingerprint)):
+        if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
             raise StoppedError(stage.name, self.stop.status)
-        raise _failure(order, partial, status)
+        raise failure_of(order, partial, status)
 
     def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
         names = [name for several in stage.inputs.values() for name in several]
@@ -225,8 +227,7 @@ class _Run:
         try:
             return work(partial, order, self.stop, quiet=False, heard=self.tell)
         except Exception as error:
-            failure = explain(error, order.attempt, order.stage, order.method, order.settings, partial)
-            raise _told(order, partial, failure) from error
+            raise error_of(order, partial, explain(error, order, partial)) from error
 
     def _apart(self, partial: Path, order: Order) -> int:
         """Run a stage in a process of its own, and pass on what it tells."""
@@ -240,44 +241,8 @@ class _Run:
             for number in self.stop.signals[passed_on:]:
                 self.launcher.signal(signal.SIGKILL if passed_on else number)
                 passed_on += 1
-        watch.end(rundir.finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
+        watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
-
-
-def _failure(order: Order, partial: Path, status: int) -> AlignkitError:
-    """Word the failure of a stage whose process ended with this status."""
-    told = rundir.read_json(partial / rundir.FAILURE)
-    if told.get("attempt") == order.attempt:
-        return _told(order, partial, Failure.model_validate(told))
-    if status == LockedError.status:
-        return rundir.busy(partial)
-    rundir.check_free(partial)  # torchrun has a status of its own
-    if status == -signal.SIGKILL:
-        advice = lighter(order.stage, order.method, order.settings)
-        problem = "it was killed by the system, perhaps because memory ran out"
-        return _told(order, partial, Failure.of(order.attempt, MemoryLimitError.status, problem, advice))
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    return _told(order, partial, Failure.of(order.attempt, StageError.status, f"its process ended with {how}"))
-
-
-def _told(order: Order, partial: Path, failure: Failure) -> StageError:
-    """Make an error of a failure, naming the stage and where to read more."""
-    log = partial / rundir.LOG
-    more = f"see {shown(log if log.is_file() else partial)}"
-    problems = [
-        Problem(
-            problem, ", ".join(filter(None, [f"stage {order.stage!r}", where])), "; ".join(filter(None, [remedy, more]))
-        )
-        for problem, where, remedy in failure.problems
-    ]
-    error = StageError.of(problems)
-    error.status = failure.status
-    return error
-
-
-def shown(path: Path) -> Path:
-    """Give a path as one would type it: relative where it lies below the current folder."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def check_gates(stage: PlannedStage, made: Finished) -> None:
@@ -293,4 +258,5 @@ def check_gates(stage: PlannedStage, made: Finished) -> None:
         if not low <= value <= high:
             bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"
             problem = f"gates.{name}: {value:g} is {bound}"
-            raise StageError(problem, where, f"improve the stage or move the gate; it lies in {shown(made.folder)}")
+            place = short(made.folder, Path.cwd())
+            raise StageError(problem, where, f"improve the stage or move the gate; it lies in {place}")

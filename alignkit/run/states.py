@@ -8,8 +8,8 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import SHORT, state_of
 from alignkit.run import rundir
 from alignkit.run.checkpoints import steps
+from alignkit.run.results import Finished
 from alignkit.run.reuse import check_again, reusable
-from alignkit.run.rundir import Finished
 
 TOLD = ("torch", "transformers", "trl", "peft")
 """The libraries whose versions are worth a remark: a result may differ with them, and it is reused all the same."""

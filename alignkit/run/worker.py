@@ -5,35 +5,31 @@ python -m alignkit.run.worker runs/stages/finetune-f8d922c0.partial
 
 import ctypes
 import os
-import platform
 import random
-import resource
 import shutil
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from alignkit.contract.events import Event
 from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.errors import AlignkitError, LockedError, PluginError, StageError
 from alignkit.run import rundir
-from alignkit.run.durable import write_json, write_text
+from alignkit.run.durable import read_json, write_json, write_text
 from alignkit.run.failures import explain
+from alignkit.run.locks import hold
 from alignkit.run.order import Order, Preparation, read_order, typed
+from alignkit.run.record import facts_of
+from alignkit.run.results import find_finished, finish, finish_complete
 from alignkit.run.stage import Left, WorkingStage, rank_of_this_process
 from alignkit.run.stopping import Stop, noting_signals
-
-LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads slow everything else down, and training on few cores too
@@ -82,7 +78,7 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
     with ExitStack() as resources:
         try:
             if rank == 0:
-                resources.enter_context(rundir.hold(partial))
+                resources.enter_context(hold(partial))
         except LockedError as error:
             print(f"stage {order.stage!r}: {error}", file=sys.stderr)
             return LockedError.status
@@ -101,8 +97,8 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
 
 def _fail(partial: Path, order: Order, error: Exception) -> int:
     traceback.print_exc()
-    failure = explain(error, order.attempt, order.stage, order.method, order.settings, partial)
-    if rundir.read_json(partial / rundir.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
+    failure = explain(error, order, partial)
+    if read_json(partial / rundir.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
         write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
     return failure.status
 
@@ -148,22 +144,22 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     stage.close()
     if rank == 0:
         _check_made(method, artifact, stage)
-        rundir.finish(partial, artifact, _facts(order, stage, plugins, began))
+        finish(partial, artifact, facts_of(order, stage, plugins, began))
 
 
 def _made_already(partial: Path, order: Order) -> bool:
     """Say whether the stage is made: another run was quicker, or an earlier attempt died just before the renaming."""
     runs = partial.parent.parent
-    if not order.again and rundir.finished(runs, order.stage, order.fingerprint):
+    if not order.again and find_finished(runs, order.stage, order.fingerprint):
         shutil.rmtree(partial)
         return True
-    return rundir.finish_complete(partial)
+    return finish_complete(partial)
 
 
 def _first_is_on(partial: Path, order: Order) -> bool:
     """Wait until the first of several processes has the folder ready; False where it found nothing to do."""
     while partial.is_dir():
-        if rundir.read_json(partial / rundir.STARTED).get("attempt") == order.attempt:
+        if read_json(partial / rundir.STARTED).get("attempt") == order.attempt:
             return True
         time.sleep(0.05)
     return False
@@ -224,63 +220,6 @@ def _check_made(method: Method, artifact: object, stage: WorkingStage) -> None:
     if artifact.path != stage.artifact or not stage.artifact.is_dir():
         problem = f"method {method.name!r} returned an artifact that this stage did not save"
         raise PluginError(problem, method.module, "return what stage.save_policy, save_reward or save_rows gives")
-
-
-def _facts(order: Order, stage: WorkingStage, plugins: Plugins, began: datetime) -> dict[str, Any]:
-    """Put together what `stage.json` records besides the artifact."""
-    return {
-        "stage": order.stage,
-        "method": order.method,
-        "from": str(plugins.origins[f"method:{order.method}"]),
-        "fingerprint": order.fingerprint,
-        "settings": order.settings,
-        "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
-        "made_from": order.made_from,
-        "seed": order.seed,
-        "figures": [asdict(figure) for figure in stage.figures],
-        "resumed_from": stage.resumed_from,
-        "seconds": round(stage.seconds, 3),
-        "began": began.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "peak_memory": peak_memory(),
-        "processes": order.processes,
-        "device": _device(),
-        "host": socket.gethostname(),
-        "versions": _versions(),
-    }
-
-
-def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
-
-
-def peak_memory() -> dict[str, int]:
-    """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        peak["gpu"] = torch.cuda.max_memory_allocated()
-    return peak
-
-
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return str(torch.cuda.get_device_name())
-    if torch is not None and torch.backends.mps.is_available():
-        return "mps"
-    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

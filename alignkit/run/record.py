@@ -1,0 +1,75 @@
+"""What is recorded of a finished stage besides its artifact: from what, with what and on what it was made."""
+
+import os
+import platform
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from alignkit.contract.plugins import Plugins
+from alignkit.run.order import Order
+from alignkit.run.stage import WorkingStage
+
+LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
+
+
+def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetime) -> dict[str, Any]:
+    """Put together what `stage.json` records besides the artifact."""
+    return {
+        "stage": order.stage,
+        "method": order.method,
+        "from": str(plugins.origins[f"method:{order.method}"]),
+        "fingerprint": order.fingerprint,
+        "settings": order.settings,
+        "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
+        "made_from": order.made_from,
+        "seed": order.seed,
+        "figures": [asdict(figure) for figure in stage.figures],
+        "resumed_from": stage.resumed_from,
+        "seconds": round(stage.seconds, 3),
+        "began": began.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "peak_memory": _peak_memory(),
+        "processes": order.processes,
+        "device": _device(),
+        "host": socket.gethostname(),
+        "versions": _versions(),
+    }
+
+
+def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
+
+
+def _peak_memory() -> dict[str, int]:
+    """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    if torch is not None and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
