@@ -17,7 +17,16 @@ from transformers import (
 
 from alignkit.learn import packing
 from alignkit.learn.models import without_deprecations
-from alignkit.learn.packing import chosen_logprobs, pack, packed_logprobs, packed_logprobs_and_entropy, packs
+from alignkit.learn.packing import (
+    by_prompt,
+    chosen_logprobs,
+    head_of,
+    logprobs_and_entropy,
+    pack,
+    packed_hidden,
+    packed_logprobs,
+    packs,
+)
 from alignkit.learn.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
 
 VOCABULARY = 50
@@ -89,9 +98,10 @@ def test_the_entropy_is_that_of_padded_rows(model) -> None:
     expected = answer_logprobs_and_entropy(model, *rows(), temperature=0.7)
 
     assert packs(model)
-    found = packed_logprobs_and_entropy(model, *rows(), temperature=0.7)
+    packed = pack(*rows())
+    found = logprobs_and_entropy(packed_hidden(model, packed), head_of(model), packed.targets, temperature=0.7)
 
-    torch.testing.assert_close(found[mask], expected[mask].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack(found, dim=-1), expected[mask].detach(), rtol=0, atol=1e-5)
 
 
 def test_a_prompt_of_several_answers_is_computed_once() -> None:
@@ -179,6 +189,25 @@ def test_values_of_a_critic_are_those_of_padded_rows() -> None:
 
     assert packs(critic.model)
     rows_packed = pack(prompts, answers)
-    found = rows_packed.as_table(critic.model.score(packing.packed_hidden(critic.model, rows_packed)).squeeze(-1))
+    found = rows_packed.as_table(critic.model.score(packed_hidden(critic.model, rows_packed)).squeeze(-1))
 
     torch.testing.assert_close(found[mask], answer_values(critic, prompts, answers)[mask], rtol=0, atol=1e-5)
+
+
+def test_what_stands_for_the_tokens_of_rows_fits_into_any_other_pack() -> None:
+    prompts, answers = rows()
+    first = pack(prompts, answers)
+    states = first.apart(first.inputs["input_ids"][0, :, None].float())
+
+    chosen = [5, 0, 6]
+    other = pack([prompts[row] for row in chosen], [answers[row] for row in chosen])
+
+    assert other.together([states[row] for row in chosen])[:, 0].tolist() == other.inputs["input_ids"][0].tolist()
+
+
+def test_groups_keep_the_answers_of_a_prompt_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, answers = [[1, 2], [3], [1, 2], [4] * 9], [[5] * 3, [6] * 3, [7] * 3, [8] * 9]
+    monkeypatch.setattr(packing, "TOKENS_IN_A_PACK", 8)
+
+    assert by_prompt(prompts, answers) == [[1, 0], [2], [3]]
+    assert by_prompt(prompts, answers, most=1) == [[1], [0], [2], [3]]

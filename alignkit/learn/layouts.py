@@ -1,19 +1,34 @@
-"""The models that a method on sampled answers holds in memory, and the passes it makes with them."""
+"""The models that a method on sampled answers holds in memory, and the passes it makes with them.
+
+They are laid out in one of three ways. `separate`: a critic with a body of its own; all weights learn. `shared`: the
+critic is a head on the policy's last hidden states, so one pass serves both. `frozen`: shared, and only the upper
+layers learn; what the lower ones make of an answer is computed once and serves policy, start and critic in all epochs.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Policy, Reward, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, StageError
 from alignkit.learn.models import arithmetic, load_critic, load_policy, stop_tokens
+from alignkit.learn.packing import (
+    Pack,
+    by_prompt,
+    chosen_logprobs,
+    head_of,
+    logprobs_and_entropy,
+    pack,
+    packed_hidden,
+    packs,
+)
 from alignkit.learn.rollouts import (
     Critic,
     Rollout,
@@ -26,6 +41,24 @@ from alignkit.learn.rollouts import (
     rows_in_a_pass,
     sample_answers,
 )
+from alignkit.learn.trunk import Trunk
+
+Layout = Literal["separate", "shared", "frozen"]
+
+
+class ValueHead(nn.Module):
+    """A critic that reads the policy's own last hidden states."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1, device=device)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Give the value of the text up to each hidden state (m, d), in fp32 (m,)."""
+        values: Tensor = self.score(hidden.to(self.score.weight.dtype))
+        return values.squeeze(-1).float()
 
 
 @dataclass(frozen=True)
@@ -34,8 +67,8 @@ class Models:
 
     policy: PreTrainedModel | PeftModel
     reference: PreTrainedModel | None
-    """The starting policy; None: the policy with its adapters off, where it has some."""
-    critic: Critic | None
+    """The starting policy; None: the policy with its adapters off or its first upper layers, where it has either."""
+    critic: Critic | ValueHead | None
     """None: the method has no use for one."""
     stop: frozenset[int]
     """Tokens that end an answer."""
@@ -45,16 +78,32 @@ class Models:
     """The arithmetic of all passes."""
     rows: int | None = None
     """How many rows go through a model at once; None: as many as fit into memory."""
+    packed: bool = False
+    """Rows go through the models without padding."""
+    trunk: Trunk | None = None
+    """Where the policy is cut into frozen and trained layers."""
 
     @property
     def can_compare(self) -> bool:
         """Tell whether there is a starting policy to compare with."""
-        return self.reference is not None or isinstance(self.policy, PeftModel)
+        return self.reference is not None or self.trunk is not None or isinstance(self.policy, PeftModel)
 
     @property
     def same(self) -> float:
         """The approximate KL a token below which two passes have come from equal weights."""
         return 1e-7 if self.dtype == torch.float32 else 1e-2
+
+
+class Reading(NamedTuple):
+    """What the models make of sampled answers, without gradient; tables are (n, t), zero behind an answer's end."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    reference: Tensor | None
+    """Log-probabilities by the starting policy."""
+    values: Tensor | None
+    states: Sequence[Tensor] | None
+    """What the frozen layers made of each row (tokens, d)."""
 
 
 def open_models(
@@ -66,17 +115,33 @@ def open_models(
     lora: LoRA | None,
     precision: Precision,
     compared: bool = True,
+    layout: Layout = "separate",
+    trained_layers: int = 2,
 ) -> tuple[Models, PreTrainedTokenizerBase]:
     """Open a policy to be trained, its frozen start where it is compared with it, and a critic unless that is None.
 
     With LoRA the start is the policy's own base: `load_policy` puts a fresh adapter on exactly the starting weights.
+    A method without a critic has nothing to share: for it `shared` is the same as `separate`.
     """
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
-    own = compared and lora is None
-    reference = load_policy(policy, precision=precision, trainable=False)[0] if own else None
-    valued = critic and _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
+    packed = packs(trained)
+    if layout != "separate" and not packed:
+        problem = f"a {type(trained).__name__} cannot be read without padding, which the layout {layout!r} needs"
+        raise RecipeError(problem, "layout", 'choose layout = "separate"')
+    trunk = Trunk.cut(trained, trained_layers) if layout == "frozen" and not isinstance(trained, PeftModel) else None
+    reference = None
+    if compared and lora is None and trunk is None:
+        reference, _ = load_policy(policy, precision=precision, trainable=False)
+        packed = packed and packs(reference)
+    valued: Critic | ValueHead | None = None
+    if critic and layout == "separate":
+        valued = _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
+        packed = packed and packs(valued.model)
+    elif critic:
+        valued = ValueHead(head_of(trained).in_features, trained.device)
     stop = stop_tokens(trained, tokenizer)
-    return Models(trained, reference, valued, stop, temperature, arithmetic(precision)), tokenizer
+    dtype = arithmetic(precision)
+    return Models(trained, reference, valued, stop, temperature, dtype, packed=packed, trunk=trunk), tokenizer
 
 
 def _open_critic(
@@ -117,56 +182,149 @@ def sample(models: Models, prompts: Sequence[Tokens], rows: list[int], longest: 
     return Rollout(rows, asked, answers, finished)
 
 
-def policy_logprobs(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+def policy_logprobs(
+    models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens], states: Sequence[Tensor] | None = None
+) -> Tensor:
     """Compute the policy's log-probabilities of answer tokens (n, t), with gradient."""
     with _arithmetic(models):
-        return answer_logprobs(models.policy, prompts, answers, models.temperature)
+        if not models.packed:
+            return answer_logprobs(models.policy, prompts, answers, models.temperature)
+        rows = pack(prompts, answers, models.policy.device)
+        return rows.as_table(_logprobs(models, rows, _hidden(models, rows, _together(rows, states))))
 
 
 def critic_values(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
-    """Compute the critic's values before answer tokens (n, t), with gradient."""
+    """Compute the values of a critic of its own before answer tokens (n, t), with gradient."""
+    critic = critic_of(models)
     with _arithmetic(models):
-        return answer_values(critic_of(models), prompts, answers)
+        if not models.packed:
+            return answer_values(critic, prompts, answers)
+        rows = pack(prompts, answers, critic.device)
+        return rows.as_table(critic.of_hidden(packed_hidden(critic.model, rows)))
 
 
-def reread(models: Models, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Compute the policy's log-probability and entropy at each token of what it answered, both (n, t)."""
+def logprobs_and_values(
+    models: Models,
+    prompts: Sequence[Tokens],
+    answers: Sequence[Tokens],
+    states: Sequence[Tensor] | None,
+    head_alone: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Compute log-probabilities and values by one pass of a shared body, both (n, t), with gradient.
 
-    def compute(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+    `head_alone` keeps the values' gradient out of the body.
+    """
+    rows = pack(prompts, answers, models.policy.device)
+    with _arithmetic(models):
+        hidden = _hidden(models, rows, _together(rows, states))
+        values = value_head_of(models)(hidden.detach() if head_alone else hidden)
+        return rows.as_table(_logprobs(models, rows, hidden)), rows.as_table(values)
+
+
+def read(models: Models, rollout: Rollout) -> Reading:
+    """Compute what an update needs of its answers before the weights change."""
+    with torch.no_grad(), _arithmetic(models):
+        return _read_packed(models, rollout) if models.packed else _read_padded(models, rollout)
+
+
+def _read_packed(models: Models, rollout: Rollout) -> Reading:
+    groups = passes(models, rollout.prompts, rollout.answers)
+    tables: list[list[Tensor]] = []
+    states: list[Tensor] = [torch.empty(0)] * len(rollout.answers)
+    for group in groups:
+        rows = pack([rollout.prompts[i] for i in group], [rollout.answers[i] for i in group], models.policy.device)
+        below = models.trunk.states(rows) if models.trunk else None
+        hidden = _hidden(models, rows, below)
+        found = [*logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)]
+        if models.can_compare:
+            found.append(_logprobs(models, rows, _start_hidden(models, rows, below)))
+        if isinstance(models.critic, ValueHead):
+            found.append(models.critic(hidden))
+        elif models.critic:
+            found.append(models.critic.of_hidden(packed_hidden(models.critic.model, rows)))
+        tables.append([rows.as_table(values) for values in found])
+        for row, state in zip(group, rows.apart(below) if below is not None else (), strict=False):
+            states[row] = state
+    columns = [_whole(rollout, groups, column) for column in zip(*tables, strict=True)]
+    logprobs, entropy = columns[:2]
+    reference = columns[2] if models.can_compare else None
+    return Reading(
+        logprobs, entropy, reference, columns[-1] if models.critic else None, states if models.trunk else None
+    )
+
+
+def _whole(rollout: Rollout, groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
+    """Put the groups' tables together into one in the order of the rollout (n, t)."""
+    table = parts[0].new_zeros(len(rollout.answers), max(map(len, rollout.answers)))
+    for group, part in zip(groups, parts, strict=True):
+        table[group, : part.shape[1]] = part
+    return table
+
+
+def _read_padded(models: Models, rollout: Rollout) -> Reading:
+    def table(compute: Callable[[Sequence[Tokens], Sequence[Tokens]], Tensor]) -> Tensor:
+        rows = rows_at_once(models, rollout.prompts, rollout.answers)
+        return in_groups(compute, rollout.prompts, rollout.answers, rows)
+
+    def ours(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
         return answer_logprobs_and_entropy(models.policy, prompts, answers, models.temperature)
 
-    logprobs, entropy = _in_groups(models, compute, rollout).unbind(dim=-1)
-    return logprobs, entropy
+    def theirs(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+        with _at_start(models):
+            return answer_logprobs(models.reference or models.policy, prompts, answers, models.temperature)
 
+    def values(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
+        return answer_values(critic_of(models), prompts, answers)
 
-def reference_logprobs(models: Models, rollout: Rollout) -> Tensor:
-    """Compute the starting policy's log-probabilities of the answers' tokens (n, t)."""
-
-    def compute(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
-        return answer_logprobs(models.reference or models.policy, prompts, answers, models.temperature)
-
-    with adapters_off(models.policy) if models.reference is None else nullcontext():
-        return _in_groups(models, compute, rollout)
+    logprobs, entropy = table(ours).unbind(dim=-1)
+    reference = table(theirs) if models.can_compare else None
+    return Reading(logprobs, entropy, reference, table(values) if models.critic else None, None)
 
 
 def answer_kl(models: Models, rollout: Rollout) -> float:
     """Estimate the KL divergence from the policy to its start, in nats, averaged over the answers."""
-    return float((reread(models, rollout)[0] - reference_logprobs(models, rollout)).sum(dim=1).mean())
+    reading = read(models, rollout)
+    if reading.reference is None:
+        raise StageError("a KL divergence needs a starting policy, and none was opened")
+    return float((reading.logprobs - reading.reference).sum(dim=1).mean())
 
 
-def value_estimates(models: Models, rollout: Rollout) -> Tensor:
-    """Compute the critic's values before the answers' tokens (n, t), without gradient."""
+def _hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
+    if models.trunk is None:
+        return packed_hidden(models.policy, rows)
+    return models.trunk.hidden(rows, models.trunk.states(rows) if states is None else states, models.trunk.upper)
 
-    def compute(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
-        return answer_values(critic_of(models), prompts, answers)
 
-    return _in_groups(models, compute, rollout)
+def _start_hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
+    if models.trunk is not None and states is not None:
+        return models.trunk.hidden(rows, states, models.trunk.start)
+    with _at_start(models):
+        return packed_hidden(models.reference or models.policy, rows)
+
+
+def _logprobs(models: Models, rows: Pack, hidden: Tensor) -> Tensor:
+    return chosen_logprobs(hidden, head_of(models.policy), rows.targets, models.temperature)
+
+
+def _together(rows: Pack, states: Sequence[Tensor] | None) -> Tensor | None:
+    return None if states is None else rows.together(states)
+
+
+def _at_start(models: Models) -> AbstractContextManager[object]:
+    return nullcontext() if models.reference is not None else adapters_off(models.policy)
 
 
 def critic_of(models: Models) -> Critic:
-    """Give the critic; raises StageError where none was opened."""
-    if models.critic is None:
-        raise StageError("values need a critic, and none was opened")
+    """Give the critic with a body of its own; raises StageError where none was opened."""
+    if not isinstance(models.critic, Critic):
+        raise StageError("values need a critic of their own, and none was opened")
+    return models.critic
+
+
+def value_head_of(models: Models) -> ValueHead:
+    """Give the critic that is a head on the policy; raises StageError where none was opened."""
+    if not isinstance(models.critic, ValueHead):
+        raise StageError("values need a head on the policy, and none was opened")
     return models.critic
 
 
@@ -179,7 +337,9 @@ def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[
 
 
 def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
-    """Group rows by length into what goes through a model at once."""
+    """Group rows into what goes through a model at once."""
+    if models.packed:
+        return by_prompt(prompts, answers, models.rows)
     return by_length(prompts, answers, rows_at_once(models, prompts, answers))
 
 
@@ -212,7 +372,22 @@ def _arithmetic(models: Models) -> AbstractContextManager[object]:
     return torch.autocast(models.policy.device.type, models.dtype)
 
 
-def _in_groups(models: Models, compute: Callable[..., Tensor], rollout: Rollout) -> Tensor:
-    rows = rows_at_once(models, rollout.prompts, rollout.answers)
-    with _arithmetic(models):
-        return in_groups(compute, rollout.prompts, rollout.answers, rows)
+def reread(models: Models, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Compute the policy's log-probability and entropy at each token of what it answered, both (n, t)."""
+    reading = read(models, rollout)
+    return reading.logprobs, reading.entropy
+
+
+def reference_logprobs(models: Models, rollout: Rollout) -> Tensor:
+    """Compute the starting policy's log-probabilities of the answers' tokens (n, t)."""
+    found = read(models, rollout).reference
+    if found is None:
+        raise StageError("a policy without adapters needs a model of its own as reference")
+    return found
+
+
+def value_estimates(models: Models, rollout: Rollout) -> Tensor:
+    """Compute the critic's values before the answers' tokens (n, t), without gradient."""
+    found = read(models, rollout).values
+    assert found is not None
+    return found

@@ -23,6 +23,8 @@ PACKED = "alignkit_packed"
 """Our attention, under the name that transformers knows it by. Without packed rows it is `sdpa`."""
 PLAIN = "sdpa"
 EMPTY = -1
+TOKENS_IN_A_PACK = 2**11
+"""More would not be faster, and every token costs memory for its gradient."""
 LOGITS_IN_A_CHUNK = 2**23
 """Logits that exist at once: 32 MB in single precision."""
 PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
@@ -54,11 +56,24 @@ class Pack:
     """The answer tokens, row after row (answer tokens,)."""
     mask: Tensor
     """Their places in a right-padded table (n, t)."""
+    lengths: tuple[int, ...]
+    """Of prompt and answer together, without the answer's last token."""
 
     def as_table(self, values: Tensor) -> Tensor:
         """Put one value for each answer token (answer tokens, ...) into a table (n, t, ...), zero elsewhere."""
         table = values.new_zeros(*self.mask.shape, *values.shape[1:])
         return table.masked_scatter(self.mask.view(*self.mask.shape, *[1] * (values.dim() - 1)), values)
+
+    def apart(self, states: Tensor) -> list[Tensor]:
+        """Give each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
+        rows: Rows = self.inputs["packed_rows"]
+        return [states[row[:length]] for row, length in zip(rows.tokens, self.lengths, strict=True)]
+
+    def together(self, states: Sequence[Tensor]) -> Tensor:
+        """Put together what `apart` gave, also when it comes from other packs."""
+        rows: Rows = self.inputs["packed_rows"]
+        table = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+        return table.flatten(0, 1).index_select(0, rows.home)
 
 
 def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
@@ -99,7 +114,25 @@ def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.dev
         torch.tensor(before, device=device),
         torch.tensor([token for answer in answers for token in answer], device=device),
         torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+        tuple(map(len, rows)),
     )
+
+
+def by_prompt(prompts: Sequence[Tokens], answers: Sequence[Tokens], most: int | None = None) -> list[list[int]]:
+    """Put rows into groups that fit into a pack, those of one prompt side by side; `most` rows each if given."""
+    order = sorted(
+        range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), len(answers[row]), row)
+    )
+    groups: list[list[int]] = []
+    room = 0
+    for row in order:
+        length = len(prompts[row]) + len(answers[row]) - 1
+        if not groups or length > room or len(groups[-1]) == most:
+            groups.append([])
+            room = TOKENS_IN_A_PACK
+        groups[-1].append(row)
+        room -= length
+    return groups
 
 
 def packed_attention(
@@ -166,22 +199,22 @@ def packed_logprobs(
     """Compute the log-probability of each answer token (n, t), in fp32; zero behind an answer's end."""
     rows = pack(prompts, answers, model.device)
     hidden = packed_hidden(model, rows)
-    return rows.as_table(chosen_logprobs(hidden, _head(model), rows.targets, temperature))
+    return rows.as_table(chosen_logprobs(hidden, head_of(model), rows.targets, temperature))
 
 
 @torch.no_grad()
-def packed_logprobs_and_entropy(
-    model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
-) -> Tensor:
-    """Compute, beside each log-probability, the entropy of its distribution (n, t, 2), without gradient."""
-    rows = pack(prompts, answers, model.device)
-    hidden, head, found = packed_hidden(model, rows), _head(model), []
+def logprobs_and_entropy(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Compute what `chosen_logprobs` does and the entropy of each distribution, both (m,), without gradient."""
+    found = []
     for part in _chunks(len(hidden), head.out_features):
         logits = nn.functional.linear(hidden[part], head.weight, head.bias).float().div_(temperature)
         logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
-        chosen = logprobs.gather(-1, rows.targets[part, None]).squeeze(-1)
-        found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)], dim=-1))
-    return rows.as_table(torch.cat(found))
+        chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
+        found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)]))
+    chosen, entropy = torch.cat(found, dim=1).unbind()
+    return chosen, entropy
 
 
 def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -269,7 +302,8 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def _head(model: PreTrainedModel | PeftModel) -> nn.Linear:
+def head_of(model: PreTrainedModel | PeftModel) -> nn.Linear:
+    """Give the linear layer that makes logits of hidden states; raises TypeError where the model's is another."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head = inner.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -327,7 +361,7 @@ def _same_together(model: PreTrainedModel) -> bool:
             logits.append(model(input_ids=ids, use_cache=False).logits[0, -len(answer) - 1 : -1])
     if not agree(together, torch.cat(alone)):
         return False
-    return not logits or agree(_head(model)(together), torch.cat(logits))
+    return not logits or agree(head_of(model)(together), torch.cat(logits))
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

@@ -161,12 +161,19 @@ class Critic(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Give the value of the text up to each token (n, length), in fp32."""
-        inner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        output = inner.base_model(
+        output = self._inner.base_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
-        values: Tensor = inner.score(output.last_hidden_state)
+        return self.of_hidden(output.last_hidden_state)
+
+    def of_hidden(self, hidden: Tensor) -> Tensor:
+        """Give the value of each of its last hidden states (..., d), in fp32 (...)."""
+        values: Tensor = self._inner.score(hidden)
         return values.squeeze(-1).float()
+
+    @property
+    def _inner(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
 
 class _Batch(NamedTuple):
