@@ -1,0 +1,140 @@
+"""Settings of methods that learn from a policy's own answers: what is equal in all of them stands here once."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+
+
+class KL(Settings):
+    """The pull back to the starting policy."""
+
+    coef: NonNegativeFloat = 0.05
+    """Reward taken off for each nat by which a token's log-probability exceeds the starting policy's."""
+    target: NonNegativeFloat = 0.0
+    """Adapt `coef` so that the mean KL of an answer comes to this; 6 is usual. 0: `coef` stays."""
+    horizon: PositiveFloat = 10_000.0
+    """How slowly `coef` adapts, in answers."""
+    stop: NonNegativeFloat = 0.0
+    """End an update's policy steps once a step's approximate KL a token from the sampling policy exceeds this. 0: all
+    steps are taken."""
+
+
+class Generation(Settings):
+    """How answers are sampled: from the whole distribution, nothing cut off."""
+
+    max_new_tokens: PositiveInt = 64
+    """Answers are cut after so many tokens."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits, in sampling and in everything that is learnt from the samples."""
+    unfinished: Literal["replace", "subtract"] = "replace"
+    """The score of an answer that was cut becomes minus `penalty`, or `penalty` is taken off it."""
+    penalty: NonNegativeFloat = 1.0
+    """What an answer that was cut pays; with `subtract` and 0 it pays nothing."""
+
+
+class RewardShape(Settings):
+    """What is done to scores before they are learnt from."""
+
+    clip: NonNegativeFloat = 0.0
+    """Scores beyond this, either way, are cut to it. 0: none are."""
+
+
+class OnlineSettings(Settings):
+    """Settings of every method that learns from a policy's own answers."""
+
+    method: ClassVar[str]
+    """The method's name, as it stands in messages."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate of the policy; 1e-6 to 3e-6 for billions of weights, 1e-4 for LoRA."""
+    updates: PositiveInt = 100
+    """How often answers are sampled and learnt from."""
+    batch: PositiveInt = 64
+    """Answers in an update."""
+    epochs: PositiveInt = 4
+    """How often each answer is learnt from."""
+    minibatches: PositiveInt = 4
+    """Optimiser steps in an epoch."""
+    clip: PositiveFloat = 0.2
+    """How far a token's probability may move in one update before its gradient stops, as a share."""
+    kl: KL = KL()
+    """The pull back to the starting policy."""
+    generation: Generation = Generation()
+    """How answers are sampled."""
+    reward: RewardShape = RewardShape()
+    """What is done to scores before they are learnt from."""
+    optimisation: Optimisation = Optimisation()
+    """How weights are stepped; the schedule runs over updates."""
+    lora: LoRA | None = None
+    """Train small added matrices; the starting policy is then the same model without them. Their dropout must be 0."""
+    precision: Precision = "auto"
+    """Arithmetic of the models."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with its answer, in tokens; a prompt that leaves no room for `generation.max_new_tokens` is left
+    out. Unset: what the model reads, at most 1024."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the prompts that may be left out for their length; more stops the stage."""
+    measured: PositiveInt = 256
+    """Held-out prompts, at most, that are answered before and after."""
+    samples: NonNegativeInt = 8
+    """How many of these answers are shown."""
+
+    @property
+    def answers_a_prompt(self) -> int:
+        """Tell how many answers of an update are to the same prompt."""
+        return 1
+
+    @field_validator("lora")
+    @classmethod
+    def _nothing_is_dropped(cls, lora: LoRA | None) -> LoRA | None:
+        if lora and lora.dropout:
+            raise ValueError(
+                f"dropout {lora.dropout} would do nothing: {cls.method} compares probabilities from pass to pass, and "
+                "so drops nothing; set this stage's lora.dropout to 0"
+            )
+        return lora
+
+    @model_validator(mode="after")
+    def _batch_is_cut_evenly(self) -> Self:
+        if self.batch % self.minibatches:
+            raise ValueError(f"batch {self.batch} cannot be cut into {self.minibatches} minibatches of one size")
+        return self
+
+
+class GroupSettings(OnlineSettings):
+    """Settings of methods that judge each answer by the others to its prompt."""
+
+    answers: PositiveInt = 8
+    """Answers to each prompt, which are compared with each other; more make a steadier comparison. At least 2."""
+    epochs: PositiveInt = 1
+    """How often each answer is learnt from."""
+
+    @property
+    def answers_a_prompt(self) -> int:
+        return self.answers
+
+    @field_validator("answers")
+    @classmethod
+    def _there_is_something_to_compare(cls, answers: int) -> int:
+        if answers == 1:
+            raise ValueError(
+                f"{cls.method} judges an answer by the others to its prompt, so one answer a prompt teaches nothing; "
+                "set answers to 2 or more"
+            )
+        return answers
+
+    @model_validator(mode="after")
+    def _batch_is_whole_groups(self) -> Self:
+        if self.batch % self.answers:
+            raise ValueError(f"batch {self.batch} is no whole number of groups of {self.answers} answers")
+        return self

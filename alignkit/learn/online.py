@@ -1,0 +1,254 @@
+"""The loop of methods that learn from a policy's own answers: sample, score, learn, and again.
+
+A method brings `learn`, which takes the optimiser steps of one update. What is equal in all of them is here: opening
+what a stage names, the loop, the figures of answers, checkpoints, and what is measured before and after.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.contract.kinds import Prompts, Reward
+from alignkit.contract.online import OnlineSettings
+from alignkit.contract.stage import Stage
+from alignkit.errors import RecipeError, StageError
+from alignkit.learn import data, held_out, layouts, losses
+from alignkit.learn.data import Prompt
+from alignkit.learn.held_out import Measured
+from alignkit.learn.layouts import Models
+from alignkit.learn.models import positions
+from alignkit.learn.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
+from alignkit.learn.scores import open_reward
+from alignkit.learn.scoring import Scored, Weighted, score_rollout
+from alignkit.learn.training import (
+    CommitTimer,
+    Learner,
+    commit_or_leave,
+    load_learners,
+    make_learner,
+    save_learners,
+    set_learning_rate,
+)
+
+ADAM_EPS = 1e-5
+"""As in lm-human-preferences: with 1e-8 the first updates are too bold."""
+POLICY_FIGURES = {
+    "loss": "loss/policy_avg",
+    "approxkl": "policy/approxkl_avg",
+    "clipfrac": "policy/clipfrac_avg",
+    "ratio": "val/ratio",
+    "grad_norm": "policy/grad_norm",
+}
+
+SettingsT = TypeVar("SettingsT", bound=OnlineSettings)
+SettingsC = TypeVar("SettingsC", bound=OnlineSettings, contravariant=True)
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass
+class State:
+    """What one update leaves to the next; what is random in an update depends on the seed and its number alone."""
+
+    learners: dict[str, Learner]
+    """What learns, by name; the policy is called `policy`."""
+    kl_coef: float
+    done: int = 0
+    """Updates that were taken."""
+
+    @property
+    def actor(self) -> Learner:
+        return self.learners["policy"]
+
+
+class Learn(Protocol[SettingsC]):
+    """Takes the optimiser steps of one update, and gives its figures."""
+
+    def __call__(
+        self, models: Models, state: State, rollout: Rollout, scored: Scored, settings: SettingsC, chance: Generator
+    ) -> dict[str, float]: ...
+
+
+class Train(Protocol[SettingsC]):
+    """Takes the updates that are left, and logs the figures of each."""
+
+    def __call__(
+        self,
+        models: Models,
+        state: State,
+        prompts: Sequence[Tokens],
+        score: Callable[[Rollout], Scored],
+        settings: SettingsC,
+        seed: int,
+        log: Log,
+    ) -> None: ...
+
+
+def only_one_process(stage: Stage, method: str) -> None:
+    """Refuse a machine with several processes."""
+    if stage.world > 1:
+        where, remedy = f"stage {stage.name!r}", "choose a machine with one process"
+        raise RecipeError(f"{method} runs in one process", where, remedy)
+
+
+def start(
+    models: Models, settings: OnlineSettings, others: Mapping[str, tuple[nn.Module, float]] | None = None
+) -> State:
+    """Prepare to train the policy and the others, each with its learning rate."""
+    trained = {"policy": (models.policy, settings.learning_rate), **(others or {})}
+    learners = {
+        name: make_learner(model.eval(), rate, settings.optimisation, ADAM_EPS)
+        for name, (model, rate) in trained.items()
+    }
+    return State(learners, settings.kl.coef)
+
+
+def train_and_measure(
+    train: Train[SettingsT],
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    state: State,
+    rewards: Sequence[Reward],
+    prompts: Prompts,
+    settings: SettingsT,
+    stage: Stage,
+) -> None:
+    """Train from the stage's newest checkpoint, else from its start, and tell what held-out prompts say."""
+    opened = [Weighted(reward.name, open_reward(reward), reward.weight) for reward in rewards]
+    limit = data.fitting_length(positions(models.policy), settings.max_length)
+    room = limit - settings.generation.max_new_tokens
+    asked, lengths = data.prompts(prompts.train(), tokenizer, room)
+    data.report(stage, "prompts", lengths, settings.max_lost)
+    aside, _ = data.prompts(islice(prompts.held_out(), settings.measured), tokenizer, room)
+
+    def score(prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
+        return score_rollout(rollout, prompts, tokenizer, opened)
+
+    def measure() -> Measured | None:
+        longest = settings.generation.max_new_tokens
+        return held_out.measured(models, aside, partial(score, aside), longest, stage.seed)
+
+    def log(done: int, figures: Mapping[str, float]) -> None:
+        stage.log(done, settings.updates, figures)
+        commit_or_leave(stage, done, partial(save, state, before), timer)
+
+    latest, timer = stage.latest(), CommitTimer()
+    before = load(state, latest) if latest else measure()
+    train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
+    held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples)
+
+
+def save(state: State, before: Measured | None, folder: Path) -> None:
+    """Write a checkpoint: all that the updates to come and the last measurement need."""
+    measured = before and held_out.as_plain(before)
+    save_learners(folder, state.learners, {"done": state.done, "kl_coef": state.kl_coef, "before": measured})
+
+
+def load(state: State, folder: Path) -> Measured | None:
+    """Go on where a checkpoint was written, and give what was measured at the start."""
+    facts = load_learners(folder, state.learners)
+    state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
+    return before and held_out.from_plain(before)
+
+
+def take_updates(
+    learn: Learn[SettingsT],
+    models: Models,
+    state: State,
+    prompts: Sequence[Tokens],
+    score: Callable[[Rollout], Scored],
+    settings: SettingsT,
+    seed: int,
+    log: Log,
+) -> None:
+    """Take the updates that are left, which change what learns in place, and log the figures of each."""
+    asked = settings.batch // settings.answers_a_prompt
+    for done in range(state.done, settings.updates):
+        started = perf_counter()
+        for learner in state.learners.values():
+            set_learning_rate(learner, done, settings.updates)
+
+        chance = generator_for(seed, "update", done)
+        drawn = in_turn(len(prompts), done * asked, asked, seed)
+        rows = [row for row in drawn for _ in range(settings.answers_a_prompt)]
+        rollout = layouts.sample(models, prompts, rows, settings.generation.max_new_tokens, chance)
+        figures = learn(models, state, rollout, score(rollout), settings, chance)
+
+        state.done += 1
+        if settings.kl.target and "objective/kl" in figures:
+            kl, target, horizon = figures["objective/kl"], settings.kl.target, settings.kl.horizon
+            state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
+        figures |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
+        figures["steps"] = state.actor.steps
+        figures["tokens_per_second"] = sum(map(len, rollout.answers)) / (perf_counter() - started)
+        log(state.done, figures)
+
+
+class Reread(NamedTuple):
+    """What is known of n answers of at most t tokens before anything is learnt from them; right-padded."""
+
+    mask: Tensor
+    """(n, t), as are the next two."""
+    logprobs: Tensor
+    reference: Tensor | None
+    """The starting policy's log-probabilities; None: not compared."""
+    scores: Tensor
+    """Clipped, and less the penalty of what was cut (n,)."""
+
+    @property
+    def kl(self) -> Tensor:
+        """Give the estimate (k1) that a penalty in the reward takes (n, t); 0 where nothing is compared."""
+        if self.reference is None:
+            return torch.zeros_like(self.logprobs)
+        return losses.estimate_kl(self.logprobs, self.reference, "k1")
+
+
+def reread(
+    models: Models, state: State, rollout: Rollout, scored: Scored, settings: OnlineSettings
+) -> tuple[Reread, dict[str, float]]:
+    """Read the answers again, by the policy and by its start, and shape scores; second come the answers' figures.
+
+    Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
+    start.
+    """
+    if settings.kl.coef and not models.can_compare:
+        raise StageError("a policy without adapters needs a model of its own as reference")
+    logprobs, entropy = layouts.reread(models, rollout)
+    mask = answer_mask(rollout.answers, logprobs.device)
+    scores, finished = scored.total.to(mask.device), mask.new_tensor(rollout.finished)
+    if settings.reward.clip:
+        scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
+    scores = losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
+    figures = {
+        "objective/scores": scores.mean(),
+        "objective/entropy": -logprobs.sum(dim=1).mean(),
+        "policy/entropy_avg": losses.masked_mean(entropy, mask),
+        "eos_rate": finished.float().mean(),
+        "length": mask.sum(dim=1).float().mean(),
+    } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
+    reference = layouts.reference_logprobs(models, rollout) if models.can_compare else None
+    if reference is not None:
+        figures |= _distances(logprobs, reference, scores, state.kl_coef)
+    told = {name: float(value) for name, value in figures.items()} | {"kl_coef": state.kl_coef}
+    if reference is not None and not state.done:
+        layouts.check_start(models, told["objective/kl_k2"], told["length"])
+    return Reread(mask, logprobs, reference, scores), told
+
+
+def _distances(logprobs: Tensor, reference: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Tensor]:
+    """Tell how far the answers are from the start's, and what that leaves of their scores; zero outside of answers."""
+    kl, k2, k3 = (losses.estimate_kl(logprobs, reference, name).sum(dim=1) for name in ("k1", "k2", "k3"))
+    return {
+        "objective/kl": kl.mean(),
+        "objective/kl_k2": k2.mean(),
+        "objective/kl_k3": k3.mean(),
+        "objective/non_score_reward": -kl_coef * kl.mean(),
+        "objective/rlhf_reward": (scores - kl_coef * kl).mean(),
+    }
