@@ -237,7 +237,8 @@ def _read_packed(models: Models, rollout: Rollout) -> Reading:
         hidden = _hidden(models, rows, below)
         found = [*logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)]
         if models.can_compare:
-            found.append(_logprobs(models, rows, _start_hidden(models, rows, below)))
+            start = head_of(models.reference or models.policy)
+            found.append(chosen_logprobs(_start_hidden(models, rows, below), start, rows.targets, models.temperature))
         if isinstance(models.critic, ValueHead):
             found.append(models.critic(hidden))
         elif models.critic:

@@ -89,23 +89,42 @@ def take_step(learner: Learner, batches: Iterable[Batch], objective: Objective[B
     They have `loss` and `grad_norm` (before clipping) among them. Raises NotFiniteError, with the weights as they
     were, where either is not a finite number.
     """
-    learner.optimizer.zero_grad(set_to_none=True)
+    figures = take_joint_step({"": learner}, batches, objective)
+    return {name.lstrip("/"): value for name, value in figures.items()}
+
+
+def take_joint_step(
+    learners: Mapping[str, Learner], batches: Iterable[Batch], objective: Objective[Batch]
+) -> dict[str, float]:
+    """Let several learners take one step each on one objective, as `take_step` does.
+
+    Each clips its own gradient, and its norm is called NAME/grad_norm.
+    """
+    for learner in learners.values():
+        learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for batch in batches:
         loss, figures = objective(batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, value in {"loss": loss, **figures}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-    weights = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
-    sums["grad_norm"] = float(nn.utils.clip_grad_norm_(weights, learner.settings.max_grad_norm))
-    if not math.isfinite(sums["loss"] + sums["grad_norm"]):
+    norms = {f"{name}/grad_norm": _clip(learner) for name, learner in learners.items()}
+    if not math.isfinite(sums["loss"] + sum(norms.values())):
+        steps, norm = max(learner.steps for learner in learners.values()), max(norms.values())
         raise NotFiniteError(
-            f"optimiser step {learner.steps + 1} has loss {sums['loss']} and gradient norm {sums['grad_norm']}",
+            f"optimiser step {steps + 1} has loss {sums['loss']} and gradient norm {norm}",
             remedy="lower the learning rate, or look at the rewards and the data of this step",
         )
-    learner.optimizer.step()
-    learner.steps += 1
-    return sums
+    for learner in learners.values():
+        learner.optimizer.step()
+        learner.steps += 1
+    return sums | norms
+
+
+def _clip(learner: Learner) -> float:
+    """Shorten the gradient to its greatest length, and give the length that it had."""
+    weights = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
+    return float(nn.utils.clip_grad_norm_(weights, learner.settings.max_grad_norm))
 
 
 def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> Iterator[list[int]]:
