@@ -140,7 +140,7 @@ def recipe(
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
     """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
-    from alignkit.plan.recipe import find_recipe
+    from alignkit.plan.packaged import find_recipe
     from alignkit.plan.show import as_dict, heading, show_plan
     from alignkit.run.states import states_of
 
@@ -198,11 +198,10 @@ def doctor(runs: Path, as_json: bool) -> None:
 
 def _announce(name: str) -> Path:
     """Say at once which recipe is run."""
-    from alignkit.plan.recipe import find_recipe, packaged_recipes
+    from alignkit.plan.packaged import find_recipe, is_packaged
 
     path = find_recipe(name)
-    packaged = path in packaged_recipes().values()
-    what = f"running the packaged recipe {path.stem}" if packaged else f"running {short(path, Path.cwd())}"
+    what = f"running the packaged recipe {path.stem}" if is_packaged(path) else f"running {short(path, Path.cwd())}"
     click.echo(_bold(what), err=True)
     return path
 

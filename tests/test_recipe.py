@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from planning import CHAIN, Desk, make_desk
 
 from alignkit.errors import AlignkitError, RecipeError, near_miss
-from alignkit.plan.recipe import LARGEST, find_recipe, packaged_recipes, read_recipe
+from alignkit.plan.packaged import find_recipe, packaged_recipes
+from alignkit.plan.recipe import LARGEST, read_recipe
 from alignkit.plan.toml import key_lines
 
 PLACES = '''

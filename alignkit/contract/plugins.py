@@ -31,6 +31,8 @@ BUILT_IN = (
 WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "grpo", "rloo", "rlaif", "remax", "raft", "bco", "nash-md")
 """Methods that one package or another ships: never taken for a misspelt name of one that is installed."""
 
+CLASH_REMEDY = "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+
 Offer = Method | RewardFunction
 OfferT = TypeVar("OfferT", Method, RewardFunction)
 
@@ -80,7 +82,7 @@ class Plugins:
         if clash := self.clashes.get(f"method:{name}"):
             raise PluginError(
                 f"method {name!r} is offered by {' and by '.join(map(str, clash))}",
-                remedy="uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
+                remedy=CLASH_REMEDY,
             )
         if name not in self.methods:
             raise self.lacks("method", name, list(self.methods))

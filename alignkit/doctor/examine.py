@@ -14,7 +14,7 @@ import psutil
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from alignkit.contract.plugins import Plugins, load_plugins
+from alignkit.contract.plugins import CLASH_REMEDY, Plugins, load_plugins
 from alignkit.doctor.facts import Disk, Doctor, Memory, Package, Plugin, Torch
 
 PROBE = (sys.executable, "-P", "-m", "alignkit.doctor.probe")
@@ -164,5 +164,6 @@ def _plugins(plugins: Plugins) -> Iterator[Plugin]:
         yield Plugin(package=str(origin), problem="imports torch when loaded, so every command waits", remedy=remedy)
     for offer, origins in plugins.clashes.items():
         kind, _, name = offer.partition(":")
-        remedy = "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
-        yield Plugin(package=" and ".join(map(str, origins)), problem=f"offer the same {kind} {name!r}", remedy=remedy)
+        yield Plugin(
+            package=" and ".join(map(str, origins)), problem=f"offer the same {kind} {name!r}", remedy=CLASH_REMEDY
+        )

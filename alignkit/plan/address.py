@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.contract.files import FORMATS, format_of
 from alignkit.contract.kinds import SOURCE_KINDS, Artifact, FunctionReward, Judge, Policy, Records, Reward, RewardModel
-from alignkit.contract.plugins import Plugins
+from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.records import placed_rows
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plan.entry import Entry
@@ -106,7 +106,7 @@ class Resolver:
             raise PluginError(
                 f"{named}: reward function {rest!r} is offered by {' and by '.join(map(str, clash))}",
                 self.where,
-                "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
+                CLASH_REMEDY,
             )
         if rest not in self.plugins.rewards:
             raise self.plugins.lacks("reward function", rest, list(self.plugins.rewards), f"{named}: ", self.where)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from alignkit.contract.method import Input, Method
-from alignkit.contract.plugins import Plugins
+from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.plan.tables import table
 
@@ -68,10 +68,7 @@ def _origin(plugins: Plugins, method: Method) -> str:
 def _complaints(plugins: Plugins) -> Iterator[str]:
     for key, origins in plugins.clashes.items():
         kind, _, name = key.partition(":")
-        yield (
-            f"clash: {kind} {name!r} is offered by {' and by '.join(map(str, origins))}; uninstall one of them, "
-            "or name the ones to load in ALIGNKIT_PLUGINS"
-        )
+        yield f"clash: {kind} {name!r} is offered by {' and by '.join(map(str, origins))}; {CLASH_REMEDY}"
     for broken in plugins.broken:
         yield f"broken: {broken.origin} cannot be loaded: {broken.reason}"
     for origin in plugins.heavy:

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignkit.errors import RecipeError
-from alignkit.plan.recipe import packaged_recipes
+from alignkit.plan.packaged import is_packaged
 
 
 def lock_path(recipe: Path, runs: Path) -> Path:
     """Say where a recipe's hub commits are kept: beside it, or under `runs` for a packaged recipe."""
-    packaged = recipe in packaged_recipes().values()
-    return (runs if packaged else recipe.parent) / f"{recipe.stem}.lock"
+    return (runs if is_packaged(recipe) else recipe.parent) / f"{recipe.stem}.lock"
 
 
 def read_lock(path: Path) -> dict[str, str]:

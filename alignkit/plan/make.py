@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from importlib.metadata import PackageNotFoundError, version
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.check import read_settings
 from alignkit.plan.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
 from alignkit.plan.lock import lock_path, read_lock
+from alignkit.plan.packaged import find_recipe
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import Recipe, combine, find_recipe, read_recipe
+from alignkit.plan.recipe import Recipe, combine, read_recipe
+from alignkit.plan.requires import missing_packages
 from alignkit.plan.source import Source
 from alignkit.plan.sources import read_sources
 from alignkit.plan.standing import standing_by
@@ -42,7 +43,7 @@ def make_plan(
     read = read_recipe(path, set, seed)
     files = tuple(Path(file) for file in plugins)
     loaded = load_plugins(files)
-    if missing := list(_missing(read)):
+    if missing := list(missing_packages(read)):
         raise combine([*read.errors, *missing])
     hashes = FileHashes(Path(runs) / "cache" / "hashes.json")
     sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(path, Path(runs))))
@@ -55,30 +56,6 @@ def make_plan(
     wanted = _wanted(read, until, stages)
     marked = tuple(replace(stage, wanted=stage.name in wanted) for stage in stages)
     return Plan(read, marked, sources, loaded, tuple(file.resolve() for file in files))
-
-
-def _missing(recipe: Recipe) -> Iterator[AlignkitError]:
-    """Check the packages that a recipe requires."""
-    if not recipe.requires:
-        return
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    for text in recipe.requires:
-        where = recipe.where("requires")
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            yield RecipeError(f"requires: {text!r} is no requirement", where, 'write ["alignkit-dpo>=0.1"]')
-            continue
-        try:
-            found = version(wanted.name)
-        except PackageNotFoundError:
-            yield RecipeError(f"the recipe needs the package {text!r}", where, f"pip install {text!r}")
-            continue
-        if not wanted.specifier.contains(found, prereleases=True):
-            yield RecipeError(
-                f"the recipe needs {text!r}, and {wanted.name} {found} is installed", where, f"pip install {text!r}"
-            )
 
 
 class _Planner:

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit.plan.describe import in_toml
+from alignkit.plan.packaged import is_packaged
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import packaged_recipes
 from alignkit.plan.source import RecordOptions, Source
 from alignkit.plan.tables import short, table
 
@@ -18,8 +18,8 @@ SHORT = 8
 
 def heading(plan: Plan, base: Path) -> str:
     """Name the recipe, where it comes from (a file relative to `base`) and its seed."""
-    packaged = plan.recipe.path in packaged_recipes().values()
-    return f"{plan.recipe.name}  {'packaged' if packaged else short(plan.recipe.path, base)}  seed {plan.recipe.seed}"
+    place = "packaged" if is_packaged(plan.recipe.path) else short(plan.recipe.path, base)
+    return f"{plan.recipe.name}  {place}  seed {plan.recipe.seed}"
 
 
 def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignkit.contract.method import NAME
 from alignkit.errors import DiskError, RecipeError, near_miss
-from alignkit.plan.recipe import packaged_recipes
+from alignkit.plan.packaged import packaged_recipes
 
 
 def write_starter(template: str, path: Path | None = None) -> Path:

@@ -62,8 +62,7 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
         rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
         return Fetched(artifact)
     file = source.files[0] if source.how == "gguf" else None
-    how = cast("Literal['builtin', 'gguf']", source.how)
-    return Fetched(artifact, Preparation(how=how, file=file, folder=folder))
+    return Fetched(artifact, Preparation(file=file, folder=folder))
 
 
 def _write_reviews(source: Source, folder: Path) -> None:

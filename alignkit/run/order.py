@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,9 +29,8 @@ class Given(_Facts):
 class Preparation(_Facts):
     """A source that takes torch to write, so that the worker does it."""
 
-    how: Literal["builtin", "gguf"]
     file: Path | None
-    """What to unpack."""
+    """What to unpack; without it the built-in model is written."""
     folder: Path
     """Where it shall lie."""
 
