@@ -371,24 +371,3 @@ def _arithmetic(models: Models) -> AbstractContextManager[object]:
     if models.dtype == torch.float32:
         return nullcontext()
     return torch.autocast(models.policy.device.type, models.dtype)
-
-
-def reread(models: Models, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Compute the policy's log-probability and entropy at each token of what it answered, both (n, t)."""
-    reading = read(models, rollout)
-    return reading.logprobs, reading.entropy
-
-
-def reference_logprobs(models: Models, rollout: Rollout) -> Tensor:
-    """Compute the starting policy's log-probabilities of the answers' tokens (n, t)."""
-    found = read(models, rollout).reference
-    if found is None:
-        raise StageError("a policy without adapters needs a model of its own as reference")
-    return found
-
-
-def value_estimates(models: Models, rollout: Rollout) -> Tensor:
-    """Compute the critic's values before the answers' tokens (n, t), without gradient."""
-    found = read(models, rollout).values
-    assert found is not None
-    return found

@@ -23,7 +23,7 @@ from alignkit.errors import RecipeError, StageError
 from alignkit.learn import data, held_out, layouts, losses
 from alignkit.learn.data import Prompt
 from alignkit.learn.held_out import Measured
-from alignkit.learn.layouts import Models
+from alignkit.learn.layouts import Models, Reading
 from alignkit.learn.models import positions
 from alignkit.learn.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
 from alignkit.learn.scores import open_reward
@@ -191,36 +191,35 @@ def take_updates(
         log(state.done, figures)
 
 
-class Reread(NamedTuple):
-    """What is known of n answers of at most t tokens before anything is learnt from them; right-padded."""
+class Known(NamedTuple):
+    """What is known of n answers, of at most t tokens, before anything is learnt from them."""
 
+    reading: Reading
     mask: Tensor
-    """(n, t), as are the next two."""
-    logprobs: Tensor
-    reference: Tensor | None
-    """The starting policy's log-probabilities; None: not compared."""
+    """(n, t)."""
     scores: Tensor
     """Clipped, and less the penalty of what was cut (n,)."""
 
     @property
     def kl(self) -> Tensor:
-        """Give the estimate (k1) that a penalty in the reward takes (n, t); 0 where nothing is compared."""
-        if self.reference is None:
-            return torch.zeros_like(self.logprobs)
-        return losses.estimate_kl(self.logprobs, self.reference, "k1")
+        """Give the estimate (k1) that a penalty in the reward takes (n, t); 0 where there is no start."""
+        if self.reading.reference is None:
+            return torch.zeros_like(self.reading.logprobs)
+        return losses.estimate_kl(self.reading.logprobs, self.reading.reference, "k1")
 
 
-def reread(
+def look(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: OnlineSettings
-) -> tuple[Reread, dict[str, float]]:
-    """Read the answers again, by the policy and by its start, and shape scores; second come the answers' figures.
+) -> tuple[Known, dict[str, float]]:
+    """Let all models read the answers, and shape scores; second come the answers' figures.
 
     Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
     start.
     """
     if settings.kl.coef and not models.can_compare:
         raise StageError("a policy without adapters needs a model of its own as reference")
-    logprobs, entropy = layouts.reread(models, rollout)
+    reading = layouts.read(models, rollout)
+    logprobs, reference = reading.logprobs, reading.reference
     mask = answer_mask(rollout.answers, logprobs.device)
     scores, finished = scored.total.to(mask.device), mask.new_tensor(rollout.finished)
     if settings.reward.clip:
@@ -229,17 +228,16 @@ def reread(
     figures = {
         "objective/scores": scores.mean(),
         "objective/entropy": -logprobs.sum(dim=1).mean(),
-        "policy/entropy_avg": losses.masked_mean(entropy, mask),
+        "policy/entropy_avg": losses.masked_mean(reading.entropy, mask),
         "eos_rate": finished.float().mean(),
         "length": mask.sum(dim=1).float().mean(),
     } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
-    reference = layouts.reference_logprobs(models, rollout) if models.can_compare else None
     if reference is not None:
         figures |= _distances(logprobs, reference, scores, state.kl_coef)
     told = {name: float(value) for name, value in figures.items()} | {"kl_coef": state.kl_coef}
     if reference is not None and not state.done:
         layouts.check_start(models, told["objective/kl_k2"], told["length"])
-    return Reread(mask, logprobs, reference, scores), told
+    return Known(reading, mask, scores), told
 
 
 def _distances(logprobs: Tensor, reference: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Tensor]:

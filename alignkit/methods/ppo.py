@@ -26,6 +26,7 @@ from alignkit.contract.method import Method, method
 from alignkit.contract.online import KL, Generation, OnlineSettings
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
+from alignkit.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -152,19 +153,20 @@ def shape(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings
 ) -> tuple[Experience, dict[str, float]]:
     """Make rewards of tokens from scores, and advantages from these; second come the figures of the answers."""
-    from alignkit.learn import layouts, losses
-    from alignkit.learn.online import reread
+    from alignkit.learn import losses
+    from alignkit.learn.online import look
 
-    read, figures = reread(models, state, rollout, scored, settings)
-    values = layouts.value_estimates(models, rollout)
-    rewards = losses.token_rewards(read.scores, read.kl, read.mask, state.kl_coef)
+    known, figures = look(models, state, rollout, scored, settings)
+    (logprobs, _, _, values, _), mask = known.reading, known.mask
+    if values is None:
+        raise StageError("values need a critic, and none was opened")
+    rewards = losses.token_rewards(known.scores, known.kl, mask, state.kl_coef)
     if settings.reward.whiten:
-        rewards = losses.whiten(rewards, read.mask, shift_mean=False)
-    advantages, returns = losses.estimate_advantages(rewards, values, read.mask, settings.gamma, settings.lam)
-    advantages = losses.whiten(advantages, read.mask)
-    figures["val/explained_var"] = float(losses.explained_variance(values, returns, read.mask))
-    tables = (read.mask, read.logprobs, values, advantages, returns)
-    return Experience(rollout.prompts, rollout.answers, *tables), figures
+        rewards = losses.whiten(rewards, mask, shift_mean=False)
+    advantages, returns = losses.estimate_advantages(rewards, values, mask, settings.gamma, settings.lam)
+    advantages = losses.whiten(advantages, mask)
+    figures["val/explained_var"] = float(losses.explained_variance(values, returns, mask))
+    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns), figures
 
 
 def update(
