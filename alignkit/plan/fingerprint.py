@@ -25,7 +25,14 @@ FORMAT = 1
 NUMERICS = 1
 """Raised when shared training code changes results (installed alignkit; a checkout counts by its sources)."""
 
-SHARED_SOURCES = ("learn/*.py", "contract/files.py", "contract/records.py", "contract/settings.py", "demo/*.py")
+SHARED_SOURCES = (
+    "learn/*.py",
+    "contract/files.py",
+    "contract/online.py",
+    "contract/records.py",
+    "contract/settings.py",
+    "demo/*.py",
+)
 """The files of alignkit, besides a method's own, that can change a result."""
 
 
