@@ -24,11 +24,13 @@ BUILT_IN = (
     "alignkit.methods.sft",
     "alignkit.methods.reward",
     "alignkit.methods.ppo",
+    "alignkit.methods.grpo",
+    "alignkit.methods.rloo",
     "alignkit.methods.evaluate",
     "alignkit.demo.gold",
 )
 
-WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "grpo", "rloo", "rlaif", "remax", "raft", "bco", "nash-md")
+WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "rlaif", "remax", "raft", "bco", "nash-md")
 """Methods that one package or another ships: never taken for a misspelt name of one that is installed."""
 
 CLASH_REMEDY = "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"

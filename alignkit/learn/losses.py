@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
+Scale = Literal["group", "batch", "none"]
+Average = Literal["answer", "token", "fixed"]
 
 LOG_RATIO_LIMIT = 20.0
 """exp(20) is far outside of every clip range and still finite, so that one odd token cannot make a NaN."""
@@ -25,6 +27,23 @@ class PolicyLoss(NamedTuple):
     clip_fraction: Tensor
     approximate_kl: Tensor
     ratio: Tensor
+
+
+class GRPOLoss(NamedTuple):
+    loss: Tensor
+    pull: Tensor
+    clip_fraction: Tensor
+    approximate_kl: Tensor
+    ratio: Tensor
+
+
+class Count(NamedTuple):
+    """What a whole optimiser step holds; with it, the losses of its micro-batches add up to exactly the step's."""
+
+    tokens: int
+    answers: int
+    longest: int
+    """The most tokens that an answer may have."""
 
 
 class ValueLoss(NamedTuple):
@@ -133,17 +152,122 @@ def clipped_policy_loss(
     max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = pi / pi_old (Schulman et al. 2017, arXiv 1707.06347, equation
     7). Only `logprobs` gets a gradient. `ratio` is (n, t), the rest are scalars; `count` as in `masked_mean`.
     """
-    _same_shape(logprobs, old_logprobs)
     _same_shape(logprobs, advantages)
-    log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    advantages = advantages.detach()
-    free = -advantages * ratio
-    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    losses, clipped = _clipped(ratio, advantages, clip, clip)
     return PolicyLoss(
-        masked_mean(torch.maximum(free, bounded), mask, count),
-        masked_mean((bounded > free).detach().to(ratio.dtype), mask, count),
+        masked_mean(losses, mask, count),
+        masked_mean(clipped, mask, count),
         masked_mean(log_ratio.detach().square() / 2, mask, count),
+        ratio.detach(),
+    )
+
+
+def group_advantages(scores: Tensor, answers: int, scale: Scale = "group") -> Tensor:
+    """Compare each score with the mean of its group: `answers` neighbours, which answer one prompt; both (n,).
+
+    Divided by the standard deviation of the group (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), of all scores,
+    or by nothing (Liu et al. 2025, arXiv 2503.20783, section 3.1: the division favours prompts that are nearly always
+    or nearly never answered well). The deviation is the sample's, with 1e-4 added, as in TRL.
+    """
+    groups = _groups(scores, answers)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    if scale == "group":
+        centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
+    elif scale == "batch":
+        centred = centred / (scores.std() + 1e-4)
+    return centred.flatten().detach()
+
+
+def leave_one_out_advantages(rewards: Tensor, answers: int) -> Tensor:
+    """Compare each reward with the mean of the others in its group of `answers` neighbours; both (n,).
+
+    Ahmadian et al. 2024 (arXiv 2402.14740), equation 8. The baseline does not depend on the answer that it judges, so
+    the gradient stays unbiased.
+    """
+    groups = _groups(rewards, answers)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (answers - 1)
+    return (groups - others).flatten().detach()
+
+
+def share_of_equal_groups(scores: Tensor, answers: int) -> Tensor:
+    """Tell which share of the groups of `answers` neighbours has one score throughout; scores are (n,)."""
+    groups = _groups(scores, answers)
+    return (groups == groups[:, :1]).all(dim=1).to(scores.dtype).mean()
+
+
+def average(values: Tensor, mask: Tensor, how: Average, count: Count) -> Tensor:
+    """Make one number of what tokens under the mask have, both (n, t).
+
+    `answer`: the mean of each answer, then over answers (Shao et al. 2024, equation 3), where a token of a long answer
+    counts less; `token`: over all tokens (Yu et al. 2025, arXiv 2503.14476, equation 8); `fixed`: as though all
+    answers had the most tokens allowed (Liu et al. 2025, arXiv 2503.20783), where a token counts the same whatever
+    else is in the step.
+    """
+    if how == "token":
+        return masked_mean(values, mask, count.tokens)
+    if how == "fixed":
+        return masked_mean(values, mask, count.answers * count.longest)
+    _same_shape(values, mask)
+    sums = values.masked_fill(~mask, 0.0).sum(dim=1)
+    return (sums / mask.sum(dim=1).clamp(min=1)).sum() / count.answers
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    count: Count,
+    *,
+    reference: Tensor | None = None,
+    kl_coef: float = 0.0,
+    corrected: bool = True,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    how: Average = "token",
+) -> GRPOLoss:
+    """Compute GRPO's objective as a loss; tables are (n, t), advantages (n,), one for all tokens of an answer.
+
+    max(-A r, -A clip(r, 1 - clip, 1 + clip_high)) + kl_coef * k3 (Shao et al. 2024, arXiv 2402.03300, equations 3 and
+    4). Its k3 as it stands has the gradient of KL(reference || policy); `corrected` multiplies it by r, which gives
+    the gradient of each token's KL(policy || reference) (DeepSeek-AI 2025, arXiv 2512.02556). Only `logprobs` gets a
+    gradient. `pull` is the second term; `ratio` is (n, t), the rest are scalars.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    losses, clipped = _clipped(ratio, advantages[:, None], clip, clip if clip_high is None else clip_high)
+    pull = torch.zeros_like(losses)
+    if reference is not None and kl_coef:
+        ours, theirs = (table.masked_fill(~mask, 0.0) for table in (logprobs, reference.detach()))
+        pull = kl_coef * estimate_kl(ours, theirs, "k3") * (ratio if corrected else 1.0)
+    return GRPOLoss(
+        average(losses + pull, mask, how, count),
+        average(pull.detach(), mask, how, count),
+        masked_mean(clipped, mask, count.tokens),
+        masked_mean(log_ratio.detach().square() / 2, mask, count.tokens),
+        ratio.detach(),
+    )
+
+
+def rloo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, count: Count, clip: float = 0.2
+) -> PolicyLoss:
+    """Compute RLOO's objective as a loss, averaged over answers; tables are (n, t), advantages (n,).
+
+    max(-A r, -A clip(r, 1 - clip, 1 + clip)), where r is the ratio of a whole answer's probability: an answer is one
+    action (Ahmadian et al. 2024, arXiv 2402.14740, section 3). Where r is 1, its gradient is the paper's,
+    -A * grad log pi(answer); the clip keeps later steps on the same answers in bounds. Only `logprobs` gets a
+    gradient. `ratio` is (n,), `clip_fraction` one of answers, `approximate_kl` one of a token.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    ratio = log_ratio.sum(dim=1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    losses, clipped = _clipped(ratio, advantages, clip, clip)
+    return PolicyLoss(
+        losses.sum() / count.answers,
+        clipped.sum() / count.answers,
+        masked_mean(log_ratio.detach().square() / 2, mask, count.tokens),
         ratio.detach(),
     )
 
@@ -191,6 +315,26 @@ def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, epis
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)
+
+
+def _groups(scores: Tensor, answers: int) -> Tensor:
+    """Put neighbours into rows of `answers` (n / answers, answers)."""
+    if scores.ndim != 1 or answers < 2 or len(scores) % answers:
+        raise ValueError(f"scores {tuple(scores.shape)} are no whole number of groups of {answers}, two at least")
+    return scores.view(-1, answers)
+
+
+def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    _same_shape(logprobs, old_logprobs)
+    _same_shape(logprobs, mask)
+    return (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Compute PPO's loss of each ratio; second comes 1 where the clip has stopped its gradient."""
+    free = -advantages.detach() * ratio
+    bounded = -advantages.detach() * ratio.clamp(1 - low, 1 + high)
+    return torch.maximum(free, bounded), (bounded > free).detach().to(ratio.dtype)
 
 
 def _same_shape(one: Tensor, other: Tensor) -> None:
