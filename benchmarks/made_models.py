@@ -2,9 +2,9 @@
 
 Nothing is known of how long the answers of a random model would be, and a real one would seldom end within 64 tokens.
 So one row of the output weights, that of the end-of-sequence token, is moved along the mean direction of the last
-hidden states, which raises its logit as a bias would: by so much that it comes with a wanted chance at every token.
-Lengths of answers are then about geometric: widely spread, many short ones. The padding token's row is moved the other
-way, since TRL takes a sampled one for the end.
+hidden states, which raises its logit as a bias would: by so much that the mean answer gets a wanted length. Lengths of
+a random model's answers are then about geometric; a real one's have a wider spread. The padding token's row is moved
+the other way, since TRL takes a sampled one for the end.
 """
 
 import random
@@ -17,9 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -30,6 +28,7 @@ from transformers.utils import logging
 from alignkit.contract.kinds import Policy
 from alignkit.demo.reviews import rows
 from alignkit.learn.models import load_policy
+from alignkit.learn.saving import unpack
 
 quiet: Any = logging  # transformers leaves these untyped
 quiet.set_verbosity_error()
@@ -54,13 +53,13 @@ class Folders(NamedTuple):
     """Of the policy."""
 
 
-def make_models(model: str, chance_of_end: float, folder: Path) -> Folders:
-    """Write a policy whose answers end at each token with this chance, and a reward model of its weights.
+def make_models(model: str, answer_tokens: float | None, folder: Path) -> Folders:
+    """Write a policy whose mean answer of at most 64 tokens is so long, or never ends, and a reward model like it.
 
     `model` is one of SIZES, a model's folder, or a GGUF file.
     """
     policy, tokenizer = generated(model) if model in SIZES else opened(Path(model), folder)
-    end_by_chance(policy, tokenizer, chance_of_end)
+    end_after(policy, tokenizer, answer_tokens)
     policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
     torch.manual_seed(1)
@@ -117,46 +116,49 @@ def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 def opened(model: Path, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Open a model in fp32, its tokenizer with a pad token of its own."""
     if model.suffix == ".gguf":
-        policy = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32)
-        policy.save_pretrained(folder / "unpacked")
-        AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(folder / "unpacked")
+        unpack(model, folder / "unpacked")
         model = folder / "unpacked"
     return load_policy(Policy(name="policy", fingerprint="0", path=model), precision="fp32")
 
 
 @torch.no_grad()
-def end_by_chance(policy: Any, tokenizer: PreTrainedTokenizerBase, chance: float) -> None:
-    """Move two rows of the output weights so that the end token has this mean chance, and the pad token none."""
+def end_after(policy: Any, tokenizer: PreTrainedTokenizerBase, length: float | None) -> None:
+    """Move two rows of the output weights so that the mean answer has this length, and the pad token never comes."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     weight: Tensor = policy.get_output_embeddings().weight
-    hidden = hidden_states(policy, tokenizer)  # (n, d)
+    hidden = hidden_states(policy, tokenizer)  # (n, t, d)
     logits = hidden @ weight.T
-    logits[:, [end, pad]] = float("-inf")
-    others = logits.logsumexp(dim=-1)
-    direction = hidden.mean(dim=0) / hidden.mean(dim=0).norm()
+    logits[..., [end, pad]] = float("-inf")
+    others = logits.logsumexp(dim=-1)  # (n, t)
+    direction = hidden.mean(dim=(0, 1)) / hidden.mean(dim=(0, 1)).norm()
     along, bare = hidden @ direction, hidden @ weight[end]
-    weight[pad] -= (NEVER / along.mean()) * direction
-    if chance == 0:
-        weight[end] -= (NEVER / along.mean()) * direction
-        return
-    low, high = -1e4, 1e4
-    for _ in range(60):
+    never = NEVER / along.mean()
+    weight[pad] -= never * direction
+
+    def mean_length(moved: float) -> float:
+        going_on = 1 - (bare + moved * along - others).sigmoid()
+        return float(1 + going_on[:, :-1].cumprod(dim=1).sum(dim=1).mean())
+
+    low, high = -float(never), float(never)
+    for _ in range(60 if length else 0):
         middle = (low + high) / 2
-        found = (bare + middle * along - others).sigmoid().mean()
-        low, high = (middle, high) if found < chance else (low, middle)
+        low, high = (low, middle) if mean_length(middle) < (length or 0.0) else (middle, high)
     weight[end] += low * direction
 
 
 def hidden_states(policy: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Give the last hidden states at 64 tokens that the policy samples behind each of some prompts (n, d)."""
-    ids = torch.tensor([tokenizer(text)["input_ids"][:8] for text in some_texts(16, 8, tokenizer, seed=3)])
+    """Give the last hidden states from which the policy samples 64 tokens behind each of 32 prompts (n, t, d)."""
+    asked = tokenizer(
+        some_prompts(ragged_lengths(32, 0), tokenizer, 0), padding=True, padding_side="left", return_tensors="pt"
+    )
+    ids, mask = asked["input_ids"], asked["attention_mask"]
     torch.manual_seed(2)
     banned = [[tokenizer.pad_token_id], [tokenizer.eos_token_id]]
-    told = policy.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=True, top_k=0, bad_words_ids=banned
-    )
-    hidden: Tensor = policy.base_model(told).last_hidden_state[:, 8:]
-    return hidden.flatten(0, 1)
+    told = policy.generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=True, top_k=0, bad_words_ids=banned)
+    mask = nn.functional.pad(mask, (0, told.shape[1] - ids.shape[1]), value=1)
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    hidden: Tensor = policy.base_model(told, attention_mask=mask, position_ids=places).last_hidden_state
+    return hidden[:, ids.shape[1] - 1 : -1]
 
 
 def some_prompts(lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:

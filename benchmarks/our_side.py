@@ -50,7 +50,7 @@ def settings(job: Job) -> dict[str, Any]:
         "minibatches": job.minibatches,
         "precision": "fp32",
         "kl": {"coef": job.kl_coef},
-        "critic": {"init": "reward", "learning_rate": job.learning_rate},
+        "critic": {"learning_rate": job.learning_rate},
         "generation": {"max_new_tokens": job.max_new_tokens, "unfinished": "subtract", "penalty": job.penalty},
     }
     return merged(plain, job.ours)

@@ -8,8 +8,8 @@ rate, and as many real optimiser steps: they are counted on both sides, and a di
 
 --model is 5M or 30M, generated here, a model's folder, or a GGUF file. Jobs:
 
-  ragged  prompts of 4 to 64 tokens of the packaged reviews, each length as likely, and answers that end by themselves:
-          at every token with a chance of 1/32, so some 28 tokens, at most 64 (see made_models.py)
+  ragged  prompts of 4 to 64 tokens of the packaged reviews, each length as likely, and answers that end by themselves,
+          after 28 tokens in the mean, with a wide spread, and after 64 at the latest (see made_models.py)
   fixed   prompts of 32 tokens and answers of 48, none of which ends
 
 A repeat asks prompts of its own, the same ones in every update. In a repeat the sides run one after the other, each in
@@ -57,13 +57,14 @@ PHASES: Mapping[str, Callable[[Any], float]] = {
 class Kind(NamedTuple):
     """What kind of job it is."""
 
-    chance_of_end: float
+    answer_tokens: float | None
+    """Of the mean answer; None: none ends."""
     max_new_tokens: int
     prompt_tokens: int | None
     """None: 4 to 64."""
 
 
-KINDS = {"ragged": Kind(1 / 32, 64, None), "fixed": Kind(0.0, 48, 32)}
+KINDS = {"ragged": Kind(28.0, 64, None), "fixed": Kind(None, 48, 32)}
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def read_words() -> argparse.Namespace:
 def make_jobs(words: argparse.Namespace, folder: Path) -> list[Job]:
     """Make one job for each repeat: other prompts and another seed, the same models."""
     kind = KINDS[words.job]
-    policy, reward, weights = make_models(words.model, kind.chance_of_end, folder)
+    policy, reward, weights = make_models(words.model, kind.answer_tokens, folder)
     print(f"{words.model}: {weights / 1e6:.1f} million weights; {words.job} job", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(policy)
 
@@ -119,7 +120,7 @@ def make_jobs(words: argparse.Namespace, folder: Path) -> list[Job]:
             learning_rate=1e-6,
             kl_coef=0.05,
             seed=seed,
-            ends=kind.chance_of_end > 0,
+            ends=kind.answer_tokens is not None,
             ours=settings(words.set),
             trl=settings(words.trl_set),
         )

@@ -2,7 +2,7 @@
 
 The trainer is used as it comes, in its fastest fp32 setting: no activation checkpointing, one pass per minibatch, no
 micro-batches, all of a batch sampled and scored at once. With one pass a minibatch its `num_mini_batches` works; the
-optimiser's steps are counted all the same. Prompts are asked in the job's order, not shuffled.
+optimiser's steps are counted all the same.
 """
 
 import sys
@@ -16,7 +16,6 @@ import trl
 from datasets import Dataset
 from job import TRL, Job, Recorder, gold_score, read_job
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -50,12 +49,6 @@ def main() -> None:
             train_dataset=Dataset.from_list(rows),
             callbacks=[watcher],
         )
-        device = trainer.accelerator.device
-        loader: Any = DataLoader(
-            Dataset.from_list(rows), batch_size=job.batch, collate_fn=trainer.data_collator, drop_last=True
-        )
-        trainer.dataloader = [batch.to(device) for batch in loader]
-        trainer.model.to(device)
         watch(watcher)
         recorder.begin(watcher.gold)
         trainer.train()

@@ -42,7 +42,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, fl
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("parity")
-    made = make_models("5M", 0.0, folder)
+    made = make_models("5M", None, folder)
     tokenizer = AutoTokenizer.from_pretrained(made.policy)
     prompts = some_prompts([4 + row for row in range(16)], tokenizer, seed=1)
     answers = torch.randint(2, len(tokenizer), (16, LENGTH), generator=torch.Generator().manual_seed(1))
