@@ -1,17 +1,19 @@
 """What must hold in every run of PPO, whatever it learns."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import LeftError, RecordingStage
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
-from tiny_models import STOP, llama, llama_critic, uniform_models
+from tiny_models import STOP, laid_out, llama, llama_critic, uniform_models
 
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
 from alignkit.learn.data import Prompt
-from alignkit.learn.layouts import Models
+from alignkit.learn.layouts import Layout, Models
 from alignkit.learn.models import load_for_reward_training, without_deprecations
 from alignkit.learn.rollouts import Critic, Rollout
 from alignkit.learn.saving import save_reward
@@ -36,10 +38,12 @@ def settings(**given) -> PPOSettings:
     return PPOSettings(**(plain | given))
 
 
-def models(rows: int | None = None, seed: int = 0) -> Models:
+def models(rows: int | None = None, seed: int = 0, layout: Layout | None = None) -> Models:
+    """Make models that read padded rows, or packed ones in a layout."""
     policy, reference = (llama(VOCABULARY, seed) for _ in range(2))
     critic, stop = llama_critic(VOCABULARY, seed + 1), frozenset([STOP])
-    return Models(policy, reference.requires_grad_(False), critic, stop, rows=rows)
+    padded = Models(policy, reference.requires_grad_(False), critic, stop, rows=rows)
+    return laid_out(padded, layout) if layout else padded
 
 
 def ones(rollout: Rollout) -> Scored:
@@ -101,9 +105,10 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(one.critic), weights(other.critic), strict=True))
 
 
+@pytest.mark.parametrize("layout", [None, "separate", "shared"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_how_many_rows_go_through_at_once_changes_nothing(rows) -> None:
-    whole, cut = models(), models(rows)
+def test_how_many_rows_go_through_at_once_changes_nothing(rows, layout) -> None:
+    whole, cut = models(layout=layout), models(rows, layout=layout)
 
     run(whole, settings())
     run(cut, settings())
@@ -139,8 +144,20 @@ def test_a_model_that_computes_differently_from_pass_to_pass_is_refused() -> Non
         run(same, settings())
 
 
-def test_the_critic_alone_learns_while_it_warms_up() -> None:
-    some = models()
+def test_packed_rows_teach_what_padded_ones_teach() -> None:
+    padded, packed = models(), models(layout="separate")
+
+    figures = [run(some, settings())[-1] for some in (padded, packed)]
+
+    torch.testing.assert_close(weights(packed.policy), weights(padded.policy), atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights(packed.critic), weights(padded.critic), atol=1e-4, rtol=0)
+    told = [{name: value for name, value in each.items() if name != "tokens_per_second"} for each in figures]
+    assert told[1] == pytest.approx(told[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", [None, "shared"])
+def test_the_critic_alone_learns_while_it_warms_up(layout) -> None:
+    some = models(layout=layout)
     policy, critic = weights(some.policy), weights(some.critic)
 
     log = run(some, settings(critic=CriticSettings(learning_rate=1e-3, warmup=2)))
@@ -150,8 +167,9 @@ def test_the_critic_alone_learns_while_it_warms_up() -> None:
     assert "loss/policy_avg" not in log[0]
 
 
-def test_an_update_stops_moving_the_policy_once_it_is_far_from_the_samples() -> None:
-    log = run(models(), settings(updates=1, epochs=4, minibatches=2, learning_rate=1e-2, kl=KL(stop=1e-4)))
+@pytest.mark.parametrize("layout", [None, "shared"])
+def test_an_update_stops_moving_the_policy_once_it_is_far_from_the_samples(layout) -> None:
+    log = run(models(layout=layout), settings(updates=1, epochs=4, minibatches=2, learning_rate=1e-2, kl=KL(stop=1e-4)))
 
     assert log[0]["steps"] < 8
 
@@ -307,18 +325,28 @@ def whole(**given) -> PPOSettings:
     return settings(generation=Generation(max_new_tokens=8, unfinished="subtract", penalty=0), batch=32, **given)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=8)])
-def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, stage, lora) -> None:
-    given = whole(learning_rate=1e-2, updates=10, lora=lora, kl=KL(coef=0.01))
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"lora": None},
+        {"lora": LoRA(rank=8)},
+        {"lora": LoRA(rank=8), "layout": "shared"},
+        {"layout": "shared"},
+        {"layout": "frozen", "trained_layers": 1},
+    ],
+    ids=["full", "lora", "lora, shared", "shared", "frozen"],
+)
+def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, stage, how) -> None:
+    given = whole(learning_rate=1e-2, updates=12, kl=KL(coef=0.01), critic=CriticSettings(learning_rate=1e-2), **how)
 
     made = ppo(given, stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
     before, after, _ = stage.figures["reward"]
     assert after > before + 0.2
     assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
-    assert [step for step, _, _ in stage.logs] == list(range(1, 11))
+    assert [step for step, _, _ in stage.logs] == list(range(1, 13))
     assert {"prompt", "before", "after", "reward before", "reward after"} == set(stage.samples[0])
-    assert (made.path / ("adapter_config.json" if lora else "config.json")).exists()
+    assert (made.path / ("adapter_config.json" if given.lora else "config.json")).exists()
 
 
 def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_model, prompts, tmp_path) -> None:
@@ -415,3 +443,37 @@ def test_scores_are_cut_unless_the_clip_is_0(clip, told) -> None:
     log = run(models(), given, score=lambda rollout: Scored(four, {"four": four}))
 
     assert log[0]["objective/scores"] == told
+
+
+def test_a_critic_from_the_reward_model_needs_a_body_of_its_own() -> None:
+    with pytest.raises(ValidationError) as caught:
+        PPOSettings(layout="shared", critic=CriticSettings(init="reward"))
+
+    assert caught.value.errors()[0]["msg"] == (
+        'Value error, critic.init = "reward" needs a critic with a body of its own; set layout = "separate", or leave '
+        "it out"
+    )
+
+
+def test_frozen_layers_and_adapters_are_one_too_many() -> None:
+    with pytest.raises(ValidationError) as caught:
+        PPOSettings(layout="frozen", lora=LoRA())
+
+    assert caught.value.errors()[0]["msg"] == (
+        'Value error, layout = "frozen" trains upper layers and lora added matrices; choose one of them'
+    )
+
+
+def test_a_layout_that_needs_packed_rows_is_refused_where_they_are_not_exact(
+    policy, prompts, stage, monkeypatch
+) -> None:
+    monkeypatch.setattr("alignkit.learn.layouts.packs", lambda model: False)
+    reward = FunctionReward(name="gold", fingerprint="0", path=Path(), function="reviews-gold")
+
+    with pytest.raises(RecipeError) as caught:
+        ppo(whole(layout="shared"), stage, policy=policy, rewards=(reward,), prompts=prompts)
+
+    assert str(caught.value) == (
+        "layout: a LlamaForCausalLM cannot be read without padding, which the layout 'shared' needs; "
+        'choose layout = "separate"'
+    )

@@ -3,15 +3,19 @@
 A wrong sign, mask, placement or scale anywhere in the method misses these numbers.
 """
 
+import copy
 import math
 from itertools import product
 
 import pytest
 import torch
-from tiny_models import STOP, uniform_models
+from tiny_models import STOP, laid_out, two_layers_and_a_peaked_start, uniform_models
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from alignkit.contract.settings import Optimisation
-from alignkit.learn.rollouts import Rollout
+from alignkit.learn.layouts import Models
+from alignkit.learn.rollouts import Rollout, answer_logprobs, answer_mask
 from alignkit.learn.scoring import Scored
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, start, train
 
@@ -43,11 +47,16 @@ def even_tokens(rollout: Rollout) -> Scored:
     return as_scores([sum(token % 2 == 0 for token in answer) / len(answer) for answer in rollout.answers])
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_answers_of_fixed_length_reach_the_known_optimum(seed) -> None:
+SEEDS = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+LAYOUTS = ["separate", "shared"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_of_fixed_length_reach_the_known_optimum(seed, layout) -> None:
     length, share = 8, 1 / (1 + math.exp(-1 / (8 * KL_COEF)))
     best_kl = length * (share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share)))
-    models = uniform_models(vocabulary=16, seed=seed, stop=frozenset())
+    models = laid_out(uniform_models(vocabulary=16, seed=seed, stop=frozenset()), layout)
     given = settings(60, length, penalty=0)
     log: list[dict[str, float]] = []
 
@@ -55,7 +64,8 @@ def test_answers_of_fixed_length_reach_the_known_optimum(seed) -> None:
 
     assert share - KL_COEF * best_kl == pytest.approx(0.6470, abs=1e-4)
     assert last_10(log, "objective/rlhf_reward") == pytest.approx(0.6470, abs=0.01)
-    assert last_10(log, "objective/kl") == pytest.approx(best_kl, abs=0.15)
+    # A head on one small body learns more slowly, and the objective is flat around its top.
+    assert last_10(log, "objective/kl") == pytest.approx(best_kl, abs=0.15 if layout == "separate" else 0.25)
 
 
 def ones_and_an_end(answer: list[int]) -> float:
@@ -63,13 +73,18 @@ def ones_and_an_end(answer: list[int]) -> float:
     return answer.count(1) / 5 - 0.5 * (answer[-1] != STOP)
 
 
-def best_objective_of_ended_answers() -> float:
+def all_answers() -> list[list[int]]:
     """Enumerate all 1,365 answers of at most 5 tokens out of 5, token 0 ending them."""
-    expected = 0.0
-    for length in range(1, 6):
-        for body in product(range(1, 5), repeat=length - 1):
-            for last in range(5) if length == 5 else [STOP]:
-                expected += 5.0**-length * math.exp(ones_and_an_end([*body, last]) / KL_COEF)
+    return [
+        [*body, last]
+        for length in range(1, 6)
+        for body in product(range(1, 5), repeat=length - 1)
+        for last in (range(5) if length == 5 else [STOP])
+    ]
+
+
+def best_objective_of_ended_answers() -> float:
+    expected = sum(5.0 ** -len(answer) * math.exp(ones_and_an_end(answer) / KL_COEF) for answer in all_answers())
     return KL_COEF * math.log(expected)
 
 
@@ -77,9 +92,10 @@ def ones(rollout: Rollout) -> Scored:
     return as_scores([answer.count(1) / 5 for answer in rollout.answers])
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed) -> None:
-    models = uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP]))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed, layout) -> None:
+    models = laid_out(uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP])), layout)
     given = settings(80, 5, penalty=0.5)
     log: list[dict[str, float]] = []
 
@@ -87,3 +103,26 @@ def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed) -> Non
 
     assert best_objective_of_ended_answers() == pytest.approx(0.19826, abs=1e-5)
     assert 0.17 <= last_10(log, "objective/rlhf_reward") < 0.205
+
+
+def logprobs_of_all(model: PreTrainedModel) -> Tensor:
+    answers = all_answers()
+    with torch.no_grad():
+        table = answer_logprobs(model, [[STOP]] * len(answers), answers)
+    return table.masked_fill(~answer_mask(answers), 0.0).sum(dim=1)
+
+
+def test_frozen_lower_layers_leave_nearly_the_optimum_of_all_weights() -> None:
+    """The objective is exact here: every answer is weighed by its probability."""
+    policy = two_layers_and_a_peaked_start(vocabulary=5, seed=2)
+    start_logprobs, rewards = logprobs_of_all(policy), torch.tensor(list(map(ones_and_an_end, all_answers())))
+    best = float(KL_COEF * (start_logprobs + rewards / KL_COEF).logsumexp(0))
+    models = laid_out(Models(policy, copy.deepcopy(policy), None, frozenset([STOP])), "frozen")
+    given = settings(80, 5, penalty=0.5)
+
+    train(models, start(models, given), [[STOP]], ones, given, 2, lambda *_: None)
+
+    logprobs = logprobs_of_all(policy)
+    reached = float((logprobs.exp() * (rewards - KL_COEF * (logprobs - start_logprobs))).sum())
+    assert float((start_logprobs.exp() * rewards).sum()) < 0.1
+    assert 0.95 * best <= reached <= best

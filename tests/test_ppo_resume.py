@@ -40,7 +40,15 @@ def inputs(policy, records, tmp_path):
     return {"policy": policy, "rewards": (reward,), "prompts": records(Prompts, rows[4:], rows[:4])}
 
 
-def run(stage: RecordingStage, inputs, lora: LoRA | None = None, warmup: int = 0) -> None:
+HOW = {
+    "full": {},
+    "lora": {"lora": LoRA(rank=2)},
+    "shared": {"layout": "shared"},
+    "frozen": {"layout": "frozen", "trained_layers": 1},
+}
+
+
+def run(stage: RecordingStage, inputs, warmup: int = 0, **how) -> None:
     settings = PPOSettings(
         learning_rate=1e-2,
         updates=UPDATES,
@@ -50,7 +58,7 @@ def run(stage: RecordingStage, inputs, lora: LoRA | None = None, warmup: int = 0
         kl=KL(target=0.01, horizon=100),
         critic=CriticSettings(warmup=warmup),
         generation=Generation(max_new_tokens=6, unfinished="subtract", penalty=0),
-        lora=lora,
+        **how,
     )
     torch.manual_seed(1)
     ppo(settings, stage, **inputs)
@@ -71,28 +79,28 @@ def contents(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 @pytest.mark.parametrize("warmup", [0, 1], ids=["both learn", "critic first"])
-def test_two_halves_leave_the_state_that_one_whole_leaves(inputs, tmp_path, lora, warmup) -> None:
-    whole = interrupted(RecordingStage(tmp_path / "whole"), inputs, UPDATES, lora=lora, warmup=warmup)
+def test_two_halves_leave_the_state_that_one_whole_leaves(inputs, tmp_path, how, warmup) -> None:
+    whole = interrupted(RecordingStage(tmp_path / "whole"), inputs, UPDATES, warmup=warmup, **how)
 
-    parts = interrupted(RecordingStage(tmp_path / "parts"), inputs, 1, lora=lora, warmup=warmup)
-    interrupted(parts, inputs, UPDATES, lora=lora, warmup=warmup)
+    parts = interrupted(RecordingStage(tmp_path / "parts"), inputs, 1, warmup=warmup, **how)
+    interrupted(parts, inputs, UPDATES, warmup=warmup, **how)
 
     assert figures(parts) == figures(whole)
     assert contents(parts.latest()) == contents(whole.latest())
     assert contents(whole.latest()).keys() == {"policy.safetensors", "critic.safetensors", "state.json"}
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 @pytest.mark.parametrize("at", [2, UPDATES], ids=["on the way", "after the last update"])
-def test_an_interrupted_stage_makes_the_same_policy(inputs, tmp_path, lora, at) -> None:
+def test_an_interrupted_stage_makes_the_same_policy(inputs, tmp_path, how, at) -> None:
     whole, parts = RecordingStage(tmp_path / "whole"), RecordingStage(tmp_path / "parts")
-    run(whole, inputs, lora)
+    run(whole, inputs, **how)
 
-    run(interrupted(parts, inputs, at, lora=lora), inputs, lora)
+    run(interrupted(parts, inputs, at, **how), inputs, **how)
 
-    file = "artifact/adapter_model.safetensors" if lora else "artifact/model.safetensors"
+    file = "artifact/adapter_model.safetensors" if "lora" in how else "artifact/model.safetensors"
     assert (parts.root / file).read_bytes() == (whole.root / file).read_bytes()
     assert (figures(parts), parts.figures, parts.samples) == (figures(whole), whole.figures, whole.samples)
 

@@ -1,5 +1,7 @@
 """Models with a few thousand weights, made on the spot."""
 
+from dataclasses import replace
+
 import torch
 from transformers import (
     GPT2Config,
@@ -10,8 +12,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignkit.learn.layouts import Models
+from alignkit.learn.layouts import Layout, Models, ValueHead
+from alignkit.learn.packing import packs
 from alignkit.learn.rollouts import Critic
+from alignkit.learn.trunk import Trunk
 
 STOP = 0
 
@@ -34,6 +38,16 @@ def llama_config(vocabulary: int, width: int = 32) -> LlamaConfig:
 def llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(llama_config(vocabulary)).eval()
+
+
+def two_layers_and_a_peaked_start(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """Make a model whose output layer already tells tokens apart."""
+    torch.manual_seed(seed)
+    config = llama_config(vocabulary)
+    config.num_hidden_layers = 2
+    model = LlamaForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.2, generator=torch.Generator().manual_seed(seed))
+    return model
 
 
 def gpt2(vocabulary: int, seed: int = 0) -> GPT2LMHeadModel:
@@ -61,3 +75,15 @@ def uniform_models(vocabulary: int, seed: int, stop: frozenset[int]) -> Models:
     """A policy that answers at random, its frozen twin, and a critic that knows nothing."""
     policy, reference = (at_random(llama(vocabulary, seed)) for _ in range(2))
     return Models(policy, reference.requires_grad_(False), llama_critic(vocabulary, seed + 1), stop)
+
+
+def laid_out(models: Models, layout: Layout) -> Models:
+    """Lay the same policy and start out in another way, without padding."""
+    if layout == "separate":
+        assert all(map(packs, (models.policy, models.reference, models.critic.model)))
+        return replace(models, packed=True)
+    assert all(map(packs, (models.policy, models.reference)))
+    head = ValueHead(models.policy.config.hidden_size, models.policy.device)
+    if layout == "shared":
+        return replace(models, critic=head, packed=True)
+    return replace(models, reference=None, critic=head, packed=True, trunk=Trunk.cut(models.policy, 1))

@@ -14,10 +14,11 @@ advantages, and take several epochs of clipped steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from alignkit.contract import online
 from alignkit.contract.hookspecs import hookimpl
@@ -54,6 +55,8 @@ class CriticSettings(Settings):
     """Updates at the start in which the critic alone learns."""
     clip: NonNegativeFloat = 0.2
     """How far one update may move a value. 0: as far as it likes."""
+    weight: PositiveFloat = 1.0
+    """Share of its loss, measured in variances of the returns, beside the policy's where both have one body."""
 
 
 class RewardShape(online.RewardShape):
@@ -76,6 +79,21 @@ class PPOSettings(OnlineSettings):
     """The model that learns what an unfinished answer will be worth."""
     reward: RewardShape = RewardShape()
     """What is done to scores before they are learnt from."""
+    layout: Literal["separate", "shared", "frozen"] = "separate"
+    """`separate`: the critic is a model of its own. `shared`: it is a head on the policy; about half the work and
+    memory. `frozen`: shared, and only the upper layers learn; a fraction of both, for models that can be cut."""
+    trained_layers: PositiveInt = 2
+    """How many of the upper layers learn in the layout `frozen`."""
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Self:
+        if self.layout != "separate" and self.critic.init == "reward":
+            raise ValueError(
+                'critic.init = "reward" needs a critic with a body of its own; set layout = "separate", or leave it out'
+            )
+        if self.layout == "frozen" and self.lora:
+            raise ValueError('layout = "frozen" trains upper layers and lora added matrices; choose one of them')
+        return self
 
 
 @method("ppo")
@@ -94,6 +112,8 @@ def ppo(
         temperature=settings.generation.temperature,
         lora=settings.lora,
         precision=settings.precision,
+        layout=settings.layout,
+        trained_layers=settings.trained_layers,
     )
     train_and_measure(train, models, tokenizer, start(models, settings), rewards, prompts, settings, stage)
     return stage.save_policy(models.policy, tokenizer)
@@ -102,9 +122,10 @@ def ppo(
 def start(models: Models, settings: PPOSettings) -> State:
     """Prepare to train policy and critic."""
     from alignkit.learn import online
-    from alignkit.learn.layouts import critic_of
 
-    return online.start(models, settings, {"critic": (critic_of(models), settings.critic.learning_rate)})
+    if models.critic is None:
+        raise StageError("ppo needs a critic, and none was opened")
+    return online.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate)})
 
 
 def train(
@@ -127,8 +148,10 @@ def learn(
 ) -> dict[str, float]:
     """Learn from answers: shape a reward for every token, estimate advantages, take several epochs of steps."""
     experience, figures = shape(models, state, rollout, scored, settings)
-    actor = state.actor if state.done >= settings.critic.warmup else None
-    return figures | update(models, actor, state.learners["critic"], experience, settings, chance)
+    learners = dict(state.learners)
+    if state.done < settings.critic.warmup:
+        del learners["policy"]
+    return figures | update(models, learners, experience, settings, chance)
 
 
 class Experience(NamedTuple):
@@ -141,12 +164,23 @@ class Experience(NamedTuple):
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    states: Sequence[Tensor] | None
+    """What frozen layers made of each row."""
 
     def take(self, rows: Sequence[int]) -> Experience:
         """Take these rows, as wide as the longest of them."""
         answers = [self.answers[row] for row in rows]
         width = max(map(len, answers))
-        return Experience([self.prompts[row] for row in rows], answers, *(t[rows, :width] for t in self[2:]))
+        return Experience(
+            [self.prompts[row] for row in rows],
+            answers,
+            self.mask[rows, :width],
+            self.logprobs[rows, :width],
+            self.values[rows, :width],
+            self.advantages[rows, :width],
+            self.returns[rows, :width],
+            None if self.states is None else [self.states[row] for row in rows],
+        )
 
 
 def shape(
@@ -157,7 +191,7 @@ def shape(
     from alignkit.learn.online import look
 
     known, figures = look(models, state, rollout, scored, settings)
-    (logprobs, _, _, values, _), mask = known.reading, known.mask
+    (logprobs, _, _, values, states), mask = known.reading, known.mask
     if values is None:
         raise StageError("values need a critic, and none was opened")
     rewards = losses.token_rewards(known.scores, known.kl, mask, state.kl_coef)
@@ -166,47 +200,108 @@ def shape(
     advantages, returns = losses.estimate_advantages(rewards, values, mask, settings.gamma, settings.lam)
     advantages = losses.whiten(advantages, mask)
     figures["val/explained_var"] = float(losses.explained_variance(values, returns, mask))
-    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns), figures
+    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns, states), figures
 
 
 def update(
-    models: Models,
-    actor: Learner | None,
-    assessor: Learner,
-    experience: Experience,
-    settings: PPOSettings,
-    chance: Generator,
+    models: Models, learners: Mapping[str, Learner], experience: Experience, settings: PPOSettings, chance: Generator
 ) -> dict[str, float]:
-    """Take the optimiser steps of one update; without an actor the critic alone learns."""
-    from alignkit.learn.layouts import check_first_step, critic_values, passes, policy_logprobs
-    from alignkit.learn.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+    """Take the optimiser steps of one update; without the learner `policy` the critic alone learns."""
+    from alignkit.learn.layouts import ValueHead, check_first_step, passes
     from alignkit.learn.online import POLICY_FIGURES
-    from alignkit.learn.training import mean_figures, minibatches, take_step
+    from alignkit.learn.training import mean_figures, minibatches
 
-    def policy_objective(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs = policy_logprobs(models, part.prompts, part.answers)
-        result = clipped_policy_loss(logprobs, part.logprobs, part.advantages, part.mask, settings.clip, tokens)
-        ratio = masked_mean(result.ratio, part.mask, tokens)
-        return result.loss, {"approxkl": result.approximate_kl, "clipfrac": result.clip_fraction, "ratio": ratio}
-
-    def value_objective(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        values = critic_values(models, part.prompts, part.answers)
-        result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)
-        return result.loss, {"clipfrac": result.clip_fraction}
-
-    policy_steps, value_steps = [], []
+    step = partial(joint_step, scale=spread(experience)) if isinstance(models.critic, ValueHead) else separate_steps
+    learning = dict(learners)
+    steps: dict[str, list[dict[str, float]]] = {"policy": [], "critic": []}
     for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, chance):
         minibatch = experience.take(rows)
         parts = [minibatch.take(group) for group in passes(models, minibatch.prompts, minibatch.answers)]
-        tokens = sum(int(part.mask.sum()) for part in parts)
-        if actor is not None:
-            policy_steps.append(take_step(actor, parts, policy_objective))
-            if len(policy_steps) == 1:
-                check_first_step(models, policy_steps[0]["approxkl"])
-            if settings.kl.stop and policy_steps[-1]["approxkl"] > settings.kl.stop:
-                actor = None
-        value_steps.append(take_step(assessor, parts, value_objective))
-    return mean_figures(policy_steps, POLICY_FIGURES) | mean_figures(value_steps, VALUE_FIGURES)
+        for name, figures in step(models, learning, parts, settings).items():
+            steps[name].append(figures)
+        if "policy" in learning and len(steps["policy"]) == 1:
+            check_first_step(models, steps["policy"][0]["approxkl"])
+        if settings.kl.stop and "policy" in learning and steps["policy"][-1]["approxkl"] > settings.kl.stop:
+            if isinstance(models.critic, ValueHead):
+                break  # Its steps would move the policy on.
+            del learning["policy"]
+    return mean_figures(steps["policy"], POLICY_FIGURES) | mean_figures(steps["critic"], VALUE_FIGURES)
+
+
+def separate_steps(
+    models: Models, learners: Mapping[str, Learner], parts: Sequence[Experience], settings: PPOSettings
+) -> dict[str, dict[str, float]]:
+    """Take one step of the policy and one of a critic with a body of its own, and give the figures of each."""
+    from alignkit.learn.layouts import critic_values, policy_logprobs
+    from alignkit.learn.training import take_step
+
+    tokens = sum(int(part.mask.sum()) for part in parts)
+
+    def policy(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        return policy_loss(policy_logprobs(models, part.prompts, part.answers), part, settings, tokens)
+
+    def critic(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        return value_loss(critic_values(models, part.prompts, part.answers), part, settings, tokens)
+
+    objectives = {"policy": policy, "critic": critic}
+    return {name: take_step(learner, parts, objectives[name]) for name, learner in learners.items()}
+
+
+def joint_step(
+    models: Models, learners: Mapping[str, Learner], parts: Sequence[Experience], settings: PPOSettings, scale: float
+) -> dict[str, dict[str, float]]:
+    """Take one step of a policy that carries the critic's head, and give the figures of each.
+
+    The critic's loss is divided by `scale`, so that rewards of any size leave the policy its share of the body.
+    """
+    from alignkit.learn.layouts import logprobs_and_values
+    from alignkit.learn.training import take_joint_step
+
+    tokens = sum(int(part.mask.sum()) for part in parts)
+    alone = "policy" not in learners
+
+    def both(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs, values = logprobs_and_values(models, part.prompts, part.answers, part.states, head_alone=alone)
+        ours, told = policy_loss(logprobs, part, settings, tokens)
+        theirs, also = value_loss(values, part, settings, tokens)
+        figures = {f"policy/{name}": value for name, value in {"loss": ours, **told}.items()}
+        figures |= {f"critic/{name}": value for name, value in {"loss": theirs, **also}.items()}
+        return theirs * (settings.critic.weight / scale) + (0.0 if alone else ours), figures
+
+    sums = take_joint_step(learners, parts, both)
+    return {
+        learner: {name.removeprefix(f"{learner}/"): value for name, value in sums.items() if name.startswith(learner)}
+        for learner in learners
+    }
+
+
+def spread(experience: Experience) -> float:
+    """Compute the variance of an update's returns."""
+    from alignkit.learn.losses import masked_mean
+
+    mean = masked_mean(experience.returns, experience.mask)
+    return max(float(masked_mean((experience.returns - mean).square(), experience.mask)), 1e-4)
+
+
+def policy_loss(
+    logprobs: Tensor, part: Experience, settings: PPOSettings, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the policy's loss and its figures as their share of a step that has so many answer tokens."""
+    from alignkit.learn.losses import clipped_policy_loss, masked_mean
+
+    result = clipped_policy_loss(logprobs, part.logprobs, part.advantages, part.mask, settings.clip, tokens)
+    ratio = masked_mean(result.ratio, part.mask, tokens)
+    return result.loss, {"approxkl": result.approximate_kl, "clipfrac": result.clip_fraction, "ratio": ratio}
+
+
+def value_loss(
+    values: Tensor, part: Experience, settings: PPOSettings, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the critic's loss and its figures, likewise."""
+    from alignkit.learn.losses import clipped_value_loss
+
+    result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)
+    return result.loss, {"clipfrac": result.clip_fraction}
 
 
 @hookimpl
