@@ -337,14 +337,14 @@ def whole(**given) -> PPOSettings:
     ids=["full", "lora", "lora, shared", "shared", "frozen"],
 )
 def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, stage, how) -> None:
-    given = whole(learning_rate=1e-2, updates=12, kl=KL(coef=0.01), critic=CriticSettings(learning_rate=1e-2), **how)
+    given = whole(learning_rate=1e-2, updates=16, kl=KL(coef=0.01), critic=CriticSettings(learning_rate=1e-2), **how)
 
     made = ppo(given, stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
     before, after, _ = stage.figures["reward"]
     assert after > before + 0.2
     assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
-    assert [step for step, _, _ in stage.logs] == list(range(1, 13))
+    assert [step for step, _, _ in stage.logs] == list(range(1, 17))
     assert {"prompt", "before", "after", "reward before", "reward after"} == set(stage.samples[0])
     assert (made.path / ("adapter_config.json" if given.lora else "config.json")).exists()
 
