@@ -67,6 +67,8 @@ class Update:
     generate: float
     passes: float
     learn: float
+    processor: float
+    """Seconds that all cores together worked on it; other work on the machine disturbs these less."""
 
     @property
     def seconds(self) -> float:
@@ -100,6 +102,7 @@ class Recorder:
         self._after_imports = psutil.Process().memory_info().rss
         self._counts: Counter[int] = Counter()
         self._marks: list[float] = []
+        self._worked = 0.0
         self._updates: list[Update] = []
         self._figures: list[dict[str, float]] = []
         self._steps: list[int] = []
@@ -113,7 +116,7 @@ class Recorder:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         forget_peak()
-        self._marks = [now()]
+        self._restart()
 
     def answered(self) -> None:
         self._marks.append(now())
@@ -127,12 +130,13 @@ class Recorder:
         """End an update; what is measured now is not on the clock."""
         begun, answered, learning = self._marks
         ended = now()
-        self._updates.append(Update(answered - begun, learning - answered, ended - learning))
+        worked = time.process_time() - self._worked
+        self._updates.append(Update(answered - begun, learning - answered, ended - learning, worked))
         self._figures.append({name: float(value) for name, value in figures.items()})
         self._steps.append(max(self._counts.values(), default=0))
         self._lengths.append(length)
         self._measure_gold(gold)
-        self._marks = [now()]
+        self._restart()
 
     def write(self, place: Path, versions: dict[str, str]) -> None:
         result = Result(
@@ -146,6 +150,9 @@ class Recorder:
             self._gold,
         )
         place.write_text(json.dumps(asdict(result)), "utf-8")
+
+    def _restart(self) -> None:
+        self._marks, self._worked = [now()], time.process_time()
 
     def _measure_gold(self, gold: Callable[[], float]) -> None:
         if self.job.every and len(self._updates) % self.job.every == 0:

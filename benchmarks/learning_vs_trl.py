@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,7 +74,10 @@ def main() -> None:
         runs = run_all(words, Path(folder))
     facts = summary(words, runs)
     for side, told in facts["sides"].items():
-        print(f"{side}: median {told['median']} s, by seed {told['seconds']}; {told['times TRL']} times TRL's speed")
+        if told["median"] is None:
+            print(f"{side}: target not reached by half of the seeds {told['seconds']}")
+        else:
+            print(f"{side}: median {told['median']} s {told['seconds']}; {told['times TRL']} times TRL's speed")
     if words.json:
         words.json.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
@@ -193,7 +196,7 @@ def summary(words: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
             name: {
                 "seconds": [value and round(value, 1) for value in seconds[name]],
                 "median": rounded(medians[name]),
-                "times TRL": rounded(medians["TRL"] / medians[name]),
+                "times TRL": rounded(medians["TRL"] / medians[name]) if medians[name] < inf else None,
             }
             for name in names
         },
@@ -207,7 +210,7 @@ def settled(run: Run) -> tuple[float, float]:
 
 def rounded(value: float) -> float | None:
     """Give a number that JSON has; None for one that is not finite."""
-    return round(value, 2) if value - value == 0 else None
+    return round(value, 2) if isfinite(value) else None
 
 
 if __name__ == "__main__":

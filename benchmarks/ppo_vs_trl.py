@@ -20,6 +20,7 @@ the machine does weighs on both. Reported of each side:
   generate  until the answers are there
   passes    log-probabilities, values, rewards and advantages
   learn     the epochs of optimiser steps
+  processor seconds that all cores together worked on an update, which other work on the machine disturbs less
   memory    the peak while training, less what the process had after its imports (on a GPU: the peak allocated there)
 
 TRL runs in its fastest fp32 setting (see trl_side.py). Ours runs in fp32 with the default settings of `ppo`, or in each
@@ -51,6 +52,7 @@ PHASES: Mapping[str, Callable[[Any], float]] = {
     "generate": lambda update: update.generate,
     "passes": lambda update: update.passes,
     "learn": lambda update: update.learn,
+    "processor": lambda update: update.processor,
 }
 
 
@@ -85,7 +87,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--model", default="5M", help="5M, 30M, a model's folder or a GGUF file (default 5M)")
     parser.add_argument("--job", choices=KINDS, default="ragged")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
-    parser.add_argument("--updates", type=int, default=3, help="updates of a run that count (default 3)")
+    parser.add_argument("--updates", type=int, default=4, help="updates of a run that count (default 4)")
     parser.add_argument("--batch", type=int, default=16, help="answers in an update (default 16)")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=1, help="optimiser steps in an epoch (default 1)")
@@ -200,6 +202,9 @@ def side(results: Sequence[Result], theirs: Sequence[Result], batch: int) -> dic
         "memory": spread([float(result.memory) for result in results]),
         "answer tokens": fmean(length for result in results for length in result.answered[1:]),
         "times TRL's speed": spread([seconds_of(their) / seconds_of(our) for our, their in pairs]),
+        "times TRL's speed, by processor time": spread(
+            [seconds_of(their, "processor") / seconds_of(our, "processor") for our, their in pairs]
+        ),
         "share of TRL's memory": spread([our.memory / their.memory for our, their in pairs]),
         "optimisers": results[0].optimisers,
     }
@@ -217,7 +222,18 @@ def machine() -> str:
 
 def print_summary(facts: Mapping[str, Any]) -> None:
     print(f"{facts['optimiser steps of an update']} optimiser steps an update on every side; {facts['measured on']}")
-    heads = ("seconds", "generate", "passes", "learn", "samples/s", "memory, GB", "answers", "speed x", "memory x")
+    heads = (
+        "seconds",
+        "generate",
+        "passes",
+        "learn",
+        "processor",
+        "samples/s",
+        "memory, GB",
+        "answers",
+        "speed x",
+        "memory x",
+    )
     print(f"{'':24}" + "".join(f"{head:>12}" for head in heads))
     for name, told in facts["sides"].items():
         row = [told[phase]["median"] for phase in PHASES]
@@ -226,8 +242,10 @@ def print_summary(facts: Mapping[str, Any]) -> None:
         print(f"{name:24}" + "".join(f"{value:12.2f}" for value in row))
     for name, told in list(facts["sides"].items())[1:]:
         speed, memory = told["times TRL's speed"], told["share of TRL's memory"]
+        processor = told["times TRL's speed, by processor time"]
         print(
             f"{name}: {speed['median']:.2f} ({speed['min']:.2f}-{speed['max']:.2f}) times TRL's speed, "
+            f"by processor time {processor['median']:.2f} ({processor['min']:.2f}-{processor['max']:.2f}); "
             f"{memory['median']:.2f} ({memory['min']:.2f}-{memory['max']:.2f}) of its memory"
         )
 
