@@ -44,7 +44,8 @@ class KL(online.KL):
     """The pull back to the starting policy."""
 
     coef: NonNegativeFloat = 0.04
-    """Loss added for each nat by which a token's log-probability exceeds the starting policy's. 0: the starting policy
+    """Loss added for each nat by which a token's log-probability exceeds the starting policy's; where `scale`
+    is not `none`, scores count in deviations, so the same pull needs another number than in ppo. 0: the starting policy
     is not kept in memory."""
     corrected: bool = True
     """Pull by the gradient of KL(policy || start), as the other methods do; false: by that of KL(start || policy), as
