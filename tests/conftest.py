@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import pytest
 
 from alignkit.contract.kinds import Policy, Records, RewardModel
 from alignkit.contract.records import Part
+
+hypothesis.settings.register_profile("alignkit", deadline=None)
+hypothesis.settings.load_profile("alignkit")
 
 SENTENCES = (
     "the food was good bad and we liked it not at all my room is cold warm they said hello how are you i am fine "

@@ -150,7 +150,7 @@ def test_no_text_is_refused(policy, records, stage):
     with pytest.raises(DataError) as caught:
         clm(CLM, stage, policy=policy, corpus=records(Text, [], texts(2)))
 
-    assert str(caught.value) == ("stage 'stage': there is no text to learn from; check the source and its held_out")
+    assert str(caught.value) == ("there is no text to learn from; check the source and its held_out")
 
 
 def test_demonstrations_that_do_not_fit_are_refused_before_training(policy, records, stage):
@@ -158,7 +158,7 @@ def test_demonstrations_that_do_not_fit_are_refused_before_training(policy, reco
         sft(SFTSettings(max_length=8), stage, policy=policy, demos=records(Demonstrations, asked(8), asked(2)))
 
     assert str(caught.value) == (
-        "stage 'stage': of 8 demonstrations, 8 cut short: they do not fit in max_length 8 (the longest has 15 tokens); "
+        "of 8 demonstrations, 8 cut short: they do not fit in max_length 8 (the longest has 15 tokens); "
         "raise max_length, or max_lost (now 0.05) if that is meant"
     )
     assert stage.logs == []

@@ -194,7 +194,7 @@ def test_too_much_that_does_not_fit_is_refused(stage):
         report(stage, "pairs", Lengths(64, rows=100, dropped=6, longest=90), 0.05)
 
     assert str(caught.value) == (
-        "stage 'stage': of 100 pairs, 6 left out: they do not fit in max_length 64 (the longest has 90 tokens); "
+        "of 100 pairs, 6 left out: they do not fit in max_length 64 (the longest has 90 tokens); "
         "raise max_length, or max_lost (now 0.05) if that is meant"
     )
 
@@ -203,7 +203,7 @@ def test_no_rows_at_all_are_refused(stage):
     with pytest.raises(DataError) as caught:
         report(stage, "pairs", Lengths(64), 0.05)
 
-    assert str(caught.value) == "stage 'stage': there are no pairs to learn from; check the source and held_out"
+    assert str(caught.value) == "there are no pairs to learn from; check the source and held_out"
 
 
 def test_packing_loses_no_token_and_its_last_block_is_short(tokenizer):

@@ -109,6 +109,6 @@ def test_a_prompt_that_leaves_no_room_is_refused_for_every_policy(policy, record
         evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3) + long))
 
     assert str(error.value) == (
-        "stage 'stage': 1 of 4 prompts leave no room for an answer of 6 tokens in max_length 64; raise max_length, or "
+        "1 of 4 prompts leave no room for an answer of 6 tokens in max_length 64; raise max_length, or "
         "take them out of the source"
     )

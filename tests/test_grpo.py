@@ -282,7 +282,7 @@ def test_several_processes_are_refused(name, inputs, tmp_path) -> None:
     with pytest.raises(RecipeError) as refusal:
         METHODS[name][0](whole(name), RecordingStage(tmp_path / "wide", world=2), **inputs)
 
-    assert str(refusal.value) == f"stage 'stage': {name} runs in one process; choose a machine with one process"
+    assert str(refusal.value) == f"{name} runs in one process; choose a machine with one process"
 
 
 def figures(stage: RecordingStage) -> list[dict[str, float]]:

@@ -400,7 +400,7 @@ def test_several_processes_are_refused(policy, reward_model, prompts, tmp_path) 
     with pytest.raises(RecipeError) as refusal:
         ppo(whole(), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
-    assert str(refusal.value) == "stage 'stage': ppo runs in one process; choose a machine with one process"
+    assert str(refusal.value) == "ppo runs in one process; choose a machine with one process"
 
 
 def test_answers_without_prompts_aside_are_not_measured(policy, reward_model, records, stage) -> None:

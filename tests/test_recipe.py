@@ -166,7 +166,7 @@ def test_a_hostile_recipe_is_refused_within_a_second(desk: Desk, name: str) -> N
     assert time.process_time() - before < 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300))
 def test_any_bytes_are_a_recipe_or_a_recipe_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.toml"
@@ -191,7 +191,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sets=st.dictionaries(st.lists(WORDS, min_size=1, max_size=4).map(".".join), VALUES, max_size=4))
 def test_any_overrides_make_a_plan_or_an_error_of_ours(desk: Desk, sets: dict[str, Any]) -> None:
     with suppress(AlignkitError):

@@ -416,7 +416,7 @@ def chat(*contents: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(prompt=st.text(min_size=1), share=st.floats(0, 1))
 def test_a_prompt_is_on_one_side_in_every_form(prompt: str, share: float) -> None:
     system = {"role": "system", "content": "Be brief."}
@@ -500,7 +500,7 @@ def test_answers_that_share_nothing_are_told_apart_by_the_chosen_one() -> None:
 # Anything
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(min_size=1, max_size=200), ending=st.sampled_from([e for e in FORMATS if e != ".parquet"]))
 def test_any_bytes_are_rows_or_a_data_error(tmp_path: Path, content: bytes, ending: str) -> None:
     path = put(tmp_path, content, f"rows{ending}")
@@ -523,7 +523,7 @@ VALUES = st.recursive(
 COLUMNS = ["prompt", "completion", "messages", "chosen", "rejected", "rating", "label", "text", "held_out", "x"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=4), min_size=1, max_size=4),
     kind=st.sampled_from([Text, Prompts, Demonstrations, Preferences, Ratings]),

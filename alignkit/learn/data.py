@@ -118,7 +118,7 @@ def _counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False)
 def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
     """Tell what does not fit, before anything is trained; raises DataError where that is too much, or all."""
     if not lengths.rows:
-        raise DataError(f"there are no {what} to learn from", f"stage {stage.name!r}", "check the source and held_out")
+        raise DataError(f"there are no {what} to learn from", remedy="check the source and held_out")
     if not lengths.cut + lengths.dropped:
         return
     parts = [f"{n} {word}" for n, word in ((lengths.cut, "cut short"), (lengths.dropped, "left out")) if n]
@@ -127,8 +127,7 @@ def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
         f"(the longest has {lengths.longest} tokens)"
     )
     if lengths.lost > max_lost or lengths.dropped == lengths.rows:
-        where = f"stage {stage.name!r}"
-        raise DataError(problem, where, f"raise max_length, or max_lost (now {max_lost:g}) if that is meant")
+        raise DataError(problem, remedy=f"raise max_length, or max_lost (now {max_lost:g}) if that is meant")
     if stage.latest() is None:  # else it was told before the stage was interrupted
         stage.warn(problem, "raise max_length if they matter")
 

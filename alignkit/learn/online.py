@@ -94,8 +94,7 @@ class Train(Protocol[SettingsC]):
 def only_one_process(stage: Stage, method: str) -> None:
     """Refuse a machine with several processes."""
     if stage.world > 1:
-        where, remedy = f"stage {stage.name!r}", "choose a machine with one process"
-        raise RecipeError(f"{method} runs in one process", where, remedy)
+        raise RecipeError(f"{method} runs in one process", remedy="choose a machine with one process")
 
 
 def start(
