@@ -255,6 +255,26 @@ def test_a_lora_policy_is_its_own_reference(name, inputs, stage) -> None:
 
 
 @both
+def test_upper_layers_alone_may_learn(name, inputs, stage) -> None:
+    given = whole(name, learning_rate=1e-2, updates=40, epochs=1, batch=64, trained_layers=1, kl=pull(name, coef=0.001))
+
+    METHODS[name][0](given, stage, **inputs)
+
+    before, after, _ = stage.figures["reward"]
+    assert after > before + 0.4
+    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+
+
+@both
+def test_upper_layers_and_adapters_are_not_trained_at_once(name) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        settings(name, trained_layers=1, lora=LoRA())
+
+    told = "trained_layers trains upper layers and lora added matrices; choose one of them"
+    assert str(refusal.value.errors()[0]["ctx"]["error"]) == told
+
+
+@both
 def test_a_function_is_reward_enough(name, inputs, stage) -> None:
     gold = FunctionReward(name="gold", fingerprint="0", path=inputs["policy"].path, function="reviews-gold")
 
@@ -286,7 +306,10 @@ def test_several_processes_are_refused(name, inputs, tmp_path) -> None:
 
 
 def figures(stage: RecordingStage) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for _, _, row in stage.logs]
+    return [
+        {key: value for key, value in row.items() if not key.startswith("tokens_per_second")}
+        for _, _, row in stage.logs
+    ]
 
 
 @both

@@ -124,8 +124,8 @@ def test_more_trained_layers_than_there_are_are_refused() -> None:
         Trunk.cut(policy(), 3)
 
     assert str(caught.value) == (
-        "trained_layers: the model has 3 layers, so 3 trained ones leave none frozen; set it below 3, or choose "
-        "another layout"
+        "trained_layers: the model has 3 layers, so 3 trained ones leave none frozen; set it below 3, or let all "
+        "weights learn"
     )
 
 
@@ -136,5 +136,5 @@ def test_a_model_that_cannot_be_cut_is_refused() -> None:
         Trunk.cut(model, 1)
 
     assert str(caught.value) == (
-        'trained_layers: a GPT2LMHeadModel cannot be cut into frozen and trained layers; choose layout = "shared"'
+        "trained_layers: a GPT2LMHeadModel cannot be cut into frozen and trained layers; let all weights learn"
     )

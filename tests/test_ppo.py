@@ -7,13 +7,13 @@ import torch
 from conftest import LeftError, RecordingStage
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
-from tiny_models import STOP, laid_out, llama, llama_critic, uniform_models
+from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_models
 
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
 from alignkit.learn.data import Prompt
-from alignkit.learn.layouts import Layout, Models
+from alignkit.learn.layouts import Models
 from alignkit.learn.models import load_for_reward_training, without_deprecations
 from alignkit.learn.rollouts import Critic, Rollout
 from alignkit.learn.saving import save_reward
@@ -144,6 +144,22 @@ def test_a_model_that_computes_differently_from_pass_to_pass_is_refused() -> Non
         run(same, settings())
 
 
+@pytest.mark.parametrize("layout", ["separate", "shared"])
+def test_several_answers_to_a_prompt_stand_side_by_side_and_share_it(layout, monkeypatch) -> None:
+    given, seen = settings(answers=4, batch=8, updates=1), []
+
+    def spy(rollout: Rollout) -> Scored:
+        seen.append(rollout.rows)
+        return ones(rollout)
+
+    together, alone = models(layout=layout), models(rows=1, layout=layout)
+    run(together, given, score=spy)
+    run(alone, given)
+
+    assert [seen[0].count(row) for row in dict.fromkeys(seen[0])] == [4, 4]
+    torch.testing.assert_close(weights(alone.policy), weights(together.policy), atol=1e-4, rtol=0)
+
+
 def test_packed_rows_teach_what_padded_ones_teach() -> None:
     padded, packed = models(), models(layout="separate")
 
@@ -151,7 +167,9 @@ def test_packed_rows_teach_what_padded_ones_teach() -> None:
 
     torch.testing.assert_close(weights(packed.policy), weights(padded.policy), atol=1e-4, rtol=0)
     torch.testing.assert_close(weights(packed.critic), weights(padded.critic), atol=1e-4, rtol=0)
-    told = [{name: value for name, value in each.items() if name != "tokens_per_second"} for each in figures]
+    told = [
+        {name: value for name, value in each.items() if not name.startswith("tokens_per_second")} for each in figures
+    ]
     assert told[1] == pytest.approx(told[0], abs=1e-3)
 
 
@@ -349,6 +367,15 @@ def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, sta
     assert (made.path / ("adapter_config.json" if given.lora else "config.json")).exists()
 
 
+def test_a_run_that_goes_wrong_is_warned_of_in_the_stage(policy, prompts, stage) -> None:
+    reward = FunctionReward(name="gold", fingerprint="0", path=Path(), function="reviews-gold")
+    given = whole(updates=9, learning_rate=0.3, epochs=4, kl=KL(coef=0), layout="shared")
+
+    ppo(given, stage, policy=policy, rewards=(reward,), prompts=prompts)
+
+    assert any(remedy.startswith("raise kl.coef") for _, remedy in stage.warnings)
+
+
 def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_model, prompts, tmp_path) -> None:
     stage = RecordingStage(tmp_path / "stopped", stop_at=1)
 
@@ -474,6 +501,6 @@ def test_a_layout_that_needs_packed_rows_is_refused_where_they_are_not_exact(
         ppo(whole(layout="shared"), stage, policy=policy, rewards=(reward,), prompts=prompts)
 
     assert str(caught.value) == (
-        "layout: a LlamaForCausalLM cannot be read without padding, which the layout 'shared' needs; "
-        'choose layout = "separate"'
+        "a LlamaForCausalLM cannot be read without padding, which a shared or frozen body needs; let all weights "
+        "learn, and the critic have a body of its own"
     )

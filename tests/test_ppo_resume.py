@@ -72,7 +72,10 @@ def interrupted(stage: RecordingStage, inputs, at: int, **given) -> RecordingSta
 
 
 def figures(stage: RecordingStage) -> list[tuple[int, int | None, dict[str, float]]]:
-    return [(step, of, {k: v for k, v in row.items() if k != "tokens_per_second"}) for step, of, row in stage.logs]
+    return [
+        (step, of, {k: v for k, v in row.items() if not k.startswith("tokens_per_second")})
+        for step, of, row in stage.logs
+    ]
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Models with a few thousand weights, made on the spot."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from transformers import (
@@ -12,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignkit.learn.layouts import Layout, Models, ValueHead
+from alignkit.learn.layouts import Models, ValueHead
 from alignkit.learn.packing import packs
 from alignkit.learn.rollouts import Critic
 from alignkit.learn.trunk import Trunk
@@ -75,6 +76,9 @@ def uniform_models(vocabulary: int, seed: int, stop: frozenset[int]) -> Models:
     """A policy that answers at random, its frozen twin, and a critic that knows nothing."""
     policy, reference = (at_random(llama(vocabulary, seed)) for _ in range(2))
     return Models(policy, reference.requires_grad_(False), llama_critic(vocabulary, seed + 1), stop)
+
+
+Layout = Literal["separate", "shared", "frozen"]
 
 
 def laid_out(models: Models, layout: Layout) -> Models:

@@ -61,6 +61,8 @@ class OnlineSettings(Settings):
     """How often answers are sampled and learnt from."""
     batch: PositiveInt = 64
     """Answers in an update."""
+    answers: PositiveInt = 1
+    """Answers to each prompt of an update; more share the work on the prompt, and see fewer prompts."""
     epochs: PositiveInt = 4
     """How often each answer is learnt from."""
     minibatches: PositiveInt = 4
@@ -89,11 +91,6 @@ class OnlineSettings(Settings):
     samples: NonNegativeInt = 8
     """How many of these answers are shown."""
 
-    @property
-    def answers_a_prompt(self) -> int:
-        """Tell how many answers of an update are to the same prompt."""
-        return 1
-
     @field_validator("lora")
     @classmethod
     def _nothing_is_dropped(cls, lora: LoRA | None) -> LoRA | None:
@@ -108,6 +105,8 @@ class OnlineSettings(Settings):
     def _batch_is_cut_evenly(self) -> Self:
         if self.batch % self.minibatches:
             raise ValueError(f"batch {self.batch} cannot be cut into {self.minibatches} minibatches of one size")
+        if self.batch % self.answers:
+            raise ValueError(f"batch {self.batch} is no whole number of groups of {self.answers} answers")
         return self
 
 
@@ -118,10 +117,9 @@ class GroupSettings(OnlineSettings):
     """Answers to each prompt, which are compared with each other; more make a steadier comparison. At least 2."""
     epochs: PositiveInt = 1
     """How often each answer is learnt from."""
-
-    @property
-    def answers_a_prompt(self) -> int:
-        return self.answers
+    trained_layers: PositiveInt | None = None
+    """Train only so many of the upper layers; what the lower ones make of an answer is then computed once and serves
+    policy and start in all epochs. Unset: all weights learn."""
 
     @field_validator("answers")
     @classmethod
@@ -134,7 +132,7 @@ class GroupSettings(OnlineSettings):
         return answers
 
     @model_validator(mode="after")
-    def _batch_is_whole_groups(self) -> Self:
-        if self.batch % self.answers:
-            raise ValueError(f"batch {self.batch} is no whole number of groups of {self.answers} answers")
+    def _one_way_to_train_less(self) -> Self:
+        if self.trained_layers and self.lora:
+            raise ValueError("trained_layers trains upper layers and lora added matrices; choose one of them")
         return self

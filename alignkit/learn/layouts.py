@@ -1,8 +1,8 @@
 """The models that a method on sampled answers holds in memory, and the passes it makes with them.
 
-They are laid out in one of three ways. `separate`: a critic with a body of its own; all weights learn. `shared`: the
-critic is a head on the policy's last hidden states, so one pass serves both. `frozen`: shared, and only the upper
-layers learn; what the lower ones make of an answer is computed once and serves policy, start and critic in all epochs.
+They are laid out in one of two ways. `separate`: a critic has a body of its own. `shared`: it is a head on the
+policy's last hidden states, so one pass serves both. In the second way, and where there is no critic, the lower layers
+may be frozen: what they make of an answer is computed once and serves policy, start and critic in all epochs.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ from alignkit.learn.rollouts import (
 )
 from alignkit.learn.trunk import Trunk
 
-Layout = Literal["separate", "shared", "frozen"]
+Layout = Literal["separate", "shared"]
 
 
 class ValueHead(nn.Module):
@@ -116,19 +116,19 @@ def open_models(
     precision: Precision,
     compared: bool = True,
     layout: Layout = "separate",
-    trained_layers: int = 2,
+    trained_layers: int | None = None,
 ) -> tuple[Models, PreTrainedTokenizerBase]:
     """Open a policy to be trained, its frozen start where it is compared with it, and a critic unless that is None.
 
     With LoRA the start is the policy's own base: `load_policy` puts a fresh adapter on exactly the starting weights.
-    A method without a critic has nothing to share: for it `shared` is the same as `separate`.
+    With `trained_layers` only so many of the upper ones learn.
     """
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
     packed = packs(trained)
-    if layout != "separate" and not packed:
-        problem = f"a {type(trained).__name__} cannot be read without padding, which the layout {layout!r} needs"
-        raise RecipeError(problem, "layout", 'choose layout = "separate"')
-    trunk = Trunk.cut(trained, trained_layers) if layout == "frozen" and not isinstance(trained, PeftModel) else None
+    if not packed and (layout == "shared" or trained_layers):
+        problem = f"a {type(trained).__name__} cannot be read without padding, which a shared or frozen body needs"
+        raise RecipeError(problem, remedy="let all weights learn, and the critic have a body of its own")
+    trunk = Trunk.cut(trained, trained_layers) if trained_layers and not isinstance(trained, PeftModel) else None
     reference = None
     if compared and lora is None and trunk is None:
         reference, _ = load_policy(policy, precision=precision, trainable=False)

@@ -5,7 +5,7 @@ what a stage names, the loop, the figures of answers, checkpoints, and what is m
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ from alignkit.learn.training import (
     save_learners,
     set_learning_rate,
 )
+from alignkit.learn.watch import Watch
 
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
@@ -62,6 +63,7 @@ class State:
     kl_coef: float
     done: int = 0
     """Updates that were taken."""
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def actor(self) -> Learner:
@@ -136,6 +138,8 @@ def train_and_measure(
 
     def log(done: int, figures: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, figures)
+        for sign in state.watch.see(figures):
+            stage.warn(f"update {done}: {sign.problem}", sign.remedy)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     latest, timer = stage.latest(), CommitTimer()
@@ -147,13 +151,15 @@ def train_and_measure(
 def save(state: State, before: Measured | None, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     measured = before and held_out.as_plain(before)
-    save_learners(folder, state.learners, {"done": state.done, "kl_coef": state.kl_coef, "before": measured})
+    facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": measured}
+    save_learners(folder, state.learners, facts)
 
 
 def load(state: State, folder: Path) -> Measured | None:
     """Go on where a checkpoint was written, and give what was measured at the start."""
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
+    state.watch = Watch(**facts["watch"])
     return before and held_out.from_plain(before)
 
 
@@ -168,7 +174,7 @@ def take_updates(
     log: Log,
 ) -> None:
     """Take the updates that are left, which change what learns in place, and log the figures of each."""
-    asked = settings.batch // settings.answers_a_prompt
+    asked = settings.batch // settings.answers
     for done in range(state.done, settings.updates):
         started = perf_counter()
         for learner in state.learners.values():
@@ -176,9 +182,13 @@ def take_updates(
 
         chance = generator_for(seed, "update", done)
         drawn = in_turn(len(prompts), done * asked, asked, seed)
-        rows = [row for row in drawn for _ in range(settings.answers_a_prompt)]
+        rows = [row for row in drawn for _ in range(settings.answers)]
         rollout = layouts.sample(models, prompts, rows, settings.generation.max_new_tokens, chance)
-        figures = learn(models, state, rollout, score(rollout), settings, chance)
+        answered = perf_counter()
+        scored = score(rollout)
+        judged = perf_counter()
+        figures = learn(models, state, rollout, scored, settings, chance)
+        learnt = perf_counter()
 
         state.done += 1
         if settings.kl.target and "objective/kl" in figures:
@@ -186,7 +196,10 @@ def take_updates(
             state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
         figures |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
         figures["steps"] = state.actor.steps
-        figures["tokens_per_second"] = sum(map(len, rollout.answers)) / (perf_counter() - started)
+        tokens = sum(map(len, rollout.answers))
+        phases = {"/sample": answered - started, "/score": judged - answered, "/learn": learnt - judged}
+        figures |= {f"tokens_per_second{name}": tokens / max(seconds, 1e-9) for name, seconds in phases.items()}
+        figures["tokens_per_second"] = tokens / (learnt - started)
         log(state.done, figures)
 
 
@@ -230,6 +243,7 @@ def look(
         "policy/entropy_avg": losses.masked_mean(reading.entropy, mask),
         "eos_rate": finished.float().mean(),
         "length": mask.sum(dim=1).float().mean(),
+        "val/length_corr": _correlation(scores, mask.sum(dim=1)),
     } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
     if reference is not None:
         figures |= _distances(logprobs, reference, scores, state.kl_coef)
@@ -237,6 +251,12 @@ def look(
     if reference is not None and not state.done:
         layouts.check_start(models, told["objective/kl_k2"], told["length"])
     return Known(reading, mask, scores), told
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Compute the correlation of two series (n,); 0 where one does not vary."""
+    one, other = (series.float() - series.float().mean() for series in (one, other))
+    return (one * other).mean() / (one.square().mean() * other.square().mean()).sqrt().clamp(min=1e-8)
 
 
 def _distances(logprobs: Tensor, reference: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Tensor]:

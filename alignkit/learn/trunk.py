@@ -52,21 +52,21 @@ class Trunk:
         found = [(stack, end) for stack, end in zip(STACKS, NORMS, strict=True) if hasattr(decoder, stack)]
         where = "trained_layers"
         if not found:
-            raise RecipeError(_unfit(model), where, 'choose layout = "shared"')
+            raise RecipeError(_unfit(model), where, "let all weights learn")
         stack, end = found[0]
         layers = list(getattr(decoder, stack))
         if trained >= len(layers):
             raise RecipeError(
                 f"the model has {len(layers)} layers, so {trained} trained ones leave none frozen",
                 where,
-                f"set it below {len(layers)}, or choose another layout",
+                f"set it below {len(layers)}, or let all weights learn",
             )
         upper = Upper(nn.ModuleList(layers[-trained:]), getattr(decoder, end))
         model.requires_grad_(False)
         start = Upper(copy.deepcopy(upper.layers), copy.deepcopy(upper.norm))
         trunk = cls(decoder, stack, end, nn.ModuleList(layers[:-trained]), upper, start)
         if not trunk.is_exact(model):
-            raise RecipeError(_unfit(model), where, 'choose layout = "shared"')
+            raise RecipeError(_unfit(model), where, "let all weights learn")
         upper.layers.requires_grad_(True)
         upper.norm.requires_grad_(True)
         return trunk

@@ -112,8 +112,8 @@ def ppo(
         temperature=settings.generation.temperature,
         lora=settings.lora,
         precision=settings.precision,
-        layout=settings.layout,
-        trained_layers=settings.trained_layers,
+        layout="separate" if settings.layout == "separate" else "shared",
+        trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
     train_and_measure(train, models, tokenizer, start(models, settings), rewards, prompts, settings, stage)
     return stage.save_policy(models.policy, tokenizer)

@@ -63,6 +63,7 @@ def rloo(
         lora=settings.lora,
         precision=settings.precision,
         compared=settings.kl.coef > 0,
+        trained_layers=settings.trained_layers,
     )
     train, state = partial(take_updates, learn), start(models, settings)
     train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
