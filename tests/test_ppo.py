@@ -355,7 +355,7 @@ def whole(**given) -> PPOSettings:
     ids=["full", "lora", "lora, shared", "shared", "frozen"],
 )
 def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, stage, how) -> None:
-    given = whole(learning_rate=1e-2, updates=16, kl=KL(coef=0.01), critic=CriticSettings(learning_rate=1e-2), **how)
+    given = whole(learning_rate=3e-2, updates=16, kl=KL(coef=0.01), critic=CriticSettings(learning_rate=1e-2), **how)
 
     made = ppo(given, stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 

@@ -55,6 +55,10 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
+    @property
+    def width(self) -> int:
+        return self.score.in_features
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Give the value of the text up to each hidden state (m, d), in fp32 (m,)."""
         values: Tensor = self.score(hidden.to(self.score.weight.dtype))

@@ -49,14 +49,16 @@ class CriticSettings(Settings):
     init: Literal["auto", "reward", "policy"] = "auto"
     """Start from the reward model, or from the policy with values of zero. `auto`: from the reward model, where the
     first reward is one that reads the policy's tokens."""
-    learning_rate: PositiveFloat = 3e-5
-    """Peak learning rate; a few times the policy's."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Unset: 3e-5 for a critic with a body of its own, a few times the policy's; for a head on d
+    hidden states 1/d, by which a step moves a value by about 1."""
     warmup: NonNegativeInt = 0
     """Updates at the start in which the critic alone learns."""
     clip: NonNegativeFloat = 0.2
     """How far one update may move a value. 0: as far as it likes."""
-    weight: PositiveFloat = 1.0
-    """Share of its loss, measured in variances of the returns, beside the policy's where both have one body."""
+    weight: PositiveFloat = 0.1
+    """Share of its loss, measured in variances of the returns, beside the policy's where both have one body; more makes
+    better values of a body that serves the policy less."""
 
 
 class RewardShape(online.RewardShape):
@@ -122,10 +124,12 @@ def ppo(
 def start(models: Models, settings: PPOSettings) -> State:
     """Prepare to train policy and critic."""
     from alignkit.learn import online
+    from alignkit.learn.layouts import ValueHead
 
     if models.critic is None:
         raise StageError("ppo needs a critic, and none was opened")
-    return online.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate)})
+    usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else 3e-5
+    return online.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate or usual)})
 
 
 def train(
