@@ -5,9 +5,10 @@
 TRL is a folder that this TRL is installed into, apart from any other; it is made where it is missing. The chain is the
 packaged recipe's on `builtin:tiny`: for each seed of the recipe, CLM, SFT and a reward model are trained once, and both
 sides start from the same policy and learn from the same reward model, with the same prompts, batch, epochs, optimiser
-steps and greatest length. Ours has the recipe's settings, which --set changes and --layout varies. TRL has its own best
-of six: on the first seed every learning rate of --rates runs with every KL coefficient of --coefs, and what reaches the
-target first, or else comes closest, runs on the other seeds. It takes 1 off the score of an answer that was cut.
+steps and greatest length. Ours has the recipe's settings but for what each --ours says, all of which run. TRL has its
+own best of six: on the first seed every learning rate of --rates runs with every KL coefficient of --coefs, and what
+reaches the target first, or else comes closest, runs on the other seeds. It takes 1 off the score of an answer that
+was cut.
 
 Gold is the known score that the reward model only approximates (`alignkit.demo.gold`): of sampled answers to the 256
 held-out prompts, every --every updates, by the same code on both sides. Neither this nor loading is on the clock. The
@@ -20,7 +21,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import inf, isfinite
@@ -29,7 +30,7 @@ from statistics import median
 from typing import Any
 
 from job import HERE, TRL, Job, Result, install_trl, run_side
-from ppo_vs_trl import machine, our_name, settings
+from ppo_vs_trl import machine, settings
 
 from alignkit import __version__, run_recipe
 from alignkit.demo.reviews import rows
@@ -91,8 +92,9 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--coefs", type=float, nargs="+", default=[0.05, 0.1], help="TRL's KL coefficients")
     parser.add_argument("--updates", type=int, help="of both sides (default: the recipe's)")
     parser.add_argument("--every", type=int, default=1, help="updates between measurements (default 1)")
-    parser.add_argument("--layout", nargs="+", default=[], metavar="NAME", help="layouts of ours to run, each in turn")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours")
+    parser.add_argument(
+        "--ours", action="append", default=[], metavar='"KEY=VALUE ..."', help="settings of ours to run"
+    )
     parser.add_argument("--trl-set", action="append", default=[], metavar="KEY=VALUE", help="an argument of PPOConfig")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS of both (default: cores)")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the chains lie, to be reused")
@@ -111,11 +113,11 @@ def run_all(words: argparse.Namespace, folder: Path) -> list[Run]:
         for rate, coef in product(words.rates, words.coefs)
     ]
     best = min(tried, key=lambda run: (run.seconds or inf, -run.best))
-    runs = [run(words, first, layout, folder) for layout in words.layout or [""]]
+    runs = [run(words, first, ours, folder) for ours in words.ours or [""]]
     for job in others:
         theirs = replace(job, learning_rate=best.learning_rate, kl_coef=best.kl_coef)
         runs.append(run(words, theirs, None, folder))
-        runs += [run(words, job, layout, folder) for layout in words.layout or [""]]
+        runs += [run(words, job, ours, folder) for ours in words.ours or [""]]
     return [best, *(run for run in tried if run is not best), *runs]
 
 
@@ -139,25 +141,21 @@ def make_job(words: argparse.Namespace, seed: int) -> Job:
         seed=seed,
         penalty=PENALTY,
         every=words.every,
-        ours=whole(ppo, settings(words.set)),
+        ours=ppo.model_dump(mode="json"),
         trl=settings(words.trl_set),
     )
 
 
-def whole(ppo: PPOSettings, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Give all of the settings, so that nothing else decides."""
-    from our_side import merged
-
-    return merged(ppo.model_dump(mode="json"), changed)
-
-
-def run(words: argparse.Namespace, job: Job, layout: str | None, folder: Path) -> Run:
-    """Run TRL (no layout) or ours once, and say how it went."""
-    if layout is None:
+def run(words: argparse.Namespace, job: Job, ours: str | None, folder: Path) -> Run:
+    """Run TRL, or ours with these settings, once, and say how it went."""
+    if ours is None:
         side, result = "TRL", run_side("trl_side.py", job, folder / "trl", words.trl)
     else:
-        told = replace(job, ours=job.ours | {"layout": layout}) if layout else job
-        side, result = our_name(layout), run_side("our_side.py", told, folder / "ours")
+        from our_side import merged
+
+        whole = merged(job.ours, settings(ours.split()))
+        job = replace(job, ours=whole, learning_rate=whole["learning_rate"], kl_coef=whole["kl"]["coef"])
+        side, result = f"alignkit, {ours or 'as the recipe says'}", run_side("our_side.py", job, folder / "ours")
     made = told_of(side, job, result, words.target)
     print(made.words, flush=True)
     return made
@@ -188,7 +186,6 @@ def summary(words: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "target": words.target,
         "seeds": words.seeds,
-        "settings": settings(words.set),
         "trl settings": settings(words.trl_set) | {"learning_rate": best.learning_rate, "kl_coef": best.kl_coef},
         "measured on": f"{machine()}, {words.threads} threads",
         "versions": {"alignkit": __version__, "trl": TRL},
