@@ -25,22 +25,33 @@ from alignkit.contract.kinds import (
     Text,
 )
 from alignkit.contract.method import Method, method
+from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
+    from alignkit.learn.answers import answer_logprobs, sample_answers
     from alignkit.learn.models import load_policy
+    from alignkit.learn.offline import Pair, over_pairs, pair_logprobs, read_pairs, train_pairs, train_rows
     from alignkit.learn.scores import open_reward
     from alignkit.run.runner import run_recipe
 
 __version__ = version("alignkit")
 
 _LATER = {
+    "Pair": "alignkit.learn.offline",
+    "answer_logprobs": "alignkit.learn.answers",
     "load_policy": "alignkit.learn.models",
     "open_reward": "alignkit.learn.scores",
+    "over_pairs": "alignkit.learn.offline",
+    "pair_logprobs": "alignkit.learn.offline",
+    "read_pairs": "alignkit.learn.offline",
     "run_recipe": "alignkit.run.runner",
+    "sample_answers": "alignkit.learn.answers",
+    "train_pairs": "alignkit.learn.offline",
+    "train_rows": "alignkit.learn.offline",
 }
 
 
@@ -64,7 +75,9 @@ __all__ = [
     "Method",
     "Metrics",
     "NotFiniteError",
+    "OfflineSettings",
     "Optimisation",
+    "Pair",
     "PluginError",
     "Policy",
     "Precision",
@@ -86,10 +99,17 @@ __all__ = [
     "StageStarted",
     "Text",
     "Warned",
+    "answer_logprobs",
     "hookimpl",
     "load_policy",
     "method",
     "open_reward",
+    "over_pairs",
+    "pair_logprobs",
+    "read_pairs",
     "reward",
     "run_recipe",
+    "sample_answers",
+    "train_pairs",
+    "train_rows",
 ]

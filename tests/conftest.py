@@ -56,6 +56,12 @@ class RecordingStage:
         return folder
 
     @property
+    def cache(self) -> Path:
+        folder = self.root / "cache"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
     def stopping(self) -> bool:
         return self.stop_at is not None and bool(self.logs) and self.logs[-1][0] >= self.stop_at
 

@@ -30,6 +30,12 @@ class Stage(Protocol):
         ...
 
     @property
+    def cache(self) -> Path:
+        """A folder that all stages share and that outlives them, for what is costly and can be made again. A file's
+        name must say all that its content depends on."""
+        ...
+
+    @property
     def offline(self) -> bool: ...
 
     @property

@@ -76,7 +76,7 @@ def demonstrations(
         whole = demonstration(row, tokenizer, learn)
         short = Tokens(whole.ids[:limit], whole.labels[:limit])
         fits = any(label != NOT_LEARNT for label in short.labels)
-        lengths = _counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
+        lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
             kept.append(short)
     return kept, lengths
@@ -88,7 +88,7 @@ def preferences(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: 
     for row in rows:
         chosen, rejected = (answered(row["prompt"], row[side], tokenizer).ids for side in ("chosen", "rejected"))
         longest = max(len(chosen), len(rejected))
-        lengths = _counted(lengths, longest, dropped=longest > limit)
+        lengths = counted(lengths, longest, dropped=longest > limit)
         if longest <= limit:
             kept.append(Pair(chosen, rejected, row))
     return kept, lengths
@@ -99,13 +99,14 @@ def prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int)
     kept, lengths = list[Prompt](), Lengths(limit)
     for row in rows:
         ids = prompt_ids(tokenizer, row["prompt"])
-        lengths = _counted(lengths, len(ids), dropped=len(ids) > limit)
+        lengths = counted(lengths, len(ids), dropped=len(ids) > limit)
         if len(ids) <= limit:
             kept.append(Prompt(ids, prompt_text(tokenizer, row["prompt"]), row))
     return kept, lengths
 
 
-def _counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) -> Lengths:
+def counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) -> Lengths:
+    """Count one more row of so many tokens."""
     return replace(
         lengths,
         rows=lengths.rows + 1,

@@ -28,6 +28,7 @@ NUMERICS = 1
 SHARED_SOURCES = (
     "learn/*.py",
     "contract/files.py",
+    "contract/offline.py",
     "contract/online.py",
     "contract/records.py",
     "contract/settings.py",

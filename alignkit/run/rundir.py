@@ -32,6 +32,11 @@ def partial_folder(runs: Path, name: str, fingerprint: str) -> Path:
     return runs / "stages" / f"{name}-{fingerprint[:8]}.partial"
 
 
+def runs_of(partial: Path) -> Path:
+    """Say under which `runs/` a stage works."""
+    return partial.parent.parent
+
+
 def finished_folder(partial: Path) -> Path:
     """Say where the stage that works in this folder will lie."""
     return partial.with_name(partial.name.removesuffix(".partial"))

@@ -62,6 +62,12 @@ class WorkingStage:
         return scratch
 
     @property
+    def cache(self) -> Path:
+        folder = rundir.cache_folder(rundir.runs_of(self._partial))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
     def seconds(self) -> float:
         """Time worked, that of interrupted attempts up to their last commit included."""
         return time.monotonic() - self._began

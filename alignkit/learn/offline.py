@@ -1,0 +1,199 @@
+"""The loop of methods that learn from given rows, and pairs of answers as it takes them.
+
+A method brings an objective, which gives a loss for each row; the loop does the rest: the order of rows, exact
+accumulation over what fits into memory, clipping, the schedule, figures, checkpoints, resuming, stopping.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.contract.kinds import Preferences
+from alignkit.contract.offline import OfflineSettings
+from alignkit.contract.stage import Stage
+from alignkit.errors import DataError, RecipeError
+from alignkit.learn import data
+from alignkit.learn.answers import Model, answer_logprobs, in_passes
+from alignkit.learn.data import Lengths, Row
+from alignkit.learn.models import computing, positions
+from alignkit.learn.rollouts import generator_for
+from alignkit.learn.training import (
+    CommitTimer,
+    commit_or_leave,
+    load_learners,
+    make_learner,
+    save_learners,
+    set_learning_rate,
+    take_step,
+)
+
+LOGGED_STEPS = 300
+"""About so many lines of figures a stage."""
+
+T = TypeVar("T")
+RowLoss = Callable[[Sequence[T]], tuple[Tensor, Mapping[str, Tensor]]]
+"""Gives, with gradient, the loss of each of n rows (n,), and figures of each (n,)."""
+
+
+class Answered(NamedTuple):
+    """A prompt and an answer to it, as tokens; the answer is closed as the model closes one."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of which the first is preferred."""
+
+    chosen: Answered
+    rejected: Answered
+    p_chosen: float
+    """How likely it is that the chosen one is the better; 1 where the row says nothing of it."""
+    row: Row
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, (*self.chosen, *self.rejected)))
+
+
+class Pairs(NamedTuple):
+    """What is learnt from, and what is kept aside."""
+
+    train: list[Pair]
+    held_out: list[Pair]
+
+
+def read_pairs(
+    pairs: Preferences, model: Model, tokenizer: PreTrainedTokenizerBase, settings: OfflineSettings, stage: Stage
+) -> Pairs:
+    """Encode pairs; one with a side longer than `max_length` is left out, which is counted and told.
+
+    Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
+    """
+    if settings.lora and settings.lora.dropout:
+        remedy = "set this stage's lora.dropout to 0"
+        raise RecipeError("dropout would make a model differ from itself from pass to pass", "lora.dropout", remedy)
+    limit = data.fitting_length(positions(model), settings.max_length)
+    train, lengths = _encoded(pairs.train(), tokenizer, limit)
+    data.report(stage, "pairs", lengths, settings.max_lost)
+    held_out, _ = _encoded(islice(pairs.held_out(), settings.measured), tokenizer, limit)
+    return Pairs(train, held_out)
+
+
+def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
+    kept, lengths = list[Pair](), Lengths(limit)
+    for row in rows:
+        chosen, rejected = (_side(row, side, tokenizer) for side in ("chosen", "rejected"))
+        longest = max(len(side.prompt) + len(side.answer) for side in (chosen, rejected))
+        lengths = data.counted(lengths, longest, dropped=longest > limit)
+        if longest <= limit:
+            kept.append(Pair(chosen, rejected, _certainty(row), row))
+    return kept, lengths
+
+
+def _side(row: Row, side: str, tokenizer: PreTrainedTokenizerBase) -> Answered:
+    ids, labels = data.answered(row["prompt"], row[side], tokenizer)
+    start = next(place for place, label in enumerate(labels) if label != data.NOT_LEARNT)
+    return Answered(ids[:start], ids[start:])
+
+
+def _certainty(row: Row) -> float:
+    told = row.get("p_chosen")
+    if told is None:
+        return 1.0
+    if not isinstance(told, int | float) or not 0 <= told <= 1:
+        raise DataError(f"p_chosen is {told!r}, and must be a number from 0 to 1", remedy="mend the row")
+    return float(told)
+
+
+def pair_logprobs(model: Model, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Compute, with gradient, the log-probabilities of chosen and of rejected answers, both (n, t).
+
+    The two answers to a prompt share its computation.
+    """
+    sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    table = answer_logprobs(model, [side.prompt for side in sides], [side.answer for side in sides])
+    return table[: len(pairs)], table[len(pairs) :]
+
+
+def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:
+    """Group pairs into what goes through a model at once."""
+    together = [[*pair.chosen.answer, *pair.rejected.answer] for pair in pairs]
+    return in_passes(model, [pair.chosen.prompt for pair in pairs], together)
+
+
+def train_pairs(
+    model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: OfflineSettings, stage: Stage
+) -> None:
+    """Train a model on pairs, from the stage's newest checkpoint, else from the start."""
+    train_rows(model, pairs, loss, settings, stage, lambda part: pair_passes(model, part))
+
+
+def train_rows(
+    model: Model,
+    rows: Sequence[T],
+    loss: RowLoss[T],
+    settings: OfflineSettings,
+    stage: Stage,
+    passes: Callable[[Sequence[T]], Sequence[Sequence[int]]] | None = None,
+) -> None:
+    """Train a model on rows by the mean of their losses, from the stage's newest checkpoint, else from the start.
+
+    Every epoch shuffles the rows anew. `passes` groups the rows of a step into what goes through the model at once,
+    which changes memory and time and nothing else; without it they go one by one.
+    """
+    of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
+    learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
+    latest, timer = stage.latest(), CommitTimer()
+    done = int(load_learners(latest, {"model": learner})["done"]) if latest else 0
+    every = max(1, of // LOGGED_STEPS)
+    for step in range(done, of):
+        began = time.perf_counter()
+        batch = [rows[row] for row in rows_of_step(len(rows), step, settings.batch, stage.seed)]
+        groups = passes(batch) if passes else [[row] for row in range(len(batch))]
+        set_learning_rate(learner, step, of)
+        count = len(batch)
+
+        def objective(part: Sequence[T], count: int = count) -> tuple[Tensor, Mapping[str, Tensor]]:
+            with computing(settings.precision):
+                losses, figures = loss(part)
+            return losses.sum() / count, {name: values.sum() / count for name, values in figures.items()}
+
+        figures = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
+        figures |= {"learning_rate": learner.learning_rate, "rows_per_second": count / (time.perf_counter() - began)}
+        if (step + 1) % every == 0 or step + 1 == of:
+            stage.log(step + 1, of, figures)
+        commit_or_leave(
+            stage, step + 1, lambda folder: save_learners(folder, {"model": learner}, {"done": learner.steps}), timer
+        )
+
+
+def rows_of_step(rows: int, step: int, batch: int, seed: int) -> list[int]:
+    """Give the rows of one step: each epoch is a shuffle of its own, and its last step may be short."""
+    steps = math.ceil(rows / batch)
+    shuffled = torch.randperm(rows, generator=generator_for(seed, "epoch", step // steps))
+    place = step % steps * batch
+    taken: list[int] = shuffled[place : place + batch].tolist()
+    return taken
+
+
+@torch.no_grad()
+def over_pairs(
+    model: Model, pairs: Sequence[Pair], compute: Callable[[Sequence[Pair]], Tensor], settings: OfflineSettings
+) -> Tensor:
+    """Compute something of each pair (n, ...) without gradient, as many at once as fit."""
+    if not pairs:
+        return torch.empty(0)
+    groups = pair_passes(model, pairs)
+    with computing(settings.precision):
+        parts = [compute([pairs[row] for row in group]) for group in groups]
+    together = torch.cat(parts)
+    table = torch.empty_like(together)
+    table[[row for group in groups for row in group]] = together
+    return table

@@ -1,0 +1,196 @@
+"""DPO: raise the chosen answers above the rejected ones, without a reward model.
+
+Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) maximises log sigmoid(margin), where an answer's
+reward is beta times the log-probability by which the policy exceeds its start, and the margin the chosen answer's
+reward less the rejected one's. The start is never a second model: before the first step the policy itself is the
+start, and what it says of the pairs is kept on disk for this stage and all that begin at the same policy.
+
+1. Soft labels: where a row has `p_chosen`, the loss is the mean of those of both orders, weighted by it.
+2. `ipo` counts log-probabilities by token, as its authors advise, so that long answers do not weigh more.
+3. Dropout is off: a pair's margin at the start is exactly zero, which is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat
+
+from alignkit import Method, OfflineSettings, Policy, Preferences, Stage, StageError, hookimpl, method
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from torch import Tensor
+
+    from alignkit import Pair
+
+SAME = 1e-3
+"""Nats by which an answer's log-probability may differ between two passes in fp32; more is another model."""
+
+
+class DPOSettings(OfflineSettings):
+    """Settings of `dpo`."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate; 5e-7 to 5e-6 for billions of weights, ten times as much with LoRA."""
+    beta: PositiveFloat = 0.1
+    """The pull back to the start: the smaller, the further the policy may go."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """`sigmoid`: the paper's. `ipo`: towards a margin of 1/(2 beta), so that certain pairs do not pull for ever (arXiv
+    2310.12036). `hinge`: until the margin is 1 (arXiv 2305.10425). `robust`: unbiased where a known share of the labels
+    is wrong (arXiv 2403.00409)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
+
+
+@method("dpo")
+def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
+    """Raise the chosen answers above the rejected ones, without a reward model."""
+    from alignkit import load_policy, pair_logprobs, read_pairs, train_pairs
+
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
+    start = of_start(model, policy, [*train, *held_out], settings, stage)
+    known = {id(pair): values for pair, values in zip([*train, *held_out], start, strict=True)}
+
+    def loss(part: Sequence[Pair]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return losses(*pair_logprobs(model, part), part, [known[id(pair)] for pair in part], settings)
+
+    if stage.latest() is None:
+        check_start(model, train[: settings.batch], start, settings)
+    train_pairs(model, train, loss, settings, stage)
+    tell(model, tokenizer, held_out, start[len(train) :], settings, stage)
+    return stage.save_policy(model, tokenizer)
+
+
+def losses(
+    chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair], start: Sequence[Sequence[float]], settings: DPOSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss of each of n pairs (n,), and its figures, from log-probabilities of answer tokens (n, t)."""
+    import torch
+
+    began = torch.tensor(start, device=chosen.device, dtype=torch.float32)
+    gains = torch.stack([chosen.sum(dim=1), rejected.sum(dim=1)], dim=1) - began  # (n, 2)
+    lengths = torch.tensor([[len(pair.chosen.answer), len(pair.rejected.answer)] for pair in pairs]).to(gains)
+    certain = torch.tensor([pair.p_chosen for pair in pairs]).to(gains)
+    by_token = gains / lengths if settings.loss == "ipo" else gains
+    margin = by_token[:, 0] - by_token[:, 1]
+    loss = certain * preferring(margin, settings) + (1 - certain) * preferring(-margin, settings)
+    rewards = (settings.beta * gains).detach()
+    return loss, {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/margins": rewards[:, 0] - rewards[:, 1],
+        "rewards/accuracies": (rewards[:, 0] > rewards[:, 1]).float(),
+        "logps/chosen": chosen.detach().sum(dim=1),
+        "logps/rejected": rejected.detach().sum(dim=1),
+    }
+
+
+def preferring(margin: Tensor, settings: DPOSettings) -> Tensor:
+    """Compute the loss of preferring the first of two answers by so many nats (n,)."""
+    from torch.nn.functional import logsigmoid
+
+    scaled, wrong = settings.beta * margin, settings.label_smoothing
+    if settings.loss == "ipo":
+        return (margin - 1 / (2 * settings.beta)).square()
+    if settings.loss == "hinge":
+        return (1 - scaled).relu()
+    if settings.loss == "robust":
+        return (wrong * logsigmoid(-scaled) - (1 - wrong) * logsigmoid(scaled)) / (1 - 2 * wrong)
+    return -(1 - wrong) * logsigmoid(scaled) - wrong * logsigmoid(-scaled)
+
+
+def of_start(
+    model: Any, policy: Policy, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage
+) -> list[list[float]]:
+    """Give the start's log-probabilities of each pair's two answers, from disk where they were computed before."""
+    content = json.dumps([[*pair.chosen, *pair.rejected] for pair in pairs])
+    key = hashlib.sha256(f"{policy.fingerprint} {settings.precision} {content}".encode()).hexdigest()
+    kept = stage.cache / f"logprobs-{key}.json"
+    if kept.is_file():
+        found: list[list[float]] = json.loads(kept.read_text("utf-8"))
+        return found
+    computed = answer_sums(model, pairs, settings)
+    written = kept.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps(computed), "utf-8")
+    written.replace(kept)
+    return computed
+
+
+def answer_sums(model: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[list[float]]:
+    """Compute the log-probabilities of each pair's chosen and rejected answer, without gradient."""
+    from alignkit import over_pairs, pair_logprobs
+
+    def sums(part: Sequence[Pair]) -> Tensor:
+        import torch
+
+        return torch.stack([table.sum(dim=1) for table in pair_logprobs(model, part)], dim=1)
+
+    computed: list[list[float]] = over_pairs(model, pairs, sums, settings).tolist()
+    return computed
+
+
+def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[float]], settings: DPOSettings) -> None:
+    """Refuse a start that is not the policy: before the first step no answer has gained or lost anything."""
+    now = answer_sums(model, pairs, settings)
+    worst = max(abs(a - b) for row, was in zip(now, start, strict=False) for a, b in zip(row, was, strict=True))
+    if worst > SAME * math.sqrt(max(pair.tokens for pair in pairs)) * (1 if settings.precision == "fp32" else 100):
+        raise StageError(
+            f"the policy is not its own start before the first step ({worst:.3g} nats apart)",
+            remedy="remove runs/cache: what was kept there is of another model",
+        )
+
+
+def tell(
+    model: Any,
+    tokenizer: Any,
+    held_out: Sequence[Pair],
+    start: Sequence[Sequence[float]],
+    settings: DPOSettings,
+    stage: Stage,
+) -> None:
+    """Tell how often the chosen answer of held-out pairs has gained more, beside what length alone would tell."""
+    from alignkit import over_pairs, pair_logprobs
+
+    if not held_out:
+        stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
+        return
+    known = {id(pair): values for pair, values in zip(held_out, start, strict=True)}
+
+    def margins(part: Sequence[Pair]) -> Tensor:
+        _, figures = losses(*pair_logprobs(model, part), part, [known[id(pair)] for pair in part], settings)
+        return figures["rewards/margins"]
+
+    found = over_pairs(model, held_out, margins, settings).tolist()
+    accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
+    lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
+    floor = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
+    stage.figure("accuracy", 0.5, accuracy, floor)
+    stage.figure("margin", 0.0, fmean(found))
+    if accuracy <= floor:
+        problem = (
+            f"the accuracy of {accuracy:.3f} on held-out pairs is none better than judging by length ({floor:.3f})"
+        )
+        stage.warn(problem, "train longer, with a higher learning rate or a smaller beta, or look at the pairs")
+    for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:
+        stage.sample(
+            {
+                "prompt": tokenizer.decode(pair.chosen.prompt),
+                "chosen": tokenizer.decode(pair.chosen.answer, skip_special_tokens=True),
+                "rejected": tokenizer.decode(pair.rejected.answer, skip_special_tokens=True),
+                "margin": round(margin, 4),
+            }
+        )
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    return [dpo]
