@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import LeftError, RecordingStage
 from pydantic import ValidationError
 from tiny_models import STOP, llama
 
@@ -21,6 +20,7 @@ from alignkit.learn.rollouts import Rollout
 from alignkit.learn.saving import save_reward
 from alignkit.learn.scoring import Scored
 from alignkit.methods import grpo, rloo
+from alignkit.testing import LeftError, RecordingStage
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]

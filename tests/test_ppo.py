@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LeftError, RecordingStage
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_models
@@ -20,6 +19,7 @@ from alignkit.learn.saving import save_reward
 from alignkit.learn.scoring import Scored, Weighted, score_rollout
 from alignkit.learn.training import make_learner, scheduled, take_step
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, RewardShape, ppo, start, train
+from alignkit.testing import LeftError, RecordingStage
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]

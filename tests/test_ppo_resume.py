@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import LeftError, RecordingStage
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -25,6 +24,7 @@ from alignkit.learn.training import (
     take_step,
 )
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo
+from alignkit.testing import LeftError, RecordingStage
 
 UPDATES = 3
 

@@ -5,7 +5,6 @@ import hashlib
 
 import pytest
 import torch
-from conftest import LeftError, RecordingStage
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.errors import NotFiniteError, RecipeError
@@ -13,6 +12,7 @@ from alignkit.learn import trainers
 from alignkit.learn.data import Pair, Tokens
 from alignkit.learn.models import load_for_reward_training, load_policy
 from alignkit.learn.trainers import micro_batch, order_of_rows, train_language_model, train_scores
+from alignkit.testing import LeftError, RecordingStage
 
 
 class Training(Settings):

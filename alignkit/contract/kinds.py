@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.records import Part, Row, read_side
+from alignkit.contract.records import CERTAINTY, Part, Row, read_side
 
 
 class Artifact(BaseModel):
@@ -29,6 +29,8 @@ class Records(Artifact):
 
     columns: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """The sets of columns that a row may have, the preferred one first."""
+    further: ClassVar[tuple[str, ...]] = ()
+    """Columns that it may have besides."""
 
     parts: tuple[Part, ...]
 
@@ -60,9 +62,13 @@ class Demonstrations(Records):
 
 
 class Preferences(Records):
-    """Pairs: `prompt`, `chosen`, `rejected`; without `prompt` it is what both sides begin with."""
+    """Pairs: `prompt`, `chosen`, `rejected`; without `prompt` it is what both sides begin with.
+
+    `p_chosen` may say, from 0 to 1, how likely it is that the chosen answer is the better one.
+    """
 
     columns = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
+    further = (CERTAINTY,)
 
 
 class Ratings(Records):

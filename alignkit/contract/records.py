@@ -15,6 +15,9 @@ from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]
 
+CERTAINTY = "p_chosen"
+"""Preferences may say how likely it is that the chosen answer is the better one."""
+
 
 class Part(BaseModel):
     """One source's share of an input: which files, and how to read them."""
@@ -100,7 +103,15 @@ def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], par
                             if isinstance(v, str | list))  # fmt: skip
         raise DataError(f"{both}", place, "make all of them text or all of them messages")
     held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
-    return {name: row[name] for name in part.keep} | values | held
+    certainty = (
+        {CERTAINTY: checked(renamed[CERTAINTY], CERTAINTY, place)} if CERTAINTY in _further(kind, renamed) else {}
+    )
+    return {name: row[name] for name in part.keep} | values | certainty | held
+
+
+def _further(kind: str, row: Row) -> Sequence[str]:
+    """Give the columns that a kind's rows may have besides those that they need."""
+    return [CERTAINTY] if kind == "Preferences" and row.get(CERTAINTY) is not None else []
 
 
 def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> DataError:
@@ -143,6 +154,9 @@ def checked(value: Any, column: str, place: str) -> Any:
         return _expect(*_label(value), value, column, place, "true or false")
     if column == "rating":
         return _expect(*_rating(value), value, column, place, "a number")
+    if column == CERTAINTY:
+        fine, number = _rating(value)
+        return _expect(fine and 0 <= number <= 1, number, value, column, place, "a number from 0 to 1")
     if column != "messages" and isinstance(value, str):
         return _expect(_is_whole(value), value, value, column, place, "text in whole characters")
     if column == "text" or not isinstance(value, list):

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.contract.kinds import Preferences
 from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.stage import Stage
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import RecipeError
 from alignkit.learn import data
 from alignkit.learn.answers import Model, answer_logprobs, in_passes
 from alignkit.learn.data import Lengths, Row
@@ -93,7 +93,7 @@ def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int
         longest = max(len(side.prompt) + len(side.answer) for side in (chosen, rejected))
         lengths = data.counted(lengths, longest, dropped=longest > limit)
         if longest <= limit:
-            kept.append(Pair(chosen, rejected, _certainty(row), row))
+            kept.append(Pair(chosen, rejected, row.get("p_chosen", 1.0), row))
     return kept, lengths
 
 
@@ -101,15 +101,6 @@ def _side(row: Row, side: str, tokenizer: PreTrainedTokenizerBase) -> Answered:
     ids, labels = data.answered(row["prompt"], row[side], tokenizer)
     start = next(place for place, label in enumerate(labels) if label != data.NOT_LEARNT)
     return Answered(ids[:start], ids[start:])
-
-
-def _certainty(row: Row) -> float:
-    told = row.get("p_chosen")
-    if told is None:
-        return 1.0
-    if not isinstance(told, int | float) or not 0 <= told <= 1:
-        raise DataError(f"p_chosen is {told!r}, and must be a number from 0 to 1", remedy="mend the row")
-    return float(told)
 
 
 def pair_logprobs(model: Model, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from alignkit.contract.method import Method, method
 from alignkit.contract.rewards import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import DataError
+from alignkit.errors import DataError, RecipeError, near_miss
 
 if TYPE_CHECKING:
     from alignkit.learn.scoring import Weighted
@@ -45,6 +45,9 @@ class EvaluateSettings(Settings):
     prompts. Unset: what the model reads, at most 1024."""
     precision: Precision = "auto"
     """Arithmetic of the models."""
+    deciding: tuple[str, ...] = ()
+    """The rewards, by name, that are added up to `reward` and decide who wins; the others are only measured. Empty:
+    all."""
 
 
 @method("evaluate")
@@ -60,9 +63,13 @@ def evaluate(
     from alignkit.learn.scores import open_reward
     from alignkit.learn.scoring import Weighted
 
+    deciding = chosen(settings, stage, rewards)
     rows = asked(stage, prompts, settings.prompts)
     results = [answer(settings, stage, policy, policies[0], rows) for policy in policies]
-    opened = [Weighted(reward.name, open_reward(reward), reward.weight) for reward in rewards]
+    opened = [
+        Weighted(reward.name, open_reward(reward), reward.weight if reward.name in deciding else 0.0)
+        for reward in rewards
+    ]
     scored = [score(result, opened) for result in results]
     table = [
         measure(policy.name, result, scores, scored[0])
@@ -85,10 +92,20 @@ class Result:
 
 @dataclass(frozen=True)
 class Scored:
-    """How answers were scored: the weighted sum, and each reward by its name."""
+    """How answers were scored: the weighted sum of the deciding rewards, and each reward by its name."""
 
     total: list[float]
     each: dict[str, list[float]]
+
+
+def chosen(settings: EvaluateSettings, stage: Stage, rewards: Sequence[Reward]) -> list[str]:
+    """Name the rewards that decide. Raises RecipeError where one of them is not among the inputs."""
+    names = [reward.name for reward in rewards]
+    for name in settings.deciding:
+        if name not in names:
+            remedy = near_miss(name, names) or f"its rewards are {', '.join(names)}"
+            raise RecipeError(f"evaluate.deciding names no reward of this stage: {name!r}", stage.name, remedy)
+    return list(settings.deciding) or names
 
 
 def asked(stage: Stage, prompts: Prompts, count: int) -> list[dict[str, Any]]:
@@ -188,7 +205,10 @@ def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
 
 
 def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[str, Any]:
-    """Give one policy's line of the table; a measure that cannot be taken is None."""
+    """Give one policy's line of the table; a measure that cannot be taken is None.
+
+    `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
+    """
     rate, low, high = win_rate(ours.total, firsts.total)
     lengths = [len(tokens) for tokens in result.tokens]
     return {
@@ -205,6 +225,7 @@ def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[s
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,
+        "each": {"reward": ours.total, **{f"reward/{name}": values for name, values in ours.each.items()}},
     }
 
 
@@ -239,11 +260,16 @@ def distinct(answers: Sequence[Sequence[int]], n: int) -> float:
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Give how often ours is the higher one, and the Wilson interval around it; a tie is half a win."""
     wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True))
-    count, z = len(ours), CONFIDENCE
-    rate = wins / count
+    rate = wins / len(ours)
+    return (rate, *wilson(rate, len(ours)))
+
+
+def wilson(rate: float, count: int) -> tuple[float, float]:
+    """Give the ends of the 95 % interval around a share of so many trials (Wilson 1927)."""
+    z = CONFIDENCE
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return rate, centre - half, centre + half
+    return centre - half, centre + half
 
 
 def mean_interval(values: Sequence[float]) -> float:

@@ -39,14 +39,19 @@ def make_plan(
 
     Raises RecipeError, DataError or PluginError, each with all that is wrong.
     """
-    path = find_recipe(recipe)
-    read = read_recipe(path, set, seed)
+    read = read_recipe(find_recipe(recipe), set, seed)
     files = tuple(Path(file) for file in plugins)
-    loaded = load_plugins(files)
+    return plan_recipe(read, load_plugins(files), runs=Path(runs), until=until, files=files)
+
+
+def plan_recipe(
+    read: Recipe, loaded: Plugins, *, runs: Path, until: str | None = None, files: Sequence[Path] = ()
+) -> Plan:
+    """Plan a recipe that has been read, with plugins that have been loaded, those of `files` among them."""
     if missing := list(missing_packages(read)):
         raise combine([*read.errors, *missing])
-    hashes = FileHashes(Path(runs) / "cache" / "hashes.json")
-    sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(path, Path(runs))))
+    hashes = FileHashes(runs / "cache" / "hashes.json")
+    sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(read.path, runs)))
     hashes.save()
     planner = _Planner(read, loaded, sources)
     stages = [stage for name in read.stages if (stage := planner.plan(name))]

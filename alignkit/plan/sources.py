@@ -81,7 +81,7 @@ def _address(entry: Entry, word: str) -> Address:
 
 def _check_rows(entry: Entry, kind: type[Artifact], options: RecordOptions) -> None:
     assert issubclass(kind, Records)
-    known = sorted({column for columns in kind.columns for column in columns})
+    known = sorted({column for columns in (*kind.columns, kind.further) for column in columns})
     for ours in options.columns:
         if ours not in known:
             hint = near_miss(ours, known) or f"{kind.__name__.lower()} have {', '.join(known)}"

@@ -1,0 +1,186 @@
+"""Variants: what `--methods` and `--vary` ask for, as changes of one stage of a recipe."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from alignkit.contract.kinds import Policy
+from alignkit.contract.method import NAME
+from alignkit.contract.plugins import WELL_KNOWN, Plugins
+from alignkit.errors import Problem, RecipeError, near_miss
+from alignkit.plan.recipe import Recipe
+
+LONGEST = 34
+"""Letters of a variant's stage name; the number of the seed comes behind."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What shall be compared."""
+
+    stage: str | None = None
+    """Unset: the one that `vary` names, else the last one that makes a policy."""
+    methods: Sequence[str] = ()
+    """Unset: the methods whose settings vary, else the recipe's own."""
+    vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the compared stage."""
+
+    stage: str
+    """The stage that is compared."""
+    method: str
+    changes: Mapping[str, Any]
+    """Key as for `--set` -> value: the method, if it was asked for, and what varies."""
+
+    @property
+    def label(self) -> str:
+        """How it is called in tables: `dpo beta=0.05`."""
+        own = (f"{self.stage}.{self.method}.", f"{self.stage}.")
+        return " ".join([self.method, *(f"{_short(key, own)}={_text(value)}" for key, value in self._varied)])
+
+    @property
+    def slug(self) -> str:
+        """How its stages are called, whatever it is compared with: a finished one is found again."""
+        words = f"{self.stage}-{self.label}".lower()
+        plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in words)
+        return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 7]}-{digest(words)}"
+
+    @property
+    def _varied(self) -> Iterator[tuple[str, Any]]:
+        return ((key, value) for key, value in self.changes.items() if key != f"{self.stage}.method")
+
+    def blamed(self, problem: Problem) -> Problem:
+        """Say where a mistake stands: on the command line it was no `--set` that brought it."""
+        for key, value in self.changes.items():
+            if problem.where == f"--set {key}":
+                given = f"--methods {value}" if key == f"{self.stage}.method" else f"--vary {key}={_text(value)}"
+                return Problem(problem.problem, given, problem.remedy)
+        return problem
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _short(key: str, prefixes: Sequence[str]) -> str:
+    return next((key.removeprefix(prefix) for prefix in prefixes if key.startswith(prefix)), key)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_vary(given: Sequence[str]) -> dict[str, list[str]]:
+    """Read `KEY=A,B,...`, each key once. Raises RecipeError."""
+    read: dict[str, list[str]] = {}
+    for text in given:
+        key, _, values = text.partition("=")
+        key, listed = key.strip(), split(values)
+        if not key or not listed or not all(listed):
+            raise RecipeError("this varies nothing", f"--vary {text}", "write --vary KEY=A,B,...")
+        if key in read:
+            raise RecipeError("this setting varies twice", f"--vary {text}", f"write --vary {key}=A,B,... once")
+        read[key] = listed
+    return read
+
+
+def split(text: str) -> list[str]:
+    """Split at commas, but not inside brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts] if text.strip() else []
+
+
+def compared_stage(recipe: Recipe, plugins: Plugins, asked: Asked) -> str:
+    """Say which stage is compared. Raises RecipeError where there is none, or where something else shall vary."""
+    stages = list(recipe.stages)
+    if asked.stage is not None and asked.stage not in stages:
+        hint = near_miss(asked.stage, stages) or f"the stages are {', '.join(stages)}"
+        raise RecipeError(f"there is no stage {asked.stage!r}", f"--stage {asked.stage}", hint)
+    varied = [key.partition(".")[0] for key in asked.vary]
+    stage = asked.stage or next((name for name in varied if name in stages), None)
+    stage = stage or next((name for name in reversed(stages) if _makes_policy(recipe, plugins, name)), None)
+    if stage is None:
+        raise RecipeError("no stage makes a policy, so there is nothing to compare", recipe.path.name, "add one")
+    _check_asked(asked, stage, stages)
+    return stage
+
+
+def _makes_policy(recipe: Recipe, plugins: Plugins, stage: str) -> bool:
+    method = plugins.methods.get(str(recipe.stages[stage].get("method", stage)))
+    return method is not None and issubclass(method.produces, Policy)
+
+
+def _check_asked(asked: Asked, stage: str, stages: Sequence[str]) -> None:
+    wrong = []
+    if not asked.methods and not asked.vary:
+        remedy = f"name methods, --methods ppo,grpo, or values, --vary {stage}.METHOD.SETTING=A,B"
+        wrong.append(Problem("nothing differs", f"stage {stage!r}", remedy))
+    for name in sorted({name for name in asked.methods if list(asked.methods).count(name) > 1}):
+        wrong.append(Problem(f"{name!r} is named twice", f"--methods {','.join(asked.methods)}", "name it once"))
+    for key in asked.vary:
+        name, _, rest = key.partition(".")
+        if name != stage:
+            near = near_miss(name, stages) if name not in stages else ""
+            remedy = near or "--set changes another one, for all variants alike"
+            wrong.append(Problem(f"only stage {stage!r} varies here", f"--vary {key}", remedy))
+        elif rest in ("method", "seed"):
+            remedy = "write --methods A,B" if rest == "method" else "write --seeds N"
+            wrong.append(Problem(f"{rest} has an option of its own", f"--vary {key}", remedy))
+    if wrong:
+        raise RecipeError.of(wrong)
+
+
+def variants_of(recipe: Recipe, plugins: Plugins, asked: Asked, stage: str) -> list[Variant]:
+    """Give every method with every combination of the values that vary; a method's own settings vary only for it.
+
+    Raises RecipeError where a setting varies of a method that is not compared.
+    """
+    own = str(recipe.stages[stage].get("method", stage))
+    known = {*plugins.methods, *WELL_KNOWN}
+    belongs = {key: parts[1] for key in asked.vary if len(parts := key.split(".")) > 2 and parts[1] in known}
+    methods = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]
+    for key, method in belongs.items():
+        if method not in methods:
+            remedy = f"write --methods {','.join([*methods, method])}"
+            raise RecipeError(f"{method} is not among the methods that are compared", f"--vary {key}", remedy)
+    return [
+        Variant(stage, method, changes)
+        for method in methods
+        for changes in _grid(
+            stage, method, own, {k: v for k, v in asked.vary.items() if belongs.get(k) in (None, method)}
+        )
+    ]
+
+
+def _grid(stage: str, method: str, own: str, vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    head = {} if method == own else {f"{stage}.method": method}
+    for values in product(*vary.values()):
+        yield head | dict(zip(vary, values, strict=True))
+
+
+def stage_names(variants: Sequence[Variant], taken: Sequence[str]) -> list[str]:
+    """Give each variant the name of its stages; one that is taken, or is none, gets a hash behind it."""
+    names: list[str] = []
+    for variant in variants:
+        name = variant.slug
+        if name in [*names, *taken] or not NAME.fullmatch(name):
+            name = f"{name[: LONGEST - 7]}-{digest(variant.label)}"
+        names.append(name)
+    return names

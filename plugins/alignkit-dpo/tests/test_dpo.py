@@ -1,0 +1,156 @@
+"""DPO: its losses against TRL's formulas, its start, its data, and what every method must keep."""
+
+import math
+
+import pytest
+import torch
+from alignkit_dpo import DPOSettings, dpo, losses
+from pydantic import ValidationError
+
+from alignkit import Preferences, StageError, read_pairs
+from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
+
+SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"}
+
+TestDPO = conformance(
+    dpo,
+    SETTINGS,
+    effects=["beta=1.0", "loss=ipo", "loss=hinge", "label_smoothing=0.3", "epochs=2", "batch=8", "lora.rank=4"],
+)
+
+
+def pairs_of(policy, stage, rows, **settings):
+    from alignkit import load_policy
+
+    model, tokenizer = load_policy(policy)
+    return model, read_pairs(rows, model, tokenizer, DPOSettings(**settings), stage)
+
+
+@pytest.fixture
+def two(tiny_policy, stage, records):
+    rows = [
+        {"prompt": "the food", "chosen": " was good", "rejected": " was bad and cold", "p_chosen": 0.75},
+        {"prompt": "my room", "chosen": " is warm today", "rejected": " no"},
+    ]
+    _, pairs = pairs_of(tiny_policy, stage, records(Preferences, rows))
+    return pairs.train
+
+
+CHOSEN, REJECTED = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[-2.0, -2.5], [-1.0, -0.5]])
+START = [[-3.5, -4.0], [-2.0, -2.0]]
+GAINS = torch.tensor([[0.5, -0.5], [-1.0, 0.5]])
+MARGINS = GAINS[:, 0] - GAINS[:, 1]
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+def certain(pairs):
+    return [pair._replace(p_chosen=1.0) for pair in pairs]
+
+
+def test_sigmoid_is_the_papers_loss(two) -> None:
+    found, figures = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5))
+
+    assert found.tolist() == pytest.approx([-log_sigmoid(0.5 * margin) for margin in MARGINS.tolist()])
+    assert figures["rewards/chosen"].tolist() == pytest.approx((0.5 * GAINS[:, 0]).tolist())
+    assert figures["rewards/margins"].tolist() == pytest.approx((0.5 * MARGINS).tolist())
+    assert figures["rewards/accuracies"].tolist() == [1.0, 0.0]
+
+
+def test_a_soft_label_weighs_both_orders(two) -> None:
+    found, _ = losses(CHOSEN, REJECTED, two, START, DPOSettings(beta=0.5))
+
+    margin = float(MARGINS[0])
+    assert float(found[0]) == pytest.approx(-0.75 * log_sigmoid(0.5 * margin) - 0.25 * log_sigmoid(-0.5 * margin))
+    assert float(found[1]) == pytest.approx(-log_sigmoid(0.5 * float(MARGINS[1])))
+
+
+def test_smoothing_takes_a_share_of_the_labels_for_wrong(two) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5, label_smoothing=0.2))
+
+    expected = [-0.8 * log_sigmoid(0.5 * m) - 0.2 * log_sigmoid(-0.5 * m) for m in MARGINS.tolist()]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_robust_is_unbiased_under_a_known_share_of_wrong_labels(two) -> None:
+    given = DPOSettings(beta=0.5, loss="robust", label_smoothing=0.2)
+    right, _ = losses(CHOSEN, REJECTED, certain(two), START, given)
+    swapped = [[row[1], row[0]] for row in START]
+    wrong, _ = losses(REJECTED, CHOSEN, certain(two), swapped, given)
+    clean, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5))
+
+    assert (0.8 * right + 0.2 * wrong).tolist() == pytest.approx(clean.tolist())
+
+
+def test_ipo_counts_by_token(two) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5, loss="ipo"))
+
+    lengths = [(len(pair.chosen.answer), len(pair.rejected.answer)) for pair in two]
+    expected = [(gain[0] / a - gain[1] / b - 1.0) ** 2 for gain, (a, b) in zip(GAINS.tolist(), lengths, strict=True)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_hinge_ends_at_a_margin_of_1(two) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=1.0, loss="hinge"))
+
+    assert found.tolist() == pytest.approx([max(0.0, 1 - margin) for margin in MARGINS.tolist()])
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "new LoRA"])
+def test_the_first_loss_is_ln_2(tmp_path, lora) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+
+    run_method(dpo, SETTINGS | {"lora": lora, "precision": "fp32"}, stage, **inputs)
+
+    assert stage.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_first_loss_is_ln_2_where_an_adapter_is_trained_on(tmp_path) -> None:
+    inputs, first = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "first")
+    once = run_method(dpo, SETTINGS | {"lora": {"rank": 4}}, first, **inputs)
+    stage = RecordingStage(tmp_path / "second")
+
+    run_method(dpo, SETTINGS | {"lora": {"rank": 4}}, stage, **(inputs | {"policy": once}))
+
+    assert stage.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_what_was_kept_of_another_start_is_refused(tmp_path) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+    run_method(dpo, SETTINGS, stage, **inputs)
+    (kept,) = stage.cache.glob("logprobs-*.json")
+    kept.write_text(kept.read_text("utf-8").replace("[[-", "[[-9"), "utf-8")
+    again = RecordingStage(tmp_path / "again")
+    kept.rename(again.cache / kept.name)
+
+    with pytest.raises(StageError) as refusal:
+        run_method(dpo, SETTINGS, again, **inputs)
+
+    assert refusal.value.problem.startswith("the policy is not its own start before the first step (")
+    assert refusal.value.remedy == "remove runs/cache: what was kept there is of another model"
+
+
+def test_it_learns_which_answers_are_good(tmp_path) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+
+    run_method(dpo, SETTINGS | {"epochs": 4, "learning_rate": 3e-3}, stage, **inputs)
+
+    before, after, _ = stage.figures["accuracy"]
+    assert (before, after) == (0.5, 1.0)
+    assert {"prompt", "chosen", "rejected", "margin"} == set(stage.samples[0])
+
+
+def test_dropout_is_refused(tmp_path) -> None:
+    from alignkit import RecipeError
+
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+    with pytest.raises(RecipeError) as refusal:
+        run_method(dpo, SETTINGS | {"lora": {"dropout": 0.1}}, stage, **inputs)
+    assert refusal.value.remedy == "set this stage's lora.dropout to 0"
+
+
+def test_more_than_half_wrong_labels_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        DPOSettings(label_smoothing=0.5)
