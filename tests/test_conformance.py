@@ -19,7 +19,7 @@ ONLINE = {
     "minibatches": 2,
     "precision": "fp32",
     "measured": 4,
-    "generation": {"max_new_tokens": 5},
+    "generation": {"max_new_tokens": 5, "unfinished": "subtract", "penalty": 0.0},
 }
 OFFLINE = {"learning_rate": 1e-2, "batch": 8, "precision": "fp32"}
 
@@ -32,7 +32,7 @@ TestPPO = conformance(
     effects=["kl.coef=1.0", "lam=0.5", "gamma=0.9", "clip=0.01", "epochs=1", "layout=shared", "lora.rank=4"],
 )
 TestGRPO = conformance(
-    grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "average=fixed", "answers=2"]
+    grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "clip=0.001", "answers=2"]
 )
 TestRLOO = conformance(rloo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "answers=2", "minibatches=1"])
 
