@@ -15,9 +15,11 @@ from alignkit.errors import INTERRUPTED, AlignkitError, RecipeError
 from alignkit.plan.tables import line_width, short
 
 if TYPE_CHECKING:
+    from alignkit.compare.planning import ComparisonPlan
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
     from alignkit.run.console import Console
+    from alignkit.run.runner import RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,19 +80,26 @@ UNTIL = click.option("--until", metavar="STAGE", help="Run no more than this sta
 AGAIN = click.option("--again", metavar="STAGE", multiple=True, help="Run this stage although it is finished.")
 
 
-def _selection(command: F) -> F:
-    """Add the options that say what is planned."""
-    for option in (PLUGINS, AGAIN, UNTIL, RUNS, SEED, SET):
-        command = option(command)
-    return command
+INLINE = click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
+MACHINE = click.option("--on", "machine", metavar="NAME", help="Use this machine of ./machines.toml.")
+OFFLINE = click.option("--offline", is_flag=True, help="Open no connection; use what is on this machine.")
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Make one decorator of several, in the order in which help lists them."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @main.command()
 @click.argument("recipe")
-@_selection
-@click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
-@click.option("--on", "machine", metavar="NAME", help="Use this machine of ./machines.toml.")
-@click.option("--offline", is_flag=True, help="Open no connection; use what is on this machine.")
+@_options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@_options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
 def recipe(
@@ -106,12 +115,8 @@ def recipe(
 ) -> None:
     """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
     path, runs = _announce(recipe), selection["runs"]
-    from alignkit.run.console import Console
     from alignkit.run.fetch import pin
-    from alignkit.run.follow import Observer
     from alignkit.run.machine import Machine, read_machine
-    from alignkit.run.runner import run_plan
-    from alignkit.run.states import states_of
 
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     plan = _plan(path, **selection)
@@ -119,24 +124,15 @@ def recipe(
         click.echo("asking the hub for commits", err=True)
         pin(plan, runs, offline)
         plan = _plan(path, **selection)
-    states, remarks = states_of(plan, runs, again)
-    console = Console([stage.name for stage in plan.stages if stage.wanted])
-    observers: list[Observer] = [console, *([_printer(sys.stdout)] if as_json else [])]
-    try:
-        with console, redirect_stdout(sys.stderr if as_json else sys.stdout):
-            console.begin(plan, states, remarks)
-            run_plan(plan, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=chosen)
-    except AlignkitError as error:
-        _print_results(console, plan, runs, err=True)
-        _print_problems(error)
-        click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
-        ctx.exit(error.status)
+    heard = [_printer(sys.stdout)] if as_json else []
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
+    console, _ = _run(ctx, plan, runs, again, heard=heard, aside=as_json, **how)
     _print_results(console, plan, runs, err=as_json)
 
 
 @main.command()
 @click.argument("recipe")
-@_selection
+@_options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
     """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
@@ -151,6 +147,77 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
         return
     click.echo(_bold(heading(plan, Path.cwd())))
     _print_lines(show_plan(plan, states, remarks, _width()))
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--stage", metavar="STAGE", help="The stage to compare; unset: the last one that makes a policy.")
+@click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods.")
+@click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
+@_options(SET, SEED, RUNS, AGAIN, PLUGINS)
+@_options(INLINE, MACHINE, OFFLINE)
+@click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    stage: str | None,
+    methods: str | None,
+    vary: Sequence[str],
+    seeds: int,
+    only_plan: bool,
+    changes: Sequence[str],
+    again: Sequence[str],
+    inline: bool,
+    machine: str | None,
+    offline: bool,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
+    under the same seeds, then all are measured on the same held-out prompts."""
+    from alignkit.compare.planning import plan_comparison
+    from alignkit.compare.show import show_heading
+    from alignkit.compare.variants import Asked, read_vary, split
+
+    asked = Asked(stage, split(methods or ""), read_vary(vary), seeds)
+    selection = {"set": _changes(changes), **more}
+    if only_plan:
+        _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], again, as_json)
+        return
+    from alignkit.compare.compare import conclude, plan_pinned
+    from alignkit.compare.show import as_dict, show_comparison
+    from alignkit.run.machine import Machine, read_machine
+    from alignkit.run.rundir import report_path
+
+    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
+    planned = plan_pinned(recipe, asked, offline=offline, **selection)
+    click.echo(_bold(show_heading(planned)), err=True)
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
+    _, result = _run(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
+    found = conclude(planned, result, selection["runs"])
+    if as_json:
+        _print_json(as_dict(found))
+        return
+    _print_lines(show_comparison(found, _width()))
+    path = report_path(selection["runs"].resolve(), planned.plan.recipe.name)
+    click.echo(f"report: {short(path, Path.cwd())}")
+
+
+def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence[str], as_json: bool) -> None:
+    from alignkit.compare.show import plan_as_dict, show_heading
+    from alignkit.plan.show import as_dict, show_plan
+    from alignkit.run.states import states_of
+
+    states, remarks = states_of(planned.plan, runs, again)
+    if as_json:
+        _print_json({**plan_as_dict(planned), "plan": as_dict(planned.plan, states)})
+        return
+    click.echo(_bold(show_heading(planned)))
+    _print_lines(show_plan(planned.plan, states, remarks, _width()))
 
 
 @main.command()
@@ -217,6 +284,38 @@ def _plan(
     from alignkit.plan.make import make_plan
 
     return make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
+
+
+def _run(
+    ctx: click.Context,
+    plan: "Plan",
+    runs: Path,
+    again: Sequence[str],
+    *,
+    heard: Sequence[Callable[["Event"], None]] = (),
+    aside: bool,
+    **how: Any,
+) -> tuple["Console", "RunResult"]:
+    """Run a plan and show it; a failure ends the command, with what is finished and the command that goes on.
+
+    With `aside` whatever stages print goes to standard error.
+    """
+    from alignkit.run.console import Console
+    from alignkit.run.runner import run_plan
+    from alignkit.run.states import states_of
+
+    states, remarks = states_of(plan, runs, again)
+    console = Console([stage.name for stage in plan.stages if stage.wanted])
+    try:
+        with console, redirect_stdout(sys.stderr if aside else sys.stdout):
+            console.begin(plan, states, remarks)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, **how)
+    except AlignkitError as error:
+        _print_results(console, plan, runs, err=True)
+        _print_problems(error)
+        click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
+        ctx.exit(error.status)
+    return console, result
 
 
 def _changes(given: Sequence[str]) -> Mapping[str, str]:

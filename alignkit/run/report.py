@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
 from alignkit.errors import AlignkitError
@@ -19,6 +19,9 @@ from alignkit.run.curves import HEIGHT, POINTS, WIDTH, Curve, curves
 from alignkit.run.durable import read_json, write_text
 from alignkit.run.journal import read_journal
 from alignkit.run.words import duration, latest, number, size
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 MOST_POINTS = 30_000
 """Of all curves together, about 12 bytes each, so that the file stays below a megabyte."""
@@ -88,8 +91,13 @@ class Report:
         write_report(self.path, self._plan, self._runs, reused=self._reused, failure=failure)
 
 
-def write_report(path: Path, plan: Plan, runs: Path, *, reused: set[str] | None = None, failure: str = "") -> None:
-    """Write the report of what lies in the stages' folders now; `failure` says why the run ended early."""
+def write_report(
+    path: Path, plan: Plan, runs: Path, *, reused: set[str] | None = None, failure: str = "", lead: "Markup | str" = ""
+) -> None:
+    """Write the report of what lies in the stages' folders now.
+
+    `failure` says why the run ended early; `lead` is what the page begins with.
+    """
     journals = {stage.name: _journal(runs, stage) for stage in plan.stages if stage.wanted}
     told = [
         name for events in journals.values() for name in {n for e in events if isinstance(e, Metrics) for n in e.values}
@@ -99,7 +107,7 @@ def write_report(path: Path, plan: Plan, runs: Path, *, reused: set[str] | None 
         _gather(path, plan, runs, stage, journals.get(stage.name, []), reused or set(), points) for stage in plan.stages
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _render(plan, stages, failure))
+    write_text(path, _render(plan, stages, failure, lead))
 
 
 def _journal(runs: Path, stage: PlannedStage) -> list[Event]:
@@ -158,7 +166,7 @@ def _shown(value: str | float) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
 
 
-def _render(plan: Plan, stages: Sequence[StageFacts], failure: str) -> str:
+def _render(plan: Plan, stages: Sequence[StageFacts], failure: str, lead: "Markup | str") -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).parent)
@@ -171,6 +179,7 @@ def _render(plan: Plan, stages: Sequence[StageFacts], failure: str) -> str:
         stages=stages,
         warnings=[warning for stage in stages for warning in stage.warnings],
         failure=failure,
+        lead=lead,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         short=SHORT,
         width=WIDTH,

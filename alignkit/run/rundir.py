@@ -6,6 +6,7 @@ stages/.locks/                      who works on what
 sources/                            sources that had to be written or unpacked
 cache/                              hashes and the like, safe to delete
 rlhf/                               recipe.toml, plan.json, report.html of a recipe's last run
+rlhf-compare/                       the same of its last comparison, and comparison.json
 """
 
 import shutil
@@ -53,6 +54,10 @@ def recipe_folder(runs: Path, recipe: str) -> Path:
 
 def report_path(runs: Path, recipe: str) -> Path:
     return recipe_folder(runs, recipe) / "report.html"
+
+
+def comparison_path(runs: Path, recipe: str) -> Path:
+    return recipe_folder(runs, recipe) / "comparison.json"
 
 
 def cache_folder(runs: Path) -> Path:

@@ -1,0 +1,95 @@
+"""Compare: run every variant under every seed, measure them side by side, and say what differs by more than noise."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.compare.page import page_of
+from alignkit.compare.planning import ComparisonPlan, plan_comparison
+from alignkit.compare.results import Comparison, Cost, read_comparison
+from alignkit.compare.show import as_dict
+from alignkit.compare.variants import Asked
+from alignkit.contract.kinds import Scores
+from alignkit.run import rundir
+from alignkit.run.durable import read_json, write_json
+from alignkit.run.fetch import pin
+from alignkit.run.follow import Observer
+from alignkit.run.machine import Machine
+from alignkit.run.report import write_report
+from alignkit.run.runner import RunResult, StageResult, run_plan
+
+
+def compare_recipe(
+    recipe: str | Path,
+    *,
+    stage: str | None = None,
+    methods: Sequence[str] = (),
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    seeds: int = 1,
+    set: Mapping[str, Any] | None = None,  # noqa: A002  # the word of the command line
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    again: Sequence[str] = (),
+    inline: bool = False,
+    offline: bool = False,
+    machine: Machine | None = None,
+    plugins: Sequence[str | Path] = (),
+    observers: Sequence[Observer] = (),
+) -> Comparison:
+    """Compare methods or settings of one stage: `compare_recipe("rlhf.toml", methods=["ppo", "grpo"], seeds=3)`.
+
+    `vary` is a grid, such as {"align.ppo.kl.coef": [0.05, 0.1]}. What the variants share runs once; finished stages are
+    reused. Raises RecipeError, DataError or PluginError before anything runs, and StageError where a stage fails.
+    """
+    asked = Asked(stage, tuple(methods), vary or {}, seeds)
+    planned = plan_pinned(recipe, asked, set=set, seed=seed, runs=runs, plugins=plugins, offline=offline)
+    result = run_plan(
+        planned.plan,
+        runs=runs,
+        observers=observers,
+        again=again,
+        inline=inline,
+        offline=offline,
+        machine=machine,
+    )
+    return conclude(planned, result, Path(runs))
+
+
+def plan_pinned(
+    recipe: str | Path,
+    asked: Asked,
+    *,
+    set: Mapping[str, Any] | None,  # noqa: A002
+    seed: int | None,
+    runs: str | Path,
+    plugins: Sequence[str | Path],
+    offline: bool,
+) -> ComparisonPlan:
+    """Plan a comparison; where a hub source has no commit yet, ask for it and plan again."""
+
+    def plan() -> ComparisonPlan:
+        return plan_comparison(recipe, asked, set=set, seed=seed, runs=runs, plugins=plugins)
+
+    planned = plan()
+    if any(stage.wanted and stage.fingerprint is None for stage in planned.plan.stages):
+        pin(planned.plan, Path(runs), offline)
+        planned = plan()
+    return planned
+
+
+def conclude(planned: ComparisonPlan, result: RunResult, runs: Path) -> Comparison:
+    """Read what was measured, and write `comparison.json` and the report."""
+    table = result.artifact(planned.scores)
+    assert isinstance(table, Scores)
+    costs = {stage.name: _cost(stage) for stage in result.stages}
+    found = read_comparison(planned, result.folder, table.rows(), costs)
+    write_json(rundir.comparison_path(runs.resolve(), planned.plan.recipe.name), as_dict(found))
+    path = rundir.report_path(runs.resolve(), planned.plan.recipe.name)
+    reused = {stage.name for stage in result.stages if stage.reused}
+    write_report(path, planned.plan, runs.resolve(), reused=reused, lead=page_of(found))
+    return found
+
+
+def _cost(stage: StageResult) -> Cost:
+    facts = read_json(stage.folder / rundir.STAGE)
+    return Cost(stage.seconds, max(facts["peak_memory"].values()))

@@ -1,0 +1,286 @@
+"""A comparison as a recipe: every variant under every seed is a stage of its own, and one `evaluate` measures them all.
+
+The recipe is made in memory from the user's, so that planning, reuse and running are those of every other recipe: what
+the variants share is one stage, and runs once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignkit.compare.variants import Asked, Variant, compared_stage, stage_names, variants_of
+from alignkit.contract.kinds import Policy, Prompts, Reward
+from alignkit.contract.plugins import Plugins, load_plugins
+from alignkit.errors import AlignkitError, RecipeError
+from alignkit.plan.fingerprint import stage_seed
+from alignkit.plan.make import plan_recipe
+from alignkit.plan.packaged import find_recipe
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.recipe import Recipe, combine, read_recipe
+from alignkit.plan.toml import Keys
+
+EVALUATE = "evaluate"
+"""The method that measures."""
+SCORES = "scores"
+"""The stage that measures, where the recipe has none."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A variant and the stages that run it, one for each seed."""
+
+    variant: Variant
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """What a comparison runs: a plan like any other, and what its stages mean."""
+
+    plan: Plan
+    stage: str
+    """The one of the recipe that is compared."""
+    start: str
+    """The policy that all variants start from: a source or a stage."""
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    scores: str
+    """The stage that measures."""
+    deciding: tuple[str, ...]
+    """The rewards that decide which variant is best."""
+    trained: frozenset[str]
+    """The rewards that a variant learns from."""
+
+
+def plan_comparison(
+    recipe: str | Path,
+    asked: Asked,
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002  # the word of the command line
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    plugins: Sequence[str | Path] = (),
+) -> ComparisonPlan:
+    """Plan a comparison. Raises RecipeError, DataError or PluginError, each with all that is wrong."""
+    files, folder = tuple(Path(file) for file in plugins), Path(runs)
+    base, loaded = read_recipe(find_recipe(recipe), set, seed), load_plugins(files)
+    if base.errors:
+        raise combine(base.errors)
+    stage = compared_stage(base, loaded, asked)
+    variants = variants_of(base, loaded, asked, stage)
+    planned = _plan_each(variants, base, loaded, folder, files, set or {}, seed)
+    start = _common_start(base, stage, variants, planned)
+    _refuse_twins(variants, [plan.stage(stage) for plan in planned])
+    return _Writer(base, stage, start, variants, planned, asked.seeds).write(loaded, folder, files)
+
+
+def _plan_each(
+    variants: Sequence[Variant],
+    base: Recipe,
+    loaded: Plugins,
+    runs: Path,
+    files: Sequence[Path],
+    changes: Mapping[str, Any],
+    seed: int | None,
+) -> list[Plan]:
+    """Plan the recipe once for each variant, so that every mistake is told where it was made."""
+    plans: list[Plan] = []
+    errors: list[AlignkitError] = []
+    for variant in variants:
+        try:
+            read = read_recipe(base.path, {**changes, **variant.changes}, seed)
+            plans.append(plan_recipe(read, loaded, runs=runs, files=files))
+        except AlignkitError as error:
+            errors.append(type(error).of([variant.blamed(problem) for problem in error.problems]))
+    if errors:
+        raise combine(errors)
+    return plans
+
+
+def _common_start(base: Recipe, stage: str, variants: Sequence[Variant], planned: Sequence[Plan]) -> str:
+    """Find the policy that the variants start from: what wins are counted against, and KL is measured from."""
+    starts: dict[str, str] = {}
+    where = base.where("stage", stage)
+    for variant, plan in zip(variants, planned, strict=True):
+        made = plan.stage(stage)
+        if not issubclass(made.made, Policy):
+            problem = f"stage {stage!r}: {made.method.name} makes {made.made.__name__}, and policies are compared"
+            raise RecipeError(problem, where, "compare a stage that makes a policy")
+        roles = [role for role, taken in made.method.consumes.items() if role in made.inputs and taken.takes(Policy)]
+        role = "policy" if "policy" in roles else next(iter(roles), None)
+        if role is None:
+            problem = f"stage {stage!r}: {made.method.name} starts from no policy, so there is nothing to measure from"
+            raise RecipeError(problem, where, "compare methods that take a policy")
+        starts.setdefault(made.inputs[role][0], variant.label)
+    if len(starts) > 1:
+        found = " and ".join(f"{label} from {start!r}" for start, label in starts.items())
+        problem = f"stage {stage!r}: the variants start from different policies: {found}"
+        raise RecipeError(problem, where, "let all start from one, under inputs")
+    return next(iter(starts))
+
+
+def _refuse_twins(variants: Sequence[Variant], made: Sequence[PlannedStage]) -> None:
+    for number, (variant, stage) in enumerate(zip(variants, made, strict=True)):
+        for other, twin in zip(variants[:number], made[:number], strict=True):
+            if _alike(stage) == _alike(twin):
+                raise RecipeError(
+                    f"stage {stage.name!r}: the variants {other.label!r} and {variant.label!r} are the same",
+                    _brought(variant),
+                    "leave one out, or vary a setting that the method has",
+                )
+
+
+def _alike(stage: PlannedStage) -> tuple[str, str, Mapping[str, tuple[str, ...]]]:
+    return stage.method.name, stage.settings.model_dump_json(), stage.inputs
+
+
+def _brought(variant: Variant) -> str:
+    """Say which option brought a variant."""
+    varied = [key for key in variant.changes if key != f"{variant.stage}.method"]
+    return f"--vary {varied[-1]}" if varied else "--methods"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the recipe of a comparison from the plans of its variants."""
+
+    base: Recipe
+    stage: str
+    start: str
+    variants: Sequence[Variant]
+    planned: Sequence[Plan]
+    count: int
+    """Of seeds."""
+
+    def write(self, loaded: Plugins, runs: Path, files: Sequence[Path]) -> ComparisonPlan:
+        contenders, seeds = self._contenders(), self._seeds()
+        measuring = self._measuring()
+        trained, deciding = self._trained(), self._deciding(measuring)
+        scores = measuring.name if measuring else self._free(SCORES)
+        stages = {
+            **dict(self._shared(measuring)),
+            **{
+                contender.stages[k]: self._table(plan, seeds[k])
+                for k in range(self.count)
+                for contender, plan in zip(contenders, self.planned, strict=True)
+            },
+            scores: self._scores(contenders, measuring, deciding, trained),
+        }
+        overrides = {**self.base.overrides, **{k: v for c in contenders for k, v in self._moved(c)}}
+        name = f"{self.base.name}-compare"
+        recipe = replace(self.base, name=name, stages=stages, result=(scores,), overrides=overrides)
+        plan = self._plan(recipe, scores, measuring is None, loaded, runs, files)
+        shown = replace(plan, recipe=replace(recipe, overrides=self.base.overrides))
+        decides = deciding or plan.stage(scores).inputs["rewards"]
+        return ComparisonPlan(
+            shown, self.stage, self.start, contenders, seeds, scores, tuple(decides), frozenset(trained)
+        )
+
+    def _plan(
+        self, recipe: Recipe, scores: str, added: bool, loaded: Plugins, runs: Path, files: Sequence[Path]
+    ) -> Plan:
+        try:
+            return plan_recipe(recipe, loaded, runs=runs, files=files)
+        except RecipeError as error:
+            if not added:
+                raise
+            remedy = f'say how to measure: add [stage.{scores}] with method = "{EVALUATE}"'
+            problems = [replace(p, where=recipe.path.name, remedy=f"{p.remedy}; or {remedy}") for p in error.problems]
+            raise RecipeError.of(problems) from error
+
+    def _seeds(self) -> tuple[int, ...]:
+        """Give the stage's own seed, and others that are derived from it."""
+        own = self.planned[0].stage(self.stage).seed
+        return (own, *(stage_seed(own, f"{self.stage}/{number}") for number in range(2, self.count + 1)))
+
+    def _contenders(self) -> tuple[Contender, ...]:
+        """Name the stages; the recipe's own variant keeps its name, so that what `recipe` has run is reused."""
+        taken = [*self.base.sources, *self.base.stages]
+        found = []
+        for variant, plan, name in zip(self.variants, self.planned, stage_names(self.variants, taken), strict=True):
+            own = plan.recipe.stages[self.stage] == self.base.stages[self.stage]
+            first = self.stage if own else f"{name}-s1"
+            found.append(Contender(variant, (first, *(f"{name}-s{number}" for number in range(2, self.count + 1)))))
+        return tuple(found)
+
+    def _free(self, name: str) -> str:
+        taken = [*self.base.sources, *self.base.stages]
+        return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+    def _measuring(self) -> PlannedStage | None:
+        """Find the recipe's own stage that evaluates: its settings, prompts and rewards are taken over."""
+        stages = [stage for stage in self.planned[0].stages if stage.method.name == EVALUATE]
+        return stages[-1] if stages else None
+
+    def _shared(self, measuring: PlannedStage | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Give the stages that no variant changes, wired as the recipe wires them; whoever needs them runs them."""
+        changed = {self.stage, measuring.name if measuring else ""}
+        for stage in self.planned[0].stages:
+            if stage.name in changed or changed & {name for several in stage.inputs.values() for name in several}:
+                changed.add(stage.name)
+            else:
+                yield stage.name, self._wired(stage, self.base.stages[stage.name])
+
+    def _table(self, plan: Plan, seed: int) -> dict[str, Any]:
+        """Write one variant's stage. Gates would stop the comparison at the first variant that misses one."""
+        table = self._wired(plan.stage(self.stage), plan.recipe.stages[self.stage])
+        return {**{key: value for key, value in table.items() if key != "gates"}, "seed": seed}
+
+    def _wired(self, stage: PlannedStage, table: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {role: list(names) for role, names in stage.inputs.items()}
+        return {**table, "method": stage.method.name, "inputs": inputs}
+
+    def _trained(self) -> list[str]:
+        """Name the rewards that variants learn from."""
+        found = [
+            name
+            for plan in self.planned
+            for role, names in plan.stage(self.stage).inputs.items()
+            if any(issubclass(kind, Reward) for kind in plan.stage(self.stage).method.consumes[role].kinds)
+            for name in names
+        ]
+        return list(dict.fromkeys(found))
+
+    def _deciding(self, measuring: PlannedStage | None) -> list[str]:
+        """Name the rewards that decide: the recipe's own measure, else those nobody learns from, else those some do."""
+        if measuring:
+            return measuring.settings.model_dump()["deciding"] or list(measuring.inputs["rewards"])
+        trained = self._trained()
+        sources = self.planned[0].sources.values()
+        apart = [one.name for one in sources if issubclass(one.kind, Reward) and one.name not in trained]
+        return apart or trained
+
+    def _scores(
+        self,
+        contenders: Sequence[Contender],
+        measuring: PlannedStage | None,
+        deciding: Sequence[str],
+        trained: Sequence[str],
+    ) -> dict[str, Any]:
+        """Write the stage that measures: the start first, then every variant under every seed."""
+        own = self.base.stages[measuring.name] if measuring else {}
+        asked = measuring.inputs["rewards"] if measuring else ()
+        rewards = list(dict.fromkeys([*deciding, *asked, *trained]))
+        prompts = measuring.inputs["prompts"] if measuring else self._prompts()
+        policies = [self.start, *(name for contender in contenders for name in contender.stages)]
+        inputs = {"policies": policies, "rewards": rewards, "prompts": list(prompts)}
+        told = {**own.get(EVALUATE, {}), **({"deciding": list(deciding)} if deciding else {})}
+        kept = {key: value for key, value in own.items() if key not in ("gates", EVALUATE)}
+        return {**kept, "method": EVALUATE, "inputs": {k: v for k, v in inputs.items() if v}, EVALUATE: told}
+
+    def _prompts(self) -> tuple[str, ...]:
+        """Give the prompts that a variant learns from, if one does: their held-out side is what is asked."""
+        for plan in self.planned:
+            made = plan.stage(self.stage)
+            for role, names in made.inputs.items():
+                if made.method.consumes[role].kinds == (Prompts,):
+                    return names
+        return ()
+
+    def _moved(self, contender: Contender) -> Iterator[tuple[Keys, Any]]:
+        """Give a variant's stages the overrides of the stage that it is made from, as they were typed."""
+        mine = {("stage", *key.split(".")): value for key, value in contender.variant.changes.items()}
+        for path, value in {**self.base.overrides, **mine}.items():
+            if path[:2] == ("stage", self.stage):
+                yield from ((("stage", name, *path[2:]), value) for name in contender.stages)

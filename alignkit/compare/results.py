@@ -1,0 +1,184 @@
+"""What a comparison found: a line for the start and for each variant, and which differences are more than noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from alignkit.compare.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds
+from alignkit.compare.planning import ComparisonPlan, Contender
+from alignkit.errors import StageError
+from alignkit.methods.evaluate import wilson
+
+Row = Mapping[str, Any]
+"""One policy's row of what `evaluate` made."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage took: seconds, and the most memory that its process held, in bytes."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the comparison: the start, or a variant averaged over its seeds."""
+
+    name: str
+    stages: tuple[str, ...]
+    """The stages that made it; for the start its stage or source."""
+    reward: float
+    """The mean of the deciding rewards, weighted and added up."""
+    interval: float
+    """Half the width of the 95 % interval around it."""
+    by_seed: tuple[float, ...]
+    """The same for each seed."""
+    rewards: Mapping[str, float]
+    """Each reward by its name."""
+    kl: float | None
+    """From the start; None where the tokenizers differ."""
+    length: float
+    eos_rate: float
+    distinct_1: float
+    distinct_2: float
+    frontier: bool
+    """No other one has at least its reward with at most its KL."""
+    win_rate: float | None = None
+    """Over the start, a tie being half a win; None for the start itself."""
+    win_interval: tuple[float, float] | None = None
+    gain: Difference | None = None
+    """Over the start."""
+    behind: Difference | None = None
+    """By how much the best variant's reward is higher; None for the best one and for the start."""
+    seconds: float | None = None
+    """Of the compared stage, averaged over the seeds."""
+    memory: int | None = None
+    """The most that one of them held, in bytes."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found, and where it lies."""
+
+    recipe: str
+    stage: str
+    folder: Path
+    """Where its plan, its report and `comparison.json` lie."""
+    deciding: tuple[str, ...]
+    """The rewards that decide."""
+    trained: frozenset[str]
+    """The rewards that a variant learnt from."""
+    prompts: int
+    """How many held-out ones were asked."""
+    seeds: tuple[int, ...]
+    start: Line
+    variants: tuple[Line, ...]
+    """In the order in which they were asked for."""
+
+    @property
+    def best(self) -> Line:
+        """The variant with the highest reward."""
+        return max(self.variants, key=lambda line: line.reward)
+
+
+def read_comparison(
+    planned: ComparisonPlan, folder: Path, rows: Sequence[Row], costs: Mapping[str, Cost]
+) -> Comparison:
+    """Make the comparison of what `evaluate` measured; `rows` are in the order in which its policies were wired."""
+    wired = planned.plan.stage(planned.scores).inputs["policies"]
+    if len(rows) != len(wired):
+        raise StageError(f"it measured {len(rows)} policies, not {len(wired)}", f"stage {planned.scores!r}")
+    by_stage = dict(zip(wired, rows, strict=True))
+    start, of = by_stage[planned.start], {c: [by_stage[name] for name in c.stages] for c in planned.contenders}
+    scores = {contender: _scores(several) for contender, several in of.items()}
+    spread = spread_of_seeds(list(scores.values()))
+    best = max(planned.contenders, key=lambda contender: fmean(map(fmean, scores[contender])))
+    points = [(0.0, start["reward"]), *((_mean(several, "kl"), _mean(several, "reward")) for several in of.values())]
+
+    def line(contender: Contender) -> Line:
+        ours, several = scores[contender], of[contender]
+        rate = _mean(several, "win_rate") or 0.0
+        others = max(1, len(planned.contenders) - 1)
+        behind = difference(scores[best], ours, spread, comparisons=others) if contender != best else None
+        return _line(
+            contender.variant.label,
+            contender.stages,
+            several,
+            spread,
+            points,
+            win_rate=rate,
+            win_interval=wilson(rate, start["prompts"]),
+            gain=difference(ours, _scores([start]), spread, start=True),
+            behind=behind,
+            seconds=fmean(costs[name].seconds for name in contender.stages),
+            memory=max(costs[name].memory for name in contender.stages),
+        )
+
+    return Comparison(
+        recipe=planned.plan.recipe.name.removesuffix("-compare"),
+        stage=planned.stage,
+        folder=folder,
+        deciding=planned.deciding,
+        trained=planned.trained,
+        prompts=start["prompts"],
+        seeds=planned.seeds,
+        start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0),
+        variants=tuple(map(line, planned.contenders)),
+    )
+
+
+def _line(
+    name: str,
+    stages: tuple[str, ...],
+    rows: Sequence[Row],
+    spread: SeedSpread,
+    points: Sequence[tuple[float | None, float | None]],
+    **more: Any,
+) -> Line:
+    """Average one policy's rows over its seeds."""
+    kl = more.pop("kl", _mean(rows, "kl"))
+    reward = fmean(row["reward"] for row in rows)
+    names = [key for key in rows[0] if key.startswith("reward/")]
+    return Line(
+        name=name,
+        stages=stages,
+        reward=reward,
+        interval=interval(_scores(rows), spread),
+        by_seed=tuple(row["reward"] for row in rows),
+        rewards={key.removeprefix("reward/"): fmean(row[key] for row in rows) for key in names},
+        kl=kl,
+        length=fmean(row["length"] for row in rows),
+        eos_rate=fmean(row["eos_rate"] for row in rows),
+        distinct_1=fmean(row["distinct_1"] for row in rows),
+        distinct_2=fmean(row["distinct_2"] for row in rows),
+        frontier=on_frontier((kl, reward), points),
+        **more,
+    )
+
+
+def _scores(rows: Sequence[Row]) -> Scores:
+    return [row["each"]["reward"] for row in rows]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    """Average a measure over seeds; None where one of them could not be taken."""
+    values = [row[key] for row in rows]
+    return None if None in values else fmean(values)
+
+
+def on_frontier(point: tuple[float | None, float], others: Sequence[tuple[float | None, float | None]]) -> bool:
+    """Say whether no other point has at least this reward with at most this KL, and one of them better."""
+    kl, reward = point
+    if kl is None:
+        return False
+    return not any(
+        other_kl is not None
+        and other_reward is not None
+        and other_kl <= kl
+        and other_reward >= reward
+        and (other_kl, other_reward) != point
+        for other_kl, other_reward in others
+    )
