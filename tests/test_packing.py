@@ -165,8 +165,9 @@ def test_packing_leaves_decoding_and_padded_passes_as_they_were(model) -> None:
     assert torch.equal(answer_logprobs(model, *rows()), expected)
 
 
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["computed again", "kept"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
-def test_chunks_of_logits_change_nothing(frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_logits_change_nothing(frozen, kept, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(11, 8, requires_grad=True), torch.nn.Linear(8, VOCABULARY).requires_grad_(not frozen)
     learnt = [hidden] if frozen else [hidden, head.weight, head.bias]
@@ -174,6 +175,7 @@ def test_chunks_of_logits_change_nothing(frozen, monkeypatch: pytest.MonkeyPatch
     straight = (head(hidden) / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
     expected = torch.autograd.grad(straight.square().sum(), learnt)
     monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
+    monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
 
     found = chosen_logprobs(hidden, head, targets, temperature=0.5)
 

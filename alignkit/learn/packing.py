@@ -27,6 +27,8 @@ TOKENS_IN_A_PACK = 2**11
 """More would not be faster, and every token costs memory for its gradient."""
 LOGITS_IN_A_CHUNK = 2**23
 """Logits that exist at once: 32 MB in single precision."""
+LOGITS_KEPT = 2**25
+"""As many as this, 128 MB, wait for the gradient; more are computed again."""
 PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
 """Prompts and answers that a model is tried on; the first two share their prompt."""
 FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, NotImplementedError)
@@ -220,8 +222,8 @@ def logprobs_and_entropy(
 def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d).
 
-    Logits exist for a few rows at a time only, and are computed again for the gradient: the table (m, vocabulary) is
-    what fills memory in training.
+    Logits exist for a few rows at a time only, and unless they are few are computed again for the gradient: the table
+    (m, vocabulary) is what fills memory in training.
     """
     weight: Tensor = head.weight
     bias: Tensor | None = head.bias
@@ -244,17 +246,19 @@ class _ChosenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
-        found, normalisers = [], []
+        keeps = any(wants_head) and len(hidden) * len(weight) <= LOGITS_KEPT
+        found, normalisers, pulls = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), len(weight)):
                 logits = nn.functional.linear(hidden[part], weight, bias).float().div_(temperature)
                 chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
                 normalisers.append(logits.logsumexp(dim=-1))
                 found.append(chosen - normalisers[-1])
+                if slope is not None or keeps:
+                    pulls.append(_pull(logits, normalisers[-1], targets[part], torch.ones_like(chosen)))
                 if slope is not None:
-                    pull = _pull(logits, normalisers[-1], targets[part], torch.ones_like(chosen))
-                    torch.mm(pull.to(weight.dtype), weight, out=slope[part])
-        kept = [hidden, weight, bias, targets, torch.cat(normalisers)] if any(wants_head) else [slope]
+                    torch.mm(pulls.pop().to(weight.dtype), weight, out=slope[part])
+        kept = [hidden, weight, bias, targets, torch.cat(normalisers), *pulls] if any(wants_head) else [slope]
         ctx.save_for_backward(*kept)
         ctx.temperature = temperature
         return torch.cat(found)
@@ -265,16 +269,19 @@ class _ChosenLogprobs(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (slope,) = ctx.saved_tensors
             return slope * scale[:, None].to(slope.dtype), None, None, None, None
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser, *pulls = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Sums over chunks stay in fp32, whatever is multiplied.
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in _chunks(len(hidden), len(weight)):
-                logits = nn.functional.linear(hidden[part], weight, bias).float().div_(ctx.temperature)
-                pull = _pull(logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
+            for number, part in enumerate(_chunks(len(hidden), len(weight))):
+                if pulls:
+                    pull = (pulls[number] * scale[part, None]).to(weight.dtype)
+                else:
+                    logits = nn.functional.linear(hidden[part], weight, bias).float().div_(ctx.temperature)
+                    pull = _pull(logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
                 if for_hidden is not None:
                     torch.mm(pull, weight, out=for_hidden[part])
                 if for_weight is not None and weight.dtype == torch.float32:
