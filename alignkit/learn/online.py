@@ -143,6 +143,9 @@ def train_and_measure(
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     latest, timer = stage.latest(), CommitTimer()
+    if latest is None and not models.packed:
+        problem = f"a {type(models.policy).__name__} computes otherwise without padding, so its rows are padded"
+        stage.warn(problem, "nothing need be done: the result is the same, it takes longer")
     before = load(state, latest) if latest else measure()
     train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
     held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples)
