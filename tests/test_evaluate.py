@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignkit import FunctionReward, Prompts, Scores, load_policy
-from alignkit.errors import DataError
+from alignkit.errors import DataError, RecipeError
 from alignkit.learn.saving import save_policy
 from alignkit.methods.evaluate import EvaluateSettings, distinct, evaluate, mean_interval, win_rate
 
@@ -112,3 +112,34 @@ def test_a_prompt_that_leaves_no_room_is_refused_for_every_policy(policy, record
         "1 of 4 prompts leave no room for an answer of 6 tokens in max_length 64; raise max_length, or "
         "take them out of the source"
     )
+
+
+def test_only_deciding_rewards_are_added_up(policy, other, records, stage) -> None:
+    brief = FunctionReward(name="brief", fingerprint="", path="", function="reviews-gold", weight=5.0)
+    settings = SETTINGS.model_copy(update={"deciding": ("gold",)})
+
+    scores = evaluate(
+        settings, stage, policies=(policy, other), rewards=(brief, GOLD), prompts=records(Prompts, [], asked(20))
+    )
+
+    row = scores.rows()[1]
+    assert row["reward"] == pytest.approx(row["reward/gold"])
+    assert row["each"]["reward"] == pytest.approx(row["each"]["reward/gold"])
+    assert row["reward/brief"] == pytest.approx(row["reward/gold"])
+
+
+def test_every_answers_scores_are_kept_to_be_compared_prompt_by_prompt(policy, records, stage) -> None:
+    scores = evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(20)))
+
+    row = scores.rows()[0]
+    assert len(row["each"]["reward"]) == 16
+    assert sum(row["each"]["reward"]) / 16 == pytest.approx(row["reward"])
+
+
+def test_a_deciding_reward_that_is_not_there_is_refused(policy, records, stage) -> None:
+    settings = SETTINGS.model_copy(update={"deciding": ("gol",)})
+
+    with pytest.raises(RecipeError) as error:
+        evaluate(settings, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(20)))
+
+    assert str(error.value) == ("evaluate.deciding names no reward of this stage: 'gol'; did you mean 'gold'?")

@@ -43,6 +43,7 @@ def page_of(found: Comparison) -> Markup:
             rows=rows,
             remarks=remarks_on(found),
             measure=decided_by(found),
+            lines=lines,
             marks=marks,
             frontier=" ".join(f"{m.x:.1f},{m.y:.1f}" for m in sorted(marks, key=lambda m: m.x) if m.frontier),
             kls=[number(end) for end in ends([line.kl or 0.0 for line in lines])],

@@ -69,10 +69,24 @@ def plan_comparison(
         raise combine(base.errors)
     stage = compared_stage(base, loaded, asked)
     variants = variants_of(base, loaded, asked, stage)
+    _check_policies(base, loaded, stage, variants)
     planned = _plan_each(variants, base, loaded, folder, files, set or {}, seed)
     start = _common_start(base, stage, variants, planned)
     _refuse_twins(variants, [plan.stage(stage) for plan in planned])
     return _Writer(base, stage, start, variants, planned, asked.seeds).write(loaded, folder, files)
+
+
+def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequence[Variant]) -> None:
+    """Refuse methods that make something else, before it is told what else does not fit them."""
+    for variant in variants:
+        method = loaded.methods.get(variant.method)
+        if method and not issubclass(method.produces, Policy):
+            given = f"{stage}.method" in variant.changes
+            raise RecipeError(
+                f"stage {stage!r}: {method.name} makes {method.produces.__name__}, and only policies are compared",
+                f"--methods {method.name}" if given else base.where("stage", stage),
+                "choose another with --stage or --methods",
+            )
 
 
 def _plan_each(
@@ -104,9 +118,6 @@ def _common_start(base: Recipe, stage: str, variants: Sequence[Variant], planned
     where = base.where("stage", stage)
     for variant, plan in zip(variants, planned, strict=True):
         made = plan.stage(stage)
-        if not issubclass(made.made, Policy):
-            problem = f"stage {stage!r}: {made.method.name} makes {made.made.__name__}, and policies are compared"
-            raise RecipeError(problem, where, "compare a stage that makes a policy")
         roles = [role for role, taken in made.method.consumes.items() if role in made.inputs and taken.takes(Policy)]
         role = "policy" if "policy" in roles else next(iter(roles), None)
         if role is None:

@@ -92,17 +92,16 @@ def read_comparison(
     if len(rows) != len(wired):
         raise StageError(f"it measured {len(rows)} policies, not {len(wired)}", f"stage {planned.scores!r}")
     by_stage = dict(zip(wired, rows, strict=True))
-    start, of = by_stage[planned.start], {c: [by_stage[name] for name in c.stages] for c in planned.contenders}
-    scores = {contender: _scores(several) for contender, several in of.items()}
-    spread = spread_of_seeds(list(scores.values()))
-    best = max(planned.contenders, key=lambda contender: fmean(map(fmean, scores[contender])))
-    points = [(0.0, start["reward"]), *((_mean(several, "kl"), _mean(several, "reward")) for several in of.values())]
+    start, of = by_stage[planned.start], [[by_stage[name] for name in c.stages] for c in planned.contenders]
+    scores = [_scores(rows) for rows in of]
+    spread = spread_of_seeds(scores)
+    best = max(of, key=lambda rows: fmean(row["reward"] for row in rows))
+    points = [(0.0, start["reward"]), *((_mean(rows, "kl"), _mean(rows, "reward")) for rows in of)]
+    others = max(1, len(of) - 1)
 
-    def line(contender: Contender) -> Line:
-        ours, several = scores[contender], of[contender]
-        rate = _mean(several, "win_rate") or 0.0
-        others = max(1, len(planned.contenders) - 1)
-        behind = difference(scores[best], ours, spread, comparisons=others) if contender != best else None
+    def line(contender: Contender, several: Sequence[Row]) -> Line:
+        ours, rate = _scores(several), fmean(row["win_rate"] for row in several)
+        behind = None if several is best else difference(_scores(best), ours, spread, comparisons=others)
         return _line(
             contender.variant.label,
             contender.stages,
@@ -126,7 +125,7 @@ def read_comparison(
         prompts=start["prompts"],
         seeds=planned.seeds,
         start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0),
-        variants=tuple(map(line, planned.contenders)),
+        variants=tuple(map(line, planned.contenders, of)),
     )
 
 

@@ -104,7 +104,7 @@ def chosen(settings: EvaluateSettings, stage: Stage, rewards: Sequence[Reward]) 
     for name in settings.deciding:
         if name not in names:
             remedy = near_miss(name, names) or f"its rewards are {', '.join(names)}"
-            raise RecipeError(f"evaluate.deciding names no reward of this stage: {name!r}", stage.name, remedy)
+            raise RecipeError(f"evaluate.deciding names no reward of this stage: {name!r}", remedy=remedy)
     return list(settings.deciding) or names
 
 
