@@ -1,0 +1,37 @@
+"""Best of n: answer each prompt several times, and keep the answer that scores best as a demonstration."""
+
+from alignkit import Demonstrations, Method, Policy, Prompts, Reward, Settings, Stage, hookimpl, method
+
+
+class BestOfNSettings(Settings):
+    """Settings of `best-of-n`."""
+
+    answers: int = 8
+    """Answers to each prompt, of which one is kept."""
+    max_new_tokens: int = 64
+    """Answers are cut after so many tokens."""
+
+
+@method("best-of-n")
+def best_of_n(
+    settings: BestOfNSettings, stage: Stage, *, policy: Policy, prompts: Prompts, reward: Reward
+) -> Demonstrations:
+    """Keep the best of several answers to each prompt, by a reward."""
+    from alignkit import load_policy, open_reward, sample_answers
+
+    model, tokenizer = load_policy(policy, trainable=False)
+    score = open_reward(reward)
+
+    def best(rows):
+        wanted = {"answers": settings.answers, "max_new_tokens": settings.max_new_tokens, "seed": stage.seed}
+        for row, answers in zip(rows, sample_answers(model, tokenizer, rows, **wanted), strict=True):
+            scores = score(answers)
+            stage.log(len(scores), None, {"best": max(scores), "mean": sum(scores) / len(scores)})
+            yield {"prompt": row["prompt"], "completion": answers[scores.index(max(scores))].text}
+
+    return stage.save_rows(Demonstrations, best([*prompts.train(), *prompts.held_out()]))
+
+
+@hookimpl
+def alignkit_methods() -> list[Method]:
+    return [best_of_n]

@@ -1,0 +1,111 @@
+"""The example plugins are what their page says: short, installable, and right."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from alignkit.contract.rewards import Answer
+from alignkit.errors import DataError
+from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
+
+EXAMPLES = Path(__file__).parent.parent / "plugins" / "examples"
+PACKAGES = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
+
+
+RECIPE = """
+result = ["best", "align"]
+[sources]
+start = { policy = "builtin:tiny" }
+sums  = { prompts = "builtin:reviews" }
+pairs = { preferences = "builtin:reviews" }
+right = { reward = "function:arithmetic" }
+[stage.best]
+method = "best-of-n"
+[stage.align]
+method = "orpo"
+"""
+
+
+def module(name: str) -> ModuleType:
+    (file,) = EXAMPLES.glob(f"*/{name}.py")
+    spec = importlib.util.spec_from_file_location(name, file)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+orpo = module("alignkit_orpo").orpo
+best_of_n = module("alignkit_best_of_n").best_of_n
+arithmetic = module("alignkit_arithmetic")
+
+
+class TestORPO(
+    conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["beta=1.0", "lora.rank=4"])
+):
+    def test_it_is_found_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-orpo"))
+        super().test_it_is_found_without_torch()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_an_example_is_short(package: Path) -> None:
+    (file,) = package.glob("alignkit_*.py")
+
+    assert len(file.read_text("utf-8").splitlines()) <= 40
+
+
+def test_installed_examples_are_offered(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path), *map(str, PACKAGES)], check=True)
+
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE, "utf-8")
+    told = subprocess.run(
+        [sys.executable, "-m", "alignkit", "plan", str(recipe), "--runs", str(tmp_path / "runs")],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert told.returncode == 0, told.stderr
+    assert "best   best-of-n  will run  Demonstrations  policy=start prompts=sums reward=right" in told.stdout
+    assert "align  orpo       will run  Policy          policy=start pairs=pairs" in told.stdout
+
+
+def test_best_of_n_keeps_the_best_answer(tmp_path: Path) -> None:
+    stage = RecordingStage(tmp_path / "stage")
+
+    made = run_method(best_of_n, {"answers": 4, "max_new_tokens": 4}, stage, **write_inputs(best_of_n, tmp_path))
+
+    assert len([*made.train(), *made.held_out()]) == 48
+    assert all(figures["best"] >= figures["mean"] for _, _, figures in stage.logs)
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "score"),
+    [
+        ("so it is 1,200.", True, 1.0),
+        ("#### 1200", True, 1.0),
+        ("1200, or rather 1300", True, 0.0),
+        ("no idea", True, 0.0),
+        ("it is 1200", False, 0.0),
+    ],
+)
+def test_arithmetic_looks_at_the_last_number(text: str, finished: bool, score: float) -> None:
+    answers = [Answer("600 + 600?", text, finished, {"result": "1200"})]
+
+    assert arithmetic.arithmetic(answers, arithmetic.ArithmeticSettings()) == [score]
+
+
+def test_arithmetic_says_which_column_is_missing() -> None:
+    with pytest.raises(DataError) as refusal:
+        arithmetic.arithmetic([Answer("1 + 1?", "2", True, {})], arithmetic.ArithmeticSettings())
+
+    assert str(refusal.value) == "prompts have no column 'result'; keep = [\"result\"]"
