@@ -531,11 +531,13 @@ def test_the_console_has_one_table_and_says_what_may_be_concluded(desk: Path) ->
     found = measured(planned("lift,shift"), START, row(0.5, 0.1, 1.0, 0.2), row(0.8, 0.1, 3.0, 0.1))
 
     assert show_comparison(found, None) == [
-        "variant  truth          proxy  wins over start   KL    length  distinct-1/2  frontier  time  memory   verdict",
+        "variant  truth          proxy  wins over start   KL    length  distinct-1/2  frontier  time  memory",
         "start    0.000 ± 0.032  0.000                    0.00  5.0     0.25/0.50     yes",
-        "lift     0.500 ± 0.032  0.200  75% (60% to 86%)  1.00  5.0     0.25/0.50     yes       12 s  1.0 GiB  "
-        "0.3 ± 0 behind",
-        "shift    0.800 ± 0.032  0.100  75% (60% to 86%)  3.00  5.0     0.25/0.50     yes       12 s  1.0 GiB  highest",
+        "lift     0.500 ± 0.032  0.200  75% (60% to 86%)  1.00  5.0     0.25/0.50     yes       12 s  1.0 GiB",
+        "shift    0.800 ± 0.032  0.100  75% (60% to 86%)  3.00  5.0     0.25/0.50     yes       12 s  1.0 GiB",
+        "",
+        "lift   0.3 ± 0 behind",
+        "shift  highest",
         "",
         "shift is best in truth, beyond noise.",
         f"40 held-out prompts, one seed of align ({found.seeds[0]}).",
@@ -548,7 +550,7 @@ def test_a_difference_within_noise_is_said_to_be_so(desk: Path) -> None:
     found = measured(planned("lift,shift"), START, row(0.5, 0.1, 1.0), row(0.51, 0.3, 1.0))
 
     assert conclusion(found) == "shift is highest in truth, and lift cannot be told from it: within noise."
-    assert show_comparison(found, None)[2].endswith("0.01 ± 0.06478 behind, within noise")
+    assert "lift   0.010 ± 0.065 behind, within noise" in show_comparison(found, None)
 
 
 def test_variants_that_are_not_above_the_start_are_said_to_be_so(desk: Path) -> None:
@@ -581,10 +583,21 @@ def test_a_kl_that_cannot_be_measured_is_left_out(desk: Path) -> None:
     assert page_of(found).count("<circle") == 2
 
 
-def test_a_comparison_fits_a_narrow_terminal(desk: Path) -> None:
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_comparison_fits_a_narrow_terminal(desk: Path, width: int) -> None:
     found = measured(planned("lift,shift"), START, row(0.5, 0.1, 1.0), row(0.8, 0.1, 3.0))
 
-    assert max(map(len, show_comparison(found, 60))) <= 60
+    assert max(map(len, show_comparison(found, width))) <= width
+
+
+def test_where_lines_would_be_too_long_policies_stand_side_by_side(desk: Path) -> None:
+    found = measured(planned("lift,shift"), START, row(0.5, 0.1, 1.0), row(0.8, 0.1, 3.0))
+
+    assert show_comparison(found, 80)[:3] == [
+        "variant          start          lift              shift",
+        "truth            0.000 ± 0.032  0.500 ± 0.032     0.800 ± 0.032",
+        "proxy            0.000          0.000             0.000",
+    ]
 
 
 def test_a_comparison_in_json_can_be_read_back(desk: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from alignkit.compare.results import Comparison, Line
-from alignkit.compare.show import cells_of, decided_by, remarks_on
+from alignkit.compare.show import cells_of, decided_by, remarks_on, verdict
 from alignkit.run.words import number
 
 WIDTH, HEIGHT = 600, 260
@@ -33,14 +33,15 @@ def page_of(found: Comparison) -> Markup:
     folder = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"number": number}
-    head, *rows = cells_of(found)
+    head, start, *rows = cells_of(found)
+    verdicts = ["", *(verdict(found, line) for line in found.variants)]
     lines = [line for line in (found.start, *found.variants) if line.kl is not None]
     marks = place(lines)
     return Markup(  # noqa: S704  # what the template escaped
         pages.get_template("page.html").render(
             found=found,
-            head=head,
-            rows=rows,
+            head=(*head, "verdict"),
+            rows=[(*row, told) for row, told in zip([start, *rows], verdicts, strict=True)],
             remarks=remarks_on(found),
             measure=decided_by(found),
             lines=lines,

@@ -1,8 +1,9 @@
 """A comparison in words: a table for the console, what may be concluded from it, and JSON."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
+from math import floor, log10
 from typing import Any
 
 from alignkit.compare.noise import Difference
@@ -11,50 +12,61 @@ from alignkit.compare.results import Comparison, Line
 from alignkit.plan.tables import table
 from alignkit.run.words import duration, number, size
 
-PAIRED = (
+SEVERAL_SEEDS = (
     "95 % intervals from standard errors: over the same held-out prompts (paired, prompt by prompt) and over the seeds "
     "(pooled over the variants)"
 )
-UNPAIRED = (
+ONE_SEED = (
     "95 % intervals from standard errors over the same held-out prompts (paired, prompt by prompt); with one seed it "
     "is not known how much another seed would change: --seeds 3 tells"
 )
 
 
 def show_comparison(found: Comparison, width: int | None) -> list[str]:
-    """Give the lines of the result: the table, then what may be concluded from it."""
-    head, *rows = cells_of(found)
-    remarks = [("", remark) for remark in remarks_on(found)]
-    return [*table(rows, width, head), "", *(line.strip() for line in _wrapped(remarks, width))]
+    """Give the lines of the result: the table, a verdict on each variant, then what may be concluded.
+
+    Where the lines would be too long, the policies stand side by side instead of one below the other.
+    """
+    cells = cells_of(found)
+    turned = list(zip(*cells, strict=True))
+    head, *rows = turned if _fits(turned, width) and not _fits(cells, width) else cells
+    verdicts = [(line.name, verdict(found, line)) for line in found.variants]
+    remarks = [line for remark in remarks_on(found) for line in table([(remark,)], width)]
+    return [*table(rows, width, head), "", *table(verdicts, width), "", *remarks]
 
 
-def _wrapped(remarks: list[tuple[str, str]], width: int | None) -> Iterator[str]:
-    for _, remark in remarks:
-        yield from table([(remark,)], width)
+def _fits(cells: Sequence[Sequence[str]], width: int | None) -> bool:
+    return width is None or max(map(len, table(cells, None))) <= width
 
 
 def cells_of(found: Comparison) -> list[tuple[str, ...]]:
     """Give the table as text, its head first: rewards, win rate over the start, KL, and what it cost."""
     beside = [name for name in found.start.rewards if len(found.deciding) > 1 or name not in found.deciding]
     head = ("variant", decided_by(found), *beside, "wins over start", "KL", "length", "distinct-1/2", "frontier")
-    rows = [_cells(found, line, beside) for line in (found.start, *found.variants)]
-    return [(*head, "time", "memory", "verdict"), *rows]
+    return [(*head, "time", "memory"), *(_cells(line, beside) for line in (found.start, *found.variants))]
 
 
-def _cells(found: Comparison, line: Line, beside: list[str]) -> tuple[str, ...]:
+def _cells(line: Line, beside: Sequence[str]) -> tuple[str, ...]:
     return (
         line.name,
-        f"{line.reward:.3f} ± {line.interval:.3f}",
+        give_or_take(line.reward, line.interval),
         *(f"{line.rewards[name]:.3f}" for name in beside),
         _wins(line),
-        "-" if line.kl is None else f"{line.kl:.2f}",
+        "-" if line.kl is None else f"{round(line.kl, 2) + 0.0:.2f}",  # no -0.00
         f"{line.length:.1f}",
         f"{line.distinct_1:.2f}/{line.distinct_2:.2f}",
         "yes" if line.frontier else "no",
         "" if line.seconds is None else duration(line.seconds),
         "" if line.memory is None else size(line.memory),
-        verdict(found, line),
     )
+
+
+def give_or_take(value: float, half: float) -> str:
+    """Write a value with the digits that its interval leaves: `0.803 ± 0.052`."""
+    if half <= 0:
+        return f"{number(value)} ± 0"
+    digits = max(0, 1 - floor(log10(half)))
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def _wins(line: Line) -> str:
@@ -75,19 +87,21 @@ def verdict(found: Comparison, line: Line) -> str:
         return ""
     unmoved = "; not above the start beyond noise" if line.gain.within_noise or line.gain.value < 0 else ""
     if line.behind is None:
-        place = "highest" if len(found.variants) > 1 else f"{signed(line.gain)} over the start"
+        place = "highest" if len(found.variants) > 1 else f"{_told(line.gain)} over the start"
         return f"{place}{unmoved}"
     noise = ", within noise" if line.behind.within_noise else ""
-    return f"{number(line.behind.value)} ± {number(line.behind.half)} behind{noise}{unmoved}"
+    return f"{_told(line.behind)} behind{noise}{unmoved}"
 
 
-def signed(found: Difference) -> str:
-    return f"{found.value:+.3f} ± {found.half:.3f}"
+def _told(found: Difference) -> str:
+    return give_or_take(found.value, found.half)
 
 
 def remarks_on(found: Comparison) -> list[str]:
     """Say what may be concluded, and what the numbers mean."""
-    return [conclusion(found), *_meanings(found)]
+    learnt = _listed([name for name in found.deciding if name in found.trained])
+    warning = f"{learnt} decides and was learnt from: a variant may have learnt its mistakes, too."
+    return [conclusion(found), _asked(found), noise(found), *([warning] if learnt else [])]
 
 
 def conclusion(found: Comparison) -> str:
@@ -98,25 +112,26 @@ def conclusion(found: Comparison) -> str:
     if not best.gain or best.gain.within_noise or best.gain.value < 0:
         return f"No variant is above the start in {measure} beyond noise."
     if len(found.variants) == 1:
-        return f"{best.name} is above the start in {measure}: {signed(best.gain)}."
+        return f"{best.name} is above the start in {measure}: {_told(best.gain)}."
     if level:
         return f"{best.name} is highest in {measure}, and {_listed(level)} cannot be told from it: within noise."
     return f"{best.name} is best in {measure}, beyond noise."
 
 
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _meanings(found: Comparison) -> Iterator[str]:
+def _asked(found: Comparison) -> str:
     seeds = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed"
-    yield f"{found.prompts} held-out prompts, {seeds} of {found.stage} ({', '.join(map(str, found.seeds))})."
+    return f"{found.prompts} held-out prompts, {seeds} of {found.stage} ({', '.join(map(str, found.seeds))})."
+
+
+def noise(found: Comparison) -> str:
+    """Say how the intervals were made."""
     others = len(found.variants) - 1
     several = f"; {others} comparisons with the best count together (Bonferroni)" if others > 1 else ""
-    yield f"{PAIRED if len(found.seeds) > 1 else UNPAIRED}{several}."
-    learnt = [name for name in found.deciding if name in found.trained]
-    if learnt:
-        yield f"{_listed(learnt)} decides and was learnt from: a variant may have learnt its mistakes, too."
+    return f"{SEVERAL_SEEDS if len(found.seeds) > 1 else ONE_SEED}{several}."
 
 
 def show_heading(planned: ComparisonPlan) -> str:
@@ -129,7 +144,7 @@ def show_heading(planned: ComparisonPlan) -> str:
 def as_dict(found: Comparison) -> dict[str, Any]:
     """Give a comparison as plain JSON values."""
     facts = {**asdict(found), "folder": str(found.folder), "trained": sorted(found.trained)}
-    best = {"best": found.best.name, "conclusion": conclusion(found), "noise": next(iter(remarks_on(found)[2:]))}
+    best = {"best": found.best.name, "conclusion": conclusion(found), "noise": noise(found)}
     plain: dict[str, Any] = json.loads(json.dumps({**facts, **best}))
     for line, shown in zip(found.variants, plain["variants"], strict=True):
         for key, value in (("gain", line.gain), ("behind", line.behind)):

@@ -63,11 +63,15 @@ def evaluate(
     from alignkit.learn.scores import open_reward
     from alignkit.learn.scoring import Weighted
 
-    deciding = chosen(settings, stage, rewards)
+    deciding = chosen(settings, rewards)
     rows = asked(stage, prompts, settings.prompts)
     results = [answer(settings, stage, policy, policies[0], rows) for policy in policies]
     opened = [
-        Weighted(reward.name, open_reward(reward), reward.weight if reward.name in deciding else 0.0)
+        Weighted(
+            reward.name,
+            open_reward(reward, cache=stage.cache),
+            reward.weight if reward.name in deciding else 0.0,
+        )
         for reward in rewards
     ]
     scored = [score(result, opened) for result in results]
@@ -98,7 +102,7 @@ class Scored:
     each: dict[str, list[float]]
 
 
-def chosen(settings: EvaluateSettings, stage: Stage, rewards: Sequence[Reward]) -> list[str]:
+def chosen(settings: EvaluateSettings, rewards: Sequence[Reward]) -> list[str]:
     """Name the rewards that decide. Raises RecipeError where one of them is not among the inputs."""
     names = [reward.name for reward in rewards]
     for name in settings.deciding:
@@ -144,8 +148,7 @@ def answer(
         problem = f"{lengths.dropped} of {lengths.rows} prompts leave no room for an answer"
         raise DataError(
             f"{problem} of {settings.max_new_tokens} tokens in max_length {longest}",
-            f"stage {stage.name!r}",
-            "raise max_length, or take them out of the source",
+            remedy="raise max_length, or take them out of the source",
         )
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
