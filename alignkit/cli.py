@@ -251,6 +251,17 @@ def init(path: Path | None, template: str) -> None:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--in", "place", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where to write it.")
+def new(name: str, place: Path) -> None:
+    """Write a package with a method NAME that works and passes its tests, to make your own of. Never overwrites."""
+    from alignkit.scaffold import new_package
+
+    folder = new_package(name, place)
+    click.echo(f"{folder} is written; go on with: cd {shlex.quote(str(folder))}; pip install -e .; pytest")
+
+
+@main.command()
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
 def doctor(runs: Path, as_json: bool) -> None:

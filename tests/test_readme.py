@@ -5,15 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent.parent
 
 
-def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
-    command = [sys.executable, "-m", "cogapp", "--check", "README.md"]
+@pytest.mark.parametrize("page", ["README.md", "docs/plugins.md"])
+def test_the_generated_parts_of_a_page_are_up_to_date(page: str) -> None:
+    command = [sys.executable, "-m", "cogapp", "--check", page]
 
     ended = subprocess.run(command, cwd=HERE, env=os.environ, capture_output=True, text=True, check=False)
 
-    assert ended.returncode == 0, f"run `cog -r README.md`\n{ended.stdout}{ended.stderr}"
+    assert ended.returncode == 0, f"run `cog -r {page}`\n{ended.stdout}{ended.stderr}"
 
 
 def test_the_readme_shows_the_two_commands() -> None:
