@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, StageStarted, Warned
 from alignkit.contract.hookspecs import hookimpl
+from alignkit.contract.judges import JudgeFunction, JudgeScheme, OpenJudge, Question, Verdict, judge, judge_scheme
 from alignkit.contract.kinds import (
     Artifact,
     Demonstrations,
     FunctionReward,
     Judge,
+    JudgeReward,
     Policy,
     Preferences,
     Prompts,
@@ -29,13 +31,13 @@ from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import AlignkitError, DataError, NotFiniteError, PluginError, RecipeError, StageError
+from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
     from alignkit.learn.answers import answer_logprobs, sample_answers
     from alignkit.learn.models import load_policy
     from alignkit.learn.offline import Pair, over_pairs, pair_logprobs, read_pairs, train_pairs, train_rows
-    from alignkit.learn.scores import open_reward
+    from alignkit.learn.scores import open_judge, open_reward
     from alignkit.run.runner import run_recipe
 
 __version__ = version("alignkit")
@@ -44,6 +46,7 @@ _LATER = {
     "Pair": "alignkit.learn.offline",
     "answer_logprobs": "alignkit.learn.answers",
     "load_policy": "alignkit.learn.models",
+    "open_judge": "alignkit.learn.scores",
     "open_reward": "alignkit.learn.scores",
     "over_pairs": "alignkit.learn.offline",
     "pair_logprobs": "alignkit.learn.offline",
@@ -71,11 +74,16 @@ __all__ = [
     "Figure",
     "FunctionReward",
     "Judge",
+    "JudgeError",
+    "JudgeFunction",
+    "JudgeReward",
+    "JudgeScheme",
     "LoRA",
     "Method",
     "Metrics",
     "NotFiniteError",
     "OfflineSettings",
+    "OpenJudge",
     "Optimisation",
     "Pair",
     "PluginError",
@@ -83,6 +91,7 @@ __all__ = [
     "Precision",
     "Preferences",
     "Prompts",
+    "Question",
     "Ratings",
     "RecipeError",
     "Records",
@@ -98,11 +107,15 @@ __all__ = [
     "StageFinished",
     "StageStarted",
     "Text",
+    "Verdict",
     "Warned",
     "answer_logprobs",
     "hookimpl",
+    "judge",
+    "judge_scheme",
     "load_policy",
     "method",
+    "open_judge",
     "open_reward",
     "over_pairs",
     "pair_logprobs",

@@ -9,8 +9,8 @@ FOREIGN = '''
 from collections.abc import Sequence
 
 from alignkit import (
-    Answer, Demonstrations, Judge, Policy, Preferences, Prompts, Ratings, Reward, Settings, Stage, hookimpl, method,
-    reward,
+    Answer, Demonstrations, Judge, Policy, Preferences, Prompts, Question, Ratings, Reward, Settings, Stage, hookimpl,
+    judge, method, reward,
 )
 
 
@@ -59,9 +59,20 @@ def alignkit_methods():
     return [odds, prospect, best_of, opinion]
 
 
+@judge("longer")
+def longer(questions: Sequence[Question], settings: Exact) -> list[float]:
+    """A rule."""
+    return [float(len(question.first.text) > len(question.second.text)) for question in questions]
+
+
 @hookimpl
 def alignkit_rewards():
     return [arithmetic]
+
+
+@hookimpl
+def alignkit_judges():
+    return [longer]
 '''
 
 SOURCES = """
@@ -70,7 +81,7 @@ base = { policy = "model" }
 sums = { prompts = "sums.jsonl", keep = ["answer"] }
 right = { reward = "function:arithmetic", settings = { points = 2 }, weight = 0.5 }
 """
-JUDGE = '[sources.critic]\njudge = "openai:some-model"\nurl = "http://localhost:1"\nkey_env = "JUDGE_KEY"\n'
+JUDGE = '[sources.critic]\njudge = "rule:longer"\n'
 
 
 @pytest.fixture
@@ -123,7 +134,7 @@ def test_a_union_does_not_choose_between_two_sources(desk: Desk) -> None:
 def test_a_judge_is_never_taken_for_a_policy(desk: Desk) -> None:
     text = f"{JUDGE}[sources.pairs]\npreferences = 'pairs.jsonl'\n[stage.align]\nmethod = 'odds'\n"
 
-    assert desk.problems(text)[0].startswith("r.toml:7: stage 'align': odds needs Policy as policy, and nothing ")
+    assert desk.problems(text)[0].startswith("r.toml:5: stage 'align': odds needs Policy as policy, and nothing ")
 
 
 def test_a_verifiable_reward_steers_a_built_in_method(desk: Desk) -> None:

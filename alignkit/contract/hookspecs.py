@@ -1,4 +1,4 @@
-"""The hooks: how a package offers methods and rewards, and how it observes a run.
+"""The hooks: how a package offers methods, rewards and judges, and how it observes a run.
 
 A package names its module under the entry-point group `alignkit` and marks its functions with `hookimpl`.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pluggy
 
 from alignkit.contract.events import Event
+from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
 from alignkit.contract.rewards import RewardFunction
 
@@ -34,6 +35,17 @@ def alignkit_rewards() -> Iterable[RewardFunction]:  # type: ignore[empty-body] 
     @hookimpl
     def alignkit_rewards():
         return [gsm8k]
+    """
+
+
+@hookspec
+def alignkit_judges() -> Iterable[JudgeFunction | JudgeScheme]:  # type: ignore[empty-body]  # a hook has no body
+    """Offer rules, for `{ judge = "rule:NAME" }`, and schemes, for `{ judge = "SCHEME:..." }`. Called like
+    `alignkit_methods`.
+
+    @hookimpl
+    def alignkit_judges():
+        return [shorter]
     """
 
 

@@ -109,7 +109,22 @@ class Judge(Artifact):
     """Compares or rates answers: an endpoint, a policy, a rule. Never taken for a policy."""
 
     address: str
+    """Its scheme, a colon, and what the scheme makes of the rest."""
     options: Mapping[str, Any] = {}
+
+    @property
+    def scheme(self) -> str:
+        return self.address.partition(":")[0]
+
+    @property
+    def rest(self) -> str:
+        return self.address.partition(":")[2]
+
+
+class JudgeReward(Reward):
+    """A judge that rates answers."""
+
+    judge: Judge
 
 
 class Scores(Artifact):

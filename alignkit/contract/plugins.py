@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 import pluggy
 
 from alignkit.contract import hookspecs
+from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
 from alignkit.contract.rewards import RewardFunction
 from alignkit.errors import AlignkitError, PluginError, RecipeError, near_miss
@@ -35,8 +36,14 @@ WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "rlaif", "remax", "ra
 
 CLASH_REMEDY = "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
 
-Offer = Method | RewardFunction
-OfferT = TypeVar("OfferT", Method, RewardFunction)
+Offer = Method | RewardFunction | JudgeFunction | JudgeScheme
+OfferT = TypeVar("OfferT", bound=Offer)
+DECORATORS: Mapping[type[Offer], str] = {
+    Method: "@method",
+    RewardFunction: "@reward",
+    JudgeFunction: "@judge",
+    JudgeScheme: "@judge_scheme",
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,12 @@ class Plugins:
     methods: Mapping[str, Method]
     rewards: Mapping[str, RewardFunction]
     origins: Mapping[str, Origin]
-    """`method:NAME` or `reward:NAME` -> who offers it."""
+    """`method:NAME`, `reward:NAME`, `judge:NAME` or `scheme:NAME` -> who offers it."""
     clashes: Mapping[str, tuple[Origin, ...]]
     """Names that two or more packages offer."""
+    judges: Mapping[str, JudgeFunction] = field(default_factory=dict)
+    """Rules that compare."""
+    schemes: Mapping[str, JudgeScheme] = field(default_factory=dict)
     broken: tuple[Broken, ...] = ()
     heavy: tuple[Origin, ...] = ()
     """Packages that import torch merely by being loaded."""
@@ -132,14 +142,20 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
     first = {key: found[0] for key, found in offers.items()}
     return Plugins(
         hooks,
-        methods={offer.name: offer for _, offer in first.values() if isinstance(offer, Method)},
-        rewards={offer.name: offer for _, offer in first.values() if isinstance(offer, RewardFunction)},
+        methods=_of_kind(first, Method),
+        rewards=_of_kind(first, RewardFunction),
         origins={key: origin for key, (origin, _) in first.items()},
         clashes={key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1},
+        judges=_of_kind(first, JudgeFunction),
+        schemes=_of_kind(first, JudgeScheme),
         broken=tuple(broken),
         heavy=tuple(heavy),
         loaded=tuple(loaded),
     )
+
+
+def _of_kind(offers: Mapping[str, tuple[Origin, Offer]], kind: type[OfferT]) -> dict[str, OfferT]:
+    return {offer.name: offer for _, offer in offers.values() if isinstance(offer, kind)}
 
 
 def _check_file(file: Path) -> None:
@@ -205,8 +221,14 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
     plugin = load()
     hooks.register(plugin, name=_registered(origin))
     _check_hooks(hooks, plugin)
-    found = [(f"method:{m.name}", m) for m in _asked(hooks.hook.alignkit_methods, plugin, Method)]
-    return [*found, *((f"reward:{r.name}", r) for r in _asked(hooks.hook.alignkit_rewards, plugin, RewardFunction))]
+    return [
+        *((f"method:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_methods, plugin, Method)),
+        *((f"reward:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_rewards, plugin, RewardFunction)),
+        *(
+            (f"{'scheme' if isinstance(offer, JudgeScheme) else 'judge'}:{offer.name}", offer)
+            for offer in _asked(hooks.hook.alignkit_judges, plugin, JudgeFunction, JudgeScheme)
+        ),
+    ]
 
 
 def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:
@@ -222,8 +244,8 @@ def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:
             raise PluginError(f"{name} is not marked as a hook", remedy="put @hookimpl above it")
 
 
-def _asked(hook: pluggy.HookCaller, plugin: object, kind: type[OfferT]) -> list[OfferT]:
-    found: list[OfferT] = []
+def _asked(hook: pluggy.HookCaller, plugin: object, *kinds: type[Offer]) -> list[Offer]:
+    found: list[Offer] = []
     for implementation in hook.get_hookimpls():
         if implementation.plugin is not plugin:
             continue
@@ -231,10 +253,11 @@ def _asked(hook: pluggy.HookCaller, plugin: object, kind: type[OfferT]) -> list[
         if not isinstance(offers, Iterable):
             raise PluginError(f"{hook.name} returned {offers!r}, not a list")
         for offer in offers:
-            if not isinstance(offer, kind):
-                decorator = f"@{kind.__name__.lower().removesuffix('function')}"
+            if not isinstance(offer, kinds):
+                names = " or ".join(kind.__name__ for kind in kinds)
+                decorators = " or ".join(DECORATORS[kind] for kind in kinds)
                 raise PluginError(
-                    f"{hook.name} offers {offer!r}, which is no {kind.__name__}", remedy=f"put {decorator} above it"
+                    f"{hook.name} offers {offer!r}, which is no {names}", remedy=f"put {decorators} above it"
                 )
             found.append(offer)
     return found

@@ -1,18 +1,20 @@
 """Scores of answers: a text classifier's, trained here or anybody's, or those of a plugin's function."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import FunctionReward, Reward, RewardModel
-from alignkit.contract.plugins import load_plugins
+from alignkit.contract.judges import RULE, OpenJudge, by_comparing, by_rating
+from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
+from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
-from alignkit.errors import RecipeError, near_miss
+from alignkit.errors import JudgeError, RecipeError, near_miss
 from alignkit.learn.data import answered, prompt_ids, rendered
 from alignkit.learn.models import computing, evaluating, load_reward_model, padded, positions
 
@@ -21,27 +23,71 @@ FILE_PLUGIN = "alignkit_file_"
 """What the name of a module begins with that was loaded from a file given with -p."""
 
 
-def open_reward(reward: Reward, *, precision: Precision = "auto") -> Score:
+def open_reward(reward: Reward, *, precision: Precision = "auto", cache: Path | None = None) -> Score:
     """Open whatever scores answers as one function from answers to scores.
 
     A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by its
-    own template. Its scores are normalised where their mean and spread were measured, and not yet weighted. Raises
-    RecipeError where the label does not fit or no plugin offers the function.
+    own template. Its scores are normalised where their mean and spread were measured, and not yet weighted. A judge
+    keeps what it was told in the `cache`. Raises RecipeError where the label does not fit, no plugin offers the
+    function, or the judge rates nothing.
     """
     if isinstance(reward, FunctionReward):
         return _function(reward)
     if isinstance(reward, RewardModel):
         return _classifier(reward, precision)
+    if isinstance(reward, JudgeReward):
+        return _ratings(reward, cache)
     raise RecipeError(f"a {type(reward).__name__} cannot score answers", f"source {reward.name!r}")
 
 
 def _function(reward: FunctionReward) -> Score:
-    plugins = load_plugins(_loaded_files())
-    if reward.function not in plugins.rewards:
-        raise plugins.lacks("reward", reward.function, list(plugins.rewards), where=f"sources.{reward.name}")
-    function = plugins.rewards[reward.function]
-    settings = function.settings.model_validate(dict(reward.settings))
+    return _named_function(load_plugins(_loaded_files()), reward.function, reward.settings, f"sources.{reward.name}")
+
+
+def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where: str) -> Score:
+    if name not in plugins.rewards:
+        raise plugins.lacks("reward", name, list(plugins.rewards), where=where)
+    function = plugins.rewards[name]
+    settings = function.settings.model_validate(dict(given))
     return lambda answers: function(answers, settings)
+
+
+def open_judge(judge: Judge, *, cache: Path | None = None) -> OpenJudge:
+    """Open whatever compares answers, so that it can be asked.
+
+    What was paid for is kept in the `cache`, a folder that outlives the stage, and not asked again. Raises RecipeError
+    where no plugin offers the judge, or what it needs of its surroundings is missing, such as a key.
+    """
+    plugins, where = load_plugins(_loaded_files()), f"sources.{judge.name}"
+    if judge.scheme != RULE:
+        if judge.scheme not in plugins.schemes:
+            raise plugins.lacks("judge scheme", judge.scheme, [RULE, *plugins.schemes], where=where)
+        scheme = plugins.schemes[judge.scheme]
+        return scheme.open(judge, scheme.settings.model_validate(dict(judge.options)), cache)
+    given = judge.options.get("settings", {})
+    if judge.rest not in plugins.judges:
+        return by_rating(_named_function(plugins, judge.rest, given, where), judge.name)
+    rule = plugins.judges[judge.rest]
+    settings = rule.settings.model_validate(dict(given))
+    return by_comparing(lambda questions: rule(questions, settings), judge.name)
+
+
+def _ratings(reward: JudgeReward, cache: Path | None) -> Score:
+    """Open a judge as a reward; an answer without a valid rating gets the mean of those asked with it."""
+    rate = open_judge(reward.judge, cache=cache).rate
+    if rate is None:
+        problem = f"the judge {reward.judge.address!r} compares, and rates nothing"
+        raise RecipeError(problem, f"sources.{reward.name}", "take one that rates, or make preferences with it")
+
+    def score(answers: Sequence[Answer]) -> list[float]:
+        rated = rate(answers, "")
+        valid = [value for value in rated if value is not None]
+        if answers and not valid:
+            problem = f"none of {len(answers)} answers got a valid rating"
+            raise JudgeError(problem, f"sources.{reward.name}", "take a judge that can follow its instructions")
+        return [fmean(valid) if value is None else value for value in rated]
+
+    return score
 
 
 def _loaded_files() -> list[Path]:

@@ -2,30 +2,52 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from alignkit.contract.files import FORMATS, format_of
-from alignkit.contract.kinds import SOURCE_KINDS, Artifact, FunctionReward, Judge, Policy, Records, Reward, RewardModel
+from alignkit.contract.judges import RULE, JudgeFunction
+from alignkit.contract.kinds import (
+    SOURCE_KINDS,
+    Artifact,
+    FunctionReward,
+    Judge,
+    JudgeReward,
+    Policy,
+    Records,
+    Reward,
+    RewardModel,
+)
 from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.records import placed_rows
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
 from alignkit.plan.folders import adapter_base, model_files
-from alignkit.plan.source import How, RecordOptions, Source
+from alignkit.plan.source import How, JudgeOptions, PolicyOptions, RecordOptions, Source
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""
 
 BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "preferences", "prompts"), "reviews")
-SCHEMES = ("builtin:", "hf:", "function:")
+SCHEMES = ("builtin:", "hf:", "function:", "judge:")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a .json file that the planner still reads."""
+
+
+def judge_of(kind: type[Artifact], address: Address) -> tuple[str, str] | None:
+    """Give the scheme and the rest of a judge's address, also where it is a reward; None where it is no judge's."""
+    if not isinstance(address, str) or kind not in (Judge, Reward):
+        return None
+    first, _, inner = address.partition(":")
+    if kind is Reward and first != "judge":
+        return None
+    scheme, colon, rest = (inner if kind is Reward else address).partition(":")
+    return (scheme, rest) if colon and scheme not in ("builtin", "hf") else None
 
 
 @dataclass(frozen=True)
@@ -39,10 +61,17 @@ class Resolver:
     plugins: Plugins
     hashes: FileHashes
     lock: Mapping[str, str]
+    as_policy: bool = False
+    """It is the policy behind a judge."""
+
+    @property
+    def noun(self) -> str:
+        """What the address is followed as, in a recipe's words."""
+        return "policy" if self.as_policy else self.word
 
     @property
     def kind(self) -> type[Artifact]:
-        return SOURCE_KINDS[self.word]
+        return SOURCE_KINDS[self.noun]
 
     @property
     def where(self) -> str:
@@ -52,6 +81,8 @@ class Resolver:
         """Find what lies at the address, without fetching it. Raises RecipeError, DataError or PluginError."""
         if isinstance(address, tuple):
             return self._files(address)
+        if isinstance(self.options, JudgeOptions):
+            return self._judge(self.options)
         scheme, colon, rest = address.partition(":")
         if scheme == "builtin" and colon:
             return self._builtin(address, rest)
@@ -61,8 +92,9 @@ class Resolver:
             return self._function(address, rest)
         if colon and (close := near_miss(f"{scheme}:", SCHEMES)):
             raise self.entry.refusal(f"no address begins with '{scheme}:'", close, self.word)
-        if self.kind is Judge:
-            return self._made(address, "judge", ["judge", address, self._options()])
+        if self.kind is Judge or (self.kind is Reward and scheme == "judge"):
+            inner = address if self.kind is Judge else rest
+            raise self.entry.refusal(f"{inner!r} is no judge's address", "write SCHEME:NAME", self.word)
         return self._folder(address) if self.kind in (Policy, Reward) else self._files((address,))
 
     def _made(self, address: str, how: How, facts: list[Any] | None, **more: Any) -> Source:
@@ -84,9 +116,9 @@ class Resolver:
         return str(self.options.held_out) if own else None
 
     def _builtin(self, address: str, rest: str) -> Source:
-        if BUILT_IN.get(self.word) != rest:
-            known = BUILT_IN.get(self.word)
-            hint = f'the built-in {self.word} is "builtin:{known}"' if known else f"no {self.word} is built in"
+        if BUILT_IN.get(self.noun) != rest:
+            known = BUILT_IN.get(self.noun)
+            hint = f'the built-in {self.noun} is "builtin:{known}"' if known else f"no {self.noun} is built in"
             raise self.entry.refusal(f"nothing built in is called {rest!r}", hint, self.word)
         from alignkit.demo.reviews import VERSION
 
@@ -115,6 +147,42 @@ class Resolver:
         code = code_identity(self.plugins.origins[f"reward:{rest}"], offered.score.__module__)
         facts = ["function", rest, offered.version, code, self.options.weight, settings.model_dump(mode="json")]
         return self._made(address, "function", facts)
+
+    def _judge(self, options: JudgeOptions) -> Source:
+        """Find a judge: a rule by its name, a policy like any other, whatever else as its scheme has it."""
+        kind = Judge if self.kind is Judge else JudgeReward
+        if not options.rest:
+            raise self.entry.refusal("the judge has no name", f"write {options.address}NAME", self.word)
+        if options.scheme == RULE:
+            facts = [kind.__name__, RULE, options.rest, *self._rule(options), options.weight]
+            return Source(self.entry.name, kind, self.word, options.address, "judge", options, digest(facts))
+        scheme = self.plugins.schemes[options.scheme]
+        code = code_identity(self.plugins.origins[f"scheme:{scheme.name}"], scheme.open.__module__)
+        said = options.given.model_dump(mode="json", exclude=set(scheme.free))
+        facts = [kind.__name__, scheme.name, code, said, options.weight]
+        if not scheme.policy:
+            counts = digest([*facts, options.rest])
+            return Source(self.entry.name, kind, self.word, options.address, "judge", options, counts)
+        found = replace(self, as_policy=True, options=PolicyOptions()).resolve(options.rest)
+        counted = digest([*facts, found.fingerprint]) if found.fingerprint else None
+        return replace(found, kind=kind, options=options, fingerprint=counted)
+
+    def _rule(self, options: JudgeOptions) -> list[Any]:
+        """Give what a rule's verdicts depend on. A rule is a judge function, or a reward function, which rates."""
+        plugins, name, named = self.plugins, options.rest, self.entry.named
+        key = next((key for key in (f"judge:{name}", f"reward:{name}") if key in plugins.origins), None)
+        if key is None:
+            known = [*plugins.judges, *plugins.rewards]
+            raise plugins.lacks("rule", name, known, f"{named}: ", self.where)
+        if clash := plugins.clashes.get(key):
+            by = " and by ".join(map(str, clash))
+            raise PluginError(f"{named}: rule {name!r} is offered by {by}", self.where, CLASH_REMEDY)
+        rule = plugins.judges.get(name) or plugins.rewards[name]
+        if self.kind is Reward and name in plugins.judges:
+            raise self.entry.refusal(f"the rule {name!r} compares, and rates nothing", "take one that rates", self.word)
+        settings = self.entry.settings(rule.settings, options.given.model_dump()["settings"], "settings")
+        asked = rule.compare if isinstance(rule, JudgeFunction) else rule.score
+        return [rule.version, code_identity(plugins.origins[key], asked.__module__), settings.model_dump(mode="json")]
 
     def _base(self, key: str) -> Path:
         """Say where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""

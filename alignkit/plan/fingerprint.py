@@ -36,6 +36,9 @@ SHARED_SOURCES = (
 )
 """The files of alignkit, besides a method's own, that can change a result."""
 
+PACKAGED = (".py", ".toml", ".json", ".jsonl", ".txt", ".jinja")
+"""Endings of a package's files that can change a result: code, and texts that it may read."""
+
 
 def digest(facts: object) -> str:
     """Hash a JSON value in canonical form."""
@@ -72,10 +75,11 @@ def code_identity(origin: Origin, module: str) -> str:
 
 
 def _package_files(module: str) -> Sequence[Path]:
-    """Give the sources of the whole package that a module belongs to; of one that stands alone, itself."""
+    """Give the files of the whole package that a module belongs to; of one that stands alone, itself."""
     top = sys.modules[module.partition(".")[0]]
     folders = [Path(folder) for folder in getattr(top, "__path__", ())]
-    return sorted(file for folder in folders for file in folder.rglob("*.py")) or [_module_file(module)]
+    found = (file for folder in folders for file in folder.rglob("*") if file.suffix in PACKAGED and file.is_file())
+    return sorted(found) or [_module_file(module)]
 
 
 def _released(origin: Origin) -> str:

@@ -49,7 +49,7 @@ def state_of(stage: PlannedStage) -> str:
 
 
 def _source_row(source: Source) -> tuple[str, str, str]:
-    return source.name, source.kind.__name__, " ".join([source.address, *_source_facts(source)])
+    return source.name, source.kind.__name__, " ".join([source.shown, *_source_facts(source)])
 
 
 def _source_facts(source: Source) -> Iterator[str]:
@@ -57,8 +57,7 @@ def _source_facts(source: Source) -> Iterator[str]:
         yield f"({len(source.files)} files)"
     if source.how == "hub":
         yield f"(commit {source.commit[:SHORT]})" if source.commit else "(commit unknown)"
-    given = source.options.model_dump(mode="json", exclude_unset=True)
-    if given:
+    if given := source.said(given=True):
         yield _assignments(given)
     if isinstance(source.options, RecordOptions) and source.held_out_files:
         yield f"({len(source.held_out_files)} files held out)"
@@ -122,10 +121,10 @@ def as_dict(plan: Plan, states: Mapping[str, str] | None = None) -> dict[str, An
 def _source_dict(source: Source) -> dict[str, Any]:
     return {
         "kind": source.kind.__name__,
-        "address": source.address,
+        "address": source.shown,
         "files": list(map(str, source.files)),
         "commit": source.commit or None,
-        "options": source.options.model_dump(mode="json"),
+        "options": source.said(),
         "fingerprint": source.fingerprint,
     }
 

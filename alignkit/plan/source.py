@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny
 
-from alignkit.contract.kinds import Artifact, FunctionReward
+from alignkit.contract.kinds import Artifact, FunctionReward, Judge, JudgeReward
 from alignkit.contract.records import Part
 from alignkit.contract.settings import Settings
 
@@ -43,11 +43,23 @@ class RewardOptions(Settings):
     """Settings of a reward function."""
 
 
+class RuleOptions(Settings):
+    settings: Mapping[str, Any] = {}
+    """Settings of the rule."""
+
+
 class JudgeOptions(Settings):
-    url: str | None = None
-    """Where an endpoint answers."""
-    key_env: str | None = None
-    """The environment variable that holds its key; a key itself never stands in a recipe."""
+    """Which judge, and what the source says to its scheme."""
+
+    scheme: str
+    rest: str
+    given: SerializeAsAny[Settings]
+    weight: float = 1.0
+    """Its share, where it is a reward."""
+
+    @property
+    def address(self) -> str:
+        return f"{self.scheme}:{self.rest}"
 
 
 Options = RecordOptions | PolicyOptions | RewardOptions | JudgeOptions
@@ -74,6 +86,20 @@ class Source:
     commit: str = ""
 
     @property
+    def shown(self) -> str:
+        """Its address as the recipe has it."""
+        if not isinstance(self.options, JudgeOptions):
+            return self.address
+        return f"judge:{self.options.address}" if self.kind is JudgeReward else self.options.address
+
+    def said(self, *, given: bool = False) -> dict[str, Any]:
+        """Give its options as plain values, or only those that the recipe gives."""
+        if not isinstance(self.options, JudgeOptions):
+            return self.options.model_dump(mode="json", exclude_unset=given)
+        weight = {} if self.options.weight == 1 else {"weight": self.options.weight}
+        return weight | self.options.given.model_dump(mode="json", exclude_unset=given)
+
+    @property
     def fetched(self) -> bool:
         """It must be put on this machine before a stage can start from it."""
         return self.how in ("builtin", "hub", "gguf")
@@ -90,7 +116,11 @@ class Source:
         if isinstance(self.options, PolicyOptions):
             return {"load": self.options.load}
         if isinstance(self.options, JudgeOptions):
-            return {"address": self.address, "options": self.options.model_dump(exclude_none=True)}
+            facts = {"address": self.options.address, "options": self.options.given.model_dump(mode="json")}
+            if self.kind is not JudgeReward:
+                return facts
+            judge = Judge(name=self.name, fingerprint=self.fingerprint or "", path=path, **facts)
+            return {"weight": self.options.weight, "judge": judge}
         if self.kind is FunctionReward:
             function = self.address.partition(":")[2]
             return {"weight": self.options.weight, "function": function, "settings": self.options.settings}

@@ -2,19 +2,25 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from alignkit.contract.judges import RULE
 from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Judge, Policy, Records
-from alignkit.contract.plugins import Plugins
+from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.records import SLICE
-from alignkit.errors import AlignkitError, DataError, RecipeError, near_miss
-from alignkit.plan.address import Address, Resolver
+from alignkit.contract.settings import Settings
+from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
+from alignkit.plan.address import Address, Resolver, judge_of
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes
 from alignkit.plan.recipe import Recipe
-from alignkit.plan.source import JudgeOptions, Options, PolicyOptions, RecordOptions, RewardOptions, Source
+from alignkit.plan.source import JudgeOptions, Options, PolicyOptions, RecordOptions, RewardOptions, RuleOptions, Source
 
 VARIABLE = r"[A-Z_a-z][A-Z_a-z0-9]{0,60}"
 """The name of an environment variable; most keys are none."""
+
+SHIPPED = {"openai": "alignkit-rlaif", "policy": "alignkit-rlaif"}
+"""Schemes of judges that a package of ours offers."""
 
 
 def read_sources(
@@ -34,8 +40,8 @@ def read_sources(
 def _read_source(entry: Entry, plugins: Plugins, hashes: FileHashes, lock: Mapping[str, str]) -> Source:
     word = _kind_word(entry)
     given = {key: value for key, value in entry.table.items() if key != word}
-    options = entry.settings(_options_of(SOURCE_KINDS[word]), given)
     address = _address(entry, word)
+    options = _read_options(entry, word, address, given, plugins)
     if isinstance(options, RecordOptions):
         _check_rows(entry, SOURCE_KINDS[word], options)
     _check_fitting(entry, address, options)
@@ -45,6 +51,43 @@ def _read_source(entry: Entry, plugins: Plugins, hashes: FileHashes, lock: Mappi
         reason = error.strerror if isinstance(error, OSError) else error
         problem = f"{entry.named}: the address cannot be read ({reason})"
         raise DataError(problem, entry.where(word), "correct it") from error
+
+
+def _read_options(entry: Entry, word: str, address: Address, given: Mapping[str, Any], plugins: Plugins) -> Options:
+    """Read what the source says besides its address; that of a judge is its scheme's business."""
+    if (found := judge_of(SOURCE_KINDS[word], address)) is None:
+        return entry.settings(_options_of(SOURCE_KINDS[word]), given)
+    _check_key(entry, given)
+    scheme, rest = found
+    own = {key: value for key, value in given.items() if key != "weight" or SOURCE_KINDS[word] is Judge}
+    said = entry.settings(_scheme_options(entry, word, scheme, plugins), own)
+    share = entry.settings(RewardOptions, {key: value for key, value in given.items() if key not in own})
+    return JudgeOptions(scheme=scheme, rest=rest, given=said, weight=share.weight)
+
+
+def _check_key(entry: Entry, given: Mapping[str, Any]) -> None:
+    """Refuse a key in place of its name, before anything repeats it."""
+    name = given.get("key_env")
+    if name is not None and not (isinstance(name, str) and re.fullmatch(VARIABLE, name)):
+        problem = "key_env must be the name of an environment variable"
+        raise entry.refusal(problem, "a key itself never stands in a recipe", "key_env")
+
+
+def _scheme_options(entry: Entry, word: str, scheme: str, plugins: Plugins) -> type[Settings]:
+    """Give what a judge's source may say. Raises RecipeError or PluginError where no plugin, or two, offer it."""
+    if scheme == RULE:
+        return RuleOptions
+    if clash := plugins.clashes.get(f"scheme:{scheme}"):
+        by = " and by ".join(map(str, clash))
+        raise PluginError(
+            f"{entry.named}: judges of the scheme {scheme!r} are offered by {by}", entry.where(word), CLASH_REMEDY
+        )
+    if scheme in plugins.schemes:
+        return plugins.schemes[scheme].settings
+    if scheme in SHIPPED and not plugins.broken:
+        problem = f"no plugin offers judges of the scheme {scheme!r}"
+        raise entry.refusal(problem, f"pip install {SHIPPED[scheme]}", word)
+    raise plugins.lacks("judge scheme", scheme, [RULE, *plugins.schemes], f"{entry.named}: ", entry.where(word))
 
 
 def _kind_word(entry: Entry) -> str:
@@ -63,7 +106,7 @@ def _kind_word(entry: Entry) -> str:
 def _options_of(kind: type[Artifact]) -> type[Options]:
     if issubclass(kind, Records):
         return RecordOptions
-    return PolicyOptions if kind is Policy else JudgeOptions if kind is Judge else RewardOptions
+    return PolicyOptions if kind is Policy else RewardOptions
 
 
 def _address(entry: Entry, word: str) -> Address:
@@ -92,6 +135,8 @@ def _check_rows(entry: Entry, kind: type[Artifact], options: RecordOptions) -> N
 
 def _check_fitting(entry: Entry, address: Address, options: Options) -> None:
     """Refuse options that do nothing with an address of this form, and those that are no split or no variable."""
+    if isinstance(options, JudgeOptions):
+        return
     scheme = address.partition(":")[0] if isinstance(address, str) else "files"
     given = options.model_dump(exclude_unset=True, exclude_none=True)
     for key, advice in _unfitting(scheme, str(given.get("split"))):
@@ -100,9 +145,6 @@ def _check_fitting(entry: Entry, address: Address, options: Options) -> None:
     for key in ("split", "held_out") if scheme == "hf" else ("split",):
         if isinstance(given.get(key), str) and not re.fullmatch(SLICE, given[key]):
             raise entry.refusal(f"{key}: {given[key]!r} is no split", 'write "train[:500]"', key)
-    if isinstance(options, JudgeOptions) and not re.fullmatch(VARIABLE, options.key_env or "KEY"):
-        problem = "key_env must be the name of an environment variable"
-        raise entry.refusal(problem, "a key itself never stands in a recipe", "key_env")
 
 
 def _unfitting(scheme: str, split: str) -> Iterator[tuple[str, str]]:
