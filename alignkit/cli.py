@@ -195,7 +195,7 @@ def compare(
 
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     planned = plan_pinned(recipe, asked, offline=offline, **selection)
-    click.echo(_bold(show_heading(planned)), err=True)
+    click.echo(_bold(show_heading(planned, Path.cwd())), err=True)
     how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
     _, result = _run(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
     found = conclude(planned, result, selection["runs"])
@@ -216,7 +216,7 @@ def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence
     if as_json:
         _print_json({**plan_as_dict(planned), "plan": as_dict(planned.plan, states)})
         return
-    click.echo(_bold(show_heading(planned)))
+    click.echo(_bold(show_heading(planned, Path.cwd())))
     _print_lines(show_plan(planned.plan, states, remarks, _width()))
 
 

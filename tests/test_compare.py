@@ -419,7 +419,8 @@ def test_a_comparison_is_planned_without_torch(desk: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[0] == (
-        "comparing align: ppo, grpo; seeds 3534157096, 3884293653; from finetune, by gold"
+        "comparing align of the packaged recipe rlhf: ppo, grpo; seeds 3534157096, 3884293653; from finetune, decided "
+        "by gold"
     )
     assert done.stdout.splitlines()[-1] == "set()"
 
@@ -542,7 +543,7 @@ def test_the_console_has_one_table_and_says_what_may_be_concluded(desk: Path) ->
         "shift is best in truth, beyond noise.",
         f"40 held-out prompts, one seed of align ({found.seeds[0]}).",
         "95 % intervals from standard errors over the same held-out prompts (paired, prompt by prompt); with one seed "
-        "it is not known how much another seed would change: --seeds 3 tells.",
+        "it is not known how much another seed would change: --seeds 3 tells; of wins Wilson's, over the prompts.",
     ]
 
 

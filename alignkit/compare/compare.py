@@ -91,5 +91,5 @@ def conclude(planned: ComparisonPlan, result: RunResult, runs: Path) -> Comparis
 
 
 def _cost(stage: StageResult) -> Cost:
-    facts = read_json(stage.folder / rundir.STAGE)
-    return Cost(stage.seconds, max(facts["peak_memory"].values()))
+    peak = read_json(stage.folder / rundir.STAGE)["peak_memory"]
+    return Cost(stage.seconds, peak.get("gpu", peak["memory"]))

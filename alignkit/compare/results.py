@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage took: seconds, and the most memory that its process held, in bytes."""
+    """What one stage took: seconds, and the most memory that it held at once, in bytes; the GPU's if it used one."""
 
     seconds: float
     memory: int

@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import floor, log10
+from pathlib import Path
 from typing import Any
 
 from alignkit.compare.noise import Difference
 from alignkit.compare.planning import ComparisonPlan
 from alignkit.compare.results import Comparison, Line
-from alignkit.plan.tables import table
+from alignkit.plan.packaged import is_packaged
+from alignkit.plan.tables import short, table
 from alignkit.run.words import duration, number, size
 
 SEVERAL_SEEDS = (
@@ -131,14 +133,17 @@ def noise(found: Comparison) -> str:
     """Say how the intervals were made."""
     others = len(found.variants) - 1
     several = f"; {others} comparisons with the best count together (Bonferroni)" if others > 1 else ""
-    return f"{SEVERAL_SEEDS if len(found.seeds) > 1 else ONE_SEED}{several}."
+    return f"{SEVERAL_SEEDS if len(found.seeds) > 1 else ONE_SEED}{several}; of wins Wilson's, over the prompts."
 
 
-def show_heading(planned: ComparisonPlan) -> str:
-    """Say what is compared, before the plan is shown."""
+def show_heading(planned: ComparisonPlan, base: Path) -> str:
+    """Say what is compared, before the plan is shown; a file's path is relative to `base`."""
     labels = ", ".join(contender.variant.label for contender in planned.contenders)
     seeds = f"seed{'s' if len(planned.seeds) > 1 else ''} {', '.join(map(str, planned.seeds))}"
-    return f"comparing {planned.stage}: {labels}; {seeds}; from {planned.start}, by {' + '.join(planned.deciding)}"
+    path = planned.plan.recipe.path
+    place = f"the packaged recipe {path.stem}" if is_packaged(path) else short(path, base)
+    deciding = " + ".join(planned.deciding)
+    return f"comparing {planned.stage} of {place}: {labels}; {seeds}; from {planned.start}, decided by {deciding}"
 
 
 def as_dict(found: Comparison) -> dict[str, Any]:
