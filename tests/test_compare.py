@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from alignkit import Policy, StageError
+from alignkit import Policy, RecipeError, StageError
 from alignkit.cli import main
 from alignkit.compare.compare import compare_recipe
 from alignkit.compare.noise import SeedSpread, difference, quantile, spread_of_seeds
@@ -394,6 +394,22 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(desk: Path, wor
     assert result.stderr.splitlines() == [f"error: {line}" for line in told]
     assert result.exit_code == 2
     assert not Path("runs/stages").exists()
+
+
+def test_from_python_values_have_their_types(desk: Path) -> None:
+    made = plan_comparison("small.toml", Asked(vary={"align.lift.far": [0.1, 0.25]}), plugins=["fakes.py"])
+
+    assert [contender.variant.label for contender in made.contenders] == ["lift far=0.1", "lift far=0.25"]
+
+
+def test_from_python_a_comparison_of_nothing_is_refused(desk: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        compare_recipe("small.toml", vary={"align.lift.far": []}, seeds=0, plugins=["fakes.py"])
+
+    assert str(error.value).splitlines() == [
+        "seeds = 0: every variant needs a seed; give one or more",
+        "--vary align.lift.far: this varies nothing; write --vary align.lift.far=A,B,...",
+    ]
 
 
 def test_a_recipe_that_cannot_be_measured_says_how_it_could(desk: Path) -> None:

@@ -132,10 +132,14 @@ def _check_asked(asked: Asked, stage: str, stages: Sequence[str]) -> None:
     if not asked.methods and not asked.vary:
         remedy = f"name methods, --methods ppo,grpo, or values, --vary {stage}.METHOD.SETTING=A,B"
         wrong.append(Problem("nothing differs", f"stage {stage!r}", remedy))
+    if asked.seeds < 1:
+        wrong.append(Problem("every variant needs a seed", f"seeds = {asked.seeds}", "give one or more"))
     for name in sorted({name for name in asked.methods if list(asked.methods).count(name) > 1}):
         wrong.append(Problem(f"{name!r} is named twice", f"--methods {','.join(asked.methods)}", "name it once"))
-    for key in asked.vary:
+    for key, values in asked.vary.items():
         name, _, rest = key.partition(".")
+        if not values:
+            wrong.append(Problem("this varies nothing", f"--vary {key}", f"write --vary {key}=A,B,..."))
         if name != stage:
             near = near_miss(name, stages) if name not in stages else ""
             remedy = near or "--set changes another one, for all variants alike"
