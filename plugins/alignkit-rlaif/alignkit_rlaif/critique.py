@@ -1,0 +1,121 @@
+"""Critique and revision: a reply, what is wrong with it by a principle, and the reply written anew.
+
+The supervised half of Constitutional AI (Bai et al. 2022, arXiv 2212.08073, section 3). There the revision is learnt
+from at once; here it becomes a pair, the revision over the first answer, where a judge agrees in both orders that it
+is better. `revise` turns pairs into demonstrations, for the paper's way.
+"""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, Literal
+
+from pydantic import Field
+
+from alignkit import (
+    Answer,
+    Demonstrations,
+    Judge,
+    Policy,
+    Preferences,
+    Prompts,
+    RecipeError,
+    Settings,
+    Stage,
+    StageError,
+    Text,
+    method,
+)
+from alignkit_rlaif.constitution import principles_of
+from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, label, prompted
+from alignkit_rlaif.wording import criticising, revising
+
+
+class CritiqueSettings(JudgingSettings):
+    """Settings of `critique`."""
+
+    by: Literal["policy", "judge"] = "policy"
+    """Who writes critique and revision: the policy itself, as in the paper, or the judge, where it can write."""
+
+
+@method("critique")
+def critique(
+    settings: CritiqueSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    prompts: Prompts,
+    judge: Judge,
+    constitution: Text | None = None,
+) -> Preferences:
+    """Criticise a policy's answers and write them anew; pairs where a judge prefers the new one are kept."""
+    from alignkit import load_policy, open_judge, sample_answers
+
+    if stage.rank:  # one process asks for all
+        return stage.save_rows(Preferences, ())
+    opened, principles = open_judge(judge, cache=stage.cache), principles_of(constitution)
+    if settings.by == "judge" and opened.write is None:
+        problem = f"the judge {judge.address!r} writes nothing"
+        raise RecipeError(
+            problem, f"stage {stage.name!r}: critique.by", 'set it to "policy", or take a judge that does'
+        )
+    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+
+    def sampled(rows: Sequence[Mapping[str, Any]], seed: int) -> list[Answer]:
+        found = sample_answers(
+            model,
+            tokenizer,
+            rows,
+            max_new_tokens=settings.max_new_tokens,
+            seed=seed,
+            temperature=settings.temperature,
+            max_length=settings.max_length,
+        )
+        return [one for (one,) in found]
+
+    def written(chats: Sequence[list[dict[str, str]]], seed: int) -> list[tuple[str, bool]]:
+        if settings.by == "judge" and opened.write is not None:
+            return [(text, True) for text in opened.write(chats)]
+        return [(one.text, one.finished) for one in sampled([{"prompt": chat} for chat in chats], seed)]
+
+    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
+        random = Random(seed)  # noqa: S311  # draws principles, guards no secret
+        first = sampled(rows, seed)
+        by = [drawn(principles, settings.principles, random) for _ in first]
+        critiques = written([criticising(one, " ".join(p)) for one, p in zip(first, by, strict=True)], seed + 1)
+        asked = [revising(one, " ".join(p), text) for one, p, (text, _) in zip(first, by, critiques, strict=True)]
+        revisions = written(asked, seed + 2)
+        return [
+            [Pair(Answer(one.prompt, _like(text, one.text), finished, one.row), one, principles)]
+            for one, (text, finished), principles in zip(first, revisions, by, strict=True)
+        ]
+
+    return label(stage, prompted(prompts), make, opened, settings, keep=lambda revision: revision > 0.5)
+
+
+def _like(text: str, answer: str) -> str:
+    """Let a revision begin with the white space that the answer begins with."""
+    return answer[: len(answer) - len(answer.lstrip())] + text.strip()
+
+
+class ReviseSettings(Settings):
+    """Settings of `revise`."""
+
+    certain: float = Field(default=0.5, ge=0.5, le=1)
+    """Leave out pairs whose `p_chosen` is lower."""
+
+
+@method("revise")
+def revise(settings: ReviseSettings, stage: Stage, *, pairs: Preferences) -> Demonstrations:
+    """Make demonstrations of the chosen answers, each once."""
+    seen = set[str]()
+    rows = list[dict[str, Any]]()
+    given = [(row, held_out) for held_out in (False, True) for row in (pairs.held_out() if held_out else pairs.train())]
+    for row, held_out in given:
+        content = repr((row["prompt"], row["chosen"]))
+        if row.get("p_chosen", 1.0) >= settings.certain and content not in seen:
+            seen.add(content)
+            rows.append({"prompt": row["prompt"], "completion": row["chosen"], "held_out": held_out})
+    stage.figure("demonstrations", float(len(given)), float(len(rows)))
+    if not rows:
+        raise StageError(f"no pair of {len(given)} is certain enough", remedy="lower revise.certain")
+    return stage.save_rows(Demonstrations, rows)

@@ -1,0 +1,310 @@
+"""Labels of pairs by a judge that is asked in both orders, and what it says about the judge.
+
+The chance that the first of two answers is the better one is the mean of what the judge says in both orders, so that
+one that always prefers the first place has no opinion. Pairs without an opinion, and those that the judge has no valid
+reply to, are dropped and counted, never guessed.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from alignkit import Answer, OpenJudge, Precision, Preferences, Prompts, Question, Settings, Stage, StageError, Verdict
+
+BIASED = 0.2
+"""Of what a judge gives to the first place alone, so much is told as a warning; so is that share of invalid replies."""
+LENGTHY = 0.8
+"""Share of pairs won by the longer answer from which length is told as a warning."""
+
+
+class JudgingSettings(Settings):
+    """What is equal in all methods that have answers judged."""
+
+    max_new_tokens: PositiveInt = 64
+    """Answers are cut after so many tokens; pairs with one that was cut are left out."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits in sampling."""
+    batch: PositiveInt = 64
+    """Prompts that are answered and judged at a time; after each batch the stage can be resumed."""
+    principles: PositiveInt = 1
+    """By how many principles each pair is judged, drawn at random; the mean counts."""
+    tie: float = Field(default=0.05, ge=0, lt=0.5)
+    """A pair is a tie, and dropped, where the judge's mean over both orders is no further than this from one half."""
+    min_mass: float = Field(default=0.01, ge=0, le=1)
+    """A reply is invalid where the judge gave less probability than this to its options."""
+    precision: Precision = "auto"
+    """Arithmetic of sampling."""
+    max_length: PositiveInt | None = None
+    """Longest prompt with answer in tokens. Unset: what the model reads, at most 1024."""
+    samples: NonNegativeInt = 4
+    """Pairs that are shown."""
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of which the better one is wanted."""
+
+    one: Answer
+    other: Answer
+    principles: tuple[str, ...] = ("",)
+
+
+class Opinion(NamedTuple):
+    """What a judge says of a pair over both orders."""
+
+    one: float
+    """How likely it is that the one answer is better than the other."""
+    bias: float
+    """What it gives to the first place: 0 is none, 1 all."""
+    consistent: bool
+    """Both orders have the same winner."""
+    mass: float
+    """Probability on valid replies."""
+
+
+class Prompted(NamedTuple):
+    """A prompt's row and its side."""
+
+    row: Mapping[str, Any]
+    held_out: bool
+
+
+Pairs = Callable[[Sequence[Mapping[str, Any]], int], list[list[Pair]]]
+"""Makes the pairs of some prompts' rows, each prompt's in a list, from a seed."""
+Keep = Callable[[float], bool]
+"""Says whether a pair is kept whose one answer is better than the other with this chance."""
+
+
+def prompted(prompts: Prompts) -> list[Prompted]:
+    """Give all prompts, each with its side, which is that of the pairs made from it."""
+    return [
+        Prompted(row, held_out)
+        for held_out in (False, True)
+        for row in (prompts.held_out() if held_out else prompts.train())
+    ]
+
+
+def drawn(principles: Sequence[str], count: int, random: Random) -> tuple[str, ...]:
+    """Draw different principles, as many as there are at most."""
+    return tuple(random.sample(list(principles), min(count, len(principles)))) or ("",)
+
+
+def opinions(judge: OpenJudge, pairs: Sequence[Pair], min_mass: float) -> list[Opinion | None]:
+    """Ask of each pair in both orders, by each of its principles; None where no principle got two valid replies."""
+    asked = [(pair, principle) for pair in pairs for principle in pair.principles]
+    questions = [
+        question
+        for pair, principle in asked
+        for question in (Question(pair.one, pair.other, principle), Question(pair.other, pair.one, principle))
+    ]
+    verdicts = judge.compare(questions) if questions else []
+    single = [_both(*two, min_mass) for two in zip(verdicts[::2], verdicts[1::2], strict=True)]
+    found, start = list[Opinion | None](), 0
+    for pair in pairs:
+        found.append(_mean([one for one in single[start : start + len(pair.principles)] if one]))
+        start += len(pair.principles)
+    return found
+
+
+def _both(forth: Verdict, back: Verdict, min_mass: float) -> Opinion | None:
+    mass = min(forth.mass, back.mass)
+    if forth.first is None or back.first is None or mass < min_mass:
+        return None
+    consistent = (forth.first > 0.5) == (back.first < 0.5) and 0.5 not in (forth.first, back.first)
+    return Opinion((forth.first + 1 - back.first) / 2, forth.first + back.first - 1, consistent, mass)
+
+
+def _mean(several: Sequence[Opinion]) -> Opinion | None:
+    if not several:
+        return None
+    one, bias, consistent, mass = zip(*several, strict=True)
+    return Opinion(fmean(one), fmean(bias), all(consistent), fmean(mass))
+
+
+class State(NamedTuple):
+    """What a stage has made so far."""
+
+    done: int
+    """Prompts."""
+    rows: list[dict[str, Any]]
+    tally: Counter[str]
+    """Counts, and sums over pairs that the judge has an opinion of."""
+
+
+def label(
+    stage: Stage, prompts: Sequence[Prompted], make: Pairs, judge: OpenJudge, settings: JudgingSettings, keep: Keep
+) -> Preferences:
+    """Make pairs of all prompts, batch by batch, have them judged, and save those that are kept.
+
+    Goes on from the stage's newest checkpoint. Raises StageError where no pair is left.
+    """
+    state = _resumed(stage)
+    while state.done < len(prompts):
+        batch = prompts[state.done : state.done + settings.batch]
+        made = make([one.row for one in batch], (stage.seed << 24) + state.done)
+        tally, rows = Counter(state.tally), list(state.rows)
+        for one, two, pair in _judged(batch, made, judge, settings, tally, keep):
+            rows.append(_row(one, two, pair))
+        state = State(state.done + len(batch), rows, tally)
+        stage.log(state.done, len(prompts), {**_shares(tally), **judge.figures()})
+        if state.done < len(prompts):
+            _keep(stage, state)
+            if stage.stopping:
+                stage.leave()
+    _tell(stage, state, settings)
+    return stage.save_rows(Preferences, state.rows)
+
+
+def _judged(
+    batch: Sequence[Prompted],
+    made: Sequence[Sequence[Pair]],
+    judge: OpenJudge,
+    settings: JudgingSettings,
+    tally: Counter[str],
+    keep: Keep,
+) -> list[tuple[Prompted, Opinion, Pair]]:
+    """Have pairs judged, count what becomes of them, and give those that are kept."""
+    whole = [(prompt, pair) for prompt, pairs in zip(batch, made, strict=True) for pair in pairs if _fit(pair, tally)]
+    kept = list[tuple[Prompted, Opinion, Pair]]()
+    for (prompt, pair), opinion in zip(
+        whole, opinions(judge, [pair for _, pair in whole], settings.min_mass), strict=True
+    ):
+        if opinion is None:
+            tally["invalid"] += 1
+            continue
+        tally.update(_sums(pair, opinion))
+        fate = "ties" if abs(opinion.one - 0.5) <= settings.tie else "kept" if keep(opinion.one) else "worse"
+        tally[fate] += 1
+        if fate == "kept":
+            kept.append((prompt, opinion, pair))
+    return kept
+
+
+def _fit(pair: Pair, tally: Counter[str]) -> bool:
+    """Count a pair, and say whether there is anything to judge: neither answer was cut, and they are not the same."""
+    fate = "cut" if not (pair.one.finished and pair.other.finished) else "equal" if _same(pair) else "judged"
+    tally["pairs"] += 1
+    tally[fate] += 1
+    return fate == "judged"
+
+
+def _same(pair: Pair) -> bool:
+    return pair.one.text.strip() == pair.other.text.strip()
+
+
+def _sums(pair: Pair, opinion: Opinion) -> Counter[str]:
+    longer = len(pair.one.text) - len(pair.other.text)
+    sums: Any = {"bias": opinion.bias, "consistent": opinion.consistent, "mass": opinion.mass, "valid": 1}
+    if opinion.one != 0.5 and longer:
+        sums |= {"uneven": 1, "longer": (longer > 0) == (opinion.one > 0.5)}
+    return Counter(sums)
+
+
+def _row(prompt: Prompted, opinion: Opinion, pair: Pair) -> dict[str, Any]:
+    asked = prompt.row["prompt"]
+    better, worse = (pair.one, pair.other) if opinion.one > 0.5 else (pair.other, pair.one)
+    return {
+        "prompt": asked,
+        "chosen": _as_asked(better, asked),
+        "rejected": _as_asked(worse, asked),
+        "p_chosen": max(opinion.one, 1 - opinion.one),
+        "held_out": prompt.held_out,
+        "principle": " ".join(pair.principles),
+        "position_bias": opinion.bias,
+    }
+
+
+def _as_asked(answer: Answer, asked: Any) -> Any:
+    """Give an answer in the form of its prompt: a string, or a chat's turn."""
+    return answer.text if isinstance(asked, str) else [{"role": "assistant", "content": answer.text}]
+
+
+def _shares(tally: Counter[str]) -> dict[str, float]:
+    """Give what is told while it runs: counts, and means over the pairs that the judge has an opinion of."""
+    counts: dict[str, float] = {name: tally[name] for name in FATES if tally[name]}
+    return {**counts, **_figures(tally)}
+
+
+FATES = ("pairs", "kept", "ties", "invalid", "equal", "cut", "worse")
+
+
+def _figures(tally: Counter[str]) -> dict[str, float]:
+    found = dict[str, float]()
+    if valid := tally["valid"]:
+        found["position_bias"] = tally["bias"] / valid
+        found["order_consistency"] = tally["consistent"] / valid
+        found["option_mass"] = tally["mass"] / valid
+    if uneven := tally["uneven"]:
+        found["longer_wins"] = tally["longer"] / uneven
+    return found
+
+
+def _tell(stage: Stage, state: State, settings: JudgingSettings) -> None:
+    """Tell what became of the pairs and how the judge does. Raises StageError where no pair is left."""
+    tally, figures = state.tally, _figures(state.tally)
+    for name in FATES:
+        stage.figure(name, None, float(tally[name]))
+    for name, value in figures.items():
+        stage.figure(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
+    fates = ", ".join(f"{tally[name]} {name}" for name in FATES[2:] if tally[name])
+    if not state.rows:
+        problem = f"no pair is left of {tally['pairs']}: {fates}" if tally["pairs"] else "there are no pairs to judge"
+        raise StageError(problem, remedy=_remedy(tally))
+    for problem, remedy in _warnings(tally, figures):
+        stage.warn(problem, remedy)
+    for row in state.rows[: settings.samples]:
+        stage.sample({key: row[key] if isinstance(row[key], str | float) else json.dumps(row[key]) for key in SHOWN})
+
+
+SHOWN = ("prompt", "chosen", "rejected", "p_chosen")
+
+
+def _remedy(tally: Counter[str]) -> str:
+    """Say what to do about the commonest reason why pairs are dropped."""
+    remedies = {
+        "ties": "the judge does not tell them apart: take another judge, or a smaller tie",
+        "invalid": "the judge does not answer with its options: take another judge, or a smaller min_mass",
+        "equal": "raise temperature, so that answers differ",
+        "cut": "raise max_new_tokens, or start from a policy that ends its answers",
+        "worse": "take a policy or a judge that writes better revisions",
+    }
+    reasons = [name for name in remedies if tally[name]]
+    return remedies[max(reasons, key=lambda name: tally[name])] if reasons else "give prompts, and two or more answers"
+
+
+def _warnings(tally: Counter[str], figures: Mapping[str, float]) -> list[tuple[str, str]]:
+    found = list[tuple[str, str]]()
+    bias = figures.get("position_bias", 0.0)
+    if abs(bias) > BIASED:
+        place = "first" if bias > 0 else "second"
+        problem = f"the judge favours whichever answer stands {place} (position bias {bias:+.2f})"
+        found.append((problem, "both orders are averaged, which costs pairs; a stronger judge loses fewer"))
+    if tally["judged"] and tally["invalid"] / tally["judged"] > BIASED:
+        problem = f"the judge had no valid reply to {tally['invalid']} of {tally['judged']} pairs"
+        found.append((problem, "take a judge that follows its instructions, or raise reply_tokens"))
+    if figures.get("longer_wins", 0.5) > LENGTHY:
+        problem = f"the longer answer won {figures['longer_wins']:.0%} of the pairs"
+        found.append((problem, "see in the samples whether the judge likes length for its own sake"))
+    if tally["cut"] > tally["pairs"] / 2:
+        problem = f"{tally['cut']} of {tally['pairs']} pairs were left out, as an answer was cut"
+        found.append((problem, "raise max_new_tokens"))
+    return found
+
+
+def _keep(stage: Stage, state: State) -> None:
+    def write(folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps(state._asdict()), "utf-8")
+
+    stage.commit(state.done, write)
+
+
+def _resumed(stage: Stage) -> State:
+    if (folder := stage.latest()) is None:
+        return State(0, [], Counter())
+    kept = json.loads((folder / "state.json").read_text("utf-8"))
+    return State(kept["done"], kept["rows"], Counter(kept["tally"]))

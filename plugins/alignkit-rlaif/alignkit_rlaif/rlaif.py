@@ -1,0 +1,76 @@
+"""RLAIF: preferences by a judge among a policy's own answers.
+
+Reinforcement learning from AI feedback (Lee et al. 2023, arXiv 2309.00267) is RLHF with labels that a model gives.
+This method makes the labels: a policy answers each prompt several times, and a judge says of pairs of answers which
+is better. What follows takes them as it takes people's: a reward model and PPO, or DPO.
+
+1. Each pair is judged in both orders, and the mean counts, as in the paper (section 2.1.1).
+2. The soft label stays with the row as `p_chosen`.
+3. Left out: the rationale before the verdict. A judge that thinks before it answers does so by itself.
+"""
+
+from random import Random
+from typing import Any, Literal
+
+from pydantic import Field
+
+from alignkit import Answer, Judge, Policy, Preferences, Prompts, Stage, Text, method
+from alignkit_rlaif.constitution import principles_of
+from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, label, prompted
+
+
+class RLAIFSettings(JudgingSettings):
+    """Settings of `rlaif`."""
+
+    answers: int = Field(default=4, ge=2)
+    """Answers to each prompt."""
+    pairs: Literal["disjoint", "all"] = "disjoint"
+    """Which of them are compared: each answer once, or all with all, which is 6 pairs of 4 answers instead of 2."""
+
+
+@method("rlaif")
+def rlaif(
+    settings: RLAIFSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    prompts: Prompts,
+    judge: Judge,
+    constitution: Text | None = None,
+) -> Preferences:
+    """Have a judge prefer among a policy's own answers, asked in both orders."""
+    from alignkit import load_policy, open_judge, sample_answers
+
+    if stage.rank:  # one process asks for all
+        return stage.save_rows(Preferences, ())
+    opened, principles = open_judge(judge, cache=stage.cache), principles_of(constitution)
+    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+
+    def make(rows: Any, seed: int) -> list[list[Pair]]:
+        answered = sample_answers(
+            model,
+            tokenizer,
+            rows,
+            answers=settings.answers,
+            max_new_tokens=settings.max_new_tokens,
+            seed=seed,
+            temperature=settings.temperature,
+            max_length=settings.max_length,
+        )
+        random = Random(seed)  # noqa: S311  # draws principles, guards no secret
+        return [
+            [
+                Pair(one, other, drawn(principles, settings.principles, random))
+                for one, other in paired(answers, settings)
+            ]
+            for answers in answered
+        ]
+
+    return label(stage, prompted(prompts), make, opened, settings, keep=lambda one: True)
+
+
+def paired(answers: list[Answer], settings: RLAIFSettings) -> list[tuple[Answer, Answer]]:
+    """Pair the answers to one prompt; with `disjoint` an odd one is left over."""
+    if settings.pairs == "disjoint":
+        return list(zip(answers[::2], answers[1::2], strict=False))
+    return [(one, other) for place, one in enumerate(answers) for other in answers[place + 1 :]]
