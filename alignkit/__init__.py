@@ -34,6 +34,7 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
+    from alignkit.compare.compare import compare_recipe
     from alignkit.learn.answers import answer_logprobs, sample_answers
     from alignkit.learn.models import load_policy
     from alignkit.learn.offline import Pair, over_pairs, pair_logprobs, read_pairs, train_pairs, train_rows
@@ -45,6 +46,7 @@ __version__ = version("alignkit")
 _LATER = {
     "Pair": "alignkit.learn.offline",
     "answer_logprobs": "alignkit.learn.answers",
+    "compare_recipe": "alignkit.compare.compare",
     "load_policy": "alignkit.learn.models",
     "open_judge": "alignkit.learn.scores",
     "open_reward": "alignkit.learn.scores",
@@ -110,6 +112,7 @@ __all__ = [
     "Verdict",
     "Warned",
     "answer_logprobs",
+    "compare_recipe",
     "hookimpl",
     "judge",
     "judge_scheme",

@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/plugins.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/plugins.md"])
 def test_the_generated_parts_of_a_page_are_up_to_date(page: str) -> None:
     command = [sys.executable, "-m", "cogapp", "--check", page]
 
@@ -24,3 +24,12 @@ def test_the_readme_shows_the_two_commands() -> None:
 
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_every_hook_is_documented_for_authors() -> None:
+    from alignkit.contract import hookspecs
+
+    page = (HERE / "docs" / "plugins.md").read_text("utf-8")
+
+    hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
+    assert [name for name in hooks if f"`{name}(" not in page] == []
