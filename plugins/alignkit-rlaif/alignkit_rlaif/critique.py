@@ -75,7 +75,12 @@ def critique(
     def written(chats: Sequence[list[dict[str, str]]], seed: int) -> list[tuple[str, bool]]:
         if settings.by == "judge" and opened.write is not None:
             return [(text, True) for text in opened.write(chats)]
-        return [(one.text, one.finished) for one in sampled([{"prompt": chat} for chat in chats], seed)]
+        room = room_of(model, settings)
+        fits = [i for i, chat in enumerate(chats) if length_of(chat, tokenizer) <= room]
+        texts = [("", False)] * len(chats)  # no room counts as cut
+        for i, one in zip(fits, sampled([{"prompt": chats[i]} for i in fits], seed) if fits else [], strict=True):
+            texts[i] = (one.text, one.finished)
+        return texts
 
     def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
         random = Random(seed)  # noqa: S311  # draws principles, guards no secret
@@ -90,6 +95,17 @@ def critique(
         ]
 
     return label(stage, prompted(prompts), make, opened, settings, keep=lambda revision: revision > 0.5)
+
+
+def room_of(model: Any, settings: CritiqueSettings) -> int:
+    """Give how many tokens a prompt may have, so that an answer still fits."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024
+    return (settings.max_length or min(longest, 1024)) - settings.max_new_tokens
+
+
+def length_of(chat: Sequence[Mapping[str, str]], tokenizer: Any) -> int:
+    text = tokenizer.apply_chat_template([dict(turn) for turn in chat], tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _like(text: str, answer: str) -> str:

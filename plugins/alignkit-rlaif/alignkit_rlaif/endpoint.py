@@ -237,7 +237,7 @@ def reply_of(value: Any) -> dict[str, Any]:
         text = choice["message"]["content"]
         text = "" if text is None else text
         told = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
-        weights = {str(one["token"]): math.exp(min(0.0, float(one["logprob"]))) for one in told}
+        weights = {str(one["token"]): math.exp(min(float(one["logprob"]), 0.0)) for one in told}
         tokens = int((value.get("usage") or {}).get("total_tokens") or 0)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise FaultError("its reply is no chat completion") from error
