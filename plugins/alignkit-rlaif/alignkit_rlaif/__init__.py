@@ -1,15 +1,15 @@
-"""RLAIF: a model's feedback, as methods (`rlaif`, `critique`, `revise`) and judges (`openai:`, `policy:`)."""
+"""RLAIF: a model's feedback, as methods (`rlaif`, `critique`, ...) and judges (`openai:`, `policy:`)."""
 
 from alignkit import JudgeFunction, JudgeScheme, Method, hookimpl
 from alignkit_rlaif.critique import critique, revise
 from alignkit_rlaif.endpoint import openai
 from alignkit_rlaif.local import policy
-from alignkit_rlaif.rlaif import rlaif
+from alignkit_rlaif.rlaif import rlaif, self_rlaif
 
 
 @hookimpl
 def alignkit_methods() -> list[Method]:
-    return [rlaif, critique, revise]
+    return [rlaif, self_rlaif, critique, revise]
 
 
 @hookimpl

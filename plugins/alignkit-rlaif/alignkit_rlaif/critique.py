@@ -26,7 +26,7 @@ from alignkit import (
     method,
 )
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, label, prompted
+from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, length_of, room_of
 from alignkit_rlaif.wording import criticising, revising
 
 
@@ -59,6 +59,8 @@ def critique(
             problem, f"stage {stage.name!r}: critique.by", 'set it to "policy", or take a judge that does'
         )
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+    room = room_of(model, settings)
+    asked = fitting(prompts, room, tokenizer, stage)
 
     def sampled(rows: Sequence[Mapping[str, Any]], seed: int) -> list[Answer]:
         found = sample_answers(
@@ -75,7 +77,6 @@ def critique(
     def written(chats: Sequence[list[dict[str, str]]], seed: int) -> list[tuple[str, bool]]:
         if settings.by == "judge" and opened.write is not None:
             return [(text, True) for text in opened.write(chats)]
-        room = room_of(model, settings)
         fits = [i for i, chat in enumerate(chats) if length_of(chat, tokenizer) <= room]
         texts = [("", False)] * len(chats)  # no room counts as cut
         for i, one in zip(fits, sampled([{"prompt": chats[i]} for i in fits], seed) if fits else [], strict=True):
@@ -87,25 +88,14 @@ def critique(
         first = sampled(rows, seed)
         by = [drawn(principles, settings.principles, random) for _ in first]
         critiques = written([criticising(one, " ".join(p)) for one, p in zip(first, by, strict=True)], seed + 1)
-        asked = [revising(one, " ".join(p), text) for one, p, (text, _) in zip(first, by, critiques, strict=True)]
-        revisions = written(asked, seed + 2)
+        turns = [revising(one, " ".join(p), text) for one, p, (text, _) in zip(first, by, critiques, strict=True)]
+        revisions = written(turns, seed + 2)
         return [
             [Pair(Answer(one.prompt, _like(text, one.text), finished, one.row), one, principles)]
             for one, (text, finished), principles in zip(first, revisions, by, strict=True)
         ]
 
-    return label(stage, prompted(prompts), make, opened, settings, keep=lambda revision: revision > 0.5)
-
-
-def room_of(model: Any, settings: CritiqueSettings) -> int:
-    """Give how many tokens a prompt may have, so that an answer still fits."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024
-    return (settings.max_length or min(longest, 1024)) - settings.max_new_tokens
-
-
-def length_of(chat: Sequence[Mapping[str, str]], tokenizer: Any) -> int:
-    text = tokenizer.apply_chat_template([dict(turn) for turn in chat], tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return label(stage, asked, make, opened, settings, keep=lambda revision: revision > 0.5)
 
 
 def _like(text: str, answer: str) -> str:

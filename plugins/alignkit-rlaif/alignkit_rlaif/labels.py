@@ -5,18 +5,38 @@ one that always prefers the first place has no opinion. Pairs without an opinion
 reply to, are dropped and counted, never guessed.
 """
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from alignkit import Answer, OpenJudge, Precision, Preferences, Prompts, Question, Settings, Stage, StageError, Verdict
+from alignkit import (
+    Answer,
+    DataError,
+    OpenJudge,
+    Precision,
+    Preferences,
+    Prompts,
+    Question,
+    Settings,
+    Stage,
+    StageError,
+    Verdict,
+)
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+AT_MOST = 1024
+"""Tokens of a prompt with its answer where nothing else is said, as in all methods of alignkit."""
 BIASED = 0.2
 """Of what a judge gives to the first place alone, so much is told as a warning; so is that share of invalid replies."""
 LENGTHY = 0.8
@@ -80,13 +100,35 @@ Keep = Callable[[float], bool]
 """Says whether a pair is kept whose one answer is better than the other with this chance."""
 
 
-def prompted(prompts: Prompts) -> list[Prompted]:
-    """Give all prompts, each with its side, which is that of the pairs made from it."""
-    return [
-        Prompted(row, held_out)
-        for held_out in (False, True)
-        for row in (prompts.held_out() if held_out else prompts.train())
-    ]
+def fitting(prompts: Prompts, room: int, tokenizer: PreTrainedTokenizerBase, stage: Stage) -> list[Prompted]:
+    """Give the prompts that leave room for an answer, each with its side, which is that of the pairs made from it.
+
+    The others are counted and told. Raises DataError where none is left.
+    """
+    sides = ((False, prompts.train()), (True, prompts.held_out()))
+    given = [Prompted(row, held_out) for held_out, rows in sides for row in rows]
+    fit = [one for one in given if length_of(one.row["prompt"], tokenizer) <= room]
+    problem = f"{len(given) - len(fit)} of {len(given)} prompts are left out: they leave no room for an answer"
+    if not fit:
+        raise DataError(problem, remedy="raise max_length, or lower max_new_tokens")
+    if len(fit) < len(given) and stage.latest() is None:  # else it was told before the stage was interrupted
+        stage.warn(problem, "raise max_length if they matter")
+    return fit
+
+
+def room_of(model: PreTrainedModel | PeftModel, settings: JudgingSettings) -> int:
+    """Give how many tokens a prompt may have, so that an answer still fits."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AT_MOST
+    return (settings.max_length or min(longest, AT_MOST)) - settings.max_new_tokens
+
+
+def length_of(prompt: str | Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Count the tokens of what a policy is asked, a chat with the opening of its answer."""
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    turns = [dict(turn) for turn in prompt]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def drawn(principles: Sequence[str], count: int, random: Random) -> tuple[str, ...]:
@@ -248,7 +290,8 @@ def _tell(stage: Stage, state: State, settings: JudgingSettings) -> None:
     """Tell what became of the pairs and how the judge does. Raises StageError where no pair is left."""
     tally, figures = state.tally, _figures(state.tally)
     for name in FATES:
-        stage.figure(name, None, float(tally[name]))
+        if name != "worse" or tally[name]:  # only revisions can be
+            stage.figure(name, None, float(tally[name]))
     for name, value in figures.items():
         stage.figure(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
     fates = ", ".join(f"{tally[name]} {name}" for name in FATES[2:] if tally[name])

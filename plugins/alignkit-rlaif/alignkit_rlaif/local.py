@@ -34,10 +34,15 @@ class PolicyJudgeSettings(Settings):
 @judge_scheme("policy", policy=True)
 def policy(judge: Judge, settings: PolicyJudgeSettings, cache: Path | None) -> OpenJudge:
     """Ask a policy of this machine, without sampling: the probabilities of its options are the verdict."""
+    opened = Policy(name=judge.name, fingerprint=judge.fingerprint, path=judge.path, load=settings.load)
+    return open_policy(opened, settings)
+
+
+def open_policy(judging: Policy, settings: PolicyJudgeSettings) -> OpenJudge:
+    """Make a judge of a policy."""
     from alignkit import load_policy, sample_answers
 
-    opened = Policy(name=judge.name, fingerprint=judge.fingerprint, path=judge.path, load=settings.load)
-    model, tokenizer = load_policy(opened, precision=settings.precision, trainable=False)
+    model, tokenizer = load_policy(judging, precision=settings.precision, trainable=False)
 
     def compare(questions: Sequence[Question]) -> list[Verdict]:
         chats = [wording.comparing(question) for question in questions]

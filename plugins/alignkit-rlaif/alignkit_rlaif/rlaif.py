@@ -6,17 +6,20 @@ is better. What follows takes them as it takes people's: a reward model and PPO,
 
 1. Each pair is judged in both orders, and the mean counts, as in the paper (section 2.1.1).
 2. The soft label stays with the row as `p_chosen`.
-3. Left out: the rationale before the verdict. A judge that thinks before it answers does so by itself.
+3. `self-rlaif` is the same with the policy as its own judge (Yuan et al. 2024, arXiv 2401.10020).
+4. Left out: the rationale before the verdict. A judge that thinks before it answers does so by itself.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Literal
 
 from pydantic import Field
 
-from alignkit import Answer, Judge, Policy, Preferences, Prompts, Stage, Text, method
+from alignkit import Answer, Judge, OpenJudge, Policy, Preferences, Prompts, Stage, Text, method
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, label, prompted
+from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, room_of
+from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
 
 
 class RLAIFSettings(JudgingSettings):
@@ -39,14 +42,47 @@ def rlaif(
     constitution: Text | None = None,
 ) -> Preferences:
     """Have a judge prefer among a policy's own answers, asked in both orders."""
-    from alignkit import load_policy, open_judge, sample_answers
+    from alignkit import open_judge
+
+    return preferences(settings, stage, policy, prompts, lambda: open_judge(judge, cache=stage.cache), constitution)
+
+
+@method("self-rlaif")
+def self_rlaif(
+    settings: RLAIFSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    prompts: Prompts,
+    critic: Policy | None = None,
+    constitution: Text | None = None,
+) -> Preferences:
+    """Have a policy prefer among its own answers, or the critic, which is another policy of the recipe."""
+
+    def opened() -> OpenJudge:
+        return open_policy(critic or policy, PolicyJudgeSettings(precision=settings.precision))
+
+    return preferences(settings, stage, policy, prompts, opened, constitution)
+
+
+def preferences(
+    settings: RLAIFSettings,
+    stage: Stage,
+    policy: Policy,
+    prompts: Prompts,
+    opened: Callable[[], OpenJudge],
+    constitution: Text | None,
+) -> Preferences:
+    """Sample answers, and have pairs of them judged."""
+    from alignkit import load_policy, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
-    opened, principles = open_judge(judge, cache=stage.cache), principles_of(constitution)
+    judge, principles = opened(), principles_of(constitution)
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+    asked = fitting(prompts, room_of(model, settings), tokenizer, stage)
 
-    def make(rows: Any, seed: int) -> list[list[Pair]]:
+    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
         answered = sample_answers(
             model,
             tokenizer,
@@ -59,14 +95,11 @@ def rlaif(
         )
         random = Random(seed)  # noqa: S311  # draws principles, guards no secret
         return [
-            [
-                Pair(one, other, drawn(principles, settings.principles, random))
-                for one, other in paired(answers, settings)
-            ]
+            [Pair(*two, drawn(principles, settings.principles, random)) for two in paired(answers, settings)]
             for answers in answered
         ]
 
-    return label(stage, prompted(prompts), make, opened, settings, keep=lambda one: True)
+    return label(stage, asked, make, judge, settings, keep=lambda one: True)
 
 
 def paired(answers: list[Answer], settings: RLAIFSettings) -> list[tuple[Answer, Answer]]:

@@ -94,6 +94,7 @@ def grade_of(weights: Mapping[str, float], text: str) -> float | None:
     shares = [_weight(weights, grade) for grade in GRADES]
     if sum(shares) >= CERTAIN:
         return scaled(shares)
+    text = re.sub(r"(?:/| out of )9\b", "", text)
     found = {grade for grade in GRADES if re.search(rf"(?<![\d.,]){grade}(?![\d]|[.,]\d)", text)}
     return scaled([float(grade in found) for grade in GRADES]) if len(found) == 1 else None
 

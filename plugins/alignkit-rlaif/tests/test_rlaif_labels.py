@@ -12,7 +12,7 @@ from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import JudgingSettings, Pair, Prompted, drawn, label, opinions
 from loopback import says, serving
 
-from alignkit import Answer, Judge, OpenJudge, Preferences, Prompts, Question, StageError, Text, Verdict
+from alignkit import Answer, DataError, Judge, OpenJudge, Preferences, Prompts, Question, StageError, Text, Verdict
 from alignkit.testing import LeftError, RecordingStage, run_method, write_records
 
 
@@ -134,7 +134,7 @@ def test_what_is_dropped_is_counted(stage: RecordingStage) -> None:
     told = {name: after for name, (_, after, _) in stage.figures.items()}
     assert len(rows) == 1
     assert told == {
-        "pairs": 5, "kept": 1, "ties": 1, "invalid": 1, "equal": 1, "cut": 1, "worse": 0,
+        "pairs": 5, "kept": 1, "ties": 1, "invalid": 1, "equal": 1, "cut": 1,
         "position_bias": 0.0, "order_consistency": 0.5, "option_mass": 1.0, "longer_wins": 1.0,
     }  # fmt: skip
 
@@ -252,6 +252,30 @@ def test_with_faults_the_rows_are_the_same(tmp_path: Path, tiny_policy: Any, pro
 
     assert server.met
     assert made[0] == made[1]
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path, tiny_policy: Any) -> None:
+    rows = [*PROMPTS, {"prompt": "the food " * 90}]
+    judge = Judge(name="critic", fingerprint="0", path=Path(), address="rule:reviews-gold")
+    stage = RecordingStage(tmp_path / "stage")
+    given = {"policy": tiny_policy, "prompts": write_records(Prompts, tmp_path, rows), "judge": judge}
+    with pytest.raises(StageError):  # a random policy's answers are all equally bad
+        run_method(rlaif, SETTINGS, stage, **given)
+
+    assert stage.warnings[0][0] == "1 of 15 prompts are left out: they leave no room for an answer"
+
+
+def test_no_prompt_that_leaves_room_is_refused(tmp_path: Path, tiny_policy: Any) -> None:
+    judge = Judge(name="critic", fingerprint="0", path=Path(), address="rule:reviews-gold")
+    asked = write_records(Prompts, tmp_path, [{"prompt": "the food " * 90}])
+    given = {"policy": tiny_policy, "prompts": asked, "judge": judge}
+
+    with pytest.raises(DataError) as refusal:
+        run_method(rlaif, SETTINGS, RecordingStage(tmp_path / "stage"), **given)
+
+    assert str(refusal.value) == (
+        "1 of 1 prompts are left out: they leave no room for an answer; raise max_length, or lower max_new_tokens"
+    )
 
 
 def test_of_an_endpoint_that_always_says_a_nothing_is_left(tmp_path: Path, tiny_policy: Any, prompts: Prompts) -> None:

@@ -1,15 +1,18 @@
 """A policy that judges: its probabilities of the options, in their context."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from alignkit_rlaif import self_rlaif
 from alignkit_rlaif.local import PolicyJudgeSettings, option_shares, option_tokens, policy
 from alignkit_rlaif.wording import GRADES, LETTERS, comparing
 
-from alignkit import Answer, Judge, OpenJudge, Policy, Question, Verdict, load_policy
+from alignkit import Answer, Judge, OpenJudge, Policy, Prompts, Question, Verdict, load_policy
+from alignkit.testing import RecordingStage, run_method, write_records, write_tiny_policy
 
 
 def opened(at: Policy, **settings: Any) -> OpenJudge:
@@ -88,11 +91,21 @@ def test_it_compares_and_writes(tmp_path: Path) -> None:
 
 def roomy(folder: Path) -> Policy:
     """Write a tiny policy that reads long texts."""
-    import json
-
-    from alignkit.testing import write_tiny_policy
-
     made = write_tiny_policy(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}), "utf-8")
     return made
+
+
+@pytest.mark.parametrize("critic", [None, "other"])
+def test_a_policy_judges_its_own_answers_or_another_does(tmp_path: Path, critic: str | None) -> None:
+    words = ["food", "room", "day", "rain", "fine", "one", "two", "three"]
+    own, other = roomy(tmp_path / "own"), roomy(tmp_path / "other")
+    prompts = write_records(Prompts, tmp_path / "prompts", [{"prompt": f"the {word}"} for word in words])
+    given = {"policy": own, "prompts": prompts} | ({"critic": other} if critic else {})
+    stage = RecordingStage(tmp_path / "stage")
+
+    run_method(self_rlaif, {"max_new_tokens": 600, "tie": 0.0, "min_mass": 0.0}, stage, **given)
+
+    assert (stage.figures["kept"][1] or 0) > 0
+    assert 0 < (stage.figures["option_mass"][1] or 0) < 1
