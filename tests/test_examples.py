@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from alignkit.contract.judges import Question
 from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
@@ -24,6 +25,7 @@ start = { policy = "builtin:tiny" }
 sums  = { prompts = "builtin:reviews" }
 pairs = { preferences = "builtin:reviews" }
 right = { reward = "function:arithmetic" }
+short = { judge = "rule:concise" }
 [stage.best]
 method = "best-of-n"
 [stage.align]
@@ -43,6 +45,7 @@ def module(name: str) -> ModuleType:
 orpo = module("alignkit_orpo").orpo
 best_of_n = module("alignkit_best_of_n").best_of_n
 arithmetic = module("alignkit_arithmetic")
+concise = module("alignkit_concise")
 
 
 class TestORPO(
@@ -109,3 +112,21 @@ def test_arithmetic_says_which_column_is_missing() -> None:
         arithmetic.arithmetic([Answer("1 + 1?", "2", True, {})], arithmetic.ArithmeticSettings())
 
     assert str(refusal.value) == "prompts have no column 'result'; keep = [\"result\"]"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "chance"),
+    [
+        (("a b", True), ("c d", True), 0.5),
+        (("a", True), ("b c", True), 0.935),
+        (("b c", True), ("a", True), 0.065),
+        (("a", False), ("b c", True), 0.0),
+        (("", True), ("", True), 0.5),
+    ],
+)
+def test_concise_prefers_what_is_short_and_finished(
+    first: tuple[str, bool], second: tuple[str, bool], chance: float
+) -> None:
+    question = Question(Answer("Why?", *first), Answer("Why?", *second))
+
+    assert concise.concise([question], concise.ConciseSettings()) == [pytest.approx(chance, abs=1e-3)]
