@@ -85,11 +85,11 @@ def critique(
 
     def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
         random = Random(seed)  # noqa: S311  # draws principles, guards no secret
-        first = sampled(rows, seed)
+        first = sampled(rows, 3 * seed)
         by = [drawn(principles, settings.principles, random) for _ in first]
-        critiques = written([criticising(one, " ".join(p)) for one, p in zip(first, by, strict=True)], seed + 1)
+        critiques = written([criticising(one, " ".join(p)) for one, p in zip(first, by, strict=True)], 3 * seed + 1)
         turns = [revising(one, " ".join(p), text) for one, p, (text, _) in zip(first, by, critiques, strict=True)]
-        revisions = written(turns, seed + 2)
+        revisions = written(turns, 3 * seed + 2)
         return [
             [Pair(Answer(one.prompt, _like(text, one.text), finished, one.row), one, principles)]
             for one, (text, finished), principles in zip(first, revisions, by, strict=True)

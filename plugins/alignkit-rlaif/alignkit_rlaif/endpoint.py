@@ -184,12 +184,12 @@ class Client:
             try:
                 reply = reply_of(post(self._opener, self._url, self._headers, body, limits.timeout))
             except RefusedError as error:
-                raise self._gives_up(f"the judge refuses ({error})", _refusal_remedy(str(error))) from error
+                raise self._gives_up(f"the judge refuses ({error})", _refusal_remedy(str(error))) from None
             except FaultError as error:
                 rest = error.wait if error.wait is not None else pause * random.uniform(0.5, 1.5)  # noqa: S311
                 if time.monotonic() + rest > ends or self._over.wait(rest):
                     problem = f"the judge does not answer ({error})"
-                    raise self._gives_up(problem, "the same command goes on from here once it does") from error
+                    raise self._gives_up(problem, "the same command goes on from here once it does") from None
                 pause = min(2 * pause, LONGEST_PAUSE)
                 self._add("retries", 1)
                 continue
@@ -212,7 +212,7 @@ class Client:
             self._costs[name] += amount
 
     def _gives_up(self, problem: str, remedy: str) -> JudgeError:
-        """Make the error; an endpoint may repeat a key in its own words."""
+        """Make the error. An endpoint may repeat a key in its own words, so it is raised without its cause."""
         plain = problem.replace(self._secret, "***") if self._secret else problem
         return JudgeError(plain, self.where, remedy)
 

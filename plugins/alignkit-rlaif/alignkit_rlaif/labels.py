@@ -198,6 +198,8 @@ def label(
             _keep(stage, state)
             if stage.stopping:
                 stage.leave()
+    for name, cost in judge.figures().items():
+        stage.figure(name, None, cost)
     _tell(stage, state, settings)
     return stage.save_rows(Preferences, state.rows)
 

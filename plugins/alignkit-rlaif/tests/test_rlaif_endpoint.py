@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,7 @@ def test_a_key_goes_to_the_endpoint_and_nowhere_else(
 
     assert server.headers[0]["Authorization"] == "Bearer sk-canary"
     assert refusal.value.problem == "the judge refuses (status 401: *** is no key)"
+    assert "sk-canary" not in "".join(traceback.format_exception(refusal.value))
     assert "sk-canary" not in "".join([*capfd.readouterr(), *(file.read_text() for file in tmp_path.iterdir())])
 
 
