@@ -196,6 +196,20 @@ def test_a_wrong_judge_is_refused(desk: Desk, lines: str, problem: str) -> None:
     assert desk.problems(f"[sources.critic]\n{lines}\n[stage.judged]\nmethod = '{method}'\n") == [problem]
 
 
+@pytest.mark.parametrize(
+    ("address", "what"), [("rule:shorter", "rule 'shorter' is"), ("house:x", "judges of the scheme 'house' are")]
+)
+def test_two_offers_of_one_judge_clash(desk: Desk, address: str, what: str) -> None:
+    other = desk.folder / "others.py"
+    other.write_text(JUDGES.split("@hookimpl")[0] + "@hookimpl\ndef alignkit_judges():\n    return [shorter, house]\n")
+    text = f"[sources.critic]\njudge = '{address}'\n[stage.judged]\nmethod = 'opinion'\n"
+
+    assert desk.problems(text, plugins=[desk.plugin, other]) == [
+        f"r.toml:2: source 'critic': {what} offered by FOLDER/fakes.py and by FOLDER/others.py; "
+        "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+    ]
+
+
 class Plain(Settings):
     pass
 

@@ -92,6 +92,10 @@ BROKEN = [
         "alignkit_rewards offers 'x', which is no RewardFunction; put @reward above it",
     ),
     (
+        "from alignkit import hookimpl\n@hookimpl\ndef alignkit_judges():\n    return ['x']",
+        "alignkit_judges offers 'x', which is no JudgeFunction or JudgeScheme; put @judge or @judge_scheme above it",
+    ),
+    (
         "from alignkit import hookimpl\n@hookimpl\ndef alignkit_method():\n    return []",
         "there is no hook 'alignkit_method'; did you mean 'alignkit_methods'?",
     ),
