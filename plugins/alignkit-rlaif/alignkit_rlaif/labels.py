@@ -1,4 +1,4 @@
-"""Labels of pairs by a judge that is asked in both orders, and what it says about the judge.
+"""Labels of pairs by a judge that is asked in both orders.
 
 The chance that the first of two answers is the better one is the mean of what the judge says in both orders, so that
 one that always prefers the first place has no opinion. Pairs without an opinion, and those that the judge has no valid
@@ -27,9 +27,9 @@ from alignkit import (
     Question,
     Settings,
     Stage,
-    StageError,
     Verdict,
 )
+from alignkit_rlaif.telling import so_far, tell
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 AT_MOST = 1024
 """Tokens of a prompt with its answer where nothing else is said, as in all methods of alignkit."""
-BIASED = 0.2
-"""Of what a judge gives to the first place alone, so much is told as a warning; so is that share of invalid replies."""
-LENGTHY = 0.8
-"""Share of pairs won by the longer answer from which length is told as a warning."""
 
 
 class JudgingSettings(Settings):
@@ -193,14 +189,14 @@ def label(
         for one, two, pair in _judged(batch, made, judge, settings, tally, keep):
             rows.append(_row(one, two, pair))
         state = State(state.done + len(batch), rows, tally)
-        stage.log(state.done, len(prompts), {**_shares(tally), **judge.figures()})
+        stage.log(state.done, len(prompts), {**so_far(tally), **judge.figures()})
         if state.done < len(prompts):
             _keep(stage, state)
             if stage.stopping:
                 stage.leave()
     for name, cost in judge.figures().items():
         stage.figure(name, None, cost)
-    _tell(stage, state, settings)
+    tell(stage, state.tally, state.rows, settings.samples)
     return stage.save_rows(Preferences, state.rows)
 
 
@@ -266,79 +262,6 @@ def _row(prompt: Prompted, opinion: Opinion, pair: Pair) -> dict[str, Any]:
 def _as_asked(answer: Answer, asked: Any) -> Any:
     """Give an answer in the form of its prompt: a string, or a chat's turn."""
     return answer.text if isinstance(asked, str) else [{"role": "assistant", "content": answer.text}]
-
-
-def _shares(tally: Counter[str]) -> dict[str, float]:
-    """Give what is told while it runs: counts, and means over the pairs that the judge has an opinion of."""
-    counts: dict[str, float] = {name: tally[name] for name in FATES if tally[name]}
-    return {**counts, **_figures(tally)}
-
-
-FATES = ("pairs", "kept", "ties", "invalid", "equal", "cut", "worse")
-
-
-def _figures(tally: Counter[str]) -> dict[str, float]:
-    found = dict[str, float]()
-    if valid := tally["valid"]:
-        found["position_bias"] = tally["bias"] / valid
-        found["order_consistency"] = tally["consistent"] / valid
-        found["option_mass"] = tally["mass"] / valid
-    if uneven := tally["uneven"]:
-        found["longer_wins"] = tally["longer"] / uneven
-    return found
-
-
-def _tell(stage: Stage, state: State, settings: JudgingSettings) -> None:
-    """Tell what became of the pairs and how the judge does. Raises StageError where no pair is left."""
-    tally, figures = state.tally, _figures(state.tally)
-    for name in FATES:
-        if name != "worse" or tally[name]:  # only revisions can be
-            stage.figure(name, None, float(tally[name]))
-    for name, value in figures.items():
-        stage.figure(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
-    fates = ", ".join(f"{tally[name]} {name}" for name in FATES[2:] if tally[name])
-    if not state.rows:
-        problem = f"no pair is left of {tally['pairs']}: {fates}" if tally["pairs"] else "there are no pairs to judge"
-        raise StageError(problem, remedy=_remedy(tally))
-    for problem, remedy in _warnings(tally, figures):
-        stage.warn(problem, remedy)
-    for row in state.rows[: settings.samples]:
-        stage.sample({key: row[key] if isinstance(row[key], str | float) else json.dumps(row[key]) for key in SHOWN})
-
-
-SHOWN = ("prompt", "chosen", "rejected", "p_chosen")
-
-
-def _remedy(tally: Counter[str]) -> str:
-    """Say what to do about the commonest reason why pairs are dropped."""
-    remedies = {
-        "ties": "the judge does not tell them apart: take another judge, or a smaller tie",
-        "invalid": "the judge does not answer with its options: take another judge, or a smaller min_mass",
-        "equal": "raise temperature, so that answers differ",
-        "cut": "raise max_new_tokens, or start from a policy that ends its answers",
-        "worse": "take a policy or a judge that writes better revisions",
-    }
-    reasons = [name for name in remedies if tally[name]]
-    return remedies[max(reasons, key=lambda name: tally[name])] if reasons else "give prompts, and two or more answers"
-
-
-def _warnings(tally: Counter[str], figures: Mapping[str, float]) -> list[tuple[str, str]]:
-    found = list[tuple[str, str]]()
-    bias = figures.get("position_bias", 0.0)
-    if abs(bias) > BIASED:
-        place = "first" if bias > 0 else "second"
-        problem = f"the judge favours whichever answer stands {place} (position bias {bias:+.2f})"
-        found.append((problem, "both orders are averaged, which costs pairs; a stronger judge loses fewer"))
-    if tally["judged"] and tally["invalid"] / tally["judged"] > BIASED:
-        problem = f"the judge had no valid reply to {tally['invalid']} of {tally['judged']} pairs"
-        found.append((problem, "take a judge that follows its instructions, or raise reply_tokens"))
-    if figures.get("longer_wins", 0.5) > LENGTHY:
-        problem = f"the longer answer won {figures['longer_wins']:.0%} of the pairs"
-        found.append((problem, "see in the samples whether the judge likes length for its own sake"))
-    if tally["cut"] > tally["pairs"] / 2:
-        problem = f"{tally['cut']} of {tally['pairs']} pairs were left out, as an answer was cut"
-        found.append((problem, "raise max_new_tokens"))
-    return found
 
 
 def _keep(stage: Stage, state: State) -> None:
