@@ -31,9 +31,7 @@ TestPPO = conformance(
     ONLINE,
     effects=["kl.coef=1.0", "lam=0.5", "gamma=0.9", "clip=0.01", "epochs=1", "layout=shared", "lora.rank=4"],
 )
-TestGRPO = conformance(
-    grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "clip=0.001", "answers=2"]
-)
+TestGRPO = conformance(grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "clip=0.001", "answers=2"])
 TestRLOO = conformance(rloo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "answers=2", "minibatches=1"])
 
 

@@ -57,7 +57,7 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
     train = blocks(corpus.train(), tokenizer, size)
     held_out = blocks(islice(corpus.held_out(), settings.measured), tokenizer, size)
     if not train:
-        raise DataError("there is no text to learn from", f"stage {stage.name!r}", "check the source and its held_out")
+        raise DataError("there is no text to learn from", remedy="check the source and its held_out")
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
