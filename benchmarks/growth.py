@@ -15,6 +15,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,8 +94,7 @@ def make(vocabulary: int) -> Models:
         max_position_embeddings=1024,
     )
     policy: Any = LlamaForCausalLM(config).eval()
-    reference: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
-    reference.load_state_dict(policy.state_dict())
+    reference = deepcopy(policy).requires_grad_(False)
     if not all(map(packs, (policy, reference))):
         raise SystemExit("a Llama is not packed")
     return Models(policy, reference, ValueHead(config.hidden_size, policy.device), frozenset(), packed=True)
