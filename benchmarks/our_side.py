@@ -78,7 +78,7 @@ def prompts_in(folder: Path, texts: Iterable[str]) -> Prompts:
 class BenchmarkStage:
     """As much of a stage as `ppo` asks for; it keeps nothing, and ends an update when its figures are logged."""
 
-    name, offline, rank, world, stopping = "benchmark", True, 0, 1, False
+    name, offline, cache, rank, world, stopping = "benchmark", True, None, 0, 1, False
 
     def __init__(self, job: Job, recorder: Recorder, folder: Path) -> None:
         self.job, self.recorder, self.folder, self.seed = job, recorder, folder, job.seed
