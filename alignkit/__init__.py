@@ -37,26 +37,42 @@ if TYPE_CHECKING:
     from alignkit.compare.compare import compare_recipe
     from alignkit.learn.answers import answer_logprobs, sample_answers
     from alignkit.learn.models import load_policy
-    from alignkit.learn.offline import Pair, over_pairs, pair_logprobs, read_pairs, train_pairs, train_rows
+    from alignkit.learn.offline import (
+        Judged,
+        Pair,
+        answer_sums,
+        over_pairs,
+        pair_logprobs,
+        read_answers,
+        read_pairs,
+        train_pairs,
+        train_rows,
+    )
     from alignkit.learn.scores import open_judge, open_reward
+    from alignkit.learn.trainers import run_trainer, trainer_options
     from alignkit.run.runner import run_recipe
 
 __version__ = version("alignkit")
 
 _LATER = {
+    "Judged": "alignkit.learn.offline",
     "Pair": "alignkit.learn.offline",
     "answer_logprobs": "alignkit.learn.answers",
+    "answer_sums": "alignkit.learn.offline",
     "compare_recipe": "alignkit.compare.compare",
     "load_policy": "alignkit.learn.models",
     "open_judge": "alignkit.learn.scores",
     "open_reward": "alignkit.learn.scores",
     "over_pairs": "alignkit.learn.offline",
     "pair_logprobs": "alignkit.learn.offline",
+    "read_answers": "alignkit.learn.offline",
     "read_pairs": "alignkit.learn.offline",
     "run_recipe": "alignkit.run.runner",
+    "run_trainer": "alignkit.learn.trainers",
     "sample_answers": "alignkit.learn.answers",
     "train_pairs": "alignkit.learn.offline",
     "train_rows": "alignkit.learn.offline",
+    "trainer_options": "alignkit.learn.trainers",
 }
 
 
@@ -80,6 +96,7 @@ __all__ = [
     "JudgeFunction",
     "JudgeReward",
     "JudgeScheme",
+    "Judged",
     "LoRA",
     "Method",
     "Metrics",
@@ -112,6 +129,7 @@ __all__ = [
     "Verdict",
     "Warned",
     "answer_logprobs",
+    "answer_sums",
     "compare_recipe",
     "hookimpl",
     "judge",
@@ -122,10 +140,13 @@ __all__ = [
     "open_reward",
     "over_pairs",
     "pair_logprobs",
+    "read_answers",
     "read_pairs",
     "reward",
     "run_recipe",
+    "run_trainer",
     "sample_answers",
     "train_pairs",
     "train_rows",
+    "trainer_options",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import Preferences
+from alignkit.contract.kinds import Preferences, Ratings
 from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
@@ -69,6 +69,21 @@ class Pairs(NamedTuple):
     held_out: list[Pair]
 
 
+class Judged(NamedTuple):
+    """An answer to a prompt, as tokens, and its row: `prompt`, `completion`, and a `label` or a `rating`."""
+
+    prompt: list[int]
+    answer: list[int]
+    row: Row
+
+
+class JudgedAnswers(NamedTuple):
+    """What is learnt from, and what is kept aside."""
+
+    train: list[Judged]
+    held_out: list[Judged]
+
+
 def read_pairs(
     pairs: Preferences, model: Model, tokenizer: PreTrainedTokenizerBase, settings: OfflineSettings, stage: Stage
 ) -> Pairs:
@@ -76,14 +91,58 @@ def read_pairs(
 
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
-    if settings.lora and settings.lora.dropout:
-        remedy = "set this stage's lora.dropout to 0"
-        raise RecipeError("dropout would make a model differ from itself from pass to pass", "lora.dropout", remedy)
-    limit = data.fitting_length(positions(model), settings.max_length)
+    limit = _limit(model, settings)
     train, lengths = _encoded(pairs.train(), tokenizer, limit)
     data.report(stage, "pairs", lengths, settings.max_lost)
     held_out, _ = _encoded(islice(pairs.held_out(), settings.measured), tokenizer, limit)
     return Pairs(train, held_out)
+
+
+def read_answers(
+    answers: Ratings | Preferences,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: OfflineSettings,
+    stage: Stage,
+) -> JudgedAnswers:
+    """Encode judged answers; of a pair, the chosen one has the label true, the rejected one false.
+
+    An answer that is longer with its prompt than `max_length` is left out, which is counted and told. Raises DataError
+    where that takes more than the share `max_lost`, or where no answer is left.
+    """
+    limit = _limit(model, settings)
+    train, lengths = _judged(_alone(answers.train()), tokenizer, limit)
+    data.report(stage, "answers", lengths, settings.max_lost)
+    held_out, _ = _judged(islice(_alone(answers.held_out()), settings.measured), tokenizer, limit)
+    return JudgedAnswers(train, held_out)
+
+
+def _limit(model: Model, settings: OfflineSettings) -> int:
+    if settings.lora and settings.lora.dropout:
+        remedy = "set this stage's lora.dropout to 0"
+        raise RecipeError("dropout would make a model differ from itself from pass to pass", "lora.dropout", remedy)
+    return data.fitting_length(positions(model), settings.max_length)
+
+
+def _alone(rows: Iterator[Row]) -> Iterator[Row]:
+    """Take the answers of pairs one by one."""
+    for row in rows:
+        if "chosen" not in row:
+            yield row
+            continue
+        for side, label in (("chosen", True), ("rejected", False)):
+            yield {"prompt": row["prompt"], "completion": row[side], "label": label}
+
+
+def _judged(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Judged], Lengths]:
+    kept, lengths = list[Judged](), Lengths(limit)
+    for row in rows:
+        both = Judged(*_side(row, "completion", tokenizer), row)
+        longest = len(both.prompt) + len(both.answer)
+        lengths = data.counted(lengths, longest, dropped=longest > limit)
+        if longest <= limit:
+            kept.append(both)
+    return kept, lengths
 
 
 def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
@@ -111,6 +170,18 @@ def pair_logprobs(model: Model, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     table = answer_logprobs(model, [side.prompt for side in sides], [side.answer for side in sides])
     return table[: len(pairs)], table[len(pairs) :]
+
+
+@torch.no_grad()
+def answer_sums(model: Model, answers: Sequence[Answered | Judged], settings: OfflineSettings) -> Tensor:
+    """Compute the log-probability of each answer (n,), without gradient, as many at once as fit."""
+    prompts, texts = [one.prompt for one in answers], [one.answer for one in answers]
+    sums = torch.zeros(len(answers))
+    with computing(settings.precision):
+        for group in in_passes(model, prompts, texts) if answers else []:
+            table = answer_logprobs(model, [prompts[row] for row in group], [texts[row] for row in group])
+            sums[group] = table.sum(dim=1).to(sums)
+    return sums
 
 
 def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -65,6 +65,10 @@ NAMES = {
     "accuracy": "accuracy",
     "margin": "margin",
     "mean_reward": "mean_reward",
+    "kl": "objective/kl",
+    "rewards/chosen": "rewards/chosen",
+    "rewards/rejected": "rewards/rejected",
+    "rewards/margins": "rewards/margins",
 }
 """Their name of a figure -> ours; others are left out."""
 
@@ -99,12 +103,14 @@ def train_language_model(
     lengths = [len(row.ids) for row in rows]
     data = Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
     data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
-    options = _options(model, stage, training, len(data), max(lengths))
-    with without_deprecations():
+    options = trainer_options(model, stage, training, len(data), max(lengths))
+
+    def make() -> Trainer:
         # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
         args = SFTConfig(**options, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
-        trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    run_trainer(trainer, stage)
+        return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+
+    run_trainer(make, stage)
 
 
 def train_scores(
@@ -119,11 +125,13 @@ def train_scores(
     lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     data = Dataset.from_dict({"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs]})
     data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
-    options = _options(model, stage, training, len(data), 2 * max(lengths))
-    with without_deprecations():
+    options = trainer_options(model, stage, training, len(data), 2 * max(lengths))
+
+    def make() -> Trainer:
         args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
-        trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    run_trainer(trainer, stage)
+        return RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+
+    run_trainer(make, stage)
 
 
 def order_of_rows(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:
@@ -149,8 +157,12 @@ def _grouped(rows: Sequence[int], lengths: Sequence[int], batch: int, random: Ra
     return [row for group in batches for row in group]
 
 
-def _options(model: Model, stage: Stage, training: Training, rows: int, longest: int) -> dict[str, Any]:
-    """Give the options that all trainers share; `longest` are the tokens of a row that go through the model."""
+def trainer_options(model: Model, stage: Stage, training: Training, rows: int, longest: int) -> dict[str, Any]:
+    """Give the options that all trainers of TRL and transformers share, as their config takes them.
+
+    So many rows are learnt from once each, in the order in which they stand. `longest` are the tokens of a row that go
+    through the model: they decide how many rows do so at once, which a trainer whose loss depends on it overrides.
+    """
     cuda = device().type == "cuda"
     ours = _share_of_batch(training.batch, stage.world)
     micro = micro_batch(ours, longest, _tokens_in_a_pass(model))
@@ -221,12 +233,15 @@ def _tokens_in_a_pass(model: Model) -> int:
     return int(ACTIVATIONS_ON_A_GPU * torch.cuda.get_device_properties(where).total_memory) // each
 
 
-def run_trainer(trainer: Trainer, stage: Stage) -> None:
+def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     """Train as a stage does: tell figures, keep checkpoints, go on from the newest, leave where the stage must stop.
 
-    Afterwards the model is as it was given, with trained weights. Raises NotFiniteError before a step would take a
-    loss or a gradient that is not a finite number.
+    `make` makes the trainer, with `trainer_options`; it is called here so that what the libraries say to each other of
+    names that will go is not shown to users. Afterwards the model is as it was given, with trained weights. Raises
+    NotFiniteError before a step would take a loss or a gradient that is not a finite number.
     """
+    with without_deprecations():
+        trainer = make()
     trainer.remove_callback(PrinterCallback)
     watch = _Watch(stage, Path(str(trainer.args.output_dir)))
     trainer.add_callback(watch)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PositiveFloat
 
 from alignkit import Method, OfflineSettings, Policy, Preferences, Stage, StageError, hookimpl, method
+from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -193,4 +194,4 @@ def tell(
 
 @hookimpl
 def alignkit_methods() -> list[Method]:
-    return [dpo]
+    return [dpo, kto]

@@ -1,0 +1,142 @@
+"""KTO: learn from answers that are good or bad by themselves; no two of them need answer the same prompt.
+
+Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306) takes the DPO reward of an answer, beta times
+the log-probability by which the policy exceeds its start, and pushes it above (good) or below (bad) a zero point: beta
+times the KL divergence from the start, estimated on answers swapped between the prompts of `kl_rows` rows.
+
+The trainer is TRL's, driven as a stage: an example of how any trainer of TRL or transformers becomes a method. It
+takes text, and makes its own tokens of it; ours tell beforehand what does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat
+
+from alignkit import OfflineSettings, Policy, Preferences, Ratings, RecipeError, Stage, method
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alignkit import Judged
+
+
+class KTOSettings(OfflineSettings):
+    """Settings of `kto`."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate; 5e-7 to 5e-6 for billions of weights, ten times as much with LoRA."""
+    beta: PositiveFloat = 0.1
+    """The pull back to the start: the smaller, the further the policy may go."""
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """`kto`: the paper's. `apo_zero_unpaired`: zero point at the start, for good answers that are better than the
+    policy's own (arXiv 2408.06266)."""
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of the good answers' loss."""
+    undesirable_weight: PositiveFloat | None = None
+    """Weight of the bad answers' loss. Unset: such that all good and all bad answers weigh the same."""
+    good_from: float | None = None
+    """Where rows have a `rating`: an answer is good from this number on. Unset: above the median."""
+    kl_rows: int = Field(default=8, ge=2)
+    """Rows between which answers are swapped to estimate the KL divergence; they go through the model at once."""
+
+
+@method("kto")
+def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
+    """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    from alignkit import answer_sums, load_policy, read_answers, run_trainer, trainer_options
+
+    shared = stage.world * settings.kl_rows
+    if settings.batch % shared:
+        remedy = f"set it to a multiple of {shared}"
+        raise RecipeError(f"{settings.batch} answers do not split into groups of kl_rows", "batch", remedy)
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    start = load_policy(policy, precision=settings.precision)[0] if settings.lora else None
+    train, held_out = read_answers(answers, model, tokenizer, settings, stage)
+    good_from = threshold(train, settings)
+    before = answer_sums(model, held_out, settings)
+    rows = [train[place] for place in order_of_rows(len(train), settings, stage.seed)]
+    columns = {column: [row.row[column] for row in rows] for column in ("prompt", "completion")}
+    labels = [is_good(row, good_from) for row in rows]
+    longest = max(len(row.prompt) + len(row.answer) for row in rows)
+    options = trainer_options(model, stage, settings, len(rows), longest) | {
+        "per_device_train_batch_size": settings.kl_rows,
+        "gradient_accumulation_steps": settings.batch // shared,
+        "precompute_ref_log_probs": True,
+    }
+    undesirable_weight = settings.undesirable_weight or settings.desirable_weight * balance(labels)
+    data = Dataset.from_dict({**columns, "label": labels})
+
+    def make() -> KTOTrainer:
+        args = KTOConfig(
+            **options,
+            max_length=None,
+            beta=settings.beta,
+            loss_type=settings.loss,
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=undesirable_weight,
+        )
+        return KTOTrainer(model=model, ref_model=start, args=args, train_dataset=data, processing_class=tokenizer)
+
+    run_trainer(make, stage)
+    tell(held_out, (answer_sums(model, held_out, settings) - before).tolist(), good_from, stage)
+    return stage.save_policy(model, tokenizer)
+
+
+def threshold(answers: Sequence[Judged], settings: KTOSettings) -> float:
+    """Give the rating that a good answer exceeds or reaches; of rows with a label that is true."""
+    if "label" in answers[0].row:
+        return 1.0
+    if settings.good_from is not None:
+        return settings.good_from
+    return math.nextafter(median(one.row["rating"] for one in answers), math.inf)
+
+
+def is_good(answer: Judged, good_from: float) -> bool:
+    return float(answer.row["label"] if "label" in answer.row else answer.row["rating"]) >= good_from
+
+
+def balance(labels: Sequence[bool]) -> float:
+    """Give how many good answers there are to a bad one; raises RecipeError where there is but one side."""
+    good = sum(labels)
+    if not 0 < good < len(labels):
+        side = "good" if good else "bad"
+        raise RecipeError(f"all answers are {side}", "answers", "give both kinds; `good_from` says where ratings part")
+    return good / (len(labels) - good)
+
+
+def order_of_rows(rows: int, settings: KTOSettings, seed: int) -> list[int]:
+    """Shuffle each epoch anew; the last group is filled up, since an answer cannot be swapped with none."""
+    epochs = [Random(f"{seed} {epoch}").sample(range(rows), rows) for epoch in range(math.ceil(settings.epochs))]  # noqa: S311
+    order = [row for epoch in epochs for row in epoch][: max(1, round(settings.epochs * rows))]
+    lacking = -len(order) % settings.kl_rows
+    return order + (order * settings.kl_rows)[:lacking]
+
+
+def tell(answers: Sequence[Judged], gains: Sequence[float], good_from: float, stage: Stage) -> None:
+    """Tell how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
+    labels = [is_good(answer, good_from) for answer in answers]
+    if len(set(labels)) < 2:
+        stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
+        return
+    after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
+    stage.figure("auc", 0.5, after, floor)
+    if after <= floor:
+        problem = (
+            f"good held-out answers are told from bad ones (AUC {after:.3f}) none better than by length ({floor:.3f})"
+        )
+        stage.warn(problem, "train longer, with a higher learning rate or a smaller beta, or look at the answers")
+
+
+def area(values: Sequence[float], labels: Sequence[bool]) -> float:
+    """Give the area under the ROC curve: how often a good answer's value exceeds a bad one's, ties half."""
+    good = [value for value, label in zip(values, labels, strict=True) if label]
+    bad = [value for value, label in zip(values, labels, strict=True) if not label]
+    return fmean((one > other) + 0.5 * (one == other) for one in good for other in bad)
