@@ -108,7 +108,8 @@ def train_language_model(
     def make() -> Trainer:
         # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
         args = SFTConfig(**options, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
-        return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        trainer: Trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        return trainer
 
     run_trainer(make, stage)
 
@@ -129,7 +130,8 @@ def train_scores(
 
     def make() -> Trainer:
         args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
-        return RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        trainer: Trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        return trainer
 
     run_trainer(make, stage)
 
