@@ -3,6 +3,7 @@
     python benchmarks/real_input.py shakespeare --data DATA
     python benchmarks/real_input.py sentiment   --data DATA
     python benchmarks/real_input.py smollm2     --data DATA --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/real_input.py dpo         --data DATA --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 DATA is a folder with the files that benchmarks/recipes/*.toml name. The pairs of `pref_sentiment_derived` have four
 prompts only, so their last 400 rows are held out by a file of their own. Runs lie in --runs and are reused.
@@ -67,7 +68,7 @@ def report(run: RunResult) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["shakespeare", "sentiment", "smollm2"])
+    parser.add_argument("name", choices=["shakespeare", "sentiment", "smollm2", "dpo"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/real"))
