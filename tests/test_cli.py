@@ -260,6 +260,13 @@ def test_methods_are_listed_with_what_they_take_and_make(alignkit: Alignkit) -> 
     assert rows["shout"] == "shout text -> Text methods.py Say it louder."
 
 
+def test_rewards_and_judges_are_listed_by_the_address_that_a_source_gives(alignkit: Alignkit) -> None:
+    result = alignkit("methods")
+
+    rows = [line.split("  ")[0] for line in result.stdout.splitlines()]
+    assert 'reward = "function:reviews-gold"' in rows
+
+
 POLISH = '''
 from typing import Literal
 from pydantic import PositiveFloat

@@ -35,10 +35,35 @@ class Setting:
     summary: str
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """A reward function, a rule or a scheme of judges, with the address that a source gives."""
+
+    address: str
+    origin: str
+    summary: str
+
+
+def scorers(plugins: Plugins) -> list[Scorer]:
+    """Give all that scores or compares, rewards first."""
+    offered = [
+        ("reward", 'reward = "function:{}"', plugins.rewards),
+        ("judge", 'judge = "rule:{}"', plugins.judges),
+        ("scheme", 'judge = "{}:..."', plugins.schemes),
+    ]
+    return [
+        Scorer(address.format(name), str(plugins.origins[f"{key}:{name}"]), one.summary)
+        for key, address, those in offered
+        for name, one in sorted(those.items())
+    ]
+
+
 def list_methods(plugins: Plugins, width: int | None) -> list[str]:
-    """Give the lines of `alignkit methods`: all methods, then clashes and what is wrong with plugins."""
+    """Give the lines of `alignkit methods`: methods, rewards and judges, clashes, and what is wrong with plugins."""
     rows = [(m.name, signature(m), _origin(plugins, m), m.summary) for _, m in sorted(plugins.methods.items())]
     lines = table(rows, width, ("method", "takes -> makes", "from", "what it does"))
+    if others := [(s.address, s.origin, s.summary) for s in scorers(plugins)]:
+        lines += ["", *table(others, width, ("reward or judge", "from", "what it does"))]
     return lines + [line for text in _complaints(plugins) for line in ["", *table([("!", text)], width)]]
 
 
@@ -130,6 +155,7 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
     """Give all methods, and what is wrong with plugins, as plain JSON values."""
     return {
         "methods": [as_dict(plugins, method) for _, method in sorted(plugins.methods.items())],
+        "rewards and judges": [asdict(one) for one in scorers(plugins)],
         "clashes": {key: list(map(str, origins)) for key, origins in plugins.clashes.items()},
         "broken": {str(broken.origin): broken.reason for broken in plugins.broken},
         "slow": list(map(str, plugins.heavy)),
