@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
 from alignkit.contract.plugins import CLASH_REMEDY, Plugins
+from alignkit.contract.rewards import RewardFunction
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.plan.tables import table
 
@@ -46,7 +48,7 @@ class Scorer:
 
 def scorers(plugins: Plugins) -> list[Scorer]:
     """Give all that scores or compares, rewards first."""
-    offered = [
+    offered: list[tuple[str, str, Mapping[str, RewardFunction | JudgeFunction | JudgeScheme]]] = [
         ("reward", 'reward = "function:{}"', plugins.rewards),
         ("judge", 'judge = "rule:{}"', plugins.judges),
         ("scheme", 'judge = "{}:..."', plugins.schemes),
