@@ -236,3 +236,37 @@ def test_padding_is_what_shorter_rows_leave_empty():
 
 def test_a_demonstration_is_parted_before_the_last_answer():
     assert parted({"messages": CHAT}) == (CHAT[:3], CHAT[3:])
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "weather"}}]}
+WITH_TOOLS = (
+    "{% for t in tools %}tool {{ t.function.name }}\n{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}call {{ c.function.name }}{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_the_tools_stand_before_a_chat_and_its_calls_are_learnt(tokenizer):
+    chat = [CHAT[0], CALL, {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "fine"}]
+    tokenizer.chat_template = WITH_TOOLS
+    try:
+        tokens = demonstration({"messages": chat, "tools": TOOLS}, tokenizer)
+    finally:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+
+    assert tokenizer.decode(tokens.ids) == (
+        "tool weather\nuser: how are you?;assistant: call weather;tool: sun;assistant: fine;<eos>"
+    )
+    assert learnt(tokenizer, tokens) == "call weather;fine;<eos>"
+
+
+def test_tools_that_the_template_would_leave_out_are_refused(tokenizer):
+    with pytest.raises(DataError) as refused:
+        demonstration({"messages": CHAT[:2], "tools": TOOLS}, tokenizer)
+
+    assert str(refused.value) == (
+        "chat template: the rows have tools, and the chat template has no place for them; "
+        "take the column tools out, or start from a policy whose template knows them"
+    )

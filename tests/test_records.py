@@ -265,17 +265,17 @@ def test_columns_are_renamed_and_others_kept(tmp_path: Path) -> None:
         ),
         (
             Demonstrations,
-            {"question": "a?", "completion": "a."},
+            {"query": "a?", "completion": "a."},
             {},
-            "the row has completion, no prompt, and question besides; write sources.mine.columns.prompt = "
-            '"question" if that is it, else columns.completion = "completion"',
+            "the row has completion, no prompt, and query besides; write sources.mine.columns.prompt = "
+            '"query" if that is it, else columns.completion = "completion"',
         ),
         (
             Preferences,
-            {"question": "a?", "chosen": "a", "rejected": "b"},
+            {"query": "a?", "chosen": "a", "rejected": "b"},
             {},
-            "the row has chosen and rejected, no prompt, and question besides; write sources.mine.columns.prompt = "
-            '"question" if that is it, else columns.chosen = "chosen"',
+            "the row has chosen and rejected, no prompt, and query besides; write sources.mine.columns.prompt = "
+            '"query" if that is it, else columns.chosen = "chosen"',
         ),
         (
             Demonstrations,
@@ -555,7 +555,12 @@ NASTY = Path(os.environ.get("ALIGNKIT_DATA", "")) / "nasty"
         ("real_hh_implicit_prompt.jsonl", Preferences, 200),
         ("real_nonstring_values.jsonl", Demonstrations, "demonstrations need the columns"),
         ("real_latin1.txt", Prompts, 149),
-        ("real_sharegpt_conversations.json", Demonstrations, "demonstrations need the columns"),
+        ("real_sharegpt_conversations.json", Demonstrations, 60),
+        ("real_content_parts.jsonl", Demonstrations, 60),
+        ("mixed_schema.jsonl", Demonstrations, "the row is in the format 'messages', those before it in"),
+        ("type_conflict.jsonl", Demonstrations, "'completion' must be messages"),
+        ("deep_nesting.jsonl", Demonstrations, 1),
+        ("big_int.jsonl", Demonstrations, 2),
         ("real_long_documents.jsonl.gz", Text, 3),
         ("utf16.jsonl", Preferences, "not UTF-8"),
         ("truncated.jsonl.gz", Demonstrations, "the gzip file is damaged or cut off"),

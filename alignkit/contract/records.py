@@ -1,6 +1,7 @@
 """Records: rows of several sources, with their columns named our way and split by their prompt."""
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.contract.files import Placed, rows_of
+from alignkit.contract.shapes import SHAPES, Shape, as_messages, shape_of, taken
 from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]
@@ -32,6 +34,8 @@ class Part(BaseModel):
     """The name of the data set on the hub, `name` or `name:config`."""
     columns: Mapping[str, str] = {}
     """Our name of a column -> theirs."""
+    format: str | None = None
+    """The known format that the rows are in; None: told by their columns."""
     split: str | None = None
     """A hub split, with a slice: `train[:2000]`; of files a slice."""
     rows: int | None = None
@@ -49,13 +53,30 @@ SLICE = r"(?P<name>[\w./-]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
 
 
 def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Placed:
-    """Give a part's rows, checked and with their columns renamed, each with its place.
+    """Give a part's rows, checked and with our columns, each with its place.
 
-    `wanted` are the sets of columns of the kind. Raises DataError at the first row that lacks them or whose fields
-    are not text.
+    `wanted` are the sets of columns of the kind. The first row tells the format of all. Raises DataError at the first
+    row that is in none or in another one, or whose fields are not what they must be.
     """
+    shapes, first = shapes_for(part, kind, wanted), None
     for place, row in islice(_raw(part, kind), *_limits(part)):
-        yield place, shaped(row, place, kind, wanted, part)
+        renamed = _renamed(row, place, part)
+        shape = recognised(renamed, row, place, kind, wanted, part, shapes)
+        if first is not None and shape is not first:
+            problem = f"the row is in the format {shape.name!r}, those before it in {first.name!r}"
+            raise DataError(problem, place, f"part the source, or say sources.{part.name}.format or .columns")
+        first = shape
+        yield place, _values(renamed, row, place, kind, shape, part)
+
+
+def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequence[Shape]:
+    """Give the formats that a part's rows may be in: the one that is named, ours where columns are, else all known."""
+    known = SHAPES.get(kind, ())
+    if part.format:
+        return [shape for shape in known if shape.name == part.format]
+    if known and not part.columns:
+        return known
+    return [Shape("-".join(columns), tuple(columns), taken(*columns)) for columns in wanted]
 
 
 def _limits(part: Part) -> tuple[int, int | None]:
@@ -87,31 +108,53 @@ def _hub_rows(part: Part) -> Placed:
 
 
 def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> Row:
-    """Give the row with our column names: one of the wanted sets, and what the source keeps."""
+    """Give one row with our column names: one of the wanted sets, and what the source keeps."""
+    renamed = _renamed(row, place, part)
+    shape = recognised(renamed, row, place, kind, wanted, part, shapes_for(part, kind, wanted))
+    return _values(renamed, row, place, kind, shape, part)
+
+
+def _renamed(row: Row, place: str, part: Part) -> Row:
+    """Give the row with the columns that the source names under our names, too."""
     for key, theirs in [*((f"columns.{ours}", theirs) for ours, theirs in part.columns.items()),
                         *(("keep", name) for name in part.keep)]:  # fmt: skip
         if theirs not in row:
             raise _names_nothing(row, place, part, key, theirs)
-    renamed = {**row, **{ours: row[theirs] for ours, theirs in part.columns.items()}}
-    columns = next((columns for columns in wanted if all(column in renamed for column in columns)), None)
-    if columns is None:
-        raise _lacks(row, place, kind, wanted, part)
-    _refuse_guess(columns, row, place, wanted, part)
-    values = {column: checked(renamed[column], column, place) for column in columns}
+    return {**row, **{ours: row[theirs] for ours, theirs in part.columns.items()}} if part.columns else row
+
+
+def recognised(
+    renamed: Row, row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part, shapes: Sequence[Shape]
+) -> Shape:
+    """Tell the format of a row. Raises DataError where it is in none, or where that would be a guess."""
+    shape = shape_of(renamed, shapes)
+    if shape is None:
+        raise _lacks(row, place, kind, wanted, part, shapes)
+    if shape.needs in wanted:
+        _refuse_guess(shape.needs, row, place, wanted, part)
+    return shape
+
+
+def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: Part) -> Row:
+    """Give the row's checked values, and what the source keeps."""
+    try:
+        read = shape.read(renamed)
+    except DataError as error:
+        raise DataError(error.problem, place, "correct the row or leave it out") from error
+    values = {column: checked(as_messages(value), column, place) for column, value in read.items()}
     if len({type(value) for column, value in values.items() if column not in ("label", "rating")}) > 1:
         both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
                             if isinstance(v, str | list))  # fmt: skip
         raise DataError(f"{both}", place, "make all of them text or all of them messages")
     held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
-    certainty = (
-        {CERTAINTY: checked(renamed[CERTAINTY], CERTAINTY, place)} if CERTAINTY in _further(kind, renamed) else {}
-    )
-    return {name: row[name] for name in part.keep} | values | certainty | held
+    further = {column: checked(renamed[column], column, place) for column in _further(kind, renamed)}
+    return {name: row[name] for name in part.keep} | values | further | held
 
 
 def _further(kind: str, row: Row) -> Sequence[str]:
     """Give the columns that a kind's rows may have besides those that they need."""
-    return [CERTAINTY] if kind == "Preferences" and row.get(CERTAINTY) is not None else []
+    column = {"Preferences": CERTAINTY, "Demonstrations": "tools"}.get(kind, "")
+    return [column] if row.get(column) is not None else []
 
 
 def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> DataError:
@@ -120,7 +163,13 @@ def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> D
     return DataError(problem, place, near_miss(theirs, known))
 
 
-def _lacks(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> DataError:
+def _lacks(
+    row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part, shapes: Sequence[Shape]
+) -> DataError:
+    if part.format:
+        needs = " + ".join(shapes[0].needs) if shapes else "another kind"
+        problem = f"the format {part.format!r} needs the columns {needs}; the row has {', '.join(row) or 'none'}"
+        return DataError(problem, place, f"correct sources.{part.name}.format or the row")
     sets = " or ".join(" + ".join(columns) for columns in wanted)
     known = {**row, **dict.fromkeys(part.columns, "")}
     missing = next(column for column in wanted[0] if column not in known)
@@ -154,6 +203,8 @@ def checked(value: Any, column: str, place: str) -> Any:
         return _expect(*_label(value), value, column, place, "true or false")
     if column == "rating":
         return _expect(*_rating(value), value, column, place, "a number")
+    if column == "tools":
+        return _tools(value, place)
     if column == CERTAINTY:
         fine, number = _rating(value)
         return _expect(fine and 0 <= number <= 1, number, value, column, place, "a number from 0 to 1")
@@ -166,6 +217,17 @@ def checked(value: Any, column: str, place: str) -> Any:
         _expect(fine, turn, turn, column, place, 'messages such as {"role": "user", "content": "..."}')
         _expect(_is_whole(turn["content"]), turn, turn, column, place, "text in whole characters")
     return _expect(bool(value), value, value, column, place, "at least one message")
+
+
+def _tools(value: Any, place: str) -> list[Any]:
+    """Read the tools that a chat may call: JSON schemas, as a list or written as JSON."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        tools = None
+    fine = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    found: list[Any] = _expect(fine, tools, value, "tools", place, "a list of tools as JSON schemas")
+    return found
 
 
 def _label(value: Any) -> tuple[bool, Any]:

@@ -6,6 +6,7 @@ by the tokenizer's template. Nothing is cut or left out without being counted.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +15,11 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError
 
 Row = Mapping[str, Any]
-Turn = Mapping[str, str]
+Turn = Mapping[str, Any]
 Chat = Sequence[Turn]
 Learn = Literal["all", "last"]
+Tools = Sequence[Mapping[str, Any]] | None
+"""JSON schemas of what a chat may call."""
 
 NOT_LEARNT = -100
 """The label of a token that the loss leaves out, as torch has it."""
@@ -160,13 +163,13 @@ def parted(row: Row) -> tuple[str | Chat, str | Chat]:
 
 
 def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Tokens:
-    """Encode one row, whole: `prompt` and `completion`, or chat `messages`."""
+    """Encode one row, whole: `prompt` and `completion`, or chat `messages`, with the `tools` that it may call."""
     if "messages" in row:
-        return _chat(row["messages"], tokenizer, learn)
-    return answered(row["prompt"], row["completion"], tokenizer)
+        return _chat(row["messages"], tokenizer, learn, row.get("tools"))
+    return answered(row["prompt"], row["completion"], tokenizer, row.get("tools"))
 
 
-def answered(prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def answered(prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Tokens:
     """Encode a prompt with its answer and the end-of-sequence token, the answer to be learnt.
 
     The prompt's tokens are those that a policy would be asked with: where joining the two strings would merge tokens
@@ -180,7 +183,7 @@ def answered(prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokeni
         ids = _ended(ids, tokenizer)
         return Tokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
     turns = [*_as_chat(prompt, "user"), *_as_chat(answer, "assistant")]
-    return _chat(turns, tokenizer, "last")
+    return _chat(turns, tokenizer, "last", tools)
 
 
 def _as_chat(text: str | Chat, role: str) -> Chat:
@@ -209,30 +212,50 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
     return prompt if isinstance(prompt, str) else rendered(tokenizer, prompt, asking=True)
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False) -> str:
-    """Render a chat by the tokenizer's template, with the opening of an answer where `asking`."""
-    turns = [dict(turn) for turn in chat]
-    return cast("str", tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking))
+def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False, tools: Tools = None) -> str:
+    """Render a chat by the tokenizer's template, with the opening of an answer where `asking`.
+
+    Raises DataError where the chat has tools and the template has no place for them.
+    """
+    if tools and "tools" not in str(tokenizer.chat_template):
+        remedy = "take the column tools out, or start from a policy whose template knows them"
+        raise DataError("the rows have tools, and the chat template has no place for them", "chat template", remedy)
+    turns: list[Any] = [dict(turn) for turn in chat]
+    given: list[Any] | None = [dict(tool) for tool in tools] if tools else None
+    return cast("str", tokenizer.apply_chat_template(turns, given, tokenize=False, add_generation_prompt=asking))
 
 
-def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> Tokens:
-    text, spans = spoken(turns, tokenizer, learn)
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = list(found["input_ids"])
-    labels = [
-        token if any(_within(start, end, span) for span in spans) else NOT_LEARNT
-        for token, (start, end) in zip(ids, found["offset_mapping"], strict=True)
-    ]
+def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn, tools: Tools = None) -> Tokens:
+    """Encode a chat; where a token would reach into an answer, the answer is encoded apart, as a policy gives it."""
+    text, spans = spoken(turns, tokenizer, learn, tools)
+    tokens = _placed(text, tokenizer)
+    if any(start < begin < end for _, start, end in tokens for begin, _ in spans):
+        cuts = [0, *(begin for begin, _ in spans), len(text)]
+        tokens = [
+            (token, start + offset, end + offset)
+            for offset, stop in pairwise(cuts)
+            for token, start, end in _placed(text[offset:stop], tokenizer)
+        ]
+    ids = [token for token, _, _ in tokens]
+    labels = [token if any(_within(start, end, span) for span in spans) else NOT_LEARNT for token, start, end in tokens]
     if labels[-1] != NOT_LEARNT and ids[-1] not in tokenizer.all_special_ids:  # the template closes no answer
         ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     return Tokens(ids, labels)
+
+
+def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
+    """Encode a text as it stands; give each token with where it begins and ends."""
+    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [(token, *place) for token, place in zip(found["input_ids"], found["offset_mapping"], strict=True)]
 
 
 def _within(start: int, end: int, span: tuple[int, int]) -> bool:
     return start >= span[0] and span[0] < end <= span[1]
 
 
-def spoken(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> tuple[str, list[tuple[int, int]]]:
+def spoken(
+    turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all", tools: Tools = None
+) -> tuple[str, list[tuple[int, int]]]:
     """Render a chat; give the text and the spans in it that the assistant says, the closing of its turns included.
 
     White space at the end, which some templates leave behind the closing, is taken off: an answer ends with its end.
@@ -240,16 +263,17 @@ def spoken(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
     Raises DataError where there is no such turn, or where the template renders the beginning of a chat differently
     once more follows, so that what was said cannot be found.
     """
-    text = rendered(tokenizer, turns).rstrip()
+    text = rendered(tokenizer, turns, tools=tools).rstrip()
     places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not places:
         raise DataError("a chat has no assistant turn, so nothing can be learnt from it", repr(turns[0])[:60])
-    return text, [_span(text, turns, place, tokenizer) for place in (places if learn == "all" else places[-1:])]
+    said = places if learn == "all" else places[-1:]
+    return text, [_span(text, turns, place, tokenizer, tools) for place in said]
 
 
-def _span(text: str, turns: Chat, place: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    before = rendered(tokenizer, turns[:place], asking=True) if place else ""
-    after = rendered(tokenizer, turns[: place + 1]).rstrip()
+def _span(text: str, turns: Chat, place: int, tokenizer: PreTrainedTokenizerBase, tools: Tools) -> tuple[int, int]:
+    before = rendered(tokenizer, turns[:place], asking=True, tools=tools) if place else ""
+    after = rendered(tokenizer, turns[: place + 1], tools=tools).rstrip()
     if not (text.startswith(before) and text.startswith(after)):
         problem = "the chat template renders the beginning of a chat differently once more follows"
         raise DataError(problem, "chat template", 'use one that does not, or the last turn alone (learn = "last")')

@@ -17,6 +17,8 @@ class RecordOptions(Settings):
 
     columns: Mapping[str, str] = {}
     """Our name of a column -> the name it has in the source."""
+    format: str | None = None
+    """The format of the rows, such as `sharegpt` or `alpaca`. Unset: told by their columns."""
     split: str | None = None
     """A split of a hub data set, with a slice where wanted: `train[:2000]`. Files: a slice such as `[:2000]`."""
     config: str | None = None
@@ -133,6 +135,7 @@ class Source:
             paths=self.files or (place,),
             hub=f"{self.repository}:{options.config or ''}" if self.how == "hub" else None,
             columns=options.columns,
+            format=options.format,
             split=options.split,
             rows=options.rows,
             keep=options.keep,

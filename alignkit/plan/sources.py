@@ -9,6 +9,7 @@ from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Judge, Policy, Recor
 from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.records import SLICE
 from alignkit.contract.settings import Settings
+from alignkit.contract.shapes import SHAPES
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
 from alignkit.plan.address import Address, Resolver, judge_of
 from alignkit.plan.entry import Entry
@@ -129,6 +130,12 @@ def _check_rows(entry: Entry, kind: type[Artifact], options: RecordOptions) -> N
         if ours not in known:
             hint = near_miss(ours, known) or f"{kind.__name__.lower()} have {', '.join(known)}"
             raise entry.refusal(f"columns.{ours}: unknown column", hint, "columns", ours)
+    formats = [shape.name for shape in SHAPES.get(kind.__name__, ())]
+    if options.format is not None and options.format not in formats:
+        hint = near_miss(options.format, formats) or f"{kind.__name__.lower()} come as {', '.join(formats)}"
+        raise entry.refusal(f"format: unknown format {options.format!r}", hint, "format")
+    if options.format and options.columns:
+        raise entry.refusal("format and columns cannot both say how rows are read", "leave one out", "format")
     if not isinstance(options.held_out, str) and not 0 <= options.held_out < 1:
         raise entry.refusal("held_out must be a share from 0 to below 1", "0.05 is usual", "held_out")
 
