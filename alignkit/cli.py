@@ -150,6 +150,40 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
 
 
 @main.command()
+@click.argument("what", metavar="RECIPE|FILE")
+@click.option("--as", "kind", metavar="KIND", help="What a FILE holds: demonstrations, preferences, ratings, ...")
+@_options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@OFFLINE
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def check(ctx: click.Context, /, what: str, kind: str | None, offline: bool, as_json: bool, **selection: Any) -> None:
+    """Read every row of a RECIPE's sources, or of a FILE, and tell what is in them and what is wrong."""
+    from alignkit.check.file import source_of
+    from alignkit.check.show import show_audit
+    from alignkit.contract.kinds import Records
+    from alignkit.plan.packaged import find_recipe
+    from alignkit.run.fetch import audits
+
+    if Path(what).suffix != ".toml" and Path(what).is_file():
+        sources = [source_of(Path(what), kind)]
+    elif kind:
+        raise RecipeError("--as says what a file holds, and this is none", what, "leave it out")
+    else:
+        plan = _plan(find_recipe(what), **selection)
+        used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
+        sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
+    found, errors = audits(sources, selection["runs"], offline)
+    if as_json:
+        _print_json({"sources": [one.as_dict() for one in found], "problems": list(map(str, errors))})
+    else:
+        _print_lines(line for one in found for line in [*show_audit(one, _width()), ""])
+    for error in errors:
+        _print_problems(error)
+    if errors:
+        ctx.exit(errors[0].status)
+
+
+@main.command()
 @click.argument("recipe")
 @click.option("--stage", metavar="STAGE", help="The stage to compare; unset: the last one that makes a policy.")
 @click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods.")

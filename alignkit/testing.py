@@ -125,7 +125,7 @@ class RecordingStage:
         folder.mkdir(parents=True)
         (folder / "data.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), "utf-8")
         if issubclass(kind, Records):
-            part = Part(name=self.name, paths=(folder / "data.jsonl",))
+            part = Part(name=self.name, paths=(folder / "data.jsonl",), made=True)
             return kind(name=self.name, fingerprint="0", path=folder, parts=(part,))
         return kind(name=self.name, fingerprint="0", path=folder)
 

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, cast
 from alignkit.errors import DataError
 
 Placed = Iterator[tuple[str, dict[str, Any]]]
+Found = Iterator[tuple[str, dict[str, Any] | DataError]]
+"""What stands at each place: a row, or why there is none. What follows can still be read."""
 
 csv.field_size_limit(1 << 30)
 
@@ -22,6 +24,17 @@ def rows_of(path: Path, unit: str = "paragraph") -> Placed:
     """Read a file's rows one after another; `unit` says what a row of a .txt file is: a paragraph or a line.
 
     Raises DataError with file and line where the file is not what its name says.
+    """
+    for place, row in found_in(path, unit):
+        if isinstance(row, DataError):
+            raise row
+        yield place, row
+
+
+def found_in(path: Path, unit: str = "paragraph") -> Found:
+    """Read a file's rows as `rows_of` does, and go on behind a line that holds none.
+
+    Raises DataError where nothing behind a fault can be told.
     """
     try:
         with _open(path) as file:
@@ -54,7 +67,7 @@ def _open(path: Path) -> BinaryIO:
     return cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
 
 
-def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Placed]:
+def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Found]:
     if format_of(path) == ".txt":
         return _paragraphs if unit == "paragraph" else _lines_of_text
     readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv, ".parquet": _parquet}
@@ -81,10 +94,18 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
     )
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Placed:
-    for number, line in _lines(path, file):
-        if line.strip():
-            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+def _json_lines(path: Path, file: BinaryIO) -> Found:
+    name = str(path)
+    for number, raw in enumerate(file, start=1):
+        place = f"{name}:{number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if line.strip():
+                yield place, _object(line, place)
+        except UnicodeDecodeError as error:
+            yield place, _not_utf8(place, error)
+        except DataError as error:
+            yield place, error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -110,7 +131,7 @@ def _json_name(value: object) -> str:
     return names.get(type(value), "null" if value is None else "an object")
 
 
-def _json_array(path: Path, file: BinaryIO) -> Placed:
+def _json_array(path: Path, file: BinaryIO) -> Found:
     raw = file.read()
     try:
         rows = json.loads(raw.decode("utf-8-sig"))
@@ -127,26 +148,27 @@ def _json_array(path: Path, file: BinaryIO) -> Placed:
         raise DataError(f"the file holds {_json_name(rows)}, not a list of rows", str(path), "write [ {...}, ... ]")
     for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
-        yield where, _checked(row, where)
+        try:
+            yield where, _checked(row, where)
+        except DataError as error:
+            yield where, error
 
 
-def _csv(path: Path, file: BinaryIO) -> Placed:
+def _csv(path: Path, file: BinaryIO) -> Found:
     reader = csv.DictReader((line for _, line in _lines(path, file)), strict=True)
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(
-                    "the row has more or fewer cells than the first line names",
-                    where,
-                    "put text that holds commas or line breaks in quotes",
-                )
-            yield where, row
+                problem = "the row has more or fewer cells than the first line names"
+                yield where, DataError(problem, where, "put text that holds commas or line breaks in quotes")
+            else:
+                yield where, row
     except csv.Error as error:
         raise DataError(f"not CSV ({error})", f"{path}:{reader.reader.line_num}", "correct the line") from error
 
 
-def _parquet(path: Path, file: BinaryIO) -> Placed:
+def _parquet(path: Path, file: BinaryIO) -> Found:
     import pyarrow
     from pyarrow import parquet
 
@@ -161,13 +183,13 @@ def _parquet(path: Path, file: BinaryIO) -> Placed:
         raise DataError(f"not a Parquet file ({str(error).splitlines()[0]})", str(path), "copy it again") from error
 
 
-def _lines_of_text(path: Path, file: BinaryIO) -> Placed:
+def _lines_of_text(path: Path, file: BinaryIO) -> Found:
     for number, line in _lines(path, file):
         if line.strip():
             yield f"{path}:{number}", {"text": line.rstrip("\r\n"), "prompt": line.rstrip("\r\n")}
 
 
-def _paragraphs(path: Path, file: BinaryIO) -> Placed:
+def _paragraphs(path: Path, file: BinaryIO) -> Found:
     start, lines = 1, list[str]()
     for number, line in _lines(path, file):
         if line.strip():

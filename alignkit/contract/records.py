@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.files import Placed, rows_of
+from alignkit.contract.files import Found, Placed, found_in
 from alignkit.contract.shapes import SHAPES, Shape, as_messages, shape_of, taken
 from alignkit.errors import DataError, near_miss
 
@@ -46,27 +46,60 @@ class Part(BaseModel):
     """Share of the prompts kept aside."""
     side: Literal["train", "held_out"] | None = None
     """All rows are of this side, whatever their prompt."""
+    made: bool = False
+    """A stage made the rows: they may be what a policy says, even nothing."""
+    skip: bool = False
+    """Leave bad rows out; else the first one is refused."""
+
+
+Bad = Callable[[DataError, Row | None], None]
+"""Is told of a bad row: what is wrong with it, and the row, if there is one."""
 
 
 SLICE = r"(?P<name>[\w./-]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
 """A split and a slice of it, either of which may be left out."""
 
 
-def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Placed:
+def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad | None = None) -> Placed:
     """Give a part's rows, checked and with our columns, each with its place.
 
-    `wanted` are the sets of columns of the kind. The first row tells the format of all. Raises DataError at the first
-    row that is in none or in another one, or whose fields are not what they must be.
+    `wanted` are the sets of columns of the kind. The first row tells the format of all. Where a row is in none or in
+    another one, or its fields are not what they must be, `bad` is told and reading goes on; without `bad`, and if such
+    rows are not skipped, DataError is raised.
     """
     shapes, first = shapes_for(part, kind, wanted), None
     for place, row in islice(_raw(part, kind), *_limits(part)):
-        renamed = _renamed(row, place, part)
-        shape = recognised(renamed, row, place, kind, wanted, part, shapes)
-        if first is not None and shape is not first:
-            problem = f"the row is in the format {shape.name!r}, those before it in {first.name!r}"
-            raise DataError(problem, place, f"part the source, or say sources.{part.name}.format or .columns")
+        try:
+            if isinstance(row, DataError):
+                raise row
+            renamed = _renamed(row, place, part)
+            shape = recognised(renamed, row, place, kind, wanted, part, shapes)
+            if first is not None and shape is not first:
+                problem = f"the row is in the format {shape.name!r}, those before it in {first.name!r}"
+                raise DataError(problem, place, f"part the source, or say sources.{part.name}.format or .columns")
+            values = _values(renamed, row, place, kind, shape, part)
+        except DataError as error:
+            if bad is None and not part.skip:
+                raise
+            if bad is not None:
+                bad(error, None if isinstance(row, DataError) else row)
+            continue
         first = shape
-        yield place, _values(renamed, row, place, kind, shape, part)
+        yield place, values
+
+
+def format_of_part(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> str:
+    """Tell the format that a part's first row is in; empty where it is in none."""
+    for place, row in islice(_raw(part, kind), *_limits(part)):
+        try:
+            if isinstance(row, dict) and (
+                shape := shape_of(_renamed(row, place, part), shapes_for(part, kind, wanted))
+            ):
+                return shape.name
+        except DataError:
+            pass
+        break
+    return ""
 
 
 def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequence[Shape]:
@@ -89,15 +122,15 @@ def _limits(part: Part) -> tuple[int, int | None]:
     return first, max(first, min(ends)) if ends else None
 
 
-def _raw(part: Part, kind: str) -> Placed:
+def _raw(part: Part, kind: str) -> Found:
     if part.hub:
         yield from _hub_rows(part)
         return
     for path in part.paths:
-        yield from rows_of(path, "line" if kind == "Prompts" else "paragraph")
+        yield from found_in(path, "line" if kind == "Prompts" else "paragraph")
 
 
-def _hub_rows(part: Part) -> Placed:
+def _hub_rows(part: Part) -> Found:
     from datasets import load_dataset
 
     name, _, config = (part.hub or "").partition(":")
@@ -146,9 +179,48 @@ def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: P
         both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
                             if isinstance(v, str | list))  # fmt: skip
         raise DataError(f"{both}", place, "make all of them text or all of them messages")
+    values = with_prompt(values)
+    if not part.made:
+        _refuse_rubbish(values, place)
     held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
     further = {column: checked(renamed[column], column, place) for column in _further(kind, renamed)}
     return {name: row[name] for name in part.keep} | values | further | held
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _refuse_rubbish(values: Row, place: str) -> None:
+    """Refuse what has the right types and teaches nothing. Raises DataError."""
+    for column, value in values.items():
+        if isinstance(value, str):
+            if "\0" in value:
+                raise _rubbish(f"{column!r} holds a NUL character", place)
+            if column != "prompt" and not value.strip():
+                raise _rubbish(f"{column!r} is empty", place)
+        elif isinstance(value, list):
+            _refuse_chat(value, column, place)
+    if "chosen" in values and values["chosen"] == values["rejected"]:
+        raise _rubbish("'chosen' and 'rejected' are the same", place)
+
+
+def _refuse_chat(turns: Sequence[Row], column: str, place: str) -> None:
+    for number, turn in enumerate(turns):
+        role, content = turn["role"], turn["content"]
+        if role not in ROLES:
+            raise _rubbish(f"{column!r} has a turn of the role {role!r}; roles are {', '.join(ROLES)}", place)
+        if role == "system" and number:
+            raise _rubbish(f"{column!r} has a system turn that is not its first", place)
+        if "\0" in content:
+            raise _rubbish(f"{column!r} holds a NUL character", place)
+        if role == "assistant" and not content.strip() and not turn.get("tool_calls"):
+            raise _rubbish(f"{column!r} has an answer that is empty", place)
+    if column in ("prompt", "messages") and turns and turns[0]["role"] == "assistant":
+        raise _rubbish(f"{column!r} begins with an answer", place)
+
+
+def _rubbish(problem: str, place: str) -> DataError:
+    return DataError(problem, place, "correct the row or leave it out")
 
 
 def _further(kind: str, row: Row) -> Sequence[str]:
@@ -267,13 +339,12 @@ def read_side(parts: Sequence[Part], kind: str, wanted: Sequence[Sequence[str]],
         if part.side == ("train" if held_out else "held_out"):
             continue
         for _, row in placed_rows(part, kind, wanted):
-            row = with_prompt(row)
-            if _is_held_out(row, part) == held_out:
+            if is_held_out(row, part) == held_out:
                 row.pop("held_out", None)
                 yield row
 
 
-def _is_held_out(row: Row, part: Part) -> bool:
+def is_held_out(row: Row, part: Part) -> bool:
     if part.side is not None:
         return part.side == "held_out"
     marked = row.get("held_out")

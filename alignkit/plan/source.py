@@ -27,6 +27,10 @@ class RecordOptions(Settings):
     """Take so many rows from the start."""
     keep: tuple[str, ...] = ()
     """Further columns that stay with the row, for reward functions."""
+    on_bad_rows: Literal["fail", "skip"] = "fail"
+    """`fail`: a bad row is refused before anything is trained. `skip`: it is left out, counted and told."""
+    max_bad: float = Field(default=0.001, ge=0, le=1)
+    """Share of the rows that may be skipped."""
     held_out: float | str = Field(default=0.05)
     """Share of the prompts that are kept aside to measure on; or a file, or a hub split, of its own."""
 
@@ -139,6 +143,7 @@ class Source:
             split=options.split,
             rows=options.rows,
             keep=options.keep,
+            skip=options.on_bad_rows == "skip",
             held_out=0.0 if isinstance(options.held_out, str) else options.held_out,
         )
         if self.how == "builtin":

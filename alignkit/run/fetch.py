@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from alignkit.check.audit import Audit
+from alignkit.check.sources import check_source
 from alignkit.contract.kinds import Artifact, Records
-from alignkit.contract.records import placed_rows
-from alignkit.errors import AlignkitError, DataError
+from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.plan.lock import lock_path, read_lock, write_lock
 from alignkit.plan.plan import Plan
 from alignkit.plan.source import Source
 from alignkit.run import rundir
-from alignkit.run.durable import write_json
 from alignkit.run.failures import one_line
 from alignkit.run.order import Preparation
 
@@ -29,6 +29,8 @@ class Fetched:
 
     artifact: Artifact
     preparation: Preparation | None = None
+    remarks: tuple[Problem, ...] = ()
+    """What had better be known of its rows."""
 
 
 def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fetched]:
@@ -40,14 +42,30 @@ def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fet
     errors: list[AlignkitError] = []
     for source in sources:
         try:
-            fetched[source.name] = one = _fetch(source, runs, offline)
+            one = _fetch(source, runs, offline)
             if isinstance(one.artifact, Records):
-                _check(source, one.artifact, runs)
+                found = check_source(source, one.artifact, rundir.cache_folder(runs))
+                one = replace(one, remarks=tuple(found.remarks()))
+            fetched[source.name] = one
         except AlignkitError as error:
             errors.append(error)
     if errors:
         raise DataError.of([problem for error in errors for problem in error.problems])
     return fetched
+
+
+def audits(sources: Iterable[Source], runs: Path, offline: bool) -> tuple[list[Audit], list[AlignkitError]]:
+    """Get and check sources of records, one by one; give what is in them, and what is wrong with the others."""
+    found: list[Audit] = []
+    errors: list[AlignkitError] = []
+    for source in sources:
+        try:
+            records = _fetch(source, runs, offline).artifact
+            assert isinstance(records, Records)
+            found.append(check_source(source, records, rundir.cache_folder(runs)))
+        except AlignkitError as error:
+            errors.append(error)
+    return found, errors
 
 
 def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
@@ -72,23 +90,6 @@ def _write_reviews(source: Source, folder: Path) -> None:
     for side in SIDES:
         with (folder / f"{source.word}-{side}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reviews.rows(kind, side))
-
-
-def _check(source: Source, records: Records, runs: Path) -> None:
-    """Check every row, once for each content of the source; remember how many there are."""
-    assert source.fingerprint
-    note = rundir.cache_folder(runs) / f"rows-{source.fingerprint}.json"
-    if note.is_file():
-        return
-    kind = type(records)
-    counts = {
-        str(number): sum(1 for _ in placed_rows(part, kind.__name__, kind.columns))
-        for number, part in enumerate(records.parts)
-    }
-    if not sum(counts.values()):
-        raise DataError(f"source {source.name!r} has no rows", source.address, "give it rows, or widen its split")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, {"source": source.name, "rows": counts})
 
 
 def pin(plan: Plan, runs: Path, offline: bool) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkit.contract.events import Figure, StageFinished
+from alignkit.contract.events import Figure, StageFinished, Warned
 from alignkit.contract.kinds import Artifact
 from alignkit.errors import AlignkitError, StageError
 from alignkit.plan.make import make_plan
@@ -167,6 +167,8 @@ class _Run:
                 raise StoppedError(stage.name, self.stop.status)
             if not found and fetched is None:
                 fetched = fetch(self._needed(finished), self.runs, self.offline)
+                for remark in (remark for one in fetched.values() for remark in one.remarks):
+                    self.tell(Warned(stage.name, f"{remark.where}: {remark.problem}", remark.remedy))
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)

@@ -142,7 +142,7 @@ class WorkingStage:
                 self._write_rows(file, rows)
             return kind(**facts)
         ours = {column for columns in kind.columns for column in columns} | {"held_out"}
-        part = Part(name=self.name, paths=(file,))
+        part = Part(name=self.name, paths=(file,), made=True)
         checked = (_checked(row, number, kind, part) for number, row in enumerate(rows, start=1))
         more = self._write_rows(file, checked) - ours if self.rank == 0 else set()
         return kind(**facts, parts=(part.model_copy(update={"keep": tuple(sorted(more))}),))

@@ -1,0 +1,30 @@
+"""Check a source once for each content of it, and remember what was found."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from alignkit.check.audit import Audit, audit
+from alignkit.contract.kinds import Records
+from alignkit.plan.source import RecordOptions, Source
+
+VERSION = 1
+"""Raised when what an audit looks at changes."""
+
+
+def check_source(source: Source, records: Records, cache: Path) -> Audit:
+    """Audit a source's rows, or give what was found before; bad rows that are skipped go to a file in the cache.
+
+    Raises DataError where rows are bad, or where there are none.
+    """
+    assert isinstance(source.options, RecordOptions)
+    said = json.dumps([VERSION, source.fingerprint, type(records).__name__, source.said()], sort_keys=True)
+    note = cache / f"audit-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    if note.is_file():
+        return Audit(**json.loads(note.read_text("utf-8")))
+    cache.mkdir(parents=True, exist_ok=True)
+    found = audit(records, source.options, note.with_suffix(".bad.jsonl"))
+    staged = note.with_suffix(".partial")
+    staged.write_text(json.dumps(found.as_dict(), indent=2) + "\n", "utf-8")
+    staged.replace(note)
+    return found

@@ -1,0 +1,198 @@
+"""The audit: what is in a source, what is refused, what is told, and `alignkit check`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from alignkit.check.audit import Audit, audit
+from alignkit.check.file import source_of
+from alignkit.cli import main
+from alignkit.contract.kinds import Demonstrations, Preferences, Ratings, Records, Text
+from alignkit.errors import DataError, RecipeError
+from alignkit.plan.source import RecordOptions
+from tests.test_records import put, records
+
+PAIR = {"prompt": "a?", "chosen": " b.", "rejected": " c."}
+
+
+def audited(folder: Path, kind: type[Records], rows: list[Any], **options: Any) -> Audit:
+    said = RecordOptions(**options)
+    return audit(records(kind, put(folder, rows), skip=said.on_bad_rows == "skip"), said, folder / "bad.jsonl")
+
+
+def remarks(found: Audit) -> list[str]:
+    return [remark.problem for remark in found.remarks()]
+
+
+def test_rows_are_counted_by_side_and_prompt(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number // 2} {number}"} for number in range(10)]
+
+    found = audit(records(Text, put(tmp_path, rows), held_out=0.5), RecordOptions())
+
+    assert found.rows + found.held_out == found.prompts == 10
+    assert 0 < found.held_out < 10
+    assert found.longest == 8
+
+
+def test_twins_and_pairs_turned_round_are_counted(tmp_path: Path) -> None:
+    turned = {"prompt": "a?", "chosen": " c.", "rejected": " b."}
+    near = {"prompt": "A?", "chosen": " b.", "rejected": "  c."}
+
+    found = audited(tmp_path, Preferences, [PAIR, PAIR, turned, near])
+
+    assert (found.duplicates, found.near, found.contradictions) == (1, 1, 1)
+
+
+def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
+    train = put(tmp_path, [{"prompt": f"{n}", "completion": "x"} for n in range(5)], "train.jsonl")
+    test = put(tmp_path, [{"prompt": f"{n}", "completion": "y"} for n in range(3, 7)], "test.jsonl")
+    one, other = records(Demonstrations, train), records(Demonstrations, test)
+    parts = (one.parts[0].model_copy(update={"side": "train"}), other.parts[0].model_copy(update={"side": "held_out"}))
+
+    found = audit(one.model_copy(update={"parts": parts}), RecordOptions())
+
+    assert found.overlap == 2
+    assert remarks(found) == ["2 of 4 held-out rows have a prompt that is learnt from, too"]
+
+
+def test_a_bias_to_length_and_a_single_label_are_told(tmp_path: Path) -> None:
+    long = [{"prompt": f"{n}", "chosen": " long answer", "rejected": " no"} for n in range(4)]
+    good = [{"prompt": f"{n}", "completion": " yes", "label": True} for n in range(4)]
+
+    pairs, ratings = audited(tmp_path, Preferences, long), audited(tmp_path, Ratings, good)
+
+    assert pairs.longer_wins == 1.0
+    assert "the longer answer wins in 100% of the rows" in remarks(pairs)
+    assert "every label is true" in remarks(ratings)
+
+
+def test_text_like_special_tokens_is_told(tmp_path: Path) -> None:
+    found = audited(tmp_path, Text, [{"text": "a <|im_end|> b"}, {"text": "a < b > c"}, {"text": "x</s>y"}])
+
+    assert found.control == 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([{"role": "bot", "content": "a"}], "'messages' has a turn of the role 'bot'"),
+        ([{"role": "assistant", "content": "a"}], "'messages' begins with an answer"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
+            "'messages' has an answer that is empty",
+        ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
+            "'messages' has a system turn that is not its first",
+        ),
+    ],
+)
+def test_a_chat_that_is_none_is_refused(tmp_path: Path, messages: list[Any], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        audited(tmp_path, Demonstrations, [{"messages": messages}])
+
+
+def test_the_first_five_bad_rows_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    rows = [PAIR, *[{**PAIR, "rejected": ""}] * 7]
+
+    with pytest.raises(DataError) as refused:
+        audited(tmp_path, Preferences, rows)
+
+    places = [f"{tmp_path}/rows.jsonl:{line}" for line in range(2, 7)]
+    assert [problem.where for problem in refused.value.problems] == [*places, "source 'mine'"]
+    assert str(refused.value.problems[-1]) == (
+        "source 'mine': 7 of 8 rows are bad; sources.mine.on_bad_rows = \"skip\" leaves them out and counts them"
+    )
+
+
+def test_skipped_rows_are_counted_kept_and_told(tmp_path: Path) -> None:
+    rows = [PAIR, {**PAIR, "rejected": ""}, {**PAIR, "prompt": "other"}]
+
+    found = audited(tmp_path, Preferences, rows, on_bad_rows="skip", max_bad=0.5)
+
+    assert (found.rows, found.bad) == (2, 1)
+    kept = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [line["row"]["rejected"] for line in kept] == [""]
+    assert remarks(found)[0].startswith("1 of 3 rows are bad and left out, such as ")
+    read = records(Preferences, tmp_path / "rows.jsonl", skip=True)
+    assert len(list(read.train())) == 2
+
+
+def test_more_bad_rows_than_max_bad_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        audited(tmp_path, Preferences, [PAIR, *[{**PAIR, "rejected": ""}] * 2], on_bad_rows="skip")
+
+    assert str(refused.value.problems[-1]) == (
+        "source 'mine': 2 of 3 rows are bad, more than max_bad 0.001; raise sources.mine.max_bad"
+    )
+
+
+def test_lines_that_hold_no_row_are_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": \n\xff\xfe\n[1]\n{"text": "b"}\n')
+    options = RecordOptions(on_bad_rows="skip", max_bad=1)
+
+    found = audit(records(Text, path, skip=True), options, tmp_path / "bad.jsonl")
+
+    assert (found.rows, found.bad) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (PAIR, "preferences"),
+        ({"prompt": "a", "completion": "b", "label": True}, "ratings"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "demonstrations"),
+        ({"prompt": "a"}, "prompts"),
+        ({"text": "a"}, "text"),
+    ],
+)
+def test_a_file_tells_what_it_holds(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    assert source_of(put(tmp_path, [row])).word == kind
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'prompts'"):
+        source_of(put(tmp_path, [PAIR]), "promts")
+
+
+def checked(*words: str) -> Any:
+    return CliRunner().invoke(main, ["check", *words])
+
+
+def test_check_tells_what_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR, {**PAIR, "prompt": "b"}])
+
+    result = checked("rows.jsonl")
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:3] == [
+        "rows.jsonl: Preferences, read as prompt-chosen-rejected, text",
+        "  rows            2 to learn from, 0 held out",
+        "  prompts         2 differ",
+    ]
+
+
+def test_check_ends_with_the_status_of_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR, {**PAIR, "chosen": ""}])
+
+    result = checked("rows.jsonl")
+
+    assert result.exit_code == 65
+    assert result.stderr == (f"error: {tmp_path}/rows.jsonl:2: 'chosen' is empty; correct the row or leave it out\n")
+
+
+def test_check_reads_all_sources_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = checked("rlhf.toml", "--json")
+
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert [one["source"] for one in told["sources"]] == ["corpus", "demos", "pairs", "prompts"]
+    assert all(one["rows"] > 0 and one["held_out"] > 0 for one in told["sources"])
