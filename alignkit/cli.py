@@ -277,11 +277,24 @@ def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
     "--template", metavar="NAME", default="rlhf", show_default=True, help="The packaged recipe to start from."
 )
 def init(path: Path | None, template: str) -> None:
-    """Write a recipe to start from, to PATH (default: NAME.toml). Never overwrites."""
-    from alignkit.plan.starter import write_starter
+    """Write a recipe to start from, to PATH (default: NAME.toml), and its schema for editors. Never overwrites."""
+    from alignkit.contract.plugins import load_plugins
+    from alignkit.plan.schema import recipe_schema
+    from alignkit.plan.starter import write_schema, write_starter
 
     written = write_starter(template, path)
+    write_schema(recipe_schema(load_plugins(())), written.parent)
     click.echo(f"{written} is written; see what it does: alignkit plan {shlex.quote(str(written))}")
+
+
+@main.command()
+@PLUGINS
+def schema(plugins: Sequence[Path]) -> None:
+    """Print the JSON Schema of recipes with every installed method's settings, for editors."""
+    from alignkit.contract.plugins import load_plugins
+    from alignkit.plan.schema import recipe_schema
+
+    _print_json(recipe_schema(load_plugins(plugins)))
 
 
 @main.command()

@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/plugins.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/plugins.md", "docs/data.md"])
 def test_the_generated_parts_of_a_page_are_up_to_date(page: str) -> None:
     command = [sys.executable, "-m", "cogapp", "--check", page]
 

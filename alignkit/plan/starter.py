@@ -1,11 +1,17 @@
 """A first recipe of one's own: a packaged one, renamed and with a word on how to use it."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from alignkit.contract.method import NAME
 from alignkit.errors import DiskError, RecipeError, near_miss
 from alignkit.plan.packaged import packaged_recipes
+
+SCHEMA = "alignkit.schema.json"
+"""The file beside a recipe that tells editors what it may say."""
 
 
 def write_starter(template: str, path: Path | None = None) -> Path:
@@ -30,11 +36,21 @@ def write_starter(template: str, path: Path | None = None) -> Path:
     return path
 
 
+def write_schema(schema: Mapping[str, Any], folder: Path) -> Path:
+    """Write the schema of recipes where editors find it: anew where it is one of ours, and over nothing else."""
+    path = folder / SCHEMA
+    if path.is_file() and schema["title"] not in path.read_text("utf-8", errors="replace"):
+        raise RecipeError("there is a file of that name, which is no schema of recipes", str(path), "move it away")
+    path.write_text(json.dumps(schema, indent=1) + "\n", "utf-8")
+    return path
+
+
 def starter(text: str, path: Path) -> str:
     """Name a recipe after its file, and put a word on how to use it before it."""
     if NAME.fullmatch(path.stem):
         text = re.sub(r'^name = ".*"', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
     return (
+        f"#:schema ./{SCHEMA}\n"
         f"# See what it does:            alignkit plan {path}\n"
         f"# Run it, or go on with it:    alignkit recipe {path}\n"
         "# What a method can be told:   alignkit methods NAME, for example alignkit methods ppo\n"
