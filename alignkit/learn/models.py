@@ -91,10 +91,8 @@ def load_policy(
     _refuse_training_of_quantised(policy, lora, trainable)
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
-    tokenizer = _tokenizer(policy.path)
+    tokenizer = open_tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
     if policy.load is None:
         model = _moved(model, device())
     if lora is not None:
@@ -111,10 +109,8 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     _refuse_training_of_quantised(policy, lora, trainable=True)
     dtype = _type_of_weights(policy.path, lora, precision)
     model, base = _open(AutoModelForSequenceClassification, policy.path, dtype, policy.load, {"num_labels": 1})
-    tokenizer = _tokenizer(policy.path)
+    tokenizer = open_tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if policy.load is None:
@@ -286,6 +282,14 @@ def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=arithmetic("auto"),
     )
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a policy's folder, with a chat template: its own, else a plain one."""
+    tokenizer = _tokenizer(folder)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -134,7 +134,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     if rank == 0:
         _report_start(partial, order, stage)
     for preparation in order.prepare:
-        _prepare(preparation)
+        prepare(preparation)
     settings = method.settings.model_validate(order.settings)
     inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
     seed_everything(order.seed)
@@ -184,7 +184,7 @@ def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
     write_json(partial / rundir.STARTED, facts)
 
 
-def _prepare(preparation: Preparation) -> None:
+def prepare(preparation: Preparation) -> None:
     """Write a source that takes torch to write."""
 
     def write(folder: Path) -> None:
