@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
     from alignkit.run.console import Console
+    from alignkit.run.previews import StagePreview
     from alignkit.run.runner import RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,17 +155,21 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
 @click.argument("what", metavar="RECIPE|FILE")
 @click.option("--as", "kind", metavar="KIND", help="What a FILE holds: demonstrations, preferences, ratings, ...")
 @_options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@click.option("--rows-only", is_flag=True, help="Load no tokenizer: no token counts and no rows as a model sees them.")
 @OFFLINE
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
-def check(ctx: click.Context, /, what: str, kind: str | None, offline: bool, as_json: bool, **selection: Any) -> None:
-    """Read every row of a RECIPE's sources, or of a FILE, and tell what is in them and what is wrong."""
+def check(
+    ctx: click.Context, /, what: str, kind: str | None, rows_only: bool, offline: bool, as_json: bool, **selection: Any
+) -> None:
+    """Read every row of a RECIPE's sources, or of a FILE; tell what is in them, what is wrong, and what is learnt."""
     from alignkit.check.file import source_of
-    from alignkit.check.show import show_audit
+    from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
     from alignkit.plan.packaged import find_recipe
     from alignkit.run.fetch import audits
 
+    seen, plan = list["StagePreview"](), None
     if Path(what).suffix != ".toml" and Path(what).is_file():
         sources = [source_of(Path(what), kind)]
     elif kind:
@@ -173,10 +179,17 @@ def check(ctx: click.Context, /, what: str, kind: str | None, offline: bool, as_
         used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
         sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
     found, errors = audits(sources, selection["runs"], offline)
+    if plan and not rows_only:
+        from alignkit.run.previews import previews
+
+        seen = list(previews(plan, {one.source: one for one in found}, selection["runs"], offline))
     if as_json:
-        _print_json({"sources": [one.as_dict() for one in found], "problems": list(map(str, errors))})
+        shown = [one._asdict() | {"preview": asdict(one.preview)} for one in seen]
+        audited = [one.as_dict() for one in found]
+        _print_json({"sources": audited, "stages": shown, "problems": list(map(str, errors))})
     else:
         _print_lines(line for one in found for line in [*show_audit(one, _width()), ""])
+        _print_lines(line for one in seen for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
     for error in errors:
         _print_problems(error)
     if errors:

@@ -6,7 +6,8 @@ PAIRS has rows of prompt, chosen and rejected (without it: the packaged reviews)
 random weights (see made_models.py). Both sides take the same batches in the same order, each in a new process, one
 after the other in every repeat. First once for exactness: the loss of every step, and how far apart the weights end,
 as a share of the way that they went. Then for speed, with what the start says computed in the run, and with it cached
-before (which is shown apart). How many pairs TRL takes at once is tried out first, and the fastest is used. TRL keeps its reference in memory unless that is cached; ours never has one.
+before (which is shown apart). How many pairs TRL takes at once is tried out first, and the fastest is used. TRL keeps
+its reference in memory unless that is cached; ours never has one.
 """
 
 import argparse

@@ -1,9 +1,15 @@
-"""An audit in words."""
+"""An audit, and what stages make of the rows, in words."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
 
 from alignkit.check.audit import LENGTHS, Audit
 from alignkit.plan.tables import table
+
+if TYPE_CHECKING:
+    from alignkit.learn.preview import Piece, Preview
 
 BAR = 30
 """Characters of the longest bar of a histogram."""
@@ -40,3 +46,28 @@ def _histogram(found: Audit) -> Iterator[str]:
     for name, rows in zip(names, found.lengths, strict=True):
         if rows:
             yield f"{name:>12} characters  {rows:8}  {'█' * max(1, round(BAR * rows / most))}"
+
+
+def show_preview(stage: str, source: str, found: "Preview", steps: int | None, *, colour: bool) -> list[str]:
+    """Give the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
+    lines = [
+        f"{stage} takes {source}: {found.tokens} tokens in {found.counted} rows, the middle row has {found.median:g}, "
+        f"the longest {found.longest}; max_length is {found.limit}" + (f"; {steps} optimiser steps" if steps else "")
+    ]
+    if found.over:
+        lines.append(f"  !  {found.over} of {found.counted} rows do not fit: raise max_length if they matter")
+    for sample in found.samples:
+        text = "".join(_painted(piece, colour) for piece in sample.pieces)
+        lines.append(f"  {sample.role}")
+        lines += [f"    {line}" for line in text.split("\n")]
+    return lines
+
+
+def _painted(piece: "Piece", colour: bool) -> str:
+    """Write what is learnt in colour, or between brackets where there is none; nothing in it moves the cursor."""
+    text = "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in piece.text)
+    if not colour:
+        return f"⟦{text}⟧" if piece.learnt else text
+    return "\n".join(
+        click.style(line, fg="green" if piece.learnt else None, dim=not piece.learnt) for line in text.split("\n")
+    )

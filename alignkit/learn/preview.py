@@ -4,7 +4,7 @@ It is made by the very functions that encode rows for training, so what is shown
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from statistics import median
@@ -112,14 +112,10 @@ def reads(policy: Policy) -> int | None:
     return int(found) if found and found > 0 else None
 
 
-def steps(rows: int, settings: Settings) -> int | None:
-    """Tell how many optimiser steps a stage takes over given rows; None where they are not what it counts."""
+def steps(kind: type[Records], rows: int, settings: Settings) -> int | None:
+    """Tell how many optimiser steps a stage takes over given rows; None where it does not count by them."""
     batch, epochs = getattr(settings, "batch", None), getattr(settings, "epochs", None)
-    if batch is None or epochs is None or hasattr(settings, "updates"):
+    if batch is None or epochs is None or hasattr(settings, "updates") or issubclass(kind, Text):
         return None
-    return math.ceil(epochs * math.ceil(rows / batch))
-
-
-def marked(sample: Sequence[Piece]) -> str:
-    """Write a sample with what is learnt between brackets, for where there are no colours."""
-    return "".join(f"⟦{piece.text}⟧" if piece.learnt else piece.text for piece in sample)
+    taken: int = math.ceil(epochs * math.ceil(rows / batch))
+    return taken
