@@ -108,7 +108,9 @@ class _Planner:
         except AlignkitError as error:
             named = "method" in self.recipe.stages[name]
             problem = f"stage {name!r}: {error.problem}" if named else f"stage {name!r} says no method"
-            self.errors.append(type(error)(problem, where, error.remedy))
+            slip = "" if named else next((key for key in self.recipe.stages[name] if near_miss(key, ["method"])), "")
+            remedy = f"it has {slip!r}; did you mean 'method'?" if slip else error.remedy
+            self.errors.append(type(error)(problem, where, remedy))
             return None
 
     def _settings(self, name: str, method: Method) -> Settings | None:
