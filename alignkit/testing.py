@@ -32,7 +32,7 @@ from alignkit.contract.kinds import (
 )
 from alignkit.contract.method import Input, Method
 from alignkit.contract.records import Part
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import Settings, merged, over_default
 from alignkit.errors import NotFiniteError
 
 SENTENCES = (
@@ -284,7 +284,9 @@ def run_method(method: Method, settings: Mapping[str, Any], stage: RecordingStag
     import torch
 
     torch.manual_seed(stage.seed)
-    return method(method.settings.model_validate(settings), stage, **inputs)
+    fields = method.settings.model_fields
+    groups = {key: over_default(fields[key], value) for key, value in settings.items() if isinstance(value, Mapping)}
+    return method(method.settings.model_validate({**settings, **groups}), stage, **inputs)
 
 
 def weights_of(artifact: Artifact) -> dict[str, Any]:
@@ -409,15 +411,6 @@ def undocumented(settings: type[Settings], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         if isinstance(described.annotation, type) and issubclass(described.annotation, Settings):
             yield from undocumented(described.annotation, f"{prefix}{name}.")
-
-
-def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested settings over others."""
-    both = {**settings, **over}
-    for key in settings.keys() & over.keys():
-        if isinstance(settings[key], Mapping) and isinstance(over[key], Mapping):
-            both[key] = merged(settings[key], over[key])
-    return both
 
 
 def read_setting(line: str) -> dict[str, Any]:

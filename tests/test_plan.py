@@ -671,3 +671,31 @@ def test_every_recipe_of_the_repository_is_planned(
         raise AssertionError(str(error)) from error
 
     assert any(stage.wanted for stage in plan.stages)
+
+
+GENTLE = '''
+from alignkit import OfflineSettings, Policy, Preferences, Stage, hookimpl, method
+
+@method("gentle")
+def gentle(settings: OfflineSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
+    """Do it gently."""
+
+@hookimpl
+def alignkit_methods():
+    return [gentle]
+'''
+
+
+def test_one_key_of_a_group_leaves_the_method_its_own_defaults_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "gentle.py").write_text(GENTLE)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[sources]\nbase = { policy = "builtin:tiny" }\npairs = { preferences = "pairs.jsonl" }\n'
+        '[stage.gentle]\ngentle.optimisation.schedule = "cosine"\n'
+    )
+
+    plan = make_plan(recipe, runs=tmp_path / "runs", plugins=[tmp_path / "gentle.py"])
+
+    settings: Any = plan.stages[0].settings
+    assert (settings.optimisation.schedule, settings.optimisation.warmup) == ("cosine", 0.1)

@@ -1,9 +1,10 @@
 """Settings: what a recipe may say to a method. The string under a field is its documentation."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
-from pydantic.fields import Field
+from pydantic.fields import Field, FieldInfo
 
 
 class Settings(BaseModel):
@@ -42,6 +43,21 @@ class Optimisation(Settings):
     """Memory of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Memory of the squared gradient; 0.95 forgets faster."""
+
+
+def over_default(field: FieldInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what is said of a group over the field's own default, which may differ from the group's."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+    return merged(default.model_dump(mode="json"), given) if isinstance(default, Settings) else dict(given)
+
+
+def merged(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Lay a nested table over another."""
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            both[key] = merged(below[key], above[key])
+    return both
 
 
 Precision = Literal["auto", "fp32", "bf16"]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import Settings, over_default
 from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.plan.toml import Keys
 
@@ -40,7 +40,7 @@ def _as_typed(kind: type[Settings], given: Mapping[str, Any], typed: Mapping[Key
             values[key] = None
         elif inner and isinstance(value, dict):
             below = {path[1:]: text for path, text in typed.items() if path[0] == key and len(path) > 1}
-            values[key] = _as_typed(inner, value, below)
+            values[key] = _as_typed(inner, over_default(field, value), below)
         elif (key,) in typed and not isinstance(value, str) and _takes_text_only(field):
             values[key] = typed[key,]
     return values

@@ -169,16 +169,19 @@ def settings_of(method: Method) -> tuple[Setting, ...]:
     return tuple(_settings(method.name, method.settings))
 
 
-def _settings(prefix: str, kind: type[Settings]) -> Iterator[Setting]:
+def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
+    """Give the settings of a class, with the defaults that `instead` has where a group is given other ones."""
     for name, field in kind.model_fields.items():
         key = f"{prefix}.{name}"
         group = _group(field.annotation)
         if group is None:
-            yield Setting(key, _words(field.annotation, field.metadata), _default(field), _prose(field))
+            default = _default(field) if instead is None else in_toml(getattr(instead, name))
+            yield Setting(key, _words(field.annotation, field.metadata), default, _prose(field))
             continue
         if types.NoneType in get_args(field.annotation):
             yield Setting(key, "group of settings or false", "-", _prose(field) or "Off unless it is given.")
-        yield from _settings(key, group)
+        given = field.default if instead is None else getattr(instead, name)
+        yield from _settings(key, group, given if isinstance(given, Settings) else None)
 
 
 def _group(annotation: Any) -> type[Settings] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.contract.kinds import Artifact
 from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins, load_plugins
-from alignkit.contract.settings import SHARED, Settings
+from alignkit.contract.settings import SHARED, Settings, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.check import read_settings
 from alignkit.plan.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
@@ -127,8 +127,8 @@ class _Planner:
             ("stage", name): {key: value for key, value in stage.items() if key in SHARED and key in fields},
             ("defaults",): {key: value for key, value in self.recipe.defaults.items() if key in fields},
         }
-        given = reduce(_merge, reversed(layers.values()))
-        typed = reduce(_merge, (self.recipe.typed(*base) for base in reversed(layers)))
+        given = reduce(merged, reversed(layers.values()))
+        typed = reduce(merged, (self.recipe.typed(*base) for base in reversed(layers)))
         try:
             return read_settings(method.settings, given, partial(self._find, name, method, layers), typed)
         except RecipeError as error:
@@ -224,12 +224,3 @@ def _wanted(recipe: Recipe, until: str | None, stages: Sequence[PlannedStage]) -
             wanted.add(name)
             waiting += [source for several in inputs[name].values() for source in several]
     return wanted
-
-
-def _merge(under: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay one table over another, groups merged key by key."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
