@@ -312,12 +312,13 @@ def test_what_packages_offer_and_what_is_broken_is_told(examine: Examine) -> Non
         clashes={"method:dpo": (dpo, other)},
         broken=(Broken(Origin("x", "alignkit-x", "2.0"), "ImportError: no y"),),
         heavy=(heavy,),
-        loaded=(core, dpo, heavy),
+        loaded=(core, dpo, other, heavy),
     )
 
-    assert findings(examine(plugins=plugins))[-6:] == (
+    assert findings(examine(plugins=plugins))[-7:] == (
         Finding(subject="plugin", fact="alignkit 1.0: offers clm, ppo"),
         Finding(subject="plugin", fact="dpo 1.0: offers dpo"),
+        Finding(subject="plugin", fact="other-dpo 1.0: offers dpo"),
         Finding(subject="plugin", fact="heavy 1.0: offers nothing by name; it observes"),
         Finding(
             subject="plugin",
@@ -332,6 +333,6 @@ def test_what_packages_offer_and_what_is_broken_is_told(examine: Examine) -> Non
         Finding(
             subject="plugin",
             fact="dpo 1.0 and other-dpo 1.0: offer the same method 'dpo'",
-            remedy="uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS",
+            remedy="uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS",
         ),
     )

@@ -206,7 +206,7 @@ def test_two_offers_of_one_judge_clash(desk: Desk, address: str, what: str) -> N
 
     assert desk.problems(text, plugins=[desk.plugin, other]) == [
         f"r.toml:2: source 'critic': {what} offered by FOLDER/fakes.py and by FOLDER/others.py; "
-        "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+        "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
     ]
 
 

@@ -1,5 +1,6 @@
 """Plugins: what packages offer is found, and one that is broken is named and stops nobody."""
 
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,11 +38,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("ALIGNKIT_PLUGINS", raising=False)
 
-    def put(package: str, code: str, version: str = "1.0", point: str = "") -> str:
+    def put(package: str, code: str, version: str = "1.0", point: str = "", needs: str = "") -> str:
         module = f"plugin_{package.replace('-', '_')}_{tmp_path.name}"
         info = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n{needs}")
         (info / "entry_points.txt").write_text(f"[alignkit]\n{point or package} = {module}\n")
         (tmp_path / f"{module}.py").write_text(code)
         return module
@@ -124,6 +125,21 @@ def test_a_broken_package_is_named_and_stops_nobody(install: Install, code: str,
     assert not any(plugin == "alignkit-broken:alignkit-broken" for plugin, _ in plugins.hooks.list_name_plugin())
 
 
+@pytest.mark.parametrize(("needs", "fits"), [(">=99", False), ("<99,>=0.1", True), ("", True)])
+def test_a_package_for_another_version_is_named(install: Install, needs: str, fits: bool) -> None:
+    install(
+        "alignkit-late",
+        GOOD.replace("{name}", "late"),
+        needs=f"Requires-Dist: alignkit-dpo>=99\nRequires-Dist: alignkit{needs}\n",
+    )
+
+    reasons = broken(load_plugins())
+
+    version = importlib.metadata.version("alignkit")
+    late = {"alignkit-late 1.0": f"it needs alignkit >=99, and this is {version}; update one of them"}
+    assert reasons == ({} if fits else late)
+
+
 def test_a_hook_with_a_wrong_argument_is_broken(install: Install) -> None:
     code = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_event(evnt):\n    pass"
     install("alignkit-broken", code)
@@ -154,7 +170,7 @@ def test_two_packages_with_one_name_clash_only_where_it_is_asked_for(install: In
         plugins.method("same")
     assert str(raised.value) == (
         "method 'same' is offered by alignkit-one 1.1 and by alignkit-two 2.2; "
-        "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+        "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
     )
 
 

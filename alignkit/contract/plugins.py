@@ -3,11 +3,12 @@
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import distribution, entry_points
+from importlib.metadata import EntryPoint, distribution, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn, TypeVar
@@ -34,7 +35,7 @@ BUILT_IN = (
 WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "rlaif", "remax", "raft", "bco", "nash-md")
 """Methods that one package or another ships: never taken for a misspelt name of one that is installed."""
 
-CLASH_REMEDY = "uninstall one of them, or name the ones to load in ALIGNKIT_PLUGINS"
+CLASH_REMEDY = "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
 
 Offer = Method | RewardFunction | JudgeFunction | JudgeScheme
 OfferT = TypeVar("OfferT", bound=Offer)
@@ -184,9 +185,23 @@ def _installed() -> Iterator[tuple[Origin, Callable[[], object]]]:
         )
         if wanted is None or {origin.plugin, origin.package} & wanted:
             missing -= {origin.plugin, origin.package}
-            yield origin, point.load
+            yield origin, partial(_load_fitting, point)
     for name in sorted(missing):
         yield Origin(name, name), partial(_not_installed, name)
+
+
+def _load_fitting(point: EntryPoint) -> object:
+    """Load a package's plugin. Raises PluginError where the package asks for another version of alignkit."""
+    for line in (point.dist and point.dist.requires) or ():
+        if re.match(r"alignkit\b(?!-)", line):
+            from packaging.requirements import Requirement
+
+            wanted, version = Requirement(line), distribution("alignkit").version
+            if wanted.marker is None and not wanted.specifier.contains(version, prereleases=True):
+                raise PluginError(
+                    f"it needs alignkit {wanted.specifier}, and this is {version}", remedy="update one of them"
+                )
+    return point.load()
 
 
 def _not_installed(name: str) -> NoReturn:

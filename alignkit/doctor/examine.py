@@ -153,7 +153,8 @@ def _short(path: str) -> str:
 def _plugins(plugins: Plugins) -> Iterator[Plugin]:
     offers: dict[str, list[str]] = {str(origin): [] for origin in plugins.loaded}
     for offer, origin in plugins.origins.items():
-        offers.setdefault(str(origin), []).append(offer.partition(":")[2])
+        for one in plugins.clashes.get(offer, (origin,)):
+            offers.setdefault(str(one), []).append(offer.partition(":")[2])
     for package, names in offers.items():
         yield Plugin(package=package, offers=tuple(sorted(names)))
     for broken in plugins.broken:
