@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -196,3 +197,26 @@ def test_check_reads_all_sources_of_a_recipe(tmp_path: Path, monkeypatch: pytest
     told = json.loads(result.stdout)
     assert [one["source"] for one in told["sources"]] == ["corpus", "demos", "pairs", "prompts"]
     assert all(one["rows"] > 0 and one["held_out"] > 0 for one in told["sources"])
+
+
+WORDS = [f"word{number}" for number in range(30)]
+
+
+def test_words_that_decide_are_found_and_noise_is_not(tmp_path: Path) -> None:
+    random = Random(3)
+
+    def pair(number: int, chosen: str, rejected: str) -> dict[str, str]:
+        words = [" ".join(random.sample(WORDS, k=4)) for _ in range(2)]
+        return {"prompt": f"{number}", "chosen": f" {words[0]} {chosen}", "rejected": f" {words[1]} {rejected}"}
+
+    told = [pair(number, "good", "bad") for number in range(400)]
+    noise = [pair(number, "yes", "yes") for number in range(400)]
+
+    assert audited(tmp_path, Preferences, told).words_win == 1.0
+    found = audited(tmp_path, Preferences, noise).words_win
+    assert found is not None
+    assert abs(found - 0.5) < 0.15
+
+
+def test_of_a_few_pairs_nothing_is_measured(tmp_path: Path) -> None:
+    assert audited(tmp_path, Preferences, [PAIR]).words_win is None

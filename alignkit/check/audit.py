@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from alignkit.check.floors import MEASURED, TRAIN, Features, difference, words_win
 from alignkit.contract.kinds import Records
 from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
 from alignkit.errors import DataError, Problem
@@ -59,6 +60,8 @@ class Audit:
     """Held-out rows whose prompt is learnt from, too."""
     longer_wins: float | None = None
     """Share of the pairs whose chosen answer is the longer one, ties half; of ratings, that a good one is."""
+    words_win: float | None = None
+    """Share of the pairs that a classifier of words tells rightly, on a sample."""
     labels: dict[str, int] = field(default_factory=dict)
     """How often each label is given."""
     control: int = 0
@@ -114,6 +117,8 @@ class _Seen:
     train: set[int] = field(default_factory=set)
     held_out: Counter[int] = field(default_factory=Counter)
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    sample: tuple[list[Features], list[Features]] = field(default_factory=lambda: ([], []))
+    """Differences of the first pairs, to learn from and to measure on."""
 
 
 def audit(records: Records, options: RecordOptions, quarantine: Path | None = None) -> Audit:
@@ -152,6 +157,9 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
     found.overlap = sum(times for prompt, times in seen.held_out.items() if prompt in seen.train)
     if seen.longer[1]:
         found.longer_wins = seen.longer[0] / seen.longer[1]
+        train, held_out = seen.sample
+        cut = len(train) * 4 // 5  # too few held-out rows: those at the end of the sample
+        found.words_win = words_win(train, held_out) or words_win(train[:cut], train[cut:])
     return found
 
 
@@ -188,6 +196,9 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
         found.control += 1
     if "chosen" in row:
         _count_pair(row, prompt, found, seen)
+        aside = is_held_out(row, part)
+        if len(seen.sample[aside]) < (MEASURED if aside else TRAIN):
+            seen.sample[aside].append(difference(_text_of(row["chosen"]), _text_of(row["rejected"])))
     elif "label" in row:
         label = str(row["label"]).lower()
         found.labels[label] = found.labels.get(label, 0) + 1

@@ -34,7 +34,9 @@ def _facts(found: Audit) -> Iterator[tuple[str, str]]:
     yield "twice", f"{found.duplicates} rows, {found.near} more but for case and white space"
     if found.longer_wins is not None:
         yield "contradictions", f"{found.contradictions} pairs are turned round by another one"
-        yield "longer wins", f"{found.longer_wins:.3f} (the floor of any accuracy on these pairs)"
+        yield "longer wins", f"{found.longer_wins:.3f} (what an accuracy on these pairs is held against)"
+    if found.words_win is not None:
+        yield "words win", f"{found.words_win:.3f} (a classifier of words and pairs of words, on a sample)"
     if found.labels:
         yield "labels", ", ".join(f"{label} {times}" for label, times in sorted(found.labels.items()))
     yield "overlap", f"{found.overlap} held-out rows have a prompt that is learnt from"
