@@ -155,15 +155,30 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
 @click.argument("what", metavar="RECIPE|FILE")
 @click.option("--as", "kind", metavar="KIND", help="What a FILE holds: demonstrations, preferences, ratings, ...")
 @_options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@click.option(
+    "--fix",
+    "fixed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="NEW.jsonl",
+    help="Write a FILE's good rows, each once, to a new file.",
+)
 @click.option("--rows-only", is_flag=True, help="Load no tokenizer: no token counts and no rows as a model sees them.")
 @OFFLINE
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
 def check(
-    ctx: click.Context, /, what: str, kind: str | None, rows_only: bool, offline: bool, as_json: bool, **selection: Any
+    ctx: click.Context,
+    /,
+    what: str,
+    kind: str | None,
+    fixed: Path | None,
+    rows_only: bool,
+    offline: bool,
+    as_json: bool,
+    **selection: Any,
 ) -> None:
     """Read every row of a RECIPE's sources, or of a FILE; tell what is in them, what is wrong, and what is learnt."""
-    from alignkit.check.file import source_of
+    from alignkit.check.file import source_of, write_fixed
     from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
     from alignkit.plan.packaged import find_recipe
@@ -172,8 +187,11 @@ def check(
     seen, plan = list["StagePreview"](), None
     if Path(what).suffix != ".toml" and Path(what).is_file():
         sources = [source_of(Path(what), kind)]
-    elif kind:
-        raise RecipeError("--as says what a file holds, and this is none", what, "leave it out")
+        if fixed:
+            kept, left_out = write_fixed(sources[0], fixed)
+            click.echo(f"{fixed} has {kept} rows; {left_out} are left out, bad or there twice", err=True)
+    elif kind or fixed:
+        raise RecipeError("--as and --fix are for a file, and this is none", what, "leave them out")
     else:
         plan = _plan(find_recipe(what), **selection)
         used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}

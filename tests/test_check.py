@@ -220,3 +220,21 @@ def test_words_that_decide_are_found_and_noise_is_not(tmp_path: Path) -> None:
 
 def test_of_a_few_pairs_nothing_is_measured(tmp_path: Path) -> None:
     assert audited(tmp_path, Preferences, [PAIR]).words_win is None
+
+
+def test_fix_writes_good_rows_once_and_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR, PAIR, {**PAIR, "chosen": ""}, {**PAIR, "prompt": "b"}])
+
+    first, again = checked("rows.jsonl", "--fix", "good.jsonl"), checked("rows.jsonl", "--fix", "rows.jsonl")
+
+    assert first.stderr.splitlines()[0] == "good.jsonl has 2 rows; 2 are left out, bad or there twice"
+    assert [json.loads(line) for line in Path("good.jsonl").read_text().splitlines()] == [PAIR, {**PAIR, "prompt": "b"}]
+    assert again.stderr == "error: rows.jsonl: there is such a file already; give --fix another name\n"
+    assert checked("good.jsonl").exit_code == 0
+
+
+def test_fix_of_a_recipe_is_refused() -> None:
+    assert checked("rlhf.toml", "--fix", "x.jsonl").stderr == (
+        "error: rlhf.toml: --as and --fix are for a file, and this is none; leave them out\n"
+    )
