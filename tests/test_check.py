@@ -60,7 +60,7 @@ def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_bias_to_length_and_a_single_label_are_told(tmp_path: Path) -> None:
-    long = [{"prompt": f"{n}", "chosen": " long answer", "rejected": " no"} for n in range(4)]
+    long = [{"prompt": f"{n}", "chosen": " long answer", "rejected": " no"} for n in range(20)]
     good = [{"prompt": f"{n}", "completion": " yes", "label": True} for n in range(4)]
 
     pairs, ratings = audited(tmp_path, Preferences, long), audited(tmp_path, Ratings, good)
@@ -153,6 +153,19 @@ def test_lines_that_hold_no_row_are_bad_rows(tmp_path: Path) -> None:
 )
 def test_a_file_tells_what_it_holds(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
     assert source_of(put(tmp_path, [row])).word == kind
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not UTF-8"):
+        source_of(put(tmp_path, '{"text": "a"}'.encode("utf-16")))
+
+
+def test_one_prompt_cannot_be_on_both_sides(tmp_path: Path) -> None:
+    found = audited(tmp_path, Preferences, [PAIR, {**PAIR, "chosen": " d."}])
+
+    assert remarks(found)[0] == (
+        "no rows are held out: a prompt is on one side only, and all rows have the same prompt"
+    )
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from alignkit.check.floors import MEASURED, TRAIN, Features, difference, words_win
+from alignkit.check.floors import FEWEST, MEASURED, TRAIN, Features, difference, words_win
 from alignkit.contract.kinds import Records
 from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
 from alignkit.errors import DataError, Problem
@@ -81,12 +81,11 @@ class Audit:
         if self.bad:
             problem = f"{self.bad} of {total + self.bad} rows are bad and left out, such as {self.first_bad[0]}"
             yield Problem(problem, where, f"they lie in {self.quarantine}")
-        if not self.rows:
-            yield Problem("all rows are held out", where, "lower held_out")
-        elif not self.held_out:
+        if not (self.rows and self.held_out):
             known = "all rows have the same prompt" if self.prompts == 1 else "too few prompts differ"
-            problem = f"no rows are held out ({known}), so nothing can be measured"
-            yield Problem(problem, where, 'give a file of its own: held_out = "FILE"')
+            what = "no rows are held out" if self.rows else "all rows are held out"
+            problem = f"{what}: a prompt is on one side only, and {known}"
+            yield Problem(problem, where, 'give a file of its own to measure on: held_out = "FILE"')
         if self.overlap:
             problem = f"{self.overlap} of {self.held_out} held-out rows have a prompt that is learnt from, too"
             yield Problem(problem, where, "take them out of one of the two, else what is measured is memory")
@@ -95,7 +94,7 @@ class Audit:
         if self.duplicates + self.near > total / 100:
             problem = f"{self.duplicates} rows are there twice, {self.near} more but for case and white space"
             yield Problem(problem, where, "take them out, unless they are meant to weigh more")
-        if self.longer_wins is not None and abs(self.longer_wins - 0.5) > BIASED - 0.5:
+        if self.longer_wins is not None and total >= FEWEST and abs(self.longer_wins - 0.5) > BIASED - 0.5:
             word = "longer" if self.longer_wins > 0.5 else "shorter"
             share = max(self.longer_wins, 1 - self.longer_wins)
             problem = f"the {word} answer wins in {share:.0%} of the rows"

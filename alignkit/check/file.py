@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from alignkit.contract.files import rows_of
 from alignkit.contract.kinds import SOURCE_KINDS, Records
 from alignkit.contract.records import Part, format_of_part, placed_rows
 from alignkit.contract.shapes import SHAPES
@@ -26,6 +27,7 @@ def source_of(path: Path, word: str | None = None) -> Source:
         )
     found = word or next((name for name in ORDER if _reads(path, kinds[name])), None)
     if found is None:
+        next(rows_of(path))  # raises what is wrong with the file itself
         remedy = "say what it holds with --as, or which columns are which in a recipe (sources.NAME.columns)"
         raise DataError("the first row is in no format that is known", str(path), remedy)
     stamp = path.stat()
