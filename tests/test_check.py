@@ -1,6 +1,7 @@
 """The audit: what is in a source, what is refused, what is told, and `alignkit check`."""
 
 import json
+import os
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -251,3 +252,49 @@ def test_fix_of_a_recipe_is_refused() -> None:
     assert checked("rlhf.toml", "--fix", "x.jsonl").stderr == (
         "error: rlhf.toml: --as and --fix are for a file, and this is none; leave them out\n"
     )
+
+
+NASTY = Path(os.environ.get("ALIGNKIT_DATA", "")) / "nasty"
+
+
+@pytest.mark.real
+def test_files_that_break_loaders_are_read_or_refused_with_a_reason() -> None:
+    told = {}
+    for entry in json.loads((NASTY / "INDEX.json").read_text("utf-8")):
+        result = checked(str(NASTY / entry["file"]), "--json")
+        assert result.exception is None or isinstance(result.exception, SystemExit), entry["file"]
+        assert result.exit_code in (0, 65), entry["file"]
+        told[entry["file"]] = json.loads(result.stdout) if result.exit_code == 0 else result.stderr
+
+    assert {name: len(found["sources"]) for name, found in told.items() if isinstance(found, dict)} == {
+        name: 1 for name, found in told.items() if isinstance(found, dict)
+    }
+    refused = {name for name, found in told.items() if isinstance(found, str)}
+    assert refused == {
+        "real_empty_completions.jsonl",
+        "real_zero_byte.jsonl",
+        "real_empty_response_pairs.jsonl",
+        "utf16.jsonl",
+        "truncated.jsonl.gz",
+        "nul_control.jsonl",
+        "mixed_schema.jsonl",
+        "type_conflict.jsonl",
+        "deep_nesting.jsonl",
+    }
+
+
+@pytest.mark.real
+def test_rows_that_a_test_file_shares_with_training_are_counted(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[sources.base]\npolicy = "builtin:tiny"\n'
+        f'[sources.demos]\ndemonstrations = "{NASTY}/contaminated_train.jsonl"\n'
+        f'held_out = "{NASTY}/contaminated_test.jsonl"\n'
+        "[stage.sft]\n"
+    )
+
+    (found,) = json.loads(checked(str(recipe), "--json", "--rows-only", "--runs", str(tmp_path / "runs")).stdout)[
+        "sources"
+    ]
+
+    assert (found["rows"], found["held_out"], found["overlap"]) == (50, 50, 40)
