@@ -559,7 +559,7 @@ NASTY = Path(os.environ.get("ALIGNKIT_DATA", "")) / "nasty"
         ("real_content_parts.jsonl", Demonstrations, 60),
         ("mixed_schema.jsonl", Demonstrations, "the row is in the format 'messages', those before it in"),
         ("type_conflict.jsonl", Demonstrations, "'completion' must be messages"),
-        ("deep_nesting.jsonl", Demonstrations, 1),
+        ("deep_nesting.jsonl", Demonstrations, "nested too deeply"),
         ("big_int.jsonl", Demonstrations, 2),
         ("real_long_documents.jsonl.gz", Text, 3),
         ("utf16.jsonl", Preferences, "not UTF-8"),
