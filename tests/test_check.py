@@ -71,6 +71,12 @@ def test_a_bias_to_length_and_a_single_label_are_told(tmp_path: Path) -> None:
     assert "every label is true" in remarks(ratings)
 
 
+def test_empty_lines_of_raw_text_are_counted_and_stay(tmp_path: Path) -> None:
+    found = audited(tmp_path, Text, [{"text": "a"}, {"text": " "}, {"text": ""}])
+
+    assert (found.rows + found.held_out, found.blank) == (3, 2)
+
+
 def test_text_like_special_tokens_is_told(tmp_path: Path) -> None:
     found = audited(tmp_path, Text, [{"text": "a <|im_end|> b"}, {"text": "a < b > c"}, {"text": "x</s>y"}])
 

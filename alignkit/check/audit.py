@@ -64,6 +64,8 @@ class Audit:
     """Share of the pairs that a classifier of words tells rightly, on a sample."""
     labels: dict[str, int] = field(default_factory=dict)
     """How often each label is given."""
+    blank: int = 0
+    """Texts of white space alone, which raw text has between its paragraphs."""
     control: int = 0
     """Rows with text that a tokenizer may take for a special token."""
     lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTHS) + 1))
@@ -187,6 +189,7 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
         seen.train.add(prompt)
     found.chats = found.chats or any(isinstance(value, list) for value in row.values())
     size = sum(map(len, texts))
+    found.blank += "text" in row and not row["text"].strip()
     found.longest = max(found.longest, size)
     found.lengths[next((place for place, bound in enumerate(LENGTHS) if size <= bound), len(LENGTHS))] += 1
     whole = "\x00".join(texts)

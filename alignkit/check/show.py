@@ -32,6 +32,8 @@ def _facts(found: Audit) -> Iterator[tuple[str, str]]:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"
     yield "prompts" if found.kind != "Text" else "texts", f"{found.prompts} differ"
     yield "twice", f"{found.duplicates} rows, {found.near} more but for case and white space"
+    if found.blank:
+        yield "blank", f"{found.blank} texts of white space alone"
     if found.longer_wins is not None:
         yield "contradictions", f"{found.contradictions} pairs are turned round by another one"
         yield "longer wins", f"{found.longer_wins:.3f} (what an accuracy on these pairs is held against)"

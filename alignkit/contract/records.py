@@ -196,7 +196,7 @@ def _refuse_rubbish(values: Row, place: str) -> None:
         if isinstance(value, str):
             if "\0" in value:
                 raise _rubbish(f"{column!r} holds a NUL character", place)
-            if column != "prompt" and not value.strip():
+            if column not in ("prompt", "text") and not value.strip():  # sets of raw text have empty lines
                 raise _rubbish(f"{column!r} is empty", place)
         elif isinstance(value, list):
             _refuse_chat(value, column, place)
