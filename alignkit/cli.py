@@ -200,7 +200,10 @@ def check(
     if plan and not rows_only:
         from alignkit.run.previews import previews
 
-        seen = list(previews(plan, {one.source: one for one in found}, selection["runs"], offline))
+        try:
+            seen = list(previews(plan, {one.source: one for one in found}, selection["runs"], offline))
+        except AlignkitError as error:
+            errors.append(error)
     if as_json:
         shown = [one._asdict() | {"preview": asdict(one.preview)} for one in seen]
         audited = [one.as_dict() for one in found]

@@ -254,6 +254,21 @@ def test_fix_writes_good_rows_once_and_over_nothing(tmp_path: Path, monkeypatch:
     assert checked("good.jsonl").exit_code == 0
 
 
+def test_what_a_tokenizer_cannot_take_is_told_beside_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    put(tmp_path, [{"messages": turns, "tools": [{"type": "function"}]}])
+    Path("r.toml").write_text(
+        '[sources]\nbase = { policy = "builtin:tiny" }\nchats = { demonstrations = "rows.jsonl" }\n[stage.sft]\n'
+    )
+
+    result = checked("r.toml")
+
+    assert result.exit_code == 65
+    assert result.stdout.startswith("chats: Demonstrations, read as messages, chats\n")
+    assert result.stderr.startswith("error: chat template: the rows have tools")
+
+
 def test_fix_of_a_recipe_is_refused() -> None:
     assert checked("rlhf.toml", "--fix", "x.jsonl").stderr == (
         "error: rlhf.toml: --as and --fix are for a file, and this is none; leave them out\n"
