@@ -202,8 +202,8 @@ def check(
 
         try:
             seen = list(previews(plan, {one.source: one for one in found}, selection["runs"], offline))
-        except AlignkitError as error:
-            errors.append(error)
+        except AlignkitError as problem:
+            errors.append(problem)
     if as_json:
         shown = [one._asdict() | {"preview": asdict(one.preview)} for one in seen]
         audited = [one.as_dict() for one in found]

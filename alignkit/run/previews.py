@@ -27,8 +27,11 @@ class StagePreview(NamedTuple):
 
 def previews(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Iterator[StagePreview]:
     """Encode the first rows of each source as each wanted stage will; sources that were not audited are left out."""
+    from transformers.utils import logging
+
     from alignkit.learn.preview import preview, steps
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     for stage in plan.stages:
         source = policy_of(plan, stage)
         if not stage.wanted or source is None:
