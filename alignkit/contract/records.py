@@ -149,6 +149,8 @@ def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], par
 
 def _renamed(row: Row, place: str, part: Part) -> Row:
     """Give the row with the columns that the source names under our names, too."""
+    if not (part.columns or part.keep):
+        return row
     for key, theirs in [*((f"columns.{ours}", theirs) for ours, theirs in part.columns.items()),
                         *(("keep", name) for name in part.keep)]:  # fmt: skip
         if theirs not in row:
@@ -163,7 +165,7 @@ def recognised(
     shape = shape_of(renamed, shapes)
     if shape is None:
         raise _lacks(row, place, kind, wanted, part, shapes)
-    if shape.needs in wanted:
+    if shape.needs != wanted[0] and shape.needs in wanted:
         _refuse_guess(shape.needs, row, place, wanted, part)
     return shape
 
