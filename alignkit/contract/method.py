@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
 from alignkit.contract.settings import SHARED, Settings
@@ -15,6 +15,10 @@ from alignkit.errors import PluginError
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
+
+Loop = Literal["language_model", "scores", "pairs", "answers", "online", "evaluation"]
+"""How a method works through its rows, from which time and memory are estimated: by `train_language_model`,
+`train_scores`, `train_pairs`, TRL's KTO trainer, `train_and_measure`, or by answering prompts."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Method:
     consumes: Mapping[str, Input]
     produces: type[Artifact]
     run: Callable[..., Any] = field(repr=False)
+    loop: Loop | None = None
+    """None: nothing can be said of its time and memory before it was tried."""
 
     def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
         return self.run(settings, stage, **inputs)
@@ -56,8 +62,10 @@ class Method:
         return self.run.__module__
 
 
-def method(name: str) -> Callable[[Callable[..., Any]], Method]:
+def method(name: str, *, loop: Loop | None = None) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
+
+    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
@@ -76,7 +84,7 @@ def method(name: str) -> Callable[[Callable[..., Any]], Method]:
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        return Method(name, summary, settings, consumes, produces, function)
+        return Method(name, summary, settings, consumes, produces, function, loop)
 
     return wrap
 

@@ -96,7 +96,7 @@ def load_policy(
     if policy.load is None:
         model = _moved(model, device())
     if lora is not None:
-        return _adapted(model, lora, "CAUSAL_LM", base), tokenizer
+        return adapted_model(model, lora, "CAUSAL_LM", base), tokenizer
     return model.requires_grad_(trainable), tokenizer
 
 
@@ -116,7 +116,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     if policy.load is None:
         model = _moved(model, device())
     if lora is not None:
-        return _adapted(model, lora, "SEQ_CLS", base), tokenizer
+        return adapted_model(model, lora, "SEQ_CLS", base), tokenizer
     return model.requires_grad_(True), tokenizer
 
 
@@ -154,7 +154,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
         nn.init.zeros_(head.weight)
         head.bias = nn.Parameter(torch.zeros_like(bias))
     model = _moved(model, device())
-    return (_adapted(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+    return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
 
 
 def positions(model: PreTrainedModel | PeftModel) -> int | None:
@@ -346,7 +346,7 @@ def _grow(model: PreTrainedModel, size: int) -> None:
                 rows[known:] = rows[:known].mean(dim=0)
 
 
-def _adapted(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:
+def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:
     """Put a fresh adapter on; `base` is the folder that holds exactly these weights, if any does."""
     config = LoraConfig(
         r=lora.rank,

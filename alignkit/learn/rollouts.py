@@ -223,7 +223,7 @@ def _decode(
     mask, positions = inputs["attention_mask"], inputs["position_ids"]
     output = model(**inputs, use_cache=True, logits_to_keep=1)
     for place in range(draws.shape[1]):
-        drawn = _draw(output.logits[:, -1], temperature, draws[open_rows, place])  # (open,)
+        drawn = draw(output.logits[:, -1], temperature, draws[open_rows, place])  # (open,)
         for row, token in zip(open_rows, drawn.tolist(), strict=True):
             answers[row].append(token)
         going_on = [i for i, row in enumerate(open_rows) if answers[row][-1] not in stop]
@@ -246,7 +246,7 @@ def _decode(
     return answers
 
 
-def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Draw a token for each row (n, v) by where its uniform number (n,) falls in the cumulative distribution."""
     cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
     threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]

@@ -167,7 +167,9 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
     """
     cuda = device().type == "cuda"
     ours = _share_of_batch(training.batch, stage.world)
-    micro = micro_batch(ours, longest, _tokens_in_a_pass(model))
+    shape = model.config.get_text_config()
+    at_once = tokens_in_a_pass(int(shape.num_hidden_layers), int(shape.hidden_size))
+    micro = micro_batch(ours, longest, at_once)
     settings = training.optimisation
     return {
         "output_dir": str(stage.folder / "trainer"),
@@ -226,9 +228,9 @@ def micro_batch(batch: int, longest: int, tokens: int) -> int:
     return max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * longest <= tokens))
 
 
-def _tokens_in_a_pass(model: Model) -> int:
-    config = model.config.get_text_config()
-    each = ACTIVATION_BYTES * int(config.num_hidden_layers) * int(config.hidden_size)
+def tokens_in_a_pass(layers: int, width: int) -> int:
+    """Tell how many tokens go through a model of so many layers and such a width at once."""
+    each = ACTIVATION_BYTES * layers * width
     where = device()
     if where.type == "cpu":
         return ACTIVATIONS_ON_A_CPU // each

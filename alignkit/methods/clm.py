@@ -44,7 +44,7 @@ class CLMSettings(Settings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm")
+@method("clm", loop="language_model")
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.learn.data import fitting_length

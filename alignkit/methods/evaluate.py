@@ -50,7 +50,7 @@ class EvaluateSettings(Settings):
     all."""
 
 
-@method("evaluate")
+@method("evaluate", loop="evaluation")
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,

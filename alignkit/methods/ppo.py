@@ -98,7 +98,7 @@ class PPOSettings(OnlineSettings):
         return self
 
 
-@method("ppo")
+@method("ppo", loop="online")
 def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

@@ -56,7 +56,7 @@ class RewardSettings(Settings):
     """Held-out pairs that are shown with their scores."""
 
 
-@method("reward")
+@method("reward", loop="scores")
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.learn.data import fitting_length, preferences, report

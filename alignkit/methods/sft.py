@@ -50,7 +50,7 @@ class SFTSettings(Settings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-@method("sft")
+@method("sft", loop="language_model")
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.learn.data import demonstrations, fitting_length, report

@@ -18,7 +18,7 @@ from alignkit.run.stage import WorkingStage
 LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 
 
-def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetime) -> dict[str, Any]:
+def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetime, before: int) -> dict[str, Any]:
     """Put together what `stage.json` records besides the artifact."""
     return {
         "stage": order.stage,
@@ -34,7 +34,7 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "seconds": round(stage.seconds, 3),
         "began": began.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "peak_memory": _peak_memory(),
+        "peak_memory": _peak_memory(before),
         "processes": order.processes,
         "device": _device(),
         "host": socket.gethostname(),
@@ -46,10 +46,17 @@ def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
 
 
-def _peak_memory() -> dict[str, int]:
+def memory_now() -> int:
+    """Measure what this process holds, in bytes: before a stage works, that is the libraries' own."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_memory(before: int) -> dict[str, int]:
     """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one."""
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "before": before}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         peak["gpu"] = torch.cuda.max_memory_allocated()

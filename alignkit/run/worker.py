@@ -26,7 +26,7 @@ from alignkit.run.durable import read_json, write_json, write_text
 from alignkit.run.failures import explain
 from alignkit.run.locks import hold
 from alignkit.run.order import Order, Preparation, read_order, typed
-from alignkit.run.record import facts_of
+from alignkit.run.record import facts_of, memory_now
 from alignkit.run.results import find_finished, finish, finish_complete
 from alignkit.run.stage import Left, WorkingStage, rank_of_this_process
 from alignkit.run.stopping import Stop, noting_signals
@@ -124,7 +124,7 @@ def output_to(log: Path) -> Iterator[None]:
 
 
 def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Event], None] | None) -> None:
-    began = datetime.now(UTC)
+    began, before = datetime.now(UTC), memory_now()
     if not _first_is_on(partial, order) if rank else _made_already(partial, order):
         return
     _check_world(order)
@@ -144,7 +144,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     stage.close()
     if rank == 0:
         _check_made(method, artifact, stage)
-        finish(partial, artifact, facts_of(order, stage, plugins, began))
+        finish(partial, artifact, facts_of(order, stage, plugins, began, before))
 
 
 def _made_already(partial: Path, order: Order) -> bool:

@@ -51,7 +51,7 @@ class DPOSettings(OfflineSettings):
     """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
 
 
-@method("dpo")
+@method("dpo", loop="pairs")
 def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
     from alignkit import load_policy, pair_logprobs, read_pairs, train_pairs

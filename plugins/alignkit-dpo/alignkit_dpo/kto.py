@@ -45,7 +45,7 @@ class KTOSettings(OfflineSettings):
     """Rows between which answers are swapped to estimate the KL divergence; they go through the model at once."""
 
 
-@method("kto")
+@method("kto", loop="answers")
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
     from datasets import Dataset

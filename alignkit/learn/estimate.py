@@ -1,0 +1,306 @@
+"""What a stage will need, before it runs: peak memory, time and disk, from the sizes of its models and its rows.
+
+Memory is what all models hold (weights, gradients, AdamW's two moments), what one pass keeps for the gradient, and
+logits. Constants are fitted to measured stages (benchmarks/estimates.py); none is a safety margin.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from alignkit.contract.method import Loop
+from alignkit.learn import packing, trainers
+from alignkit.learn.gauge import Gauge
+from alignkit.learn.models import arithmetic, device
+from alignkit.learn.sizes import Sizes
+
+MIB = 2**20
+FULL, ADAPTED = 1.28, 2.16
+"""What passes take on a processor, over what they keep: freed memory between kept tensors is lost to the allocator."""
+OVER_LIBRARIES = {True: 90 * MIB, False: 50 * MIB}
+"""What any stage takes besides, with a trainer of TRL and without: parts of libraries that only now are touched."""
+TRL_TABLES = {"language_model": 2.5, "answers": 4.0}
+"""Tables of logits that a pass of TRL's trainers holds at once."""
+CHUNKS = 12
+"""Chunks of logits that reading answers holds at once."""
+ADAM = 4e-9
+"""Seconds to step one weight, its gradient's norm included."""
+STEP = 0.01
+"""Seconds that a step takes besides."""
+START = 0.4
+"""Seconds that any stage takes to start and to end."""
+DISK_SPEED = 5e8
+"""Bytes a second, written or read and checked."""
+
+
+class Facts(NamedTuple):
+    """What is known of a stage's rows; lengths are tokens by its model's tokenizer."""
+
+    rows: int
+    """Learnt from."""
+    held_out: int
+    prompt: float
+    """Mean length of a prompt, of all text where rows have no answers."""
+    answer: float
+    """Mean length of an answer; of both of a pair, each."""
+    longest: int
+    """Of a prompt with its answer."""
+
+
+class Held(NamedTuple):
+    """A model that a stage holds."""
+
+    sizes: Sizes
+    trains: bool
+    bytes: int = 4
+    """Of a frozen weight; trained ones are fp32."""
+
+
+class Pass(NamedTuple):
+    """The largest that goes through a model at once with gradient."""
+
+    tokens: float
+    tables: float = 0.0
+    """Tables of logits that exist at once, (tokens, vocabulary) in fp32."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage needs: bytes over what the libraries take, seconds, bytes on disk."""
+
+    parts: Mapping[str, float]
+    """Bytes of memory by what they are for."""
+    seconds: float
+    disk: float
+
+    @property
+    def memory(self) -> float:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage, as its loop's estimate sees it."""
+
+    settings: Any
+    facts: Facts
+    policy: Sizes
+    gauge: Gauge
+    others: Sequence[Held] = ()
+    """Reward models."""
+    policies: int = 1
+    """That are given to be measured."""
+
+    @property
+    def lora(self) -> bool:
+        return bool(getattr(self.settings, "lora", None))
+
+    def body(self, tokens: float, passes: float, *, learn: bool) -> float:
+        """Give the seconds of all layers for so many tokens in so many passes."""
+        rate = self.gauge.learn if learn else self.gauge.read
+        return self.policy.layers * rate.of(tokens, passes)
+
+    def head(self, tokens: float, *, learn: bool) -> float:
+        return tokens * self.policy.vocabulary * (self.gauge.head_learn if learn else self.gauge.head_read)
+
+    def sampling(self, rows: float, prompt: float, steps: float) -> float:
+        """Give the seconds in which so many rows are answered at once."""
+        if not rows:
+            return 0.0
+        layers = self.policy.layers * self.gauge.decode.of(rows)
+        return self.body(rows * prompt, 1, learn=False) + steps * (
+            layers + rows * self.policy.vocabulary * self.gauge.draw
+        )
+
+
+def language_model(job: Job) -> Need:
+    """`train_language_model`: padded rows through TRL's trainer."""
+    return _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, "language_model")
+
+
+def scores(job: Job) -> Need:
+    """`train_scores`: both sides of a pair, padded, through TRL's trainer."""
+    return _through_trainer(job, 2 * job.facts.longest, 2 * (job.facts.prompt + job.facts.answer), None)
+
+
+def answers(job: Job) -> Need:
+    """KTO by TRL's trainer: each answer and a swapped one, and both by the start before."""
+    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, "answers", job.settings.kl_rows)
+    facts = job.facts
+    rows = facts.rows * max(1.0, job.settings.epochs)
+    tokens = 2 * rows * (facts.prompt + facts.answer) + rows * (facts.prompt + facts.answer)
+    passes = 3 * rows / job.settings.kl_rows
+    more = job.body(tokens, passes, learn=False) + job.head(tokens, learn=False)
+    start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
+    return Need({**need.parts, **start}, need.seconds + more, need.disk)
+
+
+def _through_trainer(job: Job, longest: float, mean: float, logits: str | None, rows_at_once: int | None = None) -> Need:
+    settings, facts, sizes = job.settings, job.facts, job.policy
+    tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
+    micro = rows_at_once or trainers.micro_batch(settings.batch, int(longest), tokens_in_a_pass)
+    steps = math.ceil(settings.epochs * facts.rows / settings.batch)
+    largest = min(micro, facts.rows) * longest
+    tables = TRL_TABLES[logits] if logits else 0.0
+    held = [Held(sizes, trains=True, bytes=arithmetic(settings.precision).itemsize)]
+    parts = _training(job, held, Pass(largest, tables), trainer=True)
+    tokens = settings.epochs * facts.rows * mean
+    passes = steps * settings.batch / micro
+    measured = min(facts.held_out, settings.measured) * mean
+    seconds = (
+        job.body(tokens, passes, learn=True)
+        + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
+        + (job.head(tokens, learn=True) + job.head(2 * measured, learn=False) if logits else 0.0)
+        + _stepping(sizes.trained, steps)
+    )
+    return _need(job, parts, seconds, [sizes])
+
+
+def pairs(job: Job) -> Need:
+    """`train_pairs`: packed pairs, the start's log-probabilities computed before."""
+    settings, facts, sizes = job.settings, job.facts, job.policy
+    each = facts.prompt + 2 * facts.answer
+    largest = min(packing.TOKENS_IN_A_PACK, settings.batch * each, facts.rows * each)
+    largest = max(largest, each)
+    steps = math.ceil(settings.epochs * math.ceil(facts.rows / settings.batch))
+    passes = max(steps, settings.epochs * facts.rows * each / packing.TOKENS_IN_A_PACK)
+    held = [Held(sizes, trains=True, bytes=arithmetic(settings.precision).itemsize)]
+    parts = _training(job, held, Pass(largest))
+    parts["logits"] = _kept_logits(sizes, 2 * facts.answer / each * largest)
+    held_out = min(facts.held_out, settings.measured)
+    read = (facts.rows + 2 * held_out) + min(settings.batch, facts.rows)
+    answered = 2 * facts.answer
+    learnt = settings.epochs * facts.rows
+    seconds = (
+        job.body(learnt * each, passes, learn=True)
+        + job.head(learnt * answered, learn=True)
+        + job.body(read * each, 1 + read * each / packing.TOKENS_IN_A_PACK, learn=False)
+        + job.head(read * answered, learn=False)
+        + _stepping(sizes.trained, steps)
+    )
+    return _need(job, parts, seconds, [sizes])
+
+
+def online(job: Job) -> Need:
+    """`train_and_measure`: sample, read by all models, learn in epochs, and measure before and after."""
+    settings, facts, sizes = job.settings, job.facts, job.policy
+    frozen = arithmetic(settings.precision).itemsize
+    layout = getattr(settings, "layout", None)
+    cut = layout == "frozen" or (layout is None and getattr(settings, "trained_layers", None))
+    held = [Held(sizes, trains=True, bytes=frozen)]
+    if layout == "separate":
+        held.append(Held(sizes, trains=True, bytes=frozen))
+    if not job.lora and not cut and (layout or settings.kl.coef):
+        held.append(Held(sizes, trains=False, bytes=frozen))
+    if cut:
+        held.append(Held(sizes._replace(weights=sizes.trained), trains=False, bytes=frozen))
+    longest = facts.longest
+    new = settings.generation.max_new_tokens
+    answer = min(facts.answer or new, new)
+    small = settings.batch // settings.minibatches
+    mean = facts.prompt / _shared(settings, small) + answer
+    largest = max(min(packing.TOKENS_IN_A_PACK, small * longest), longest)
+    critics = 2 if layout == "separate" else 1
+    upper = min(1.0, settings.trained_layers / sizes.layers) if cut else 1.0
+    parts = _training(job, held, Pass(largest * upper))
+    parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, settings.batch * new * sizes.vocabulary)
+    parts["cache"] = 4.0 * sizes.cache * settings.batch * longest * 1.5
+    read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
+    steps = settings.updates * settings.epochs * settings.minibatches
+    tokens = settings.updates * settings.batch * mean
+    read_passes = settings.updates * max(1.0, settings.batch * mean / packing.TOKENS_IN_A_PACK)
+    learn_passes = max(steps, settings.epochs * tokens / packing.TOKENS_IN_A_PACK)
+    answered = settings.updates * settings.batch * answer
+    measured = min(facts.held_out, settings.measured)
+    seconds = (
+        settings.updates * job.sampling(settings.batch, facts.prompt, new)
+        + read_by * job.body(tokens, read_passes, learn=False)
+        + 2 * job.head(answered, learn=False)
+        + critics * upper * job.body(settings.epochs * tokens, learn_passes, learn=True)
+        + job.head(settings.epochs * answered, learn=True)
+        + critics * _stepping(sizes.trained, steps)
+        + 2 * job.sampling(measured, facts.prompt, new)
+        + 2 * 2 * job.body(measured * (facts.prompt + answer), 1, learn=False)
+        + 4 * job.head(measured * answer, learn=False)
+        + len(job.others) * job.body(tokens + 2 * measured * mean, read_passes, learn=False)
+    )
+    return _need(job, parts, seconds, [sizes] * critics)
+
+
+def evaluation(job: Job) -> Need:
+    """`evaluate`: each policy answers the same prompts."""
+    settings, facts, sizes = job.settings, job.facts, job.policy
+    rows = min(settings.prompts, facts.held_out)
+    bytes_each = arithmetic(settings.precision).itemsize
+    policies = job.policies
+    models = min(2, policies)
+    parts = {
+        "weights": float(models * bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
+        "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
+        "logits": 4.0 * 3 * rows * sizes.vocabulary + (CHUNKS * 4 * packing.LOGITS_IN_A_CHUNK if models > 1 else 0),
+        "other": float(OVER_LIBRARIES[False]),
+    }
+    tokens = rows * (facts.prompt + settings.max_new_tokens)
+    seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens)
+    seconds += 2 * (policies - 1) * (job.body(tokens, 1, learn=False) + job.head(tokens, learn=False))
+    seconds += len(job.others) * policies * job.body(tokens, 1, learn=False)
+    return _need(job, parts, seconds, [])
+
+
+def _shared(settings: Any, rows: int) -> float:
+    """Tell how many answers of a minibatch share a prompt's computation."""
+    return max(1.0, min(settings.answers, rows))
+
+
+def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = False) -> dict[str, float]:
+    """Add up what training holds; a `trainer` of TRL's computes activations again on a GPU."""
+    sizes = job.policy
+    trained = sum(one.sizes.trained for one in held if one.trains)
+    weights = sum(one.sizes.weights * (4 if one.trains and not job.lora else one.bytes) for one in held)
+    weights += sum(one.bytes * one.sizes.weights for one in job.others)
+    gpu = device().type == "cuda"
+    factor = 1.0 if gpu else (ADAPTED if job.lora else FULL)
+    layers = sizes.layers
+    kept = job.gauge.kept * layers * largest.tokens
+    if gpu and trainer:
+        kept = (2.0 * sizes.width * layers + job.gauge.kept) * largest.tokens
+    return {
+        "weights": float(weights),
+        "gradients": 4.0 * trained,
+        "optimiser": 8.0 * trained,
+        "activations": factor * kept,
+        "logits": 4.0 * largest.tables * largest.tokens * sizes.vocabulary,
+        "other": 0.0 if gpu else float(OVER_LIBRARIES[trainer]),
+    }
+
+
+def _kept_logits(sizes: Sizes, tokens: float) -> float:
+    """Weigh the logits of our own head, which are computed again where they are many."""
+    return 4.0 * min(tokens * sizes.vocabulary, packing.LOGITS_KEPT) + 4.0 * packing.LOGITS_IN_A_CHUNK * min(
+        1.0, tokens * sizes.vocabulary / packing.LOGITS_IN_A_CHUNK
+    )
+
+
+def _stepping(trained: int, steps: float) -> float:
+    return steps * (STEP + ADAM * trained)
+
+
+def _need(job: Job, parts: dict[str, float], seconds: float, learners: Sequence[Sizes]) -> Need:
+    """Add what loading and saving takes; a checkpoint is written beside the one before."""
+    artifact = 4.0 * (job.policy.trained if job.lora else job.policy.weights) if learners else 0.0
+    moved = 4.0 * job.policy.weights + artifact
+    checkpoints = sum(2 * 12.0 * sizes.trained for sizes in learners) if seconds > 120 else 0.0
+    return Need(parts, START + seconds + moved / DISK_SPEED, artifact + checkpoints)
+
+
+LOOPS: Mapping[Loop, Callable[[Job], Need]] = {
+    "language_model": language_model,
+    "scores": scores,
+    "pairs": pairs,
+    "answers": answers,
+    "online": online,
+    "evaluation": evaluation,
+}
+"""What `Method.loop` names."""
+

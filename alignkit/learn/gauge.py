@@ -1,0 +1,170 @@
+"""How fast this machine is with a model's layers, and what they keep for the gradient: a few passes of a small part.
+
+The part has one or two of the model's layers, with weights of nobody's and few words, so that a large model is gauged
+as quickly as a small one. What a layer takes is the difference of the two.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from alignkit.contract.settings import LoRA, Precision
+from alignkit.learn.models import adapted_model, computing, device
+from alignkit.learn.packing import chosen_logprobs, decoder_of
+from alignkit.learn.rollouts import draw
+from alignkit.learn.sizes import built
+
+WORDS = 64
+FEW, MANY = 32, 384
+"""Tokens of the two passes whose times tell what a pass costs and what a token does."""
+HEAD_WORDS = 4096
+"""Words, at most, of the head that is timed."""
+TIMES = 3
+
+
+class Rate(NamedTuple):
+    """Seconds that something takes: so many once, and so many for each unit."""
+
+    once: float
+    each: float
+
+    def of(self, units: float, passes: float = 1.0) -> float:
+        return passes * self.once + units * self.each
+
+
+class Gauge(NamedTuple):
+    """What one layer takes, and the head."""
+
+    kept: float
+    """Bytes that a layer keeps of a token for the gradient."""
+    read: Rate
+    """Of a layer for a token, without gradient."""
+    learn: Rate
+    """Of a layer for a token, forward and backward."""
+    decode: Rate
+    """Of a layer, for a row, in one step of decoding with a cache."""
+    head_read: float
+    """Seconds for each token and word of the vocabulary."""
+    head_learn: float
+    draw: float
+    """Seconds to draw a token from each word of the vocabulary."""
+
+
+def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
+    """Time a model's layers and head, and weigh what its layers keep. Takes a second or two."""
+    parts = [_part(config, layers, lora) for layers in (1, 2)]
+    with computing(precision):
+        kept = [_kept(part) for part in parts]
+        read = _rate([[_timed(lambda p=part, t=tokens: _read(p, t)) for tokens in (FEW, MANY)] for part in parts])
+        learn = _rate([[_timed(lambda p=part, t=tokens: _learn(p, t)) for tokens in (FEW, MANY)] for part in parts])
+        decode = _decode_rate(parts)
+        head = _head_times(int(config.get_text_config().hidden_size), int(config.get_text_config().vocab_size))
+    return Gauge(max(kept[1] - kept[0], 0) / MANY, read, learn, decode, *head)
+
+
+def _part(config: Any, layers: int, lora: LoRA | None) -> Any:
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.num_hidden_layers, text.vocab_size = layers, WORDS
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, None)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    model = built(small).to(device()).eval()
+    return adapted_model(model, lora, "CAUSAL_LM", None) if lora else model
+
+
+def _tokens(count: int) -> Tensor:
+    rows = max(1, count // 64)
+    return torch.ones(rows, count // rows, dtype=torch.long, device=device())
+
+
+def _hidden(part: Any, tokens: int) -> Tensor:
+    found: Tensor = decoder_of(part)(input_ids=_tokens(tokens), use_cache=False).last_hidden_state
+    return found
+
+
+def _read(part: Any, tokens: int) -> None:
+    with torch.no_grad():
+        _hidden(part, tokens)
+
+
+def _learn(part: Any, tokens: int) -> None:
+    _hidden(part, tokens).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    part.zero_grad(set_to_none=True)
+
+
+def _kept(part: Any) -> int:
+    """Weigh what a pass keeps for the gradient, without the weights."""
+    own = {weight.untyped_storage().data_ptr() for weight in (*part.parameters(), *part.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own:
+            kept[place] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = _hidden(part, MANY)
+    weighed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del hidden
+    return weighed
+
+
+def _timed(act: Callable[[], object]) -> float:
+    """Give the median seconds of a few times, after one that does not count."""
+    act()
+    taken = []
+    for _ in range(TIMES):
+        _wait()
+        began = time.perf_counter()
+        act()
+        _wait()
+        taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _rate(seconds: list[list[float]], units: tuple[int, int] = (FEW, MANY)) -> Rate:
+    """Make a layer's rate of the times of one and of two layers, for few and for many units each."""
+    few, many = (max(two - one, two / 4) for one, two in zip(*seconds, strict=True))
+    each = max(many - few, many / 10) / (units[1] - units[0])
+    return Rate(max(few - each * units[0], 0.0), each)
+
+
+def _decode_rate(parts: list[Any]) -> Rate:
+    return _rate([[_decode_time(part, rows) for rows in (1, 32)] for part in parts], (1, 32))
+
+
+@torch.no_grad()
+def _decode_time(part: Any, rows: int) -> float:
+    asked = torch.ones(rows, 32, dtype=torch.long, device=device())
+    cache = decoder_of(part)(input_ids=asked, use_cache=True).past_key_values
+    return _timed(lambda: decoder_of(part)(input_ids=asked[:, :1], past_key_values=cache, use_cache=True))
+
+
+def _head_times(width: int, vocabulary: int) -> tuple[float, float, float]:
+    words, where = min(vocabulary, HEAD_WORDS), device()
+    head = nn.Linear(width, words, bias=False, device=where)
+    hidden = torch.randn(MANY, width, device=where, requires_grad=True)
+    targets = torch.zeros(MANY, dtype=torch.long, device=where)
+
+    def learn() -> None:
+        chosen_logprobs(hidden, head, targets).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    with torch.no_grad():
+        read = _timed(lambda: chosen_logprobs(hidden, head, targets))
+        logits, uniform = head(hidden), torch.rand(MANY)
+        drawn = _timed(lambda: draw(logits, 1.0, uniform)) + _timed(lambda: head(hidden))
+    return read / MANY / words, _timed(learn) / MANY / words, drawn / MANY / words

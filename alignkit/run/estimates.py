@@ -1,0 +1,251 @@
+"""What each stage of a plan will need on this machine, before anything is trained."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from pydantic import ValidationError
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from alignkit.check.audit import Audit
+from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
+from alignkit.contract.settings import LoRA, Settings, merged
+from alignkit.learn import data
+from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
+from alignkit.learn.folders import base_of, is_adapter
+from alignkit.learn.gauge import Gauge, gauge
+from alignkit.learn.models import arithmetic, device, open_tokenizer
+from alignkit.learn.preview import sequences
+from alignkit.learn.sizes import Sizes, sizes_of
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.run.previews import opened, policy_of
+
+COUNTED = 1000
+"""Rows whose tokens are counted."""
+CHANGES: Sequence[Mapping[str, Any]] = (
+    {"lora": {"rank": 16}},
+    {"layout": "shared"},
+    {"layout": "frozen"},
+    {"trained_layers": 2},
+    {"precision": "bf16"},
+    {"batch": 0.5},
+    {"minibatches": 2},
+    {"max_length": 0.5},
+    {"generation": {"max_new_tokens": 0.5}},
+    {"prompts": 0.5},
+)
+"""What may be changed to save memory; a fraction is a share of what it was, 2 with `minibatches` twice as many."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage will need."""
+
+    stage: str
+    method: str
+    need: Need
+    libraries: int
+    """Bytes that the libraries take besides, of the same memory; 0 on a GPU."""
+
+    @property
+    def memory(self) -> float:
+        return self.need.memory + self.libraries
+
+
+class Helps(NamedTuple):
+    """A setting that would save memory, as --set takes it, and the estimate with it."""
+
+    setting: str
+    memory: float
+
+
+@dataclass
+class Estimator:
+    """Estimates stages of one plan; each model is gauged once."""
+
+    plan: Plan
+    audits: Mapping[str, Audit]
+    """By the source's name."""
+    runs: Path
+    offline: bool
+
+    def __post_init__(self) -> None:
+        self._gauges: dict[str, Gauge] = {}
+        self._configs: dict[str, Any] = {}
+        self._facts: dict[tuple[str, str], Facts] = {}
+
+    def estimates(self) -> Iterator[Estimate]:
+        """Estimate every wanted stage of which anything is known."""
+        for stage in self.plan.stages:
+            if stage.wanted and (found := self.estimate(stage, stage.settings)):
+                yield found
+
+    def estimate(self, stage: PlannedStage, settings: Settings) -> Estimate | None:
+        """Estimate a stage with these settings; None where its method does not say how it works."""
+        job = self.job(stage, settings)
+        if job is None or stage.method.loop is None:
+            return None
+        gpu = device().type == "cuda"
+        return Estimate(
+            stage.name, stage.method.name, LOOPS[stage.method.loop](job), 0 if gpu else psutil.Process().memory_info().rss
+        )
+
+    def job(self, stage: PlannedStage, settings: Settings) -> Job | None:
+        """Put together what is known of a stage."""
+        source = policy_of(self.plan, stage)
+        facts = self._facts_of(stage, settings)
+        if source is None or facts is None or not stage.method.loop:
+            return None
+        config = self._config(source.name)
+        lora: LoRA | None = getattr(settings, "lora", None)
+        precision = getattr(settings, "precision", "auto")
+        trained = _trained_layers(settings)
+        sizes = sizes_of(config, lora, trained, stage.method.produces is RewardModel)
+        key = f"{source.name} {lora and lora.model_dump_json()} {precision}"
+        if key not in self._gauges:
+            self._gauges[key] = gauge(config, lora, precision)
+        policies = sum(len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds)
+        rewards = [
+            Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
+            for one in self._reward_configs(stage)
+        ]
+        return Job(settings, facts, sizes, self._gauges[key], rewards, policies)
+
+    def helps(self, stage: PlannedStage) -> list[Helps]:
+        """Give the settings that would save most memory, the best first."""
+        now = self.estimate(stage, stage.settings)
+        found = []
+        for change in CHANGES:
+            name, value, changed = _changed(stage.settings, change)
+            after = changed and self.estimate(stage, changed)
+            if now and after and after.memory < now.memory * 0.95:
+                found.append(Helps(f"{stage.name}.{stage.method.name}.{name}={value}", after.memory))
+        return sorted(found, key=lambda help: help.memory)[:3]
+
+    def _config(self, source: str) -> Any:
+        if source not in self._configs:
+            artifact: Any = opened(self.plan.sources[source], self.runs, self.offline)
+            folder = base_of(artifact.path) if is_adapter(artifact.path) else artifact.path
+            self._configs[source] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return self._configs[source]
+
+    def _reward_configs(self, stage: PlannedStage) -> Iterator[Any]:
+        names = [name for role, several in stage.inputs.items() for name in several]
+        for name in names:
+            if name in self.plan.sources:
+                if issubclass(self.plan.sources[name].kind, RewardModel):
+                    yield self._config(name)
+            elif issubclass(self.plan.stage(name).made, RewardModel):
+                source = policy_of(self.plan, self.plan.stage(name))
+                if source:
+                    yield self._config(source.name)
+
+    def _facts_of(self, stage: PlannedStage, settings: Settings) -> Facts | None:
+        records = [name for several in stage.inputs.values() for name in several if name in self.audits]
+        source = policy_of(self.plan, stage)
+        if source is None or not records:
+            return None
+        name = records[0]
+        limit = getattr(settings, "max_length", None)
+        key = (name, f"{source.name} {limit} {getattr(settings, 'learn', '')}")
+        if key not in self._facts:
+            self._facts[key] = self._count(name, source.name, limit, settings)
+        facts, kind = self._facts[key], self.plan.sources[name].kind
+        if issubclass(kind, Prompts):
+            new = _new_tokens(settings)
+            answer = min(self._usual_answer(source.name) or new, new)
+            return facts._replace(answer=answer, longest=facts.longest + new)
+        return facts
+
+    def _count(self, name: str, policy: str, limit: int | None, settings: Settings) -> Facts:
+        records = opened(self.plan.sources[name], self.runs, self.offline)
+        model: Any = opened(self.plan.sources[policy], self.runs, self.offline)
+        assert isinstance(records, Records)
+        tokenizer = open_tokenizer(model.path)
+        positions = getattr(self._config(policy).get_text_config(), "max_position_embeddings", None)
+        longest = data.fitting_length(positions, limit)
+        audit = self.audits[name]
+        learn = getattr(settings, "learn", "all")
+        counted = [lengths(type(records), row, tokenizer, learn) for row in islice(records.train(), COUNTED)]
+        fitting = [one for one in counted if one.longest <= longest] or counted
+        prompt, answer = (fmean(getattr(one, side) for one in fitting) for side in ("prompt", "answer"))
+        if isinstance(records, Text):
+            size = min(longest, int(audit.rows * answer) or 1)
+            blocks = max(1, int(audit.rows * answer / size))
+            aside = max(1, int(min(audit.held_out, getattr(settings, "measured", 0)) * answer / size))
+            return Facts(blocks, aside, 0.0, float(size), size)
+        return Facts(audit.rows, audit.held_out, prompt, answer, max(one.longest for one in fitting))
+
+    def _usual_answer(self, policy: str) -> float | None:
+        """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
+        for name in self.audits:
+            if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
+                return self._count(name, policy, None, Settings()).answer
+        return None
+
+
+class Lengths(NamedTuple):
+    """Of one row, in tokens."""
+
+    prompt: float
+    answer: float
+    longest: int
+
+
+def lengths(kind: type[Records], row: data.Row, tokenizer: PreTrainedTokenizerBase, learn: data.Learn) -> Lengths:
+    """Count a row's tokens; of a pair's two answers the mean."""
+    found = [tokens for _, tokens in sequences(kind, row, tokenizer, learn)]
+    learnt = [sum(label != data.NOT_LEARNT for label in tokens.labels) for tokens in found]
+    whole = [len(tokens.ids) for tokens in found]
+    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole))
+
+
+def machine_memory() -> int:
+    """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
+    if device().type == "cuda":
+        return int(torch.cuda.get_device_properties(device()).total_memory)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    total = int(psutil.virtual_memory().total)
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _trained_layers(settings: Any) -> int | None:
+    if getattr(settings, "layout", "frozen") != "frozen":
+        return None
+    return getattr(settings, "trained_layers", None)
+
+
+def _new_tokens(settings: Any) -> int:
+    generation = getattr(settings, "generation", settings)
+    return int(getattr(generation, "max_new_tokens", 64))
+
+
+def _changed(settings: Settings, change: Mapping[str, Any]) -> tuple[str, object, Settings | None]:
+    """Make settings with one change; None where they have no such setting or it already is so."""
+    ((name, value),) = change.items()
+    now: Any = getattr(settings, name, ...)
+    path = name
+    if isinstance(value, dict) and name != "lora" and now is not ...:
+        ((inner, value),) = value.items()
+        now, path = getattr(now, inner), f"{name}.{inner}"
+    if now is ... or (isinstance(value, float) and not now):
+        return path, None, None
+    if isinstance(value, float):
+        value = max(1, int(now * value))
+    elif name == "minibatches":
+        value = now * value
+    wanted: Any = value
+    for part in reversed(path.split(".")):
+        wanted = {part: wanted}
+    try:
+        changed = type(settings).model_validate(merged(settings.model_dump(mode="json"), wanted))
+    except ValidationError:
+        return path, None, None
+    shown = '{}' if name == "lora" else value
+    return path, shown, changed if changed != settings else None
