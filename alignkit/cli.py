@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
     from alignkit.run.console import Console
+    from alignkit.run.preflight import Preflight
     from alignkit.run.previews import StagePreview
     from alignkit.run.runner import RunResult
 
@@ -127,7 +128,7 @@ def recipe(
         pin(plan, runs, offline)
         plan = _plan(path, **selection)
     heard = [_printer(sys.stdout)] if as_json else []
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
     console, _ = _run(ctx, plan, runs, again, heard=heard, aside=as_json, **how)
     _print_results(console, plan, runs, err=as_json)
 
@@ -162,7 +163,8 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
     metavar="NEW.jsonl",
     help="Write a FILE's good rows, each once, to a new file.",
 )
-@click.option("--rows-only", is_flag=True, help="Load no tokenizer: no token counts and no rows as a model sees them.")
+@click.option("--rows-only", is_flag=True, help="Read the rows and nothing else: open no model's files.")
+@click.option("--smoke", is_flag=True, help="Then run every stage in small, through save and load, to time it.")
 @OFFLINE
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
@@ -173,23 +175,29 @@ def check(
     kind: str | None,
     fixed: Path | None,
     rows_only: bool,
+    smoke: bool,
     offline: bool,
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Read every row of a RECIPE's sources, or of a FILE; tell what is in them, what is wrong, and what is learnt."""
+    """Read every row of a RECIPE's sources, or of a FILE; tell what is in them, what is wrong, what is learnt, and what
+    memory, time and disk every stage will need."""
     from alignkit.check.file import source_of, write_fixed
     from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
     from alignkit.plan.packaged import find_recipe
     from alignkit.run.fetch import audits
+    from alignkit.run.preflight import Preflight as Found
+    from alignkit.run.preflight import preflight, show
 
-    seen, plan = list["StagePreview"](), None
+    seen, plan, needs = list["StagePreview"](), None, Found()
     if Path(what).suffix != ".toml" and Path(what).is_file():
         sources = [source_of(Path(what), kind)]
         if fixed:
             kept, left_out = write_fixed(sources[0], fixed)
             click.echo(f"{fixed} has {kept} rows; {left_out} are left out, bad or there twice", err=True)
+        if smoke:
+            raise RecipeError("--smoke is for a recipe, and this is a file", what, "leave it out")
     elif kind or fixed:
         raise RecipeError("--as and --fix are for a file, and this is none", what, "leave them out")
     else:
@@ -200,21 +208,47 @@ def check(
     if plan and not rows_only:
         from alignkit.run.previews import previews
 
+        known = {one.source: one for one in found}
         try:
-            seen = list(previews(plan, {one.source: one for one in found}, selection["runs"], offline))
+            seen = list(previews(plan, known, selection["runs"], offline))
+            needs = preflight(plan, known, selection["runs"], offline)
         except AlignkitError as problem:
             errors.append(problem)
+        if needs.problems:
+            errors.append(RecipeError.of(needs.problems))
     if as_json:
         shown = [one._asdict() | {"preview": asdict(one.preview)} for one in seen]
         audited = [one.as_dict() for one in found]
-        _print_json({"sources": audited, "stages": shown, "problems": list(map(str, errors))})
+        problems, remarks = list(map(str, errors)), list(map(str, needs.remarks))
+        found_all = {"sources": audited, "stages": shown, "needs": needs.stages, "remarks": remarks}
+        _print_json({**found_all, "problems": problems})
     else:
         _print_lines(line for one in found for line in [*show_audit(one, _width()), ""])
         _print_lines(line for one in seen for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
+        _print_lines(show(needs.stages, _width()))
+        _print_lines(f"! {remark}" for remark in needs.remarks)
     for error in errors:
         _print_problems(error)
     if errors:
         ctx.exit(errors[0].status)
+    if smoke and plan:
+        _smoke(ctx, plan, needs, selection["runs"], offline, as_json)
+
+
+def _smoke(ctx: click.Context, plan: "Plan", needs: "Preflight", runs: Path, offline: bool, as_json: bool) -> None:
+    from alignkit.run import smoke
+    from alignkit.run.preflight import show
+
+    place = smoke.emptied(runs)
+    small = smoke.small_plan(plan, place)
+    click.echo(f"\nrunning every stage in small, in {short(place, Path.cwd())}", err=True)
+    _, result = _run(ctx, small, place, (), aside=as_json, offline=offline)
+    found = smoke.calibrated(needs, small, result, place, offline)
+    if as_json:
+        _print_json({"smoke": found})
+        return
+    click.echo("measured in small, and reckoned from it for the whole:")
+    _print_lines(show(found, _width()))
 
 
 @main.command()

@@ -7,7 +7,11 @@ logits. Constants are fitted to measured stages (benchmarks/estimates.py); none 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
+import torch
 
 from alignkit.contract.method import Loop
 from alignkit.learn import packing, trainers
@@ -126,7 +130,9 @@ def scores(job: Job) -> Need:
 
 def answers(job: Job) -> Need:
     """KTO by TRL's trainer: each answer and a swapped one, and both by the start before."""
-    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, "answers", job.settings.kl_rows)
+    need = _through_trainer(
+        job, job.facts.longest, job.facts.prompt + job.facts.answer, "answers", job.settings.kl_rows
+    )
     facts = job.facts
     rows = facts.rows * max(1.0, job.settings.epochs)
     tokens = 2 * rows * (facts.prompt + facts.answer) + rows * (facts.prompt + facts.answer)
@@ -136,7 +142,9 @@ def answers(job: Job) -> Need:
     return Need({**need.parts, **start}, need.seconds + more, need.disk)
 
 
-def _through_trainer(job: Job, longest: float, mean: float, logits: str | None, rows_at_once: int | None = None) -> Need:
+def _through_trainer(
+    job: Job, longest: float, mean: float, logits: str | None, rows_at_once: int | None = None
+) -> Need:
     settings, facts, sizes = job.settings, job.facts, job.policy
     tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
     micro = rows_at_once or trainers.micro_batch(settings.batch, int(longest), tokens_in_a_pass)
@@ -236,7 +244,9 @@ def evaluation(job: Job) -> Need:
     policies = job.policies
     models = min(2, policies)
     parts = {
-        "weights": float(models * bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
+        "weights": float(
+            models * bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)
+        ),
         "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
         "logits": 4.0 * 3 * rows * sizes.vocabulary + (CHUNKS * 4 * packing.LOGITS_IN_A_CHUNK if models > 1 else 0),
         "other": float(OVER_LIBRARIES[False]),
@@ -250,7 +260,7 @@ def evaluation(job: Job) -> Need:
 
 def _shared(settings: Any, rows: int) -> float:
     """Tell how many answers of a minibatch share a prompt's computation."""
-    return max(1.0, min(settings.answers, rows))
+    return float(max(1, min(settings.answers, rows)))
 
 
 def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = False) -> dict[str, float]:
@@ -304,3 +314,12 @@ LOOPS: Mapping[Loop, Callable[[Job], Need]] = {
 }
 """What `Method.loop` names."""
 
+
+def machine_memory() -> int:
+    """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
+    if device().type == "cuda":
+        return int(torch.cuda.get_device_properties(device()).total_memory)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    total = int(psutil.virtual_memory().total)
+    return min(total, int(text)) if text.isdigit() else total

@@ -7,6 +7,7 @@ as quickly as a small one. What a layer takes is the difference of the two.
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -61,8 +62,8 @@ def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
     parts = [_part(config, layers, lora) for layers in (1, 2)]
     with computing(precision):
         kept = [_kept(part) for part in parts]
-        read = _rate([[_timed(lambda p=part, t=tokens: _read(p, t)) for tokens in (FEW, MANY)] for part in parts])
-        learn = _rate([[_timed(lambda p=part, t=tokens: _learn(p, t)) for tokens in (FEW, MANY)] for part in parts])
+        read = _rate([[_timed(partial(_read, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
+        learn = _rate([[_timed(partial(_learn, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         decode = _decode_rate(parts)
         head = _head_times(int(config.get_text_config().hidden_size), int(config.get_text_config().vocab_size))
     return Gauge(max(kept[1] - kept[0], 0) / MANY, read, learn, decode, *head)

@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -155,6 +156,12 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
         head.bias = nn.Parameter(torch.zeros_like(bias))
     model = _moved(model, device())
     return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+
+
+def open_config(folder: Path) -> Any:
+    """Open the config of a model's folder, of its base where it is an adapter."""
+    folder = base_of(folder) if is_adapter(folder) else folder
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def positions(model: PreTrainedModel | PeftModel) -> int | None:

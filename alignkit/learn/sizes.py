@@ -61,5 +61,9 @@ def built(config: Any, scores: bool = False) -> Any:
 def _outside(model: nn.Module) -> int:
     """Count the weights of embeddings and head, each matrix once."""
     ends: Any = model
-    found = {id(part.weight): part.weight.numel() for part in (ends.get_input_embeddings(), ends.get_output_embeddings()) if part}
+    found = {
+        id(part.weight): part.weight.numel()
+        for part in (ends.get_input_embeddings(), ends.get_output_embeddings())
+        if part
+    }
     return sum(found.values())

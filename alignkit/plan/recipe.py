@@ -44,7 +44,7 @@ class Recipe:
         if not given and path not in self._lines:
             given = [o for o in self.overrides if o[: len(path)] == path]
         if given:
-            return "--set " + _dotted(given[-1])
+            return "--set " + dotted(given[-1])
         line = next((line for size in range(len(path), 0, -1) if (line := self._lines.get(path[:size]))), None)
         return f"{self.path.name}:{line}" if line else self.path.name
 
@@ -58,7 +58,7 @@ class Recipe:
         return key_lines(self.text)
 
 
-def _dotted(override: Keys) -> str:
+def dotted(override: Keys) -> str:
     return ".".join(override[1:] if override[0] in ("stage", "sources") else override)
 
 

@@ -1,29 +1,31 @@
 """What each stage of a plan will need on this machine, before anything is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from alignkit.check.audit import Audit
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
-from alignkit.contract.settings import LoRA, Settings, merged
+from alignkit.contract.settings import LoRA, Precision, Settings, merged
+from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
-from alignkit.learn.folders import base_of, is_adapter
 from alignkit.learn.gauge import Gauge, gauge
-from alignkit.learn.models import arithmetic, device, open_tokenizer
+from alignkit.learn.models import arithmetic, device, open_config, open_tokenizer
 from alignkit.learn.preview import sequences
-from alignkit.learn.sizes import Sizes, sizes_of
+from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.run.fit import check_layers, remarks_on
 from alignkit.run.previews import opened, policy_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COUNTED = 1000
 """Rows whose tokens are counted."""
@@ -75,6 +77,7 @@ class Estimator:
     offline: bool
 
     def __post_init__(self) -> None:
+        self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
         self._gauges: dict[str, Gauge] = {}
         self._configs: dict[str, Any] = {}
         self._facts: dict[tuple[str, str], Facts] = {}
@@ -90,10 +93,7 @@ class Estimator:
         job = self.job(stage, settings)
         if job is None or stage.method.loop is None:
             return None
-        gpu = device().type == "cuda"
-        return Estimate(
-            stage.name, stage.method.name, LOOPS[stage.method.loop](job), 0 if gpu else psutil.Process().memory_info().rss
-        )
+        return Estimate(stage.name, stage.method.name, LOOPS[stage.method.loop](job), self._libraries)
 
     def job(self, stage: PlannedStage, settings: Settings) -> Job | None:
         """Put together what is known of a stage."""
@@ -103,18 +103,25 @@ class Estimator:
             return None
         config = self._config(source.name)
         lora: LoRA | None = getattr(settings, "lora", None)
-        precision = getattr(settings, "precision", "auto")
+        precision: Precision = getattr(settings, "precision", "auto")
         trained = _trained_layers(settings)
+        check_layers(int(config.get_text_config().num_hidden_layers), trained)
         sizes = sizes_of(config, lora, trained, stage.method.produces is RewardModel)
         key = f"{source.name} {lora and lora.model_dump_json()} {precision}"
         if key not in self._gauges:
             self._gauges[key] = gauge(config, lora, precision)
-        policies = sum(len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds)
+        policies = sum(
+            len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
+        )
         rewards = [
             Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
             for one in self._reward_configs(stage)
         ]
         return Job(settings, facts, sizes, self._gauges[key], rewards, policies)
+
+    def remarks(self, stage: PlannedStage) -> list[Problem]:
+        """Tell what had better be known of a stage's models; raises what would end it."""
+        return list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""
@@ -122,16 +129,18 @@ class Estimator:
         found = []
         for change in CHANGES:
             name, value, changed = _changed(stage.settings, change)
-            after = changed and self.estimate(stage, changed)
+            try:
+                after = changed and self.estimate(stage, changed)
+            except AlignkitError:
+                continue  # it does not fit the model or the rows
             if now and after and after.memory < now.memory * 0.95:
                 found.append(Helps(f"{stage.name}.{stage.method.name}.{name}={value}", after.memory))
-        return sorted(found, key=lambda help: help.memory)[:3]
+        return sorted(found, key=lambda one: one.memory)[:3]
 
     def _config(self, source: str) -> Any:
         if source not in self._configs:
             artifact: Any = opened(self.plan.sources[source], self.runs, self.offline)
-            folder = base_of(artifact.path) if is_adapter(artifact.path) else artifact.path
-            self._configs[source] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            self._configs[source] = open_config(artifact.path)
         return self._configs[source]
 
     def _reward_configs(self, stage: PlannedStage) -> Iterator[Any]:
@@ -152,7 +161,7 @@ class Estimator:
             return None
         name = records[0]
         limit = getattr(settings, "max_length", None)
-        key = (name, f"{source.name} {limit} {getattr(settings, 'learn', '')}")
+        key = (name, f"{source.name} {limit} {getattr(settings, 'learn', '')} {_new_tokens(settings)}")
         if key not in self._facts:
             self._facts[key] = self._count(name, source.name, limit, settings)
         facts, kind = self._facts[key], self.plan.sources[name].kind
@@ -170,9 +179,16 @@ class Estimator:
         positions = getattr(self._config(policy).get_text_config(), "max_position_embeddings", None)
         longest = data.fitting_length(positions, limit)
         audit = self.audits[name]
-        learn = getattr(settings, "learn", "all")
+        learn: data.Learn = getattr(settings, "learn", "all")
         counted = [lengths(type(records), row, tokenizer, learn) for row in islice(records.train(), COUNTED)]
-        fitting = [one for one in counted if one.longest <= longest] or counted
+        room = longest - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
+        fitting = [one for one in counted if one.longest <= room] or counted
+        lost, allowed = 1 - len(fitting) / len(counted), getattr(settings, "max_lost", 1.0)
+        if room < 1 or (not isinstance(records, Text) and lost > allowed):
+            problem = f"{lost:.0%} of the first {len(counted)} rows are longer than {max(room, 0)} tokens"
+            raise DataError(
+                problem, f"source {name!r}", f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
+            )
         prompt, answer = (fmean(getattr(one, side) for one in fitting) for side in ("prompt", "answer"))
         if isinstance(records, Text):
             size = min(longest, int(audit.rows * answer) or 1)
@@ -197,22 +213,12 @@ class Lengths(NamedTuple):
     longest: int
 
 
-def lengths(kind: type[Records], row: data.Row, tokenizer: PreTrainedTokenizerBase, learn: data.Learn) -> Lengths:
+def lengths(kind: type[Records], row: data.Row, tokenizer: "PreTrainedTokenizerBase", learn: data.Learn) -> Lengths:
     """Count a row's tokens; of a pair's two answers the mean."""
     found = [tokens for _, tokens in sequences(kind, row, tokenizer, learn)]
     learnt = [sum(label != data.NOT_LEARNT for label in tokens.labels) for tokens in found]
     whole = [len(tokens.ids) for tokens in found]
     return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole))
-
-
-def machine_memory() -> int:
-    """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
-    if device().type == "cuda":
-        return int(torch.cuda.get_device_properties(device()).total_memory)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    total = int(psutil.virtual_memory().total)
-    return min(total, int(text)) if text.isdigit() else total
 
 
 def _trained_layers(settings: Any) -> int | None:
@@ -247,5 +253,5 @@ def _changed(settings: Settings, change: Mapping[str, Any]) -> tuple[str, object
         changed = type(settings).model_validate(merged(settings.model_dump(mode="json"), wanted))
     except ValidationError:
         return path, None, None
-    shown = '{}' if name == "lora" else value
+    shown = "'{}'" if name == "lora" else value
     return path, shown, changed if changed != settings else None

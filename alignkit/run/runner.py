@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignkit.contract.events import Figure, StageFinished, Warned
 from alignkit.contract.kinds import Artifact
-from alignkit.errors import AlignkitError, StageError
+from alignkit.errors import AlignkitError, RecipeError, StageError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
 from alignkit.plan.source import Source
 from alignkit.plan.tables import short
-from alignkit.run import rundir
+from alignkit.run import preflight, rundir
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.fetch import Fetched, fetch, pin
 from alignkit.run.follow import Audience, Observer, Watch
@@ -105,7 +106,8 @@ def run_recipe(
     if any(stage.wanted and stage.fingerprint is None for stage in made.stages):
         pin(made, Path(runs), offline)
         made = plan()
-    return run_plan(made, runs=runs, observers=observers, again=again, inline=inline, offline=offline, machine=machine)
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": machine}
+    return run_plan(made, runs=runs, observers=observers, again=again, check=True, **how)
 
 
 def run_plan(
@@ -119,11 +121,13 @@ def run_plan(
     machine: Machine | None = None,
     fork: bool = sys.platform == "linux",
     stop: Stop | None = None,
+    check: bool = False,
 ) -> RunResult:
     """Run the wanted stages of a plan in order, those named by `again` even if they are finished.
 
     `inline` runs stages in this process. `fork` starts them from a process that has imported the heavy libraries once;
-    without it, as is needed on macOS, each imports them anew. Raises StageError with the exit status of what failed,
+    without it, as is needed on macOS, each imports them anew. `check` looks first whether the models of all stages fit
+    them, and this machine (`alignkit.run.preflight`). Raises StageError with the exit status of what failed,
     LockedError, or StoppedError after a signal.
     """
     folder = Path(runs).resolve()
@@ -137,7 +141,8 @@ def run_plan(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
         tell = Audience(plan.plugins.hooks, [*observers, report]).tell
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell)
+        checked = check and not inline and machine.processes == 1
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, checked)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
 
@@ -155,6 +160,7 @@ class _Run:
     stop: Stop
     launcher: Launcher
     tell: Observer
+    check: bool
 
     def stages(self) -> Iterator[StageResult]:
         finished: dict[str, Finished] = {}
@@ -169,6 +175,8 @@ class _Run:
                 fetched = fetch(self._needed(finished), self.runs, self.offline)
                 for remark in (remark for one in fetched.values() for remark in one.remarks):
                     self.tell(Warned(stage.name, f"{remark.where}: {remark.problem}", remark.remedy))
+                if self.check:
+                    self._preflight(stage.name, finished)
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
@@ -178,6 +186,28 @@ class _Run:
         open_stages = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
         names = {name for stage in open_stages for several in stage.inputs.values() for name in several}
         return [source for name, source in self.plan.sources.items() if name in names]
+
+    def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
+        """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
+        left = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+        if not any(stage.method.loop for stage in left):
+            return
+        folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
+        found = preflight.found_in(folder)
+        if found is None:
+            self.launcher.start(folder)
+            while (status := self.launcher.status(POLL)) is None:
+                if self.stop.asked:
+                    raise StoppedError(first, self.stop.status)
+            found = preflight.found_in(folder)
+            if found is None:
+                problem = f"the plan could not be checked beforehand (exit status {status})"
+                self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
+                return
+        for remark in found.remarks:
+            self.tell(Warned(first, f"{remark.where}: {remark.problem}", remark.remedy))
+        if found.problems:
+            raise RecipeError.of(found.problems)
 
     def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
         self.tell(

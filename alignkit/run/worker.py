@@ -21,7 +21,7 @@ from alignkit.contract.events import Event
 from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.errors import AlignkitError, LockedError, PluginError, StageError
-from alignkit.run import rundir
+from alignkit.run import preflight, rundir
 from alignkit.run.durable import read_json, write_json, write_text
 from alignkit.run.failures import explain
 from alignkit.run.locks import hold
@@ -53,6 +53,9 @@ def set_environment(offline: bool) -> None:
 def main(arguments: list[str]) -> int:
     """Run the stage whose working folder (or order) is given; returns the exit status."""
     path = Path(arguments[0]).resolve()
+    if (path / preflight.ASKED).is_file():
+        preflight.answer(path)
+        return 0
     partial = path.parent if path.name == rundir.ORDER else path
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()

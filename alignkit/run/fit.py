@@ -1,0 +1,67 @@
+"""Does a stage's model fit what the stage does with it: told by its config, its tokenizer and its files' names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from alignkit.check.audit import Audit
+from alignkit.contract.kinds import RewardModel
+from alignkit.errors import DataError, Problem, RecipeError
+from alignkit.learn.folders import is_adapter, read_json
+from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.run.previews import opened, policy_of
+
+HEADS = ("score.", "classifier.", "classification_head.")
+"""How weights of a score's head begin."""
+
+
+def remarks_on(
+    plan: Plan, stage: PlannedStage, audits: dict[str, Audit], runs: Path, offline: bool
+) -> Iterator[Problem]:
+    """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
+    for name in (name for several in stage.inputs.values() for name in several if name in plan.sources):
+        if issubclass(plan.sources[name].kind, RewardModel):
+            artifact: Any = opened(plan.sources[name], runs, offline)
+            check_head(name, artifact.path)
+    source = policy_of(plan, stage)
+    if source is None:
+        return
+    artifact = opened(source, runs, offline)
+    tokenizer = open_tokenizer(artifact.path)
+    if tokenizer.eos_token_id is None:
+        problem = "the tokenizer has no end-of-sequence token, so answers could not end"
+        raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
+    read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
+    if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
+        problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
+        yield Problem(problem, f"stage {stage.name!r}", "see the rendered rows; give it a chat_template if it has one")
+
+
+def check_layers(layers: int, wanted: int | None) -> None:
+    """Refuse to train more upper layers than a model has, or all of them."""
+    if wanted is not None and wanted >= layers:
+        problem = f"the model has {layers} layers, so {wanted} trained ones leave none frozen"
+        raise RecipeError(problem, "trained_layers", f"set it below {layers}, or let all weights learn")
+
+
+def check_head(name: str, folder: Path) -> None:
+    """Refuse a reward model whose head was not saved: it would be drawn anew, and its scores be noise."""
+    files = sorted(folder.glob("*.safetensors"))
+    config = read_json(folder / ("adapter_config.json" if is_adapter(folder) else "config.json"))
+    if not files or any(head in str(config.get("modules_to_save")) for head in ("score", "classifier")):
+        return
+    names = {key for file in files for key in _names(file)}
+    if not any(key.rpartition("model.")[2].startswith(HEADS) or key.startswith(HEADS) for key in names):
+        problem = f"source {name!r} has no weights of a score's head, so its scores would be noise"
+        raise DataError(problem, str(folder), "give the folder of a reward model, or use it as a policy")
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the weights cannot be read ({error})", str(file), "copy the file again") from error

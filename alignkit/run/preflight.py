@@ -1,0 +1,154 @@
+"""What is checked of a whole plan before any weights are loaded: does every model fit its stage, and this machine.
+
+`alignkit check` does it in its own process, `alignkit recipe` in a process of the stages' kind, once for each plan: the
+runner writes what is asked into a folder (`ASKED`), and finds the answer there (`FOUND`).
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.check.audit import Audit
+from alignkit.contract.kinds import Records
+from alignkit.errors import AlignkitError, Problem
+from alignkit.plan.make import plan_recipe
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.recipe import dotted, read_recipe
+from alignkit.plan.tables import table
+from alignkit.run import rundir
+from alignkit.run.durable import read_json, write_json
+from alignkit.run.words import duration, size
+
+if TYPE_CHECKING:
+    from alignkit.run.estimates import Estimate, Estimator
+
+ASKED, FOUND = "asked.json", "found.json"
+VERSION = 1
+"""Raised when what is looked at changes."""
+GIB = 2**30
+
+
+@dataclass
+class Preflight:
+    """What was found."""
+
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`, `parts`."""
+    problems: list[Problem] = field(default_factory=list)
+    """What would end a stage."""
+    remarks: list[Problem] = field(default_factory=list)
+    """What had better be known."""
+
+
+def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Preflight:
+    """Look at all wanted stages; `audits` by the source's name."""
+    from alignkit.learn.estimate import machine_memory
+    from alignkit.run.estimates import Estimator
+
+    found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
+    disk = 0.0
+    for stage in plan.stages:
+        if not stage.wanted:
+            continue
+        try:
+            found.remarks += estimator.remarks(stage)
+            estimate = estimator.estimate(stage, stage.settings)
+        except AlignkitError as error:
+            where = f"stage {stage.name!r}"
+            found.problems += [
+                Problem(p.problem, f"{where}, {p.where}" if p.where else where, p.remedy) for p in error.problems
+            ]
+            continue
+        if estimate is None:
+            continue
+        found.stages.append(_plain(estimate))
+        disk += estimate.need.disk
+        if estimate.memory > room:
+            found.problems.append(too_large(stage, estimate, room, estimator))
+    found.problems += list(_disk_problems(disk, runs))
+    return found
+
+
+def show(stages: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
+    """Give the lines that tell what stages will need."""
+    rows = [
+        (str(one["stage"]), str(one["method"]), size(one["memory"]), duration(one["seconds"]), size(one["disk"]))
+        for one in stages
+    ]
+    return table(rows, width, ("needs", "method", "memory", "time", "disk"))
+
+
+def too_large(stage: PlannedStage, estimate: "Estimate", room: int, estimator: "Estimator") -> Problem:
+    """Say that a stage needs more memory than there is, and what would help most."""
+    problem = f"needs about {estimate.memory / GIB:.1f} GiB of memory, and this machine has {room / GIB:.1f}"
+    helps = [f"--set {one.setting} ({one.memory / GIB:.1f} GiB)" for one in estimator.helps(stage)]
+    remedy = ", ".join(helps) or "take a smaller model"
+    return Problem(problem, f"stage {stage.name!r}", remedy)
+
+
+def _disk_problems(needed: float, runs: Path) -> Iterator[Problem]:
+    place = next(folder for folder in (runs.resolve(), *runs.resolve().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        problem = f"the stages need about {needed / GIB:.1f} GiB of disk, and {free / GIB:.1f} GiB are free"
+        yield Problem(problem, str(place), "free some, or name another folder with --runs")
+
+
+def _plain(estimate: "Estimate") -> dict[str, Any]:
+    need = estimate.need
+    facts = {
+        "memory": estimate.memory,
+        "disk": need.disk,
+        "parts": {**need.parts, "libraries": float(estimate.libraries)},
+    }
+    return {"stage": estimate.stage, "method": estimate.method, "seconds": need.seconds} | facts
+
+
+def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:
+    """Write what is to be checked, into a folder of this plan's own; what was found before may lie there."""
+    asked = {
+        "version": VERSION,
+        "recipe": str(plan.recipe.path.resolve()),
+        "set": {dotted(keys): value for keys, value in plan.recipe.overrides.items()},
+        "stages": {stage.name: stage.fingerprint for stage in plan.stages if stage.name in open_stages},
+        "runs": str(runs),
+        "plugins": [str(file) for file in plan.plugin_files],
+        "offline": offline,
+        "machine": platform.node(),
+    }
+    text = json.dumps(asked, sort_keys=True, default=str)
+    folder = rundir.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ASKED).is_file():
+        write_json(folder / ASKED, json.loads(text))
+    return folder
+
+
+def answer(folder: Path) -> None:
+    """Check what is asked in a folder, and write there what was found."""
+    from alignkit.contract.plugins import load_plugins
+    from alignkit.run.fetch import audits
+
+    asked = read_json(folder / ASKED)
+    runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
+    plan = plan_recipe(read_recipe(Path(asked["recipe"]), asked["set"]), load_plugins(files), runs=runs, files=files)
+    plan = replace(plan, stages=tuple(replace(stage, wanted=stage.name in asked["stages"]) for stage in plan.stages))
+    used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}
+    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
+    known, _ = audits(sources, runs, asked["offline"])
+    found = preflight(plan, {one.source: one for one in known}, runs, asked["offline"])
+    write_json(folder / FOUND, asdict(found))
+
+
+def found_in(folder: Path) -> Preflight | None:
+    """Read what was found; None where nobody looked."""
+    found = read_json(folder / FOUND)
+    if not found:
+        return None
+    problems, remarks = ([Problem(**one) for one in found[side]] for side in ("problems", "remarks"))
+    return Preflight(found["stages"], problems, remarks)
