@@ -16,6 +16,7 @@ from alignkit.errors import INTERRUPTED, AlignkitError, RecipeError
 from alignkit.plan.tables import line_width, short
 
 if TYPE_CHECKING:
+    from alignkit.check.audit import Audit
     from alignkit.compare.planning import ComparisonPlan
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
@@ -232,15 +233,23 @@ def check(
     if errors:
         ctx.exit(errors[0].status)
     if smoke and plan:
-        _smoke(ctx, plan, needs, selection["runs"], offline, as_json)
+        _smoke(ctx, plan, needs, {one.source: one for one in found}, selection["runs"], offline, as_json)
 
 
-def _smoke(ctx: click.Context, plan: "Plan", needs: "Preflight", runs: Path, offline: bool, as_json: bool) -> None:
+def _smoke(
+    ctx: click.Context,
+    plan: "Plan",
+    needs: "Preflight",
+    audits: Mapping[str, "Audit"],
+    runs: Path,
+    offline: bool,
+    as_json: bool,
+) -> None:
     from alignkit.run import smoke
     from alignkit.run.preflight import show
 
     place = smoke.emptied(runs)
-    small = smoke.small_plan(plan, place)
+    small = smoke.small_plan(plan, needs, audits, place)
     click.echo(f"\nrunning every stage in small, in {short(place, Path.cwd())}", err=True)
     _, result = _run(ctx, small, place, (), aside=as_json, offline=offline)
     found = smoke.calibrated(needs, small, result, place, offline)

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from alignkit.contract.method import Loop
-from alignkit.learn import packing, trainers
+from alignkit.learn import packing, rollouts, trainers
 from alignkit.learn.gauge import Gauge
 from alignkit.learn.models import arithmetic, device
 from alignkit.learn.sizes import Sizes
@@ -26,8 +26,14 @@ OVER_LIBRARIES = {True: 90 * MIB, False: 50 * MIB}
 """What any stage takes besides, with a trainer of TRL and without: parts of libraries that only now are touched."""
 TRL_TABLES = {"language_model": 2.5, "answers": 4.0}
 """Tables of logits that a pass of TRL's trainers holds at once."""
-CHUNKS = 12
+CHUNKS = 5
 """Chunks of logits that reading answers holds at once."""
+TWICE = 0.45
+"""Share of the policy's weights that a stage which samples holds twice for a while, as measured."""
+TRL_START = 0.4
+"""Seconds that a trainer of TRL takes to be made."""
+KTO_READS = 5
+"""How often KTO's trainer reads an answer without gradient, as measured: swapped ones, and both by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""
 STEP = 0.01
@@ -77,6 +83,8 @@ class Need:
     """Bytes of memory by what they are for."""
     seconds: float
     disk: float
+    steps: float
+    """Optimiser steps, or updates, or 1: what `seconds` are spent on."""
 
     @property
     def memory(self) -> float:
@@ -135,11 +143,12 @@ def answers(job: Job) -> Need:
     )
     facts = job.facts
     rows = facts.rows * max(1.0, job.settings.epochs)
-    tokens = 2 * rows * (facts.prompt + facts.answer) + rows * (facts.prompt + facts.answer)
-    passes = 3 * rows / job.settings.kl_rows
+    tokens, passes = (
+        KTO_READS * count for count in (rows * (facts.prompt + facts.answer), rows / job.settings.kl_rows)
+    )
     more = job.body(tokens, passes, learn=False) + job.head(tokens, learn=False)
     start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
-    return Need({**need.parts, **start}, need.seconds + more, need.disk)
+    return Need({**need.parts, **start}, need.seconds + more, need.disk, need.steps)
 
 
 def _through_trainer(
@@ -161,8 +170,9 @@ def _through_trainer(
         + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
         + (job.head(tokens, learn=True) + job.head(2 * measured, learn=False) if logits else 0.0)
         + _stepping(sizes.trained, steps)
+        + TRL_START
     )
-    return _need(job, parts, seconds, [sizes])
+    return _need(job, parts, seconds, steps, [sizes])
 
 
 def pairs(job: Job) -> Need:
@@ -187,7 +197,7 @@ def pairs(job: Job) -> Need:
         + job.head(read * answered, learn=False)
         + _stepping(sizes.trained, steps)
     )
-    return _need(job, parts, seconds, [sizes])
+    return _need(job, parts, seconds, steps, [sizes])
 
 
 def online(job: Job) -> Need:
@@ -213,6 +223,7 @@ def online(job: Job) -> Need:
     upper = min(1.0, settings.trained_layers / sizes.layers) if cut else 1.0
     parts = _training(job, held, Pass(largest * upper))
     parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, settings.batch * new * sizes.vocabulary)
+    parts["weights"] += TWICE * frozen * sizes.weights
     parts["cache"] = 4.0 * sizes.cache * settings.batch * longest * 1.5
     read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
     steps = settings.updates * settings.epochs * settings.minibatches
@@ -233,7 +244,7 @@ def online(job: Job) -> Need:
         + 4 * job.head(measured * answer, learn=False)
         + len(job.others) * job.body(tokens + 2 * measured * mean, read_passes, learn=False)
     )
-    return _need(job, parts, seconds, [sizes] * critics)
+    return _need(job, parts, seconds, settings.updates, [sizes] * critics)
 
 
 def evaluation(job: Job) -> Need:
@@ -243,19 +254,20 @@ def evaluation(job: Job) -> Need:
     bytes_each = arithmetic(settings.precision).itemsize
     policies = job.policies
     models = min(2, policies)
+    compared = min(rollouts.LOGITS_IN_A_PASS / sizes.vocabulary, rows * settings.max_new_tokens)
     parts = {
         "weights": float(
             models * bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)
         ),
         "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
-        "logits": 4.0 * 3 * rows * sizes.vocabulary + (CHUNKS * 4 * packing.LOGITS_IN_A_CHUNK if models > 1 else 0),
+        "logits": 4.0 * 3 * sizes.vocabulary * (rows + (compared if models > 1 else 0)),
         "other": float(OVER_LIBRARIES[False]),
     }
     tokens = rows * (facts.prompt + settings.max_new_tokens)
     seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens)
     seconds += 2 * (policies - 1) * (job.body(tokens, 1, learn=False) + job.head(tokens, learn=False))
     seconds += len(job.others) * policies * job.body(tokens, 1, learn=False)
-    return _need(job, parts, seconds, [])
+    return _need(job, parts, seconds, 1, [])
 
 
 def _shared(settings: Any, rows: int) -> float:
@@ -296,12 +308,12 @@ def _stepping(trained: int, steps: float) -> float:
     return steps * (STEP + ADAM * trained)
 
 
-def _need(job: Job, parts: dict[str, float], seconds: float, learners: Sequence[Sizes]) -> Need:
+def _need(job: Job, parts: dict[str, float], seconds: float, steps: float, learners: Sequence[Sizes]) -> Need:
     """Add what loading and saving takes; a checkpoint is written beside the one before."""
     artifact = 4.0 * (job.policy.trained if job.lora else job.policy.weights) if learners else 0.0
     moved = 4.0 * job.policy.weights + artifact
     checkpoints = sum(2 * 12.0 * sizes.trained for sizes in learners) if seconds > 120 else 0.0
-    return Need(parts, START + seconds + moved / DISK_SPEED, artifact + checkpoints)
+    return Need(parts, START + seconds + moved / DISK_SPEED, artifact + checkpoints, steps)
 
 
 LOOPS: Mapping[Loop, Callable[[Job], Need]] = {

@@ -38,7 +38,8 @@ class Preflight:
     """What was found."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`, `parts`."""
+    """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`,
+    `steps`, `parts`."""
     problems: list[Problem] = field(default_factory=list)
     """What would end a stage."""
     remarks: list[Problem] = field(default_factory=list)
@@ -106,7 +107,7 @@ def _plain(estimate: "Estimate") -> dict[str, Any]:
         "disk": need.disk,
         "parts": {**need.parts, "libraries": float(estimate.libraries)},
     }
-    return {"stage": estimate.stage, "method": estimate.method, "seconds": need.seconds} | facts
+    return {"stage": estimate.stage, "method": estimate.method, "seconds": need.seconds, "steps": need.steps} | facts
 
 
 def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:

@@ -1,4 +1,4 @@
-"""Every stage of a recipe in small: two steps of its own batch size, eight rows to measure on, save and load.
+"""Every stage of a recipe in small: a few steps of its own batch size, eight rows to measure on, save and load.
 
 It finds what only a run can find, and tells how far this machine is from the estimates: the ratio of the time that the
 small run took to what was estimated for it corrects the estimate of the whole.
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.check.audit import Audit
 from alignkit.contract.kinds import Records, Text
 from alignkit.plan.make import plan_recipe
 from alignkit.plan.plan import Plan, PlannedStage
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from alignkit.run.runner import RunResult
 
 STEPS, MEASURED = 2, 8
-SMALLEST = {"updates": STEPS, "measured": MEASURED, "prompts": MEASURED, "max_lost": 1.0}
+SECONDS = 3.0
+"""More steps are taken where these take less: what starting up takes would hide what a step does."""
+SMALLEST = {"measured": MEASURED, "prompts": MEASURED, "max_lost": 1.0}
 """Settings of stages that are set, where a method has them."""
 
 
@@ -34,11 +37,14 @@ def emptied(runs: Path) -> Path:
     return place
 
 
-def small_plan(plan: Plan, place: Path) -> Plan:
+def small_plan(plan: Plan, needs: Preflight, audits: Mapping[str, Audit], place: Path) -> Plan:
     """Plan the same stages with few steps and rows, and no gates: what they would guard says nothing here."""
     given = {dotted(keys): value for keys, value in plan.recipe.overrides.items()}
-    changes = {key: value for stage in plan.stages if stage.wanted for key, value in _settings(stage)}
-    changes |= {key: value for name in plan.sources for key, value in _rows(plan, name)}
+    steps = {one["stage"]: _steps(one) for one in needs.stages}
+    changes = {key: value for stage in plan.stages if stage.wanted for key, value in _settings(stage, steps)}
+    shares = {one["stage"]: min(1.0, steps[one["stage"]] / max(1.0, one["steps"])) for one in needs.stages}
+    for name, audit in audits.items():
+        changes |= _rows(plan, name, audit.rows + audit.held_out, steps, shares)
     read = read_recipe(plan.recipe.path, given | changes)
     wanted = {stage.name for stage in plan.stages if stage.wanted}
     small = plan_recipe(read, plan.plugins, runs=place, files=plan.plugin_files)
@@ -46,9 +52,14 @@ def small_plan(plan: Plan, place: Path) -> Plan:
     return replace(small, stages=stages)
 
 
-def _settings(stage: PlannedStage) -> Iterator[tuple[str, Any]]:
+def _steps(need: Mapping[str, Any]) -> int:
+    all_steps = float(need["steps"])
+    return max(STEPS, math.ceil(min(all_steps, SECONDS * all_steps / float(need["seconds"]))))
+
+
+def _settings(stage: PlannedStage, steps: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
     known = type(stage.settings).model_fields
-    for name, value in SMALLEST.items():
+    for name, value in (SMALLEST | {"updates": steps.get(stage.name, STEPS)}).items():
         now = getattr(stage.settings, name, None)
         if name in known and isinstance(now, int | float) and (now > value or name == "max_lost"):
             yield f"{stage.name}.{stage.method.name}.{name}", value
@@ -56,21 +67,20 @@ def _settings(stage: PlannedStage) -> Iterator[tuple[str, Any]]:
         yield f"{stage.name}.{stage.method.name}.epochs", 1
 
 
-def _rows(plan: Plan, source: str) -> Iterator[tuple[str, Any]]:
+def _rows(
+    plan: Plan, source: str, rows: int, steps: Mapping[str, int], shares: Mapping[str, float]
+) -> dict[str, object]:
     """Take as many rows as the largest batch needs for its steps, and some to measure on."""
-    if not issubclass(plan.sources[source].kind, Records):
-        return
     used = [stage for stage in plan.stages if stage.wanted and any(source in names for names in stage.inputs.values())]
-    if not used:
-        return
-    many = STEPS * max(_batch(stage) for stage in used)
-    if issubclass(plan.sources[source].kind, Text):
-        many *= 8  # a block may take several texts
+    if issubclass(plan.sources[source].kind, Text):  # a block takes several texts, or a text several blocks
+        wanted = max(math.ceil(rows * shares.get(stage.name, 1.0)) for stage in used)
+    else:
+        wanted = max(steps.get(stage.name, STEPS) * _batch(stage) for stage in used)
     options: Any = plan.sources[source].options
-    rows = many + MEASURED
-    yield f"{source}.rows", min(rows, options.rows or rows)
-    if not isinstance(options.held_out, str) and plan.sources[source].how != "builtin":
-        yield f"{source}.held_out", max(options.held_out, math.ceil(1000 * MEASURED / rows) / 1000)
+    few = min(rows, wanted + MEASURED)
+    if isinstance(options.held_out, str) or plan.sources[source].how == "builtin":
+        return {f"{source}.rows": few}
+    return {f"{source}.rows": few, f"{source}.held_out": max(options.held_out, round(min(0.5, MEASURED / few), 3))}
 
 
 def _batch(stage: PlannedStage) -> int:
@@ -109,5 +119,5 @@ def _corrected(
     facts = {"stage": stage, "method": method, "measured": dict(taken)}
     if not whole or not small:
         return {**facts, **taken}
-    right = {name: whole[name] * taken[name] / small[name] for name in ("seconds", "memory")}
-    return {**facts, **right, "disk": max(whole["disk"], taken["disk"])}
+    seconds = whole["seconds"] * taken["seconds"] / small["seconds"]
+    return {**facts, "seconds": seconds, **{name: max(whole[name], taken[name]) for name in ("memory", "disk")}}
