@@ -3,8 +3,8 @@
     python benchmarks/estimates.py --model builtin:tiny --json tiny.json
     python benchmarks/estimates.py --model FOLDER --methods dpo ppo
 
-Each method runs two or three steps on generated rows, with all weights and with LoRA, with a batch of 8 rows of 60 words,
-with twice the batch, and with twice the words. Memory is a stage's peak less what its process held before: the
+Each method runs two or three steps on generated rows, with all weights and with LoRA, with a batch of 8 rows of 60
+words, with twice the batch, and with twice the words. Memory is a stage's peak less what its process held before: the
 libraries' own. The estimate is made first, so that it knows nothing of the run.
 """
 
@@ -31,7 +31,7 @@ from alignkit.run.estimates import Estimate, Estimator
 from alignkit.run.fetch import audits
 from alignkit.run.runner import run_plan
 
-WORDS = "the cat sat on a mat and it was good film bad story one day time old man saw her big red house".split()
+WORDS = "the cat sat on a mat and it was good film bad story one day time old man saw her big red house".split()  # noqa: SIM905  # easier to read
 MIB = 2**20
 
 

@@ -1,7 +1,9 @@
 """The audit: what is in a source, what is refused, what is told, and `alignkit check`."""
 
+import gzip
 import json
 import os
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,6 +48,20 @@ def test_twins_and_pairs_turned_round_are_counted(tmp_path: Path) -> None:
     found = audited(tmp_path, Preferences, [PAIR, PAIR, turned, near])
 
     assert (found.duplicates, found.near, found.contradictions) == (1, 1, 1)
+
+
+def test_answers_that_are_judged_twice_and_pairs_that_prefer_neither_are_counted(tmp_path: Path) -> None:
+    judged = [{"prompt": "a?", "completion": " b.", "label": label} for label in (True, False, True)]
+    rated = [{"prompt": "a?", "completion": " b.", "rating": rating} for rating in (1, 5)]
+    tied = [PAIR, {"prompt": "d?", "chosen": " e.", "rejected": " f.", "p_chosen": 0.5}]
+
+    labels, ratings, pairs = (
+        audited(tmp_path, kind, rows) for kind, rows in ((Ratings, judged), (Ratings, rated), (Preferences, tied))
+    )
+
+    assert (labels.contradictions, ratings.contradictions, pairs.ties) == (1, 1, 1)
+    assert "1 answers are judged otherwise by another one" in remarks(labels)
+    assert "1 pairs prefer neither answer" in remarks(pairs)
 
 
 def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
@@ -319,3 +335,30 @@ def test_rows_that_a_test_file_shares_with_training_are_counted(tmp_path: Path) 
     ]
 
     assert (found["rows"], found["held_out"], found["overlap"]) == (50, 50, 40)
+
+
+SETS = {"clm": "Text", "sft": "Demonstrations", "pref": "Preferences", "kto": "Ratings", "prompts": "Prompts"}
+JUDGED = {"clm_movie_reviews", "reward_rotten_tomatoes"}
+"""Text with labels."""
+
+
+@pytest.mark.real
+def test_real_sets_are_read_whole_without_being_told_their_columns() -> None:
+    table = (NASTY.parent / "README.md").read_text("utf-8")
+    stated = {name: int(rows) for name, rows in re.findall(r"\| `(\w+)\.jsonl\.gz` \| (\d+) \|", table)}
+
+    for name, rows in stated.items():
+        path = NASTY.parent / f"{name}.jsonl.gz"
+        (found,) = json.loads(checked(str(path), "--json").stdout)["sources"]
+        kind = "Ratings" if name in JUDGED else SETS.get(name.partition("_")[0], "Prompts")
+        assert (name, found["kind"], found["rows"] + found["held_out"]) == (name, kind, rows)
+        if kind == "Preferences":
+            assert found["longer_wins"] == pytest.approx(longer_wins(path), abs=0.01)
+    assert len(stated) == 22
+
+
+def longer_wins(path: Path) -> float:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    more = [len(str(row["chosen"])) - len(str(row["rejected"])) for row in rows]
+    return sum(0.5 if one == 0 else float(one > 0) for one in more) / len(more)

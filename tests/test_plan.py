@@ -436,8 +436,8 @@ FILE_MISTAKES = [
     ("demonstrations = 'z*.csv'", "r.toml:16: source 'odd': no file matches 'z*.csv'; check the pattern"),
     (
         "demonstrations = 'void'",
-        "r.toml:16: source 'odd': the folder 'void' holds no file that can be read; files end in .jsonl, .json, .csv, "
-        ".parquet, .txt, each also with .gz",
+        "r.toml:16: source 'odd': the folder 'void' holds no file that can be read; files end in .jsonl, .ndjson, "
+        ".json, .csv, .parquet, .txt, each also with .gz or .zst",
     ),
     (
         "demonstrations = 'demos.jsonl'\nheld_out = 'rest.csv'",

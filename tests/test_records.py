@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -78,14 +79,42 @@ def refusal(folder: Path, kind: type[Records], path: Path, **options: Any) -> st
 # Formats
 
 
-@pytest.mark.parametrize("packed", [False, True])
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pyarrow.Codec("zstd").compress(content, asbytes=True)
+    return packed
+
+
+PACKERS: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
 @pytest.mark.parametrize("ending", WRITERS)
-def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str, packed: bool) -> None:
-    content = WRITERS[ending](PAIRS)
-    path = tmp_path / f"rows{ending}{'.gz' if packed else ''}"
-    path.write_bytes(gzip.compress(content) if packed else content)
+def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str, packed: str) -> None:
+    path = tmp_path / f"rows{ending}{packed}"
+    path.write_bytes(PACKERS[packed](WRITERS[ending](PAIRS)))
 
     assert list(records(Preferences, path).train()) == PAIRS
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "rows.json", "rows", "rows.data", "rows.data.gz", "2024.11"])
+def test_json_lines_are_read_under_any_name(tmp_path: Path, name: str) -> None:
+    content = in_jsonl(PAIRS)
+
+    path = put(tmp_path, gzip.compress(content) if name.endswith(".gz") else content, name)
+
+    assert list(records(Preferences, path).train()) == PAIRS
+
+
+def test_a_list_is_read_under_any_name(tmp_path: Path) -> None:
+    path = put(tmp_path, json.dumps(PAIRS, indent=1).encode(), "rows")
+
+    assert list(records(Preferences, path).train()) == PAIRS
+
+
+def test_cells_of_a_csv_file_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    path = put(tmp_path, b'id,text\r\n1,"one, two\r\nthree ""four"""\r\n2,five\r\n', "rows.csv")
+
+    assert [row["text"] for row in records(Text, path).train()] == ['one, two\r\nthree "four"', "five"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -123,8 +152,8 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
         (
             "r.yaml",
             b"x",
-            "FOLDER/r.yaml: the file's ending is none that can be read; use one of .jsonl, .json, .csv, .parquet, "
-            ".txt",
+            "FOLDER/r.yaml: the file's ending is none that can be read; use one of .jsonl, .ndjson, .json, .csv, "
+            ".parquet, .txt",
         ),
         (
             "r.jsonl",
@@ -187,7 +216,7 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
          "write [ {...}, ... ]"),
         (
             "r.json",
-            b'{"text": "a"}\n{"text": "b"}',
+            b'{"text": "a"}\n["b"]',
             "FOLDER/r.json:2: not JSON (Extra data); name it .jsonl if each line is an object",
         ),
         ("r.json", b'[\n{"text": ]', "FOLDER/r.json:2: not JSON (Expecting value); correct the file"),
@@ -209,6 +238,11 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
             gzip.compress(in_jsonl([{"text": str(number)} for number in range(4000)]))[:2000],
             "FOLDER/r.jsonl.gz: the gzip file is damaged or cut off (Compressed file ended before the end-of-stream "
             "marker was reached); copy it again",
+        ),
+        (
+            "r.jsonl.zst",
+            zstd(in_jsonl([{"text": str(number)} for number in range(4000)]))[:2000],
+            "FOLDER/r.jsonl.zst: the zstd file is damaged or cut off (Truncated compressed stream); copy it again",
         ),
         (
             "r.jsonl.gz",

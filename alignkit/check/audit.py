@@ -55,7 +55,9 @@ class Audit:
     near: int = 0
     """Rows that another one is equal to but for case and white space."""
     contradictions: int = 0
-    """Pairs that another one turns round."""
+    """Pairs that another one turns round; of judged answers, those that another row judges otherwise."""
+    ties: int = 0
+    """Pairs of which neither answer is preferred: `p_chosen` is 0.5."""
     overlap: int = 0
     """Held-out rows whose prompt is learnt from, too."""
     longer_wins: float | None = None
@@ -92,7 +94,10 @@ class Audit:
             problem = f"{self.overlap} of {self.held_out} held-out rows have a prompt that is learnt from, too"
             yield Problem(problem, where, "take them out of one of the two, else what is measured is memory")
         if self.contradictions:
-            yield Problem(f"{self.contradictions} pairs are turned round by another one", where, "look at their labels")
+            said = "answers are judged otherwise" if self.kind == "Ratings" else "pairs are turned round"
+            yield Problem(f"{self.contradictions} {said} by another one", where, "look at their labels")
+        if self.ties > total / 100:
+            yield Problem(f"{self.ties} pairs prefer neither answer", where, "take them out: they teach nothing")
         if self.duplicates + self.near > total / 100:
             problem = f"{self.duplicates} rows are there twice, {self.near} more but for case and white space"
             yield Problem(problem, where, "take them out, unless they are meant to weigh more")
@@ -115,6 +120,8 @@ class _Seen:
     whole: set[int] = field(default_factory=set)
     normal: set[int] = field(default_factory=set)
     pairs: set[int] = field(default_factory=set)
+    judged: dict[int, float] = field(default_factory=dict)
+    """Prompt and answer -> how it was judged first."""
     train: set[int] = field(default_factory=set)
     held_out: Counter[int] = field(default_factory=Counter)
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -201,9 +208,12 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
         aside = is_held_out(row, part)
         if len(seen.sample[aside]) < (MEASURED if aside else TRAIN):
             seen.sample[aside].append(difference(_text_of(row["chosen"]), _text_of(row["rejected"])))
-    elif "label" in row:
-        label = str(row["label"]).lower()
-        found.labels[label] = found.labels.get(label, 0) + 1
+        found.ties += row.get("p_chosen") == 0.5
+    elif "label" in row or "rating" in row:
+        judged = row["label"] if "label" in row else row["rating"]
+        if "label" in row:
+            found.labels[str(judged).lower()] = found.labels.get(str(judged).lower(), 0) + 1
+        found.contradictions += seen.judged.setdefault(hash(whole), float(judged)) != float(judged)
 
 
 def _count_twins(key: int, whole: str, found: Audit, seen: _Seen) -> None:

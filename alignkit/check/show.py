@@ -36,11 +36,15 @@ def _facts(found: Audit) -> Iterator[tuple[str, str]]:
         yield "blank", f"{found.blank} texts of white space alone"
     if found.longer_wins is not None:
         yield "contradictions", f"{found.contradictions} pairs are turned round by another one"
+        if found.ties:
+            yield "ties", f"{found.ties} pairs prefer neither answer"
         yield "longer wins", f"{found.longer_wins:.3f} (what an accuracy on these pairs is held against)"
     if found.words_win is not None:
         yield "words win", f"{found.words_win:.3f} (a classifier of words and pairs of words, on a sample)"
     if found.labels:
         yield "labels", ", ".join(f"{label} {times}" for label, times in sorted(found.labels.items()))
+    if found.kind == "Ratings":
+        yield "contradictions", f"{found.contradictions} answers are judged otherwise by another row"
     yield "overlap", f"{found.overlap} held-out rows have a prompt that is learnt from"
 
 

@@ -8,7 +8,7 @@ from alignkit.check.audit import Audit, audit
 from alignkit.contract.kinds import Records
 from alignkit.plan.source import RecordOptions, Source
 
-VERSION = 3
+VERSION = 4
 """Raised when what an audit looks at changes."""
 
 

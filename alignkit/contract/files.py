@@ -1,10 +1,12 @@
-"""Rows in files: JSON Lines, JSON, CSV, Parquet and plain text, each also gzipped.
+"""Rows in files: JSON Lines, JSON, CSV, Parquet and plain text, each also packed by gzip or zstd.
 
 Every reader yields `(place, row)`, where the place is `file:line` (or `file, row n`) for messages.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,35 +49,75 @@ def found_in(path: Path, unit: str = "paragraph") -> Found:
             yield first
             yield from rows
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"the gzip file is damaged or cut off ({error})", str(path), "copy it again") from error
+        raise _damaged(path, error) from error
     except FileNotFoundError as error:
         raise DataError("there is no such file", str(path), "check the address in the recipe") from error
     except OSError as error:
+        if error.strerror is None:  # pyarrow says so of what it cannot unpack
+            raise _damaged(path, error) from error
         raise DataError(f"the file cannot be read ({error.strerror})", str(path)) from error
 
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+def _damaged(path: Path, error: Exception) -> DataError:
+    kind = PACKED.get(path.suffix.lower(), "file")
+    return DataError(f"the {kind} file is damaged or cut off ({error})", str(path), "copy it again")
+
+
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt")
+PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
 def format_of(path: Path) -> str:
-    """Give the ending that says how to read a file, without .gz; empty where it is none of ours."""
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """Give the ending that says how to read a file, without .gz or .zst; empty where it is none of ours."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() in PACKED else path.suffix
     return suffix.lower() if suffix.lower() in FORMATS else ""
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    packed = PACKED.get(path.suffix.lower())
+    if packed == "gzip":
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    if packed == "zstd":
+        import pyarrow
+
+        return cast("BinaryIO", io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")))
+    return path.open("rb")
 
 
 def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Found]:
-    if format_of(path) == ".txt":
+    form = format_of(path)
+    if form == ".txt":
         return _paragraphs if unit == "paragraph" else _lines_of_text
-    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv, ".parquet": _parquet}
+    if form in (".csv", ".parquet"):
+        return _csv if form == ".csv" else _parquet
+    if form == ".json" and _holds_lines(path):
+        return _json_lines
+    if form == "":
+        form = {b"{": ".jsonl", b"[": ".json"}.get(_first_sign(path), "")
+    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_array}
     try:
-        return readers[format_of(path)]
+        return readers[form]
     except KeyError as error:
         endings = ", ".join(FORMATS)
         raise DataError("the file's ending is none that can be read", str(path), f"use one of {endings}") from error
+
+
+def _first_sign(path: Path) -> bytes:
+    """Give the first byte that is no white space, among the first few thousand."""
+    with _open(path) as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def _holds_lines(path: Path) -> bool:
+    """Tell whether a file that is called JSON has an object on each line: its first line is one, and not all of it."""
+    if _first_sign(path) != b"{":
+        return False
+    with _open(path) as file:
+        first, second = file.readline(), file.readline()
+    try:
+        return isinstance(json.loads(first), dict) and second.lstrip()[:1] == b"{"
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -173,7 +215,7 @@ def _parquet(path: Path, file: BinaryIO) -> Found:
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(file if path.suffix == ".gz" else str(path))
+        table = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() in PACKED else str(path))
         number = 0
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():

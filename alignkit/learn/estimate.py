@@ -24,7 +24,7 @@ FULL, ADAPTED = 1.28, 2.16
 """What passes take on a processor, over what they keep: freed memory between kept tensors is lost to the allocator."""
 OVER_LIBRARIES = {True: 90 * MIB, False: 50 * MIB}
 """What any stage takes besides, with a trainer of TRL and without: parts of libraries that only now are touched."""
-TRL_TABLES = {"language_model": 2.5, "answers": 4.0}
+TRL_TABLES = 4.0
 """Tables of logits that a pass of TRL's trainers holds at once."""
 CHUNKS = 5
 """Chunks of logits that reading answers holds at once."""
@@ -128,19 +128,17 @@ class Job:
 
 def language_model(job: Job) -> Need:
     """`train_language_model`: padded rows through TRL's trainer."""
-    return _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, "language_model")
+    return _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True)
 
 
 def scores(job: Job) -> Need:
     """`train_scores`: both sides of a pair, padded, through TRL's trainer."""
-    return _through_trainer(job, 2 * job.facts.longest, 2 * (job.facts.prompt + job.facts.answer), None)
+    return _through_trainer(job, 2 * job.facts.longest, 2 * (job.facts.prompt + job.facts.answer), False)
 
 
 def answers(job: Job) -> Need:
     """KTO by TRL's trainer: each answer and a swapped one, and both by the start before."""
-    need = _through_trainer(
-        job, job.facts.longest, job.facts.prompt + job.facts.answer, "answers", job.settings.kl_rows
-    )
+    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True, job.settings.kl_rows)
     facts = job.facts
     rows = facts.rows * max(1.0, job.settings.epochs)
     tokens, passes = (
@@ -151,15 +149,13 @@ def answers(job: Job) -> Need:
     return Need({**need.parts, **start}, need.seconds + more, need.disk, need.steps)
 
 
-def _through_trainer(
-    job: Job, longest: float, mean: float, logits: str | None, rows_at_once: int | None = None
-) -> Need:
+def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_at_once: int | None = None) -> Need:
     settings, facts, sizes = job.settings, job.facts, job.policy
     tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
     micro = rows_at_once or trainers.micro_batch(settings.batch, int(longest), tokens_in_a_pass)
     steps = math.ceil(settings.epochs * facts.rows / settings.batch)
     largest = min(micro, facts.rows) * longest
-    tables = TRL_TABLES[logits] if logits else 0.0
+    tables = TRL_TABLES if logits else 0.0
     held = [Held(sizes, trains=True, bytes=arithmetic(settings.precision).itemsize)]
     parts = _training(job, held, Pass(largest, tables), trainer=True)
     tokens = settings.epochs * facts.rows * mean

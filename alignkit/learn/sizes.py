@@ -16,8 +16,6 @@ class Sizes(NamedTuple):
 
     weights: int
     trained: int
-    largest: int
-    """Weights of the largest trained matrix, whose gradient may exist twice."""
     layers: int
     width: int
     vocabulary: int
@@ -43,10 +41,7 @@ def sizes_of(config: Any, lora: LoRA | None = None, upper: int | None = None, sc
         trained = [inside * min(upper, layers) // layers]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     wide = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    largest = max(trained, default=0) if not upper else 0
-    return Sizes(
-        weights, sum(trained), largest, layers, int(text.hidden_size), int(text.vocab_size), 2 * layers * heads * wide
-    )
+    return Sizes(weights, sum(trained), layers, int(text.hidden_size), int(text.vocab_size), 2 * layers * heads * wide)
 
 
 def built(config: Any, scores: bool = False) -> Any:

@@ -224,7 +224,7 @@ class Resolver:
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
             problem = f"{named}: the folder {address!r} holds no file that can be read"
-            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz"
+            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz or .zst"
         elif any(sign in address for sign in "*?["):
             start = Path(inner.anchor) if inner.is_absolute() else self._base(key)
             found = [p for p in start.glob(str(inner.relative_to(inner.anchor))) if p.is_file()]

@@ -1,0 +1,250 @@
+"""Preflight: what stages will need, what does not fit, and every stage in small; nothing is trained to find it out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import AutoConfig
+
+from alignkit.cli import main
+from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.settings import LoRA
+from alignkit.errors import RecipeError
+from alignkit.learn import estimate as estimating
+from alignkit.learn.estimate import LOOPS, Facts, Job
+from alignkit.learn.gauge import Gauge, Rate, gauge
+from alignkit.learn.models import load_policy
+from alignkit.learn.sizes import sizes_of
+from alignkit.methods.ppo import PPOSettings
+from alignkit.methods.sft import SFTSettings
+from alignkit.plan.make import make_plan
+from alignkit.run import preflight as preflights
+from alignkit.run.estimates import Estimator
+from alignkit.run.fetch import audits
+from alignkit.run.preflight import Preflight, preflight
+from alignkit.run.runner import run_recipe
+from alignkit.testing import write_tiny_policy, write_tiny_reward
+
+GAUGE = Gauge(1000.0, Rate(1e-4, 1e-6), Rate(3e-4, 3e-6), Rate(1e-4, 1e-6), 1e-9, 3e-9, 1e-9)
+FACTS = Facts(rows=100, held_out=10, prompt=10.0, answer=20.0, longest=40)
+DEMOS = "".join(json.dumps({"prompt": f"the food {n}", "completion": " was good"}) + "\n" for n in range(60))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe with one SFT stage on a tiny model of our own."""
+    write_tiny_policy(tmp_path / "model")
+    (tmp_path / "demos.jsonl").write_text(DEMOS)
+
+    def write(*lines: str, method: str = "sft", sources: str = "") -> Path:
+        text = f'[sources]\nbase = {{ policy = "model" }}\ndemos = {{ demonstrations = "demos.jsonl" }}\n{sources}\n'
+        file = tmp_path / "r.toml"
+        file.write_text("\n".join([text, "[stage.one]", f'method = "{method}"', *lines]) + "\n")
+        return file
+
+    return write
+
+
+def found_of(file: Path) -> Preflight:
+    runs = file.parent / "runs"
+    plan = make_plan(file, runs=runs)
+    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    return preflight(plan, {one.source: one for one in known}, runs, True)
+
+
+def problems(found: Preflight) -> list[str]:
+    return [str(problem) for problem in found.problems]
+
+
+def checked(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("lora", [None, LoRA()])
+def test_sizes_are_those_of_the_model_that_is_trained(tiny_policy: Policy, lora: LoRA | None) -> None:
+    model, _ = load_policy(tiny_policy, lora=lora)
+
+    sizes = sizes_of(AutoConfig.from_pretrained(tiny_policy.path), lora)
+
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert (sizes.weights, sizes.trained) == (sum(weight.numel() for weight in model.parameters()), trained)
+
+
+def test_what_upper_layers_hold_is_their_share_of_the_layers(tiny_policy: Policy) -> None:
+    config = AutoConfig.from_pretrained(tiny_policy.path)
+    model, _ = load_policy(tiny_policy)
+    one = sum(weight.numel() for name, weight in model.named_parameters() if ".layers.0." in name)
+
+    assert sizes_of(config, upper=1).trained == pytest.approx(one, rel=0.02)
+
+
+def test_a_gauge_tells_more_of_a_wider_model(tiny_policy: Policy) -> None:
+    config = AutoConfig.from_pretrained(tiny_policy.path)
+    narrow = gauge(config, None, "fp32")
+    config.hidden_size, config.intermediate_size, config.head_dim = 4 * config.hidden_size, 512, 32
+
+    wide = gauge(config, None, "fp32")
+
+    assert 2 * narrow.kept < wide.kept
+    assert all(rate.each > 0 for rate in (narrow.read, narrow.learn, narrow.decode))
+
+
+def need(settings: Any, loop: Any = "language_model", facts: Facts = FACTS, lora: LoRA | None = None) -> Any:
+    sizes = estimating.Sizes(1000_000, 10_000 if lora else 1000_000, 8, 128, 500, 1024)
+    return LOOPS[loop](Job(settings, facts, sizes, GAUGE))
+
+
+def test_memory_grows_with_batch_and_length_and_shrinks_with_lora() -> None:
+    base = need(SFTSettings(batch=8))
+
+    assert need(SFTSettings(batch=16)).memory > base.memory
+    assert need(SFTSettings(batch=8), facts=FACTS._replace(longest=80)).memory > base.memory
+    assert need(SFTSettings(batch=8, lora=LoRA()), lora=LoRA()).parts["optimiser"] == base.parts["optimiser"] / 100
+
+
+def test_full_training_holds_weights_gradients_and_two_moments() -> None:
+    parts = need(SFTSettings(batch=8)).parts
+
+    assert [parts[name] for name in ("weights", "gradients", "optimiser")] == [4e6, 4e6, 8e6]
+
+
+def test_time_grows_with_rows_and_updates() -> None:
+    few, many = (need(SFTSettings(), facts=FACTS._replace(rows=rows)).seconds for rows in (1000, 10_000))
+    short, long = (need(PPOSettings(updates=updates), "online").seconds for updates in (10, 100))
+
+    assert 6 < many / few < 11
+    assert 5 < long / short < 11
+
+
+def test_layouts_of_ppo_hold_less_and_less() -> None:
+    separate, shared, frozen = (
+        need(PPOSettings(layout=layout, trained_layers=1), "online").memory
+        for layout in ("separate", "shared", "frozen")
+    )
+
+    assert separate > shared > frozen
+
+
+def test_every_stage_of_the_chain_is_estimated(tmp_path: Path) -> None:
+    result = checked("rlhf", "--json", "--runs", tmp_path / "runs", "--offline")
+
+    needs = json.loads(result.stdout)["needs"]
+    assert [one["stage"] for one in needs] == ["pretrain", "finetune", "reward", "align", "scores"]
+    assert all(one["memory"] > 100 * 2**20 and one["seconds"] > 0 for one in needs)
+
+
+def test_a_stage_that_needs_more_than_there_is_is_refused_with_what_would_help(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimating, "machine_memory", lambda: 2**20)
+
+    (problem,) = found_of(recipe("sft.batch = 64")).problems
+
+    assert problem.where == "stage 'one'"
+    assert problem.problem.startswith("needs about 0.")
+    assert problem.problem.endswith(" GiB of memory, and this machine has 0.0")
+
+
+def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:
+    file = recipe("sft.batch = 64")
+    runs = file.parent / "runs"
+    plan = make_plan(file, runs=runs)
+    known, _ = audits([plan.sources["demos"]], runs, True)
+    estimator = Estimator(plan, {one.source: one for one in known}, runs, True)
+    estimator._libraries = 0
+    estimating_all = estimator.helps(plan.stage("one"))
+
+    assert [one.memory for one in estimating_all] == sorted(one.memory for one in estimating_all)
+    assert all(one.setting.startswith("one.sft.") for one in estimating_all)
+
+
+def test_what_a_tiny_model_cannot_do_is_found_before_it_is_loaded(recipe: Callable[..., Path]) -> None:
+    lora = found_of(recipe('lora.targets = ["q_prj"]'))
+    length = found_of(recipe("max_length = 100000"))
+
+    assert problems(lora) == ["stage 'one', lora.targets: the model has no layers q_prj; did you mean 'q_proj'?"]
+    assert problems(length)[0].startswith("stage 'one', max_length: the model reads at most ")
+
+
+def test_rows_that_would_be_left_out_are_counted_before(recipe: Callable[..., Path]) -> None:
+    assert problems(found_of(recipe("max_length = 3"))) == [
+        "stage 'one', source 'demos': 100% of the first 60 rows are longer than 3 tokens; raise max_length, shorten "
+        "them, or raise max_lost (0.05)"
+    ]
+
+
+def test_a_reward_model_without_a_head_is_refused(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"the food {n}"}) + "\n" for n in range(40)))
+    sources = 'rm = { reward = "rm" }\nasked = { prompts = "p.jsonl" }'
+    write_tiny_reward(tmp_path / "made")
+    (tmp_path / "made" / "reward").rename(tmp_path / "rm")
+    good = found_of(recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=sources))
+
+    (tmp_path / "rm" / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    bad = found_of(recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=sources))
+
+    assert problems(good) == []
+    assert problems(bad)[0].startswith("stage 'one', ")
+    assert "source 'rm' has no weights of a score's head, so its scores would be noise" in problems(bad)[0]
+
+
+def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflights.shutil, "disk_usage", lambda place: type("", (), {"free": 10})())
+
+    (problem,) = found_of(recipe()).problems
+
+    assert problem.problem.startswith("the stages need about 0.0 GiB of disk, and 0.0 GiB are free")
+
+
+def test_chats_without_a_template_are_worth_a_word(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "food?"}, {"role": "assistant", "content": "good"}]}
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(chat) + "\n" for _ in range(30)))
+
+    found = found_of(recipe())
+
+    assert [remark.problem for remark in found.remarks] == [
+        "the tokenizer of 'base' has no chat template, so chats are written with plain headings"
+    ]
+
+
+def test_a_run_is_refused_before_its_first_stage(recipe: Callable[..., Path]) -> None:
+    file = recipe('lora.targets = ["q_prj"]')
+
+    with pytest.raises(RecipeError, match=r"stage 'one', lora\.targets: the model has no layers q_prj"):
+        run_recipe(file, runs=file.parent / "runs")
+
+    assert not list((file.parent / "runs").glob("stages/*"))
+
+
+def test_a_plan_is_looked_at_once(recipe: Callable[..., Path]) -> None:
+    file = recipe("sft.epochs = 1")
+    runs = file.parent / "runs"
+
+    run_recipe(file, runs=runs)
+    run_recipe(file, runs=runs, again=["one"])
+
+    (folder,) = runs.glob("cache/preflight-*")
+    assert preflights.found_in(folder) is not None
+
+
+def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[..., Path]) -> None:
+    file = recipe("sft.epochs = 1", "sft.batch = 4")
+
+    result = checked(file, "--smoke", "--runs", file.parent / "runs", "--offline")
+
+    assert result.exit_code == 0, result.output
+    assert "measured in small, and reckoned from it for the whole:" in result.output
+    assert (file.parent / "runs/cache/smoke/stages").is_dir()
+    assert not (file.parent / "runs/stages").exists()
+
+
+def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demos.jsonl").write_text(DEMOS)
+
+    result = checked(tmp_path / "demos.jsonl", "--smoke")
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith("--smoke is for a recipe, and this is a file; leave it out\n")
