@@ -36,6 +36,7 @@ from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError
 if TYPE_CHECKING:
     from alignkit.compare.compare import compare_recipe
     from alignkit.learn.answers import answer_logprobs, sample_answers
+    from alignkit.learn.measures import floor_of_pairs
     from alignkit.learn.models import load_policy
     from alignkit.learn.offline import (
         Judged,
@@ -60,6 +61,7 @@ _LATER = {
     "answer_logprobs": "alignkit.learn.answers",
     "answer_sums": "alignkit.learn.offline",
     "compare_recipe": "alignkit.compare.compare",
+    "floor_of_pairs": "alignkit.learn.measures",
     "load_policy": "alignkit.learn.models",
     "open_judge": "alignkit.learn.scores",
     "open_reward": "alignkit.learn.scores",
@@ -131,6 +133,7 @@ __all__ = [
     "answer_logprobs",
     "answer_sums",
     "compare_recipe",
+    "floor_of_pairs",
     "hookimpl",
     "judge",
     "judge_scheme",

@@ -65,7 +65,11 @@ def tell(
     if before is None or after is None:
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
         return
-    stage.figure("reward", float(before.scored.total.mean()), float(after.scored.total.mean()))
+    was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
+    stage.figure("reward", was, now)
+    if now <= was:
+        problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
+        stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
         stage.figure(f"reward/{name}", *(float(m.scored.parts[name].mean()) for m in (before, after)))
     if after.kl is not None:

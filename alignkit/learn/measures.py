@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignkit.check.floors import TRAIN, Features, difference, words_win
 from alignkit.contract.settings import Precision
-from alignkit.learn.data import NOT_LEARNT, Pair, Tokens
+from alignkit.contract.stage import Stage
+from alignkit.learn.data import NOT_LEARNT, Pair, Row, Tokens, shown
 from alignkit.learn.models import computing, evaluating, padded
 
 LOGITS_IN_A_PASS = 2**25
@@ -43,6 +46,37 @@ def perplexity(
             total += float(losses)
             count += int((targets != NOT_LEARNT).sum())
     return math.exp(min(total / count, 700.0)) if count else math.nan
+
+
+def tell_perplexity(stage: Stage, before: float | None, after: float) -> None:
+    """Tell the perplexity of held-out text, and warn where training has not lowered it."""
+    stage.figure("perplexity", before, after)
+    if before is not None and after >= before:
+        problem = f"the perplexity of held-out text has not fallen ({before:.4g} -> {after:.4g})"
+        stage.warn(problem, "lower the learning rate, train for fewer epochs, or look at the data")
+
+
+class Floor(NamedTuple):
+    """What needs no understanding reaches on held-out pairs."""
+
+    accuracy: float
+    judge: str
+    """`length` or `words`."""
+
+
+def floor_of_pairs(longer: float, train: Sequence[Row], held_out: Sequence[Row]) -> Floor:
+    """Give the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
+    words that has learnt from the first rows that are learnt from.
+
+    Rows have `chosen` and `rejected`, strings or chats.
+    """
+    learnt, measured = ([_difference(row) for row in rows] for rows in (train[:TRAIN], held_out))
+    words = words_win(learnt, measured)
+    return Floor(longer, "length") if words is None or words <= longer else Floor(words, "words")
+
+
+def _difference(row: Row) -> Features:
+    return difference(shown(row["chosen"]), shown(row["rejected"]))
 
 
 def share_of_longer(pairs: Sequence[Pair]) -> float:

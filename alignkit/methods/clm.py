@@ -48,7 +48,7 @@ class CLMSettings(Settings):
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.learn.data import fitting_length
-    from alignkit.learn.measures import perplexity
+    from alignkit.learn.measures import perplexity, tell_perplexity
     from alignkit.learn.models import load_policy, positions
     from alignkit.learn.trainers import train_language_model
 
@@ -62,7 +62,7 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
     if held_out:
-        stage.figure("perplexity", before, perplexity(model, held_out, tokenizer, settings.precision))
+        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
     else:
         stage.warn("no text is held out, so perplexity is not measured", "raise the source's held_out")
     return stage.save_policy(model, tokenizer)

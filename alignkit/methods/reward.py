@@ -72,7 +72,7 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     before = accuracy(scored(model, tokenizer, held_out, settings.precision))
     train_scores(model, tokenizer, train, stage, settings, settings.centering)
     scores = scored(model, tokenizer, held_out, settings.precision)
-    tell(stage, before, accuracy(scores), held_out)
+    tell(stage, before, accuracy(scores), train, held_out)
     show(stage, tokenizer, held_out[: settings.samples], scores)
     if len(held_out) < ENOUGH:
         scores = scored(model, tokenizer, train[: settings.measured], settings.precision)
@@ -109,17 +109,20 @@ def normalisation(scores: Scored) -> tuple[float, float]:
     return statistics.fmean(flat), statistics.pstdev(flat) or 1.0
 
 
-def tell(stage: Stage, before: float | None, after: float | None, held_out: "Sequence[Pair]") -> None:
-    """Tell the accuracy beside that of a judge who knows lengths only, and warn where that judge is as good."""
-    from alignkit.learn.measures import share_of_longer
+def tell(
+    stage: Stage, before: float | None, after: float | None, train: "Sequence[Pair]", held_out: "Sequence[Pair]"
+) -> None:
+    """Tell the accuracy beside that of judges who know lengths or words only, and warn where one is as good."""
+    from alignkit.learn.measures import floor_of_pairs, share_of_longer
 
     if after is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
-    floor = share_of_longer(held_out)
+    rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
+    floor, judge = floor_of_pairs(share_of_longer(held_out), *rows)
     stage.figure("accuracy", before, after, floor)
     if after <= floor:
-        problem = f"the reward model's accuracy of {after:.3f} is none better than judging by length ({floor:.3f})"
+        problem = f"the reward model's accuracy of {after:.3f} is none better than judging by {judge} ({floor:.3f})"
         stage.warn(problem, "train it longer or with another learning rate, or look at the pairs")
 
 

@@ -54,7 +54,7 @@ class SFTSettings(Settings):
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.learn.data import demonstrations, fitting_length, report
-    from alignkit.learn.measures import perplexity
+    from alignkit.learn.measures import perplexity, tell_perplexity
     from alignkit.learn.models import load_policy, positions
     from alignkit.learn.trainers import train_language_model
 
@@ -68,7 +68,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
     if held_out:
-        stage.figure("perplexity", before, perplexity(model, held_out, tokenizer, settings.precision))
+        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
         show(stage, model, tokenizer, aside[: settings.samples], limit)
     else:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")

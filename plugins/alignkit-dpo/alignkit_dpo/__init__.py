@@ -67,7 +67,7 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
     if stage.latest() is None:
         check_start(model, train[: settings.batch], start, settings)
     train_pairs(model, train, loss, settings, stage)
-    tell(model, tokenizer, held_out, start[len(train) :], settings, stage)
+    tell(model, tokenizer, train, held_out, start[len(train) :], settings, stage)
     return stage.save_policy(model, tokenizer)
 
 
@@ -153,13 +153,14 @@ def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[floa
 def tell(
     model: Any,
     tokenizer: Any,
+    train: Sequence[Pair],
     held_out: Sequence[Pair],
     start: Sequence[Sequence[float]],
     settings: DPOSettings,
     stage: Stage,
 ) -> None:
-    """Tell how often the chosen answer of held-out pairs has gained more, beside what length alone would tell."""
-    from alignkit import over_pairs, pair_logprobs
+    """Tell how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
+    from alignkit import floor_of_pairs, over_pairs, pair_logprobs
 
     if not held_out:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
@@ -173,12 +174,13 @@ def tell(
     found = over_pairs(model, held_out, margins, settings).tolist()
     accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
-    floor = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
+    longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
+    floor, judge = floor_of_pairs(longer, [pair.row for pair in train], [pair.row for pair in held_out])
     stage.figure("accuracy", 0.5, accuracy, floor)
     stage.figure("margin", 0.0, fmean(found))
     if accuracy <= floor:
         problem = (
-            f"the accuracy of {accuracy:.3f} on held-out pairs is none better than judging by length ({floor:.3f})"
+            f"the accuracy of {accuracy:.3f} on held-out pairs is none better than judging by {judge} ({floor:.3f})"
         )
         stage.warn(problem, "train longer, with a higher learning rate or a smaller beta, or look at the pairs")
     for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:
