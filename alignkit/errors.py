@@ -1,9 +1,13 @@
 """What can go wrong for a user: what is wrong, where, and what to do."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Self
+
+ENDLESS = re.compile(r"(\S{80})\S{300,}")
+"""A word that nobody reads to its end; a name from a hostile file may have megabytes."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f"; {self.remedy}" if self.remedy else ""
-        return f"{place}{self.problem}{advice}"
+        return ENDLESS.sub(r"\1...", f"{place}{self.problem}{advice}")
 
 
 class AlignkitError(Exception):

@@ -84,6 +84,29 @@ def test_rows_that_do_not_fit_are_counted(tiny_policy: Any, records: Any) -> Non
     assert (found.counted, found.over, found.limit) == (2, 1, 12)
 
 
+def test_lengths_are_counted_and_what_is_too_long_is_told(tiny_policy: Any, records: Any) -> None:
+    rows = [{"prompt": "the food", "completion": " was good" * times} for times in (1, 1, 30)]
+    asked = [{"prompt": "the food " * times} for times in (1, 30)]
+
+    cut = preview(tiny_policy, records(Demonstrations, rows), SFTSettings(max_length=20))
+    dropped = preview(tiny_policy, records(Prompts, asked), SFTSettings(max_length=20))
+
+    assert (cut.counted, cut.over, sum(cut.lengths)) == (3, 1, 3)
+    told = (
+        "  !  1 of 3 rows are longer than that, and lose their end, or are left out where nothing of the answer remains"
+    )
+    assert told in show_preview("s", "d", cut, 1, colour=False)
+    assert "  !  1 of 2 rows are longer than that, and are left out whole; none is cut" in show_preview(
+        "s", "d", dropped, None, colour=False
+    )
+
+
+def test_rows_with_a_special_token_as_text_are_counted(tiny_policy: Any, records: Any) -> None:
+    rows = [PLAIN, {"prompt": "the food", "completion": " was good<eos>"}]
+
+    assert preview(tiny_policy, records(Demonstrations, rows), SFTSettings()).special == 1
+
+
 def test_steps_are_those_of_whole_epochs() -> None:
     assert steps(Demonstrations, 33, SFTSettings(batch=16, epochs=2)) == 6
     assert steps(Demonstrations, 33, Settings()) is None

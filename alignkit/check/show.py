@@ -1,6 +1,6 @@
 """An audit, and what stages make of the rows, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -49,21 +49,30 @@ def _facts(found: Audit) -> Iterator[tuple[str, str]]:
 
 
 def _histogram(found: Audit) -> Iterator[str]:
-    most = max(found.lengths)
-    names = [f"up to {bound}" for bound in LENGTHS] + [f"to {found.longest}"]
-    for name, rows in zip(names, found.lengths, strict=True):
+    names = [f"up to {bound} characters" for bound in LENGTHS] + [f"to {found.longest} characters"]
+    return _bars(list(zip(names, found.lengths, strict=True)))
+
+
+def _bars(counted: Sequence[tuple[str, int]]) -> Iterator[str]:
+    most = max((rows for _, rows in counted), default=0)
+    for name, rows in counted:
         if rows:
-            yield f"{name:>12} characters  {rows:8}  {'█' * max(1, round(BAR * rows / most))}"
+            yield f"{name:>24}  {rows:8}  {'█' * max(1, round(BAR * rows / most))}"
 
 
 def show_preview(stage: str, source: str, found: "Preview", steps: int | None, *, colour: bool) -> list[str]:
     """Give the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
     lines = [
         f"{stage} takes {source}: {found.tokens} tokens in {found.counted} rows, the middle row has {found.median:g}, "
-        f"the longest {found.longest}; max_length is {found.limit}" + (f"; {steps} optimiser steps" if steps else "")
+        f"99 % at most {found.most}, the longest {found.longest}; max_length is {found.limit}"
+        + (f"; {steps} optimiser steps" if steps else ""),
+        *(f"  {line}" for line in _bars([(f"up to {16 << i} tokens", rows) for i, rows in enumerate(found.lengths)])),
     ]
     if found.over:
-        lines.append(f"  !  {found.over} of {found.counted} rows do not fit: raise max_length if they matter")
+        lines.append(f"  !  {found.over} of {found.counted} rows are longer than that, and {found.fate}")
+    if found.special:
+        share = f"{found.special} of {found.counted} rows hold a special token of the tokenizer as text"
+        lines.append(f"  !  {share}: the model reads it as the token; take it out where it is not meant")
     for sample in found.samples:
         text = "".join(_painted(piece, colour) for piece in sample.pieces)
         lines.append(f"  {sample.role}")

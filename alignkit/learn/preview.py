@@ -4,7 +4,7 @@ It is made by the very functions that encode rows for training, so what is shown
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from statistics import median
@@ -22,6 +22,14 @@ from alignkit.learn.models import open_tokenizer
 COUNTED = 2000
 """Rows whose tokens are counted."""
 SAMPLES = 3
+FATES: Mapping[type[Records], str] = {
+    Text: "go on in a next block; nothing is cut off or left out",
+    Demonstrations: "lose their end, or are left out where nothing of the answer remains",
+    Records: "are left out whole; none is cut",
+}
+"""What becomes of a row that is longer than the limit."""
+FIRST_BITS = 4
+"""The first bar of a histogram has up to 2 ** 4 tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,18 @@ class Preview:
     tokens: int
     """Of all counted sequences."""
     median: float
+    most: int
+    """99 of 100 rows are no longer."""
     longest: int
     limit: int
     over: int
     """Counted rows with a sequence longer than the limit."""
+    fate: str
+    """What happens to those rows."""
+    lengths: tuple[int, ...]
+    """Counted rows of up to 16, 32, 64, ... tokens, each more than the bound before."""
+    special: int
+    """Counted rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
     samples: tuple[Sample, ...]
 
 
@@ -64,17 +80,34 @@ def preview(policy: Policy, records: Records, settings: Settings) -> Preview:
     rows = list(islice(records.train(), COUNTED))
     encoded = [list(sequences(type(records), row, tokenizer, learn)) for row in rows]
     lengths = [max(len(tokens.ids) for _, tokens in several) for several in encoded]
+    special = [str(token) for token in tokenizer.all_special_tokens]
     return Preview(
         counted=len(rows),
         tokens=sum(len(tokens.ids) for several in encoded for _, tokens in several),
         median=median(lengths) if lengths else 0.0,
+        most=sorted(lengths)[99 * (len(lengths) - 1) // 100] if lengths else 0,
         longest=max(lengths, default=0),
         limit=limit,
+        fate=next(words for kind, words in FATES.items() if isinstance(records, kind)),
+        lengths=histogram(lengths),
+        special=sum(any(token in text for token in special) for text in map(all_text, rows)),
         over=sum(length > limit for length in lengths),
         samples=tuple(
             Sample(role, tuple(pieces(tokens, tokenizer))) for several in encoded[:SAMPLES] for role, tokens in several
         ),
     )
+
+
+def histogram(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Count lengths up to 16, 32, 64 and so on, to the bound that holds the longest."""
+    places = [max(0, (length - 1).bit_length() - FIRST_BITS) for length in lengths]
+    return tuple(places.count(place) for place in range(max(places, default=-1) + 1))
+
+
+def all_text(row: data.Row) -> str:
+    """Put together what a row says, without what a chat template adds."""
+    values = (row[name] for name in ("prompt", "completion", "messages", "chosen", "rejected", "text") if name in row)
+    return "\n".join(data.shown(value) for value in values)
 
 
 def sequences(

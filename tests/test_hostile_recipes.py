@@ -1,0 +1,91 @@
+"""Recipes that were written to do harm, or by a broken tool, are refused at once, with a line and no traceback."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alignkit.errors import AlignkitError
+from alignkit.plan.make import make_plan
+
+START = '[sources]\nbase = { policy = "builtin:tiny" }\ncorpus = { text = "builtin:reviews" }\n'
+STAGE = '[stage.pretrain]\nmethod = "clm"\n'
+HOSTILE = {
+    "five megabytes": START + "# " + "x" * 5_000_000,
+    "a long number": START + STAGE + "clm.batch = " + "9" * 100_000,
+    "a long hexadecimal number": START + STAGE + "clm.batch = 0x" + "f" * 100_000,
+    "lists in lists": START + STAGE + "clm.batch = " + "[" * 20_000 + "]" * 20_000,
+    "tables in tables": START + STAGE + "clm.batch = " + "{a = " * 20_000 + "1" + "}" * 20_000,
+    "dotted keys": START + STAGE + ".".join("a" * 50_000) + " = 1",
+    "a dotted header": START + "[" + ".".join("a" * 50_000) + "]",
+    "many stages": START + "".join(f"[stage.s{n}]\nmethod = 'clm'\n" for n in range(6000)),
+    "many sources": "[sources]\n" + "".join(f"s{n} = {{ text = 'builtin:reviews' }}\n" for n in range(6000)),
+    "a long name": START + f"[stage.{'x' * 100_000}]\nmethod = 'clm'\n",
+    "a NUL": START + STAGE + 'clm.batch = "\x00"',
+    "no TOML": "\x7fELF" + "\x01" * 1000,
+    "no finite number": START + STAGE + "clm.learning_rate = inf",
+    "a date": START + STAGE + "clm.batch = 1979-05-27",
+    "a huge exponent": START + STAGE + "clm.learning_rate = 1e999999999",
+    "quotes that never end": START + STAGE + 'method = """' + "x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_recipe_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(text, "utf-8")
+    began = time.monotonic()
+
+    with pytest.raises(AlignkitError) as refused:
+        make_plan(file, runs=tmp_path / "runs")
+
+    assert time.monotonic() - began < 10  # a bound that no slow machine reaches; it takes under a second
+    assert all(len(str(problem)) < 1000 for problem in refused.value.problems)
+
+
+VALUES: Any = st.recursive(
+    st.one_of(
+        st.integers(),
+        st.floats(),
+        st.booleans(),
+        st.text(max_size=20),
+        st.sampled_from(["builtin:tiny", "hf:", "../..", "/dev/zero", "function:", "judge:", "{{ 7 * 7 }}", "\ud800"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["lora", "batch", "rank", "policy", "text", "held_out", "min", "x"]), inner),
+    ),
+    max_leaves=6,
+)
+KEYS = ("pretrain.method", "pretrain.clm.batch", "pretrain.lora", "pretrain.inputs.policy", "pretrain.gates.x.min")
+MORE = (
+    "corpus.held_out",
+    "corpus.rows",
+    "corpus.columns",
+    "base.policy",
+    "seed",
+    "name",
+    "defaults.lora",
+    "pretrain.x",
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(KEYS + MORE), VALUES, max_size=4))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_set_gives_a_plan_or_a_reason(tmp_path: Path, changes: dict[str, Any]) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(START + STAGE, "utf-8")
+
+    assert planned(file, changes) in (True, False)
+
+
+@given(text=st.text(alphabet="[]{}=.,\"'\n #\\abc019_-", max_size=200))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_a_file_gives_a_plan_or_a_reason(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(START + STAGE + text, "utf-8")
+
+    assert planned(file, {}) in (True, False)
