@@ -61,16 +61,14 @@ VALUES: Any = st.recursive(
     max_leaves=6,
 )
 KEYS = ("pretrain.method", "pretrain.clm.batch", "pretrain.lora", "pretrain.inputs.policy", "pretrain.gates.x.min")
-MORE = (
-    "corpus.held_out",
-    "corpus.rows",
-    "corpus.columns",
-    "base.policy",
-    "seed",
-    "name",
-    "defaults.lora",
-    "pretrain.x",
-)
+MORE = ("corpus.held_out", "corpus.rows", "corpus.columns", "base.policy", "seed", "name", "defaults.lora", "result")
+
+
+def planned(file: Path, changes: dict[str, Any]) -> bool:
+    """Tell whether there is a plan; anything but an AlignkitError is passed on."""
+    with suppress(AlignkitError):
+        return bool(make_plan(file, set=changes, runs=file.parent / "runs").stages)
+    return False
 
 
 @given(changes=st.dictionaries(st.sampled_from(KEYS + MORE), VALUES, max_size=4))
