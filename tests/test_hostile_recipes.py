@@ -1,6 +1,7 @@
 """Recipes that were written to do harm, or by a broken tool, are refused at once, with a line and no traceback."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 

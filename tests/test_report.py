@@ -16,6 +16,7 @@ from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
 from alignkit.run import rundir
 from alignkit.run.curves import curves, thin
+from alignkit.run.fetch import fetch
 from alignkit.run.journal import Journal
 from alignkit.run.report import MOST_SAMPLES, Report, write_report
 
@@ -292,3 +293,22 @@ def test_thinning_keeps_ends_and_spikes() -> None:
     assert kept[-1] == (9999, 0.0)
     assert (4321, 99.0) in kept
     assert kept == sorted(kept)
+
+
+def test_what_is_in_the_sources_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "a <b>?", "completion": " yes", "label": True} for _ in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.toml").write_text(
+        '[sources]\nbase = { policy = "builtin:tiny" }\nmine = { ratings = "rows.jsonl" }\n'
+        '[stage.judge]\nmethod = "kto"\n'
+    )
+    made = make_plan("r.toml", runs="runs")
+    fetch([made.sources["mine"]], Path("runs"), offline=True)
+
+    write_report(tmp_path / "report.html", made, Path("runs"))
+
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h3>mine: Ratings, read as prompt-completion-label</h3>" in text
+    assert "<tr><td>labels<td>true 3</tr>" in text
+    assert "every label is true; give rows of both labels" in text

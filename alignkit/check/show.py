@@ -20,13 +20,14 @@ def show_audit(found: Audit, width: int | None) -> list[str]:
     form = f"{found.format or 'its own columns'}, {'chats' if found.chats else 'text'}"
     return [
         f"{found.source}: {found.kind}, read as {form}",
-        *table([(f"  {name}", value) for name, value in _facts(found)], width),
+        *table([(f"  {name}", value) for name, value in facts(found)], width),
         *(f"  {line}" for line in _histogram(found)),
         *table([("  !", f"{one.problem}; {one.remedy}") for one in found.remarks()], width),
     ]
 
 
-def _facts(found: Audit) -> Iterator[tuple[str, str]]:
+def facts(found: Audit) -> Iterator[tuple[str, str]]:
+    """Tell what is in a source, each fact with its name."""
     yield "rows", f"{found.rows} to learn from, {found.held_out} held out"
     if found.bad:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"

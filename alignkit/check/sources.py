@@ -18,13 +18,23 @@ def check_source(source: Source, records: Records, cache: Path) -> Audit:
     Raises DataError where rows are bad, or where there are none.
     """
     assert isinstance(source.options, RecordOptions)
-    said = json.dumps([VERSION, source.fingerprint, type(records).__name__, source.said()], sort_keys=True)
-    note = cache / f"audit-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
-    if note.is_file():
-        return Audit(**json.loads(note.read_text("utf-8")))
+    note = _note(source, cache)
+    if found_before := known(source, cache):
+        return found_before
     cache.mkdir(parents=True, exist_ok=True)
     found = audit(records, source.options, note.with_suffix(".bad.jsonl"))
     staged = note.with_suffix(".partial")
     staged.write_text(json.dumps(found.as_dict(), indent=2) + "\n", "utf-8")
     staged.replace(note)
     return found
+
+
+def known(source: Source, cache: Path) -> Audit | None:
+    """Give what was found in a source before; None where nobody looked."""
+    note = _note(source, cache)
+    return Audit(**json.loads(note.read_text("utf-8"))) if note.is_file() else None
+
+
+def _note(source: Source, cache: Path) -> Path:
+    said = json.dumps([VERSION, source.fingerprint, source.kind.__name__, source.said()], sort_keys=True)
+    return cache / f"audit-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"

@@ -9,7 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from alignkit.check.audit import Audit
+from alignkit.check.show import facts
+from alignkit.check.sources import known
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
+from alignkit.contract.kinds import Records
 from alignkit.errors import AlignkitError
 from alignkit.plan.describe import Setting, in_toml, settings_of
 from alignkit.plan.plan import Plan, PlannedStage
@@ -107,7 +111,10 @@ def write_report(
         _gather(path, plan, runs, stage, journals.get(stage.name, []), reused or set(), points) for stage in plan.stages
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _render(plan, stages, failure, lead))
+    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
+    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
+    audits = [audit for one in sources if (audit := known(one, rundir.cache_folder(runs)))]
+    write_text(path, _render(plan, stages, audits, failure, lead))
 
 
 def _journal(runs: Path, stage: PlannedStage) -> list[Event]:
@@ -166,7 +173,9 @@ def _shown(value: str | float) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
 
 
-def _render(plan: Plan, stages: Sequence[StageFacts], failure: str, lead: "Markup | str") -> str:
+def _render(
+    plan: Plan, stages: Sequence[StageFacts], audits: Sequence[Audit], failure: str, lead: "Markup | str"
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).parent)
@@ -176,6 +185,7 @@ def _render(plan: Plan, stages: Sequence[StageFacts], failure: str, lead: "Marku
         plan=plan,
         recipe=plan.recipe,
         sources=show_sources(plan),
+        audits=[(audit, list(facts(audit)), list(audit.remarks())) for audit in audits],
         stages=stages,
         warnings=[warning for stage in stages for warning in stage.warnings],
         failure=failure,
