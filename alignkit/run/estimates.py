@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -180,22 +180,21 @@ class Estimator:
         longest = data.fitting_length(positions, limit)
         audit = self.audits[name]
         learn: data.Learn = getattr(settings, "learn", "all")
-        counted = [lengths(type(records), row, tokenizer, learn) for row in islice(records.train(), COUNTED)]
-        room = longest - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
-        fitting = [one for one in counted if one.longest <= room]
-        lost, allowed = 1 - len(fitting) / len(counted), getattr(settings, "max_lost", 1.0)
-        if room < 1 or (not isinstance(records, Text) and lost > allowed):
-            problem = f"{lost:.0%} of the first {len(counted)} rows are longer than {max(room, 0)} tokens"
-            raise DataError(
-                problem, f"source {name!r}", f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
-            )
-        prompt, answer = (fmean(getattr(one, side) for one in fitting or counted) for side in ("prompt", "answer"))
+        sides = chain(records.train(), records.held_out())
+        counted = [lengths(type(records), row, tokenizer, learn) for row in islice(sides, COUNTED)]
+        prompt, answer = (fmean(getattr(one, side) for one in counted) for side in ("prompt", "answer"))
         if isinstance(records, Text):
             size = min(longest, int(audit.rows * answer) or 1)
             blocks = max(1, int(audit.rows * answer / size))
             aside = max(1, int(min(audit.held_out, getattr(settings, "measured", 0)) * answer / size))
             return Facts(blocks, aside, 0.0, float(size), size)
-        return Facts(audit.rows, audit.held_out, prompt, answer, max(one.longest for one in fitting or counted))
+        room = longest - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
+        lost, allowed = fmean(one.longest > room for one in counted), float(getattr(settings, "max_lost", 1.0))
+        if lost > allowed:
+            problem = f"{lost:.0%} of the first {len(counted)} rows are longer than {max(room, 0)} tokens"
+            remedy = f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
+            raise DataError(problem, f"source {name!r}", remedy)
+        return Facts(audit.rows, audit.held_out, prompt, answer, max(1, min(room, max(one.longest for one in counted))))
 
     def _usual_answer(self, policy: str) -> float | None:
         """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""

@@ -14,7 +14,7 @@ from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
 
-HEADS = ("score.", "classifier.", "classification_head.")
+HEADS = ("score.", "classifier.", "classification_head.", "logits_proj.", "head.", "cls.", "v_head.")
 """How weights of a score's head begin."""
 
 
