@@ -169,6 +169,32 @@ def test_what_a_tiny_model_cannot_do_is_found_before_it_is_loaded(recipe: Callab
     assert problems(length)[0].startswith("stage 'one', max_length: the model reads at most ")
 
 
+@pytest.mark.parametrize(("method", "kept"), [("sft", 60), ("dpo", 40)])
+def test_pairs_that_are_left_out_take_no_time_and_cut_demonstrations_some(
+    recipe: Callable[..., Path], tmp_path: Path, method: str, kept: int
+) -> None:
+    rows = [
+        {"prompt": f"the food {n}", "chosen": " was good" * (1 + 30 * (n % 3 == 0)), "rejected": " no"}
+        for n in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    demos = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demos))
+    pairs = 'pairs = { preferences = "pairs.jsonl", held_out = 0.0001 }'
+    file = recipe("max_length = 24", f"{method}.max_lost = 1.0", method=method, sources=pairs)
+    runs = file.parent / "runs"
+    plan = make_plan(file, set={"demos.held_out": 0.0001}, runs=runs)
+    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+
+    job = Estimator(plan, {one.source: one for one in known}, runs, True).job(
+        plan.stage("one"), plan.stage("one").settings
+    )
+
+    assert job is not None
+    assert job.facts.rows + job.facts.held_out == pytest.approx(kept, abs=1)
+    assert job.facts.longest <= 24
+
+
 def test_rows_that_would_be_left_out_are_counted_before(recipe: Callable[..., Path]) -> None:
     assert problems(found_of(recipe("max_length = 3"))) == [
         "stage 'one', source 'demos': 100% of the first 60 rows are longer than 3 tokens; raise max_length, shorten "

@@ -1,5 +1,6 @@
 """What each stage of a plan will need on this machine, before anything is trained."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -177,24 +178,30 @@ class Estimator:
         assert isinstance(records, Records)
         tokenizer = open_tokenizer(model.path)
         positions = getattr(self._config(policy).get_text_config(), "max_position_embeddings", None)
-        longest = data.fitting_length(positions, limit)
+        fits = data.fitting_length(positions, limit)
         audit = self.audits[name]
         learn: data.Learn = getattr(settings, "learn", "all")
         sides = chain(records.train(), records.held_out())
         counted = [lengths(type(records), row, tokenizer, learn) for row in islice(sides, COUNTED)]
-        prompt, answer = (fmean(getattr(one, side) for one in counted) for side in ("prompt", "answer"))
+        prompt, answer = means(counted)
         if isinstance(records, Text):
-            size = min(longest, int(audit.rows * answer) or 1)
+            size = min(fits, int(audit.rows * answer) or 1)
             blocks = max(1, int(audit.rows * answer / size))
             aside = max(1, int(min(audit.held_out, getattr(settings, "measured", 0)) * answer / size))
             return Facts(blocks, aside, 0.0, float(size), size)
-        room = longest - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
+        room = fits - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
         lost, allowed = fmean(one.longest > room for one in counted), float(getattr(settings, "max_lost", 1.0))
         if lost > allowed:
             problem = f"{lost:.0%} of the first {len(counted)} rows are longer than {max(room, 0)} tokens"
             remedy = f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
             raise DataError(problem, f"source {name!r}", remedy)
-        return Facts(audit.rows, audit.held_out, prompt, answer, max(1, min(room, max(one.longest for one in counted))))
+        longest = max(1, min(room, max(one.longest for one in counted)))
+        if isinstance(records, Demonstrations):  # they lose their end
+            whole = fmean(min(one.longest, room) for one in counted)
+            return Facts(audit.rows, audit.held_out, min(prompt, whole), max(0.0, whole - prompt), longest)
+        prompt, answer = means([one for one in counted if one.longest <= room] or counted)
+        kept, aside = (math.ceil(rows * (1 - lost)) for rows in (audit.rows, audit.held_out))
+        return Facts(kept, aside, prompt, answer, longest)
 
     def _usual_answer(self, policy: str) -> float | None:
         """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
@@ -224,6 +231,11 @@ def lengths(kind: type[Records], row: data.Row, tokenizer: "PreTrainedTokenizerB
     learnt = [sum(label != data.NOT_LEARNT for label in tokens.labels) for tokens in found]
     whole = [len(tokens.ids) for tokens in found]
     return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole))
+
+
+def means(counted: Sequence[Lengths]) -> tuple[float, float]:
+    """Give the mean lengths of prompts and of answers."""
+    return fmean(one.prompt for one in counted), fmean(one.answer for one in counted)
 
 
 def _trained_layers(settings: Any) -> int | None:
