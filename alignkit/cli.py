@@ -190,6 +190,9 @@ def check(
     from alignkit.run.fetch import audits
     from alignkit.run.preflight import Preflight as Found
     from alignkit.run.preflight import preflight, show
+    from alignkit.run.worker import set_environment
+
+    set_environment(offline)
 
     seen, plan, needs = list["StagePreview"](), None, Found()
     if Path(what).suffix != ".toml" and Path(what).is_file():

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 COUNTED = 1000
 """Rows whose tokens are counted."""
+UNSET_LENGTH = 1024
+"""Tokens, at most, where `max_length` says nothing."""
 CHANGES: Sequence[Mapping[str, Any]] = (
     {"lora": {"rank": 16}},
     {"layout": "shared"},
@@ -257,6 +259,8 @@ def _changed(settings: Settings, change: Mapping[str, Any]) -> tuple[str, object
     if isinstance(value, dict) and name != "lora" and now is not ...:
         ((inner, value),) = value.items()
         now, path = getattr(now, inner), f"{name}.{inner}"
+    if name == "max_length" and now is None:
+        now = UNSET_LENGTH
     if now is ... or (isinstance(value, float) and not now):
         return path, None, None
     if isinstance(value, float):
