@@ -119,15 +119,10 @@ def recipe(
 ) -> None:
     """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
     path, runs = _announce(recipe), selection["runs"]
-    from alignkit.run.fetch import pin
     from alignkit.run.machine import Machine, read_machine
 
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
-    plan = _plan(path, **selection)
-    if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
-        click.echo("asking the hub for commits", err=True)
-        pin(plan, runs, offline)
-        plan = _plan(path, **selection)
+    plan = _pinned_plan(path, offline, **selection)
     heard = [_printer(sys.stdout)] if as_json else []
     how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
     console, _ = _run(ctx, plan, runs, again, heard=heard, aside=as_json, **how)
@@ -187,10 +182,10 @@ def check(
     from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
     from alignkit.plan.packaged import find_recipe
+    from alignkit.run.environment import set_environment
     from alignkit.run.fetch import audits
     from alignkit.run.preflight import Preflight as Found
     from alignkit.run.preflight import preflight, show
-    from alignkit.run.worker import set_environment
 
     set_environment(offline)
 
@@ -205,7 +200,7 @@ def check(
     elif kind or fixed:
         raise RecipeError("--as and --fix are for a file, and this is none", what, "leave them out")
     else:
-        plan = _plan(find_recipe(what), **selection)
+        plan = _pinned_plan(find_recipe(what), offline, **selection)
         used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
         sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
     found, errors = audits(sources, selection["runs"], offline)
@@ -422,6 +417,18 @@ def _plan(
     from alignkit.plan.make import make_plan
 
     return make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
+
+
+def _pinned_plan(path: Path, offline: bool, **selection: Any) -> "Plan":
+    """Plan a recipe, and find out the commits of what it takes from the hub where they are not known yet."""
+    plan = _plan(path, **selection)
+    if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
+        from alignkit.run.fetch import pin
+
+        click.echo("asking the hub for commits", err=True)
+        pin(plan, selection["runs"], offline)
+        plan = _plan(path, **selection)
+    return plan
 
 
 def _run(

@@ -4,8 +4,8 @@
     python benchmarks/estimates.py --model FOLDER --methods dpo ppo
 
 Each method runs two or three steps on generated rows, with all weights and with LoRA, with a batch of 8 rows of 60
-words, with twice the batch, and with twice the words. Memory is a stage's peak less what its process held before: the
-libraries' own. The estimate is made first, so that it knows nothing of the run.
+words, with twice the batch, and with twice the words. Memory is a stage's peak less the libraries' own:
+what its process held before, and pages of libraries' files. The estimate is made first, so that it knows nothing of the run.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     method: str
     kind: str
     """Of the rows that it takes."""
-    more: Mapping[str, str] = {}
+    more: Mapping[str, str | int] = {}
 
 
 CASES = {
@@ -50,7 +50,7 @@ CASES = {
     "kto": Case("kto", "preferences"),
     "ppo": Case("ppo", "prompts"),
     "ppo-shared": Case("ppo", "prompts", {"layout": "shared"}),
-    "ppo-frozen": Case("ppo", "prompts", {"layout": "frozen"}),
+    "ppo-frozen": Case("ppo", "prompts", {"layout": "frozen", "trained_layers": 1}),
     "grpo": Case("grpo", "prompts"),
     "rloo": Case("rloo", "prompts"),
     "evaluate": Case("evaluate", "prompts"),
@@ -96,7 +96,7 @@ def measured(model: str, methods: list[str]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def one(file: Path) -> dict[str, float]:
+def one(file: Path) -> dict[str, Any]:
     """Estimate a recipe's one stage, then run it."""
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
@@ -105,10 +105,11 @@ def one(file: Path) -> dict[str, float]:
     facts = read_json(result.stages[0].folder / "stage.json")
     held = facts["peak_memory"]
     return {
-        "memory": (held["memory"] - held["before"]) / MIB,
+        "memory": (held["memory"] - held["libraries"]) / MIB,
         "estimated memory": guess.need.memory / MIB,
         "seconds": facts["seconds"],
         "estimated seconds": guess.need.seconds,
+        "parts": {name: size / MIB for name, size in guess.need.parts.items()},
     }
 
 
@@ -156,7 +157,7 @@ def settings(case: Case, batch: int, words: int) -> dict[str, Any]:
     if case.kind == "prompts":
         more = {"answers": 4} if case.method != "ppo" else {}
         steps = {"updates": STEPS - 1, "epochs": 2, "minibatches": 2, "measured": 8}
-        layout = {key: f'"{value}"' for key, value in case.more.items()}
+        layout = {key: json.dumps(value) for key, value in case.more.items()}
         return {"batch": batch, **steps, "generation.max_new_tokens": new, **more, **layout}
     return {"batch": batch, "epochs": 1, "measured": 8} | ({"max_length": words} if case.method == "clm" else {})
 

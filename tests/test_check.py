@@ -94,9 +94,29 @@ def test_empty_lines_of_raw_text_are_counted_and_stay(tmp_path: Path) -> None:
 
 
 def test_text_like_special_tokens_is_told(tmp_path: Path) -> None:
-    found = audited(tmp_path, Text, [{"text": "a <|im_end|> b"}, {"text": "a < b > c"}, {"text": "x</s>y"}])
+    rows = [{"text": "a <|im_end|> b"}, {"text": "a < b > c"}, {"text": "x</s>y<|im_end|>"}]
 
-    assert found.control == 2
+    found = audited(tmp_path, Text, rows)
+
+    assert (found.control, found.controls) == (2, {"<|im_end|>": 2, "</s>": 1})
+    assert remarks(found)[-1] == (
+        "2 rows hold text that a tokenizer may take for a special token (<|im_end|> in 2, </s> in 1)"
+    )
+
+
+def test_why_nothing_is_held_out_is_told(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "b"}]
+
+    assert remarks(audited(tmp_path, Text, rows))[0] == "no rows are held out: 2 texts are few for a share of 0.05"
+    assert remarks(audited(tmp_path, Text, rows, held_out=0.0))[0] == "no rows are held out: held_out is 0"
+
+
+def test_transcripts_that_could_be_chats_are_told(tmp_path: Path) -> None:
+    said = "\n\nHuman: a?\n\nAssistant:"
+
+    found = audited(tmp_path, Preferences, [{"chosen": f"{said} b.", "rejected": f"{said} c."}])
+
+    assert "transcripts are read as plain text" in remarks(found)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +207,7 @@ def test_one_prompt_cannot_be_on_both_sides(tmp_path: Path) -> None:
     found = audited(tmp_path, Preferences, [PAIR, {**PAIR, "chosen": " d."}])
 
     assert remarks(found)[0] == (
-        "no rows are held out: a prompt is on one side only, and all rows have the same prompt"
+        "no rows are held out: all rows have the same prompt, and a prompt is on one side only"
     )
 
 
@@ -208,7 +228,7 @@ def test_check_tells_what_is_in_a_file(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert result.exit_code == 0
     assert result.stdout.splitlines()[:3] == [
-        "rows.jsonl: Preferences, read as prompt-chosen-rejected, text",
+        "rows.jsonl: read as plain preferences (prompt-chosen-rejected)",
         "  rows            2 to learn from, 0 held out",
         "  prompts         2 differ",
     ]
@@ -281,7 +301,7 @@ def test_what_a_tokenizer_cannot_take_is_told_beside_the_audit(tmp_path: Path, m
     result = checked("r.toml")
 
     assert result.exit_code == 65
-    assert result.stdout.startswith("chats: Demonstrations, read as messages, chats\n")
+    assert result.stdout.startswith("chats: read as chat demonstrations (messages), tools\n")
     assert result.stderr.startswith("error: chat template: the rows have tools")
 
 

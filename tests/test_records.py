@@ -352,10 +352,11 @@ def test_columns_are_renamed_and_others_kept(tmp_path: Path) -> None:
             "correct the row or leave it out",
         ),
         (
-            Demonstrations,
-            {"prompt": "a?", "completion": [{"role": "assistant", "content": "a."}]},
+            Preferences,
+            {"prompt": "a?", "chosen": [{"role": "assistant", "content": "a."}], "rejected": "b."},
             {},
-            "'prompt' is text and 'completion' is messages; make all of them text or all of them messages",
+            "'prompt' is messages and 'chosen' is messages and 'rejected' is text; make all of them text or all of "
+            "them messages",
         ),
         (
             Text,

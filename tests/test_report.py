@@ -309,6 +309,6 @@ def test_what_is_in_the_sources_is_shown(tmp_path: Path, monkeypatch: pytest.Mon
     write_report(tmp_path / "report.html", made, Path("runs"))
 
     text = (tmp_path / "report.html").read_text("utf-8")
-    assert "<h3>mine: Ratings, read as prompt-completion-label</h3>" in text
+    assert "<h3>mine: read as plain ratings (prompt-completion-label)</h3>" in text
     assert "<tr><td>labels<td>true 3</tr>" in text
     assert "every label is true; give rows of both labels" in text

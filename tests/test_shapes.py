@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records
+from alignkit.contract.records import format_of_part
 from alignkit.contract.shapes import SHAPES
 from alignkit.errors import DataError
 from tests.test_records import put, records
@@ -15,6 +16,7 @@ BOT = {"role": "assistant", "content": "b."}
 BAD = {"role": "assistant", "content": "c."}
 SHAREGPT = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b."}]
 SYSTEM = {"role": "system", "content": "s"}
+TRANSCRIPT = "\n\nHuman: a?\n\nAssistant:"
 
 ROWS: list[tuple[type[Records], str, dict[str, Any], dict[str, Any]]] = [
     (
@@ -35,7 +37,23 @@ ROWS: list[tuple[type[Records], str, dict[str, Any], dict[str, Any]]] = [
     ),
     (Demonstrations, "question-answer", {"question": "a?", "answer": "b."}, {"messages": [USER, BOT]}),
     (Demonstrations, "prompt-response", {"prompt": "a?", "response": " b."}, {"prompt": "a?", "completion": " b."}),
+    (Demonstrations, "query-response", {"query": "a?", "response": " b."}, {"prompt": "a?", "completion": " b."}),
+    (Demonstrations, "inputs-targets", {"inputs": "a?", "targets": " b."}, {"prompt": "a?", "completion": " b."}),
     (Demonstrations, "completion", {"completion": "b."}, {"prompt": "", "completion": "b."}),
+    (
+        Demonstrations,
+        "dolly",
+        {"instruction": "a", "context": "x", "response": "b.", "category": "qa"},
+        {"messages": [{"role": "user", "content": "a\n\nx"}, BOT]},
+    ),
+    (
+        Demonstrations,
+        "question-response",
+        {"system": "s", "question": "a?", "response": "b."},
+        {"messages": [SYSTEM, USER, BOT]},
+    ),
+    (Demonstrations, "conversation", {"conversation": [USER, BOT], "model": "m"}, {"messages": [USER, BOT]}),
+    (Demonstrations, "transcript", {"text": f"{TRANSCRIPT} b."}, {"messages": [USER, BOT]}),
     (
         Preferences,
         "prompt-chosen-rejected",
@@ -68,6 +86,24 @@ ROWS: list[tuple[type[Records], str, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         Preferences,
+        "question-chosen-rejected",
+        {"system": "s", "question": "a?", "chosen": "b.", "rejected": "c."},
+        {"prompt": [SYSTEM, USER], "chosen": [BOT], "rejected": [BAD]},
+    ),
+    (
+        Preferences,
+        "openai",
+        {"input": {"messages": [USER]}, "preferred_output": [BOT], "non_preferred_output": [BAD]},
+        {"prompt": [USER], "chosen": [BOT], "rejected": [BAD]},
+    ),
+    (
+        Preferences,
+        "transcript",
+        {"chosen": f"{TRANSCRIPT} b.", "rejected": f"{TRANSCRIPT} c."},
+        {"prompt": [USER], "chosen": [BOT], "rejected": [BAD]},
+    ),
+    (
+        Preferences,
         "chosen-rejected",
         {"chosen": [USER, BOT], "rejected": [USER, BAD]},
         {"prompt": [USER], "chosen": [BOT], "rejected": [BAD]},
@@ -95,7 +131,13 @@ ROWS: list[tuple[type[Records], str, dict[str, Any], dict[str, Any]]] = [
     (Prompts, "sharegpt", {"conversations": SHAREGPT}, {"prompt": [USER]}),
     (Prompts, "alpaca", {"instruction": "a?"}, {"prompt": [USER]}),
     (Prompts, "question", {"question": "a?"}, {"prompt": [USER]}),
+    (Prompts, "query", {"query": "a?"}, {"prompt": "a?"}),
+    (Prompts, "conversation", {"conversation": [USER, BOT]}, {"prompt": [USER]}),
 ]
+
+
+BY_NAME = {(Preferences, "transcript")}
+"""Formats that another one has the columns of: they are read where they are named."""
 
 
 @pytest.mark.parametrize(("kind", "name", "row", "ours"), ROWS, ids=[f"{k.__name__}-{n}" for k, n, _, _ in ROWS])
@@ -104,7 +146,8 @@ def test_a_row_is_told_by_its_columns_and_becomes_ours(
 ) -> None:
     path = put(tmp_path, [row])
 
-    assert list(records(kind, path).train()) == [ours]
+    if (kind, name) not in BY_NAME:
+        assert list(records(kind, path).train()) == [ours]
     assert list(records(kind, path, format=name).train()) == [ours]
 
 
@@ -118,6 +161,71 @@ def test_every_format_is_read_by_a_test() -> None:
     }
 
     assert known - read <= plain
+
+
+PREFERRED = {"prompt": [USER], "chosen": [BOT], "rejected": [BAD]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a?", "chosen": [USER, BOT], "rejected": [USER, BAD]},  # as ultrafeedback_binarized
+        {"prompt": [USER], "chosen": [USER, BOT], "rejected": [USER, BAD]},
+        {"prompt": "a?", "chosen": [BOT], "rejected": [BAD]},
+        {"prompt": [USER], "chosen": "b.", "rejected": "c."},
+        {"prompt": "told apart", "chosen": [USER, BOT], "rejected": [USER, BAD]},
+    ],
+)
+def test_a_pair_in_mixed_forms_is_one_where_it_is_plain_whose_words_are_whose(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    assert list(records(Preferences, put(tmp_path, [row])).train()) == [PREFERRED]
+
+
+def test_text_beside_a_chat_becomes_its_turn(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"prompt": "a?", "completion": [BOT]}, {"prompt": [USER], "completion": "b."}])
+
+    assert list(records(Demonstrations, path).train()) == [{"prompt": [USER], "completion": [BOT]}] * 2
+
+
+def test_text_that_is_no_transcript_is_not_taken_for_one(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"text": "Assistant: a"}])
+
+    with pytest.raises(DataError, match="need the columns prompt"):
+        list(records(Demonstrations, path).train())
+    with pytest.raises(DataError, match="begin with 'Human:'"):
+        list(records(Preferences, put(tmp_path, [{"chosen": "a", "rejected": "b"}]), format="transcript").train())
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "traits", "unread"),
+    [
+        (Demonstrations, {"conversations": SHAREGPT, "id": 3}, ("ShareGPT roles",), ("id",)),
+        (Demonstrations, {"messages": [USER, BOT], "tools": []}, ("tools",), ()),
+        (
+            Demonstrations,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, BOT]},
+            ("content in parts",),
+            (),
+        ),
+        (
+            Preferences,
+            {"chosen": f"{TRANSCRIPT} b.", "rejected": f"{TRANSCRIPT} c.", "p_chosen": 0.7, "source": "x"},
+            ("transcripts (Human:, Assistant:)", "implicit prompts"),
+            ("source",),
+        ),
+        (Prompts, {"prompt": "a?"}, (), ()),
+    ],
+)
+def test_what_columns_do_not_tell_is_told_and_what_is_not_read(
+    tmp_path: Path, kind: type[Records], row: dict[str, Any], traits: tuple[str, ...], unread: tuple[str, ...]
+) -> None:
+    (part,) = records(kind, put(tmp_path, [row])).parts
+
+    found = format_of_part(part, kind.__name__, kind.columns)
+
+    assert found is not None
+    assert (found.traits, found.unread) == (traits, unread)
 
 
 def test_content_in_parts_becomes_one_text(tmp_path: Path) -> None:

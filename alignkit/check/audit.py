@@ -37,12 +37,18 @@ class Audit:
     source: str
     kind: str
     format: str = ""
-    """The format that the rows were read in."""
+    """The format that the rows were read in; empty for columns that the source names."""
+    traits: list[str] = field(default_factory=list)
+    """What the format does not tell of them, such as `ShareGPT roles`."""
+    unread: list[str] = field(default_factory=list)
+    """Columns that nothing is made of."""
     chats: bool = False
     """The rows are chats, not strings."""
     rows: int = 0
     held_out: int = 0
     """Rows that are kept aside to measure on."""
+    share: float | None = None
+    """Of the prompts that are to be kept aside; None where those have an address of their own."""
     bad: int = 0
     """Rows that cannot be learnt from."""
     first_bad: list[str] = field(default_factory=list)
@@ -70,6 +76,8 @@ class Audit:
     """Texts of white space alone, which raw text has between its paragraphs."""
     control: int = 0
     """Rows with text that a tokenizer may take for a special token."""
+    controls: dict[str, int] = field(default_factory=dict)
+    """Such texts, and in how many rows each is."""
     lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTHS) + 1))
     """Rows by characters, up to each of LENGTHS and above."""
     longest: int = 0
@@ -86,10 +94,7 @@ class Audit:
             problem = f"{self.bad} of {total + self.bad} rows are bad and left out, such as {self.first_bad[0]}"
             yield Problem(problem, where, f"they lie in {self.quarantine}")
         if not (self.rows and self.held_out):
-            known = "all rows have the same prompt" if self.prompts == 1 else "too few prompts differ"
-            what = "no rows are held out" if self.rows else "all rows are held out"
-            problem = f"{what}: a prompt is on one side only, and {known}"
-            yield Problem(problem, where, 'give a file of its own to measure on: held_out = "FILE"')
+            yield self._one_sided(where)
         if self.overlap:
             problem = f"{self.overlap} of {self.held_out} held-out rows have a prompt that is learnt from, too"
             yield Problem(problem, where, "take them out of one of the two, else what is measured is memory")
@@ -109,8 +114,25 @@ class Audit:
         if len(self.labels) == 1:
             yield Problem(f"every label is {next(iter(self.labels))}", where, "give rows of both labels")
         if self.control:
-            problem = f"{self.control} rows hold text such as <|im_end|> that a tokenizer may take for a special token"
+            most = sorted(self.controls.items(), key=lambda one: -one[1])[:SHOWN]
+            told = ", ".join(f"{text} in {times}" for text, times in most)
+            problem = f"{self.control} rows hold text that a tokenizer may take for a special token ({told})"
             yield Problem(problem, where, "take it out where it is not meant")
+        if self.format == "chosen-rejected" and any(trait.startswith("transcripts") for trait in self.traits):
+            remedy = f'sources.{self.source}.format = "transcript" reads them as chats, for the model\'s chat template'
+            yield Problem("transcripts are read as plain text", where, remedy)
+
+    def _one_sided(self, where: str) -> Problem:
+        """Say why all rows are on one side."""
+        what = "no rows are held out" if self.rows else "all rows are held out"
+        things = "texts" if self.kind == "Text" else "prompts"
+        if self.share == 0:
+            return Problem(f"{what}: held_out is 0", where, "nothing will be measured on them; set it if that matters")
+        if self.prompts == 1:
+            problem = f"{what}: all rows have the same prompt, and a prompt is on one side only"
+        else:
+            problem = f"{what}: {self.prompts} {things} are few for a share of {self.share or 0:g}"
+        return Problem(problem, where, 'give a file of its own to measure on: held_out = "FILE"')
 
 
 @dataclass
@@ -137,7 +159,9 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
     """
     kind = type(records)
     found, seen, errors = Audit(records.name, kind.__name__), _Seen(), list[DataError]()
-    found.format = format_of_part(records.parts[0], kind.__name__, kind.columns)
+    found.share = options.held_out if isinstance(options.held_out, float) else None
+    if form := format_of_part(records.parts[0], kind.__name__, kind.columns):
+        found.format, found.traits, found.unread = form.name, list(form.traits), list(form.unread)
 
     with ExitStack() as resources:
         file: TextIO | None = None
@@ -201,8 +225,10 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
     found.lengths[next((place for place, bound in enumerate(LENGTHS) if size <= bound), len(LENGTHS))] += 1
     whole = "\x00".join(texts)
     _count_twins(hash((whole, row.get("label"), row.get("rating"))), whole, found, seen)
-    if ("<" in whole or "[" in whole) and CONTROL.search(whole):
+    if ("<" in whole or "[" in whole) and (texts_found := set(CONTROL.findall(whole))):
         found.control += 1
+        for text in texts_found:
+            found.controls[text] = found.controls.get(text, 0) + 1
     if "chosen" in row:
         _count_pair(row, prompt, found, seen)
         aside = is_held_out(row, part)

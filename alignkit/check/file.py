@@ -67,4 +67,4 @@ def write_fixed(source: Source, path: Path) -> tuple[int, int]:
 
 def _reads(path: Path, kind: type[Records]) -> bool:
     part = Part(name=path.name, paths=(path,))
-    return kind.__name__ in SHAPES and bool(format_of_part(part, kind.__name__, kind.columns))
+    return kind.__name__ in SHAPES and format_of_part(part, kind.__name__, kind.columns) is not None

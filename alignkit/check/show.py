@@ -17,13 +17,18 @@ BAR = 30
 
 def show_audit(found: Audit, width: int | None) -> list[str]:
     """Give the lines that tell what is in a source."""
-    form = f"{found.format or 'its own columns'}, {'chats' if found.chats else 'text'}"
     return [
-        f"{found.source}: {found.kind}, read as {form}",
+        f"{found.source}: read as {read_as(found)}",
         *table([(f"  {name}", value) for name, value in facts(found)], width),
         *(f"  {line}" for line in _histogram(found)),
         *table([("  !", f"{one.problem}; {one.remedy}") for one in found.remarks()], width),
     ]
+
+
+def read_as(found: Audit) -> str:
+    """Tell in words what the rows were read as, such as `chat preferences (sharegpt), ShareGPT roles`."""
+    kind = found.kind.lower() if found.kind == "Text" else f"{'chat' if found.chats else 'plain'} {found.kind.lower()}"
+    return ", ".join([f"{kind} ({found.format or 'the columns that the source names'})", *found.traits])
 
 
 def facts(found: Audit) -> Iterator[tuple[str, str]]:
@@ -31,6 +36,8 @@ def facts(found: Audit) -> Iterator[tuple[str, str]]:
     yield "rows", f"{found.rows} to learn from, {found.held_out} held out"
     if found.bad:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"
+    if found.unread:
+        yield "not read", f"the columns {', '.join(map(_plain, found.unread))}"
     yield "prompts" if found.kind != "Text" else "texts", f"{found.prompts} differ"
     yield "twice", f"{found.duplicates} rows, {found.near} more but for case and white space"
     if found.blank:
@@ -81,9 +88,14 @@ def show_preview(stage: str, source: str, found: "Preview", steps: int | None, *
     return lines
 
 
+def _plain(text: str) -> str:
+    """Write text so that nothing in it moves the cursor."""
+    return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def _painted(piece: "Piece", colour: bool) -> str:
     """Write what is learnt in colour, or between brackets where there is none; nothing in it moves the cursor."""
-    text = "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in piece.text)
+    text = _plain(piece.text)
     if not colour:
         return f"⟦{text}⟧" if piece.learnt else text
     return "\n".join(

@@ -8,7 +8,7 @@ from alignkit.check.audit import Audit, audit
 from alignkit.contract.kinds import Records
 from alignkit.plan.source import RecordOptions, Source
 
-VERSION = 4
+VERSION = 5
 """Raised when what an audit looks at changes."""
 
 

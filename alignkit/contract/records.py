@@ -5,14 +5,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.contract.files import Found, Placed, found_in
-from alignkit.contract.shapes import SHAPES, Shape, as_messages, shape_of, taken
+from alignkit.contract.shapes import SHAPES, Shape, answered, as_messages, asked, shape_of, taken, traits
 from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad
     rows are not skipped, DataError is raised.
     """
     shapes, first = shapes_for(part, kind, wanted), None
-    for place, row in islice(_raw(part, kind), *_limits(part)):
+    for place, row in islice(_raw(part, kind), *limits(part)):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -88,31 +89,57 @@ def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad
         yield place, values
 
 
-def format_of_part(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> str:
-    """Tell the format that a part's first row is in; empty where it is in none."""
-    for place, row in islice(_raw(part, kind), *_limits(part)):
+class Format(NamedTuple):
+    """How rows are read."""
+
+    name: str
+    """What a source's `format` says; empty for columns that the source names."""
+    traits: tuple[str, ...] = ()
+    """What the columns alone do not tell, such as `ShareGPT roles`."""
+    unread: tuple[str, ...] = ()
+    """Columns that nothing is made of."""
+
+
+def format_of_part(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Format | None:
+    """Tell the format that a part's first row is in; None where it is in none."""
+    for place, row in islice(_raw(part, kind), *limits(part)):
         try:
-            if isinstance(row, dict) and (
-                shape := shape_of(_renamed(row, place, part), shapes_for(part, kind, wanted))
-            ):
-                return shape.name
+            if isinstance(row, dict):
+                renamed = _renamed(row, place, part)
+                if shape := shape_of(renamed, shapes_for(part, kind, wanted)):
+                    return _format(shape, row, renamed, part, kind)
         except DataError:
             pass
         break
-    return ""
+    return None
+
+
+def _format(shape: Shape, row: Row, renamed: Row, part: Part, kind: str) -> Format:
+    further = _further(kind, renamed)
+    read = {*shape.needs, *shape.may, *further, *part.keep, *part.columns.values(), "held_out"}
+    values = {column: renamed[column] for column in (*shape.needs, *further)}
+    unread = tuple(column for column in row if column not in read)
+    return Format("" if part.columns else shape.name, tuple(traits(values)), unread)
 
 
 def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequence[Shape]:
     """Give the formats that a part's rows may be in: the one that is named, ours where columns are, else all known."""
     known = SHAPES.get(kind, ())
     if part.format:
-        return [shape for shape in known if shape.name == part.format]
+        return [replace(shape, fits=None) for shape in known if shape.name == part.format]
     if known and not part.columns:
         return known
     return [Shape("-".join(columns), tuple(columns), taken(*columns)) for columns in wanted]
 
 
-def _limits(part: Part) -> tuple[int, int | None]:
+def split_of(part: Part) -> str:
+    """Give the name of the hub split that a part reads, without its slice."""
+    match = re.fullmatch(SLICE, part.split or "")
+    return (match["name"] if match else "") or "train"
+
+
+def limits(part: Part) -> tuple[int, int | None]:
+    """Give the first row that a part takes, and the one behind its last; None where it takes all."""
     match = re.fullmatch(SLICE, part.split or "")
     start, stop = (match["start"], match["stop"]) if match else (None, None)
     first = int(start or 0)
@@ -134,8 +161,7 @@ def _hub_rows(part: Part) -> Found:
     from datasets import load_dataset
 
     name, _, config = (part.hub or "").partition(":")
-    split = re.fullmatch(SLICE, part.split or "train")
-    rows = load_dataset(str(part.paths[0]), config or None, split=(split and split["name"]) or "train", streaming=True)
+    rows = load_dataset(str(part.paths[0]), config or None, split=split_of(part), streaming=True)
     for number, row in enumerate(rows, start=1):
         yield f"hf:{name}, row {number}", dict(row)
 
@@ -177,16 +203,33 @@ def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: P
     except DataError as error:
         raise DataError(error.problem, place, "correct the row or leave it out") from error
     values = {column: checked(as_messages(value), column, place) for column, value in read.items()}
-    if len({type(value) for column, value in values.items() if column not in ("label", "rating")}) > 1:
-        both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
-                            if isinstance(v, str | list))  # fmt: skip
-        raise DataError(f"{both}", place, "make all of them text or all of them messages")
+    if _forms(values) > 1:
+        values = _in_one_form(values, place)
     values = with_prompt(values)
     if not part.made:
         _refuse_rubbish(values, place)
     held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
     further = {column: checked(renamed[column], column, place) for column in _further(kind, renamed)}
     return {name: row[name] for name in part.keep} | values | further | held
+
+
+def _forms(values: Row) -> int:
+    return len({type(value) for column, value in values.items() if column not in ("label", "rating")})
+
+
+def _in_one_form(values: Row, place: str) -> Row:
+    """Make a text beside a chat a turn of it, where it is plain whose: a question, or all answers. Raises DataError."""
+    prompt = values.get("prompt")
+    answers = {column: values[column] for column in ("completion", "chosen", "rejected") if column in values}
+    if isinstance(prompt, str):
+        values = {**values, "prompt": asked(prompt) if prompt else []}
+    elif all(isinstance(answer, str) for answer in answers.values()):
+        values = {**values, **{column: answered(answer) for column, answer in answers.items()}}
+    if _forms(values) > 1:
+        both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
+                            if isinstance(v, str | list))  # fmt: skip
+        raise DataError(f"{both}", place, "make all of them text or all of them messages")
+    return values
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -1,10 +1,11 @@
 """Rows as users have them: which known format a row is in, and the same row with our columns.
 
-A format is told by the names of its columns, never by guessing at their content. Chats come as messages (`role`,
+A format is told by the names of its columns, and hardly ever by their content. Chats come as messages (`role`,
 `content`), as ShareGPT turns (`from`, `value`), or with content in parts; all of them leave here as messages.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,10 @@ class Shape:
     """Columns that a row of it has, all of them."""
     read: Callable[[Row], Row]
     """Give our columns, of values that are not checked yet. May raise DataError without a place."""
+    may: tuple[str, ...] = ()
+    """Columns that are read, too, where a row has them."""
+    fits: Callable[[Row], bool] | None = None
+    """Tells by their content rows of it from others with the same columns."""
 
 
 def taken(*names: str, **renamed: str) -> Callable[[Row], Row]:
@@ -55,25 +60,81 @@ def answered(text: Any) -> list[Any]:
     return [{"role": "assistant", "content": text}]
 
 
-def instruction(row: Row) -> list[Any]:
+def _system(row: Row) -> list[Any]:
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+
+
+ALPACA = ("input", "system", "history")
+"""What an Alpaca row may have besides."""
+
+
+def instruction(row: Row, given: str = "input") -> list[Any]:
     """Give what an Alpaca row asks as messages: system, history, and the instruction with its input below it."""
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     earlier = [message for pair in row.get("history") or [] for message in (*asked(pair[0]), *answered(pair[1]))]
-    given = row.get("input")
-    text = f"{row['instruction']}\n\n{given}" if given else row["instruction"]
-    return [*system, *earlier, *asked(text)]
+    text = f"{row['instruction']}\n\n{row[given]}" if row.get(given) else row["instruction"]
+    return [*_system(row), *earlier, *asked(text)]
 
 
-def turns(row: Row) -> list[Any]:
-    """Give a ShareGPT conversation with its system text, if it has one, in front."""
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    return [*system, *_list(row["conversations"])]
+def question(row: Row) -> list[Any]:
+    """Give a question as messages, with its system text, if it has one, in front."""
+    return [*_system(row), *asked(row["question"])]
+
+
+def turns(row: Row, column: str = "conversations") -> list[Any]:
+    """Give a conversation with its system text, if it has one, in front."""
+    return [*_system(row), *_list(row[column])]
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise DataError("a conversation must be a list of turns")
     return value
+
+
+SPEAKER = re.compile(r"\n\n(Human|Assistant):[ ]?")
+"""Who speaks in a transcript (Anthropic's hh-rlhf)."""
+
+
+def is_transcript(text: Any) -> bool:
+    return isinstance(text, str) and "\n\nAssistant:" in text and "Human:" in text
+
+
+def transcript(text: Any) -> list[Any]:
+    """Part a transcript (`Human: ... Assistant: ...`) in messages. Raises DataError for any other text."""
+    if not isinstance(text, str):
+        raise DataError("a transcript must be text")
+    before, *rest = SPEAKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    if before.strip() or not rest:
+        raise DataError("the text is no transcript: it does not begin with 'Human:' or 'Assistant:'")
+    spoken = zip(rest[::2], rest[1::2], strict=True)
+    return [{"role": ROLES[name.lower()], "content": said.strip()} for name, said in spoken]
+
+
+def _pair(row: Row) -> Row:
+    """Take a prompt and two answers; answers that repeat the prompt, as whole chats do, are read without it."""
+    prompt, sides = row["prompt"], {side: row[side] for side in ("chosen", "rejected")}
+    if not all(isinstance(value, list) and value for value in sides.values()):
+        return {"prompt": prompt, **sides}
+    begun = as_messages(asked(prompt) if isinstance(prompt, str) else prompt)
+    chats = {side: as_messages(value) for side, value in sides.items()}
+    if all(isinstance(chat[0], dict) and chat[0].get("role") != "assistant" for chat in chats.values()):
+        if isinstance(begun, list) and all(chat[: len(begun)] == begun for chat in chats.values()):
+            return {"prompt": begun, **{side: chat[len(begun) :] for side, chat in chats.items()}}
+        if isinstance(prompt, str):  # a chat whose prompt is told apart, too: what both chats begin with counts
+            return chats
+    return {"prompt": prompt, **sides}
+
+
+def _preferred(row: Row) -> Row:
+    """Take a pair as OpenAI's fine-tuning has it."""
+    given = row["input"]
+    if not isinstance(given, dict):
+        raise DataError("'input' must be an object with messages")
+    return {
+        "prompt": _list(given.get("messages")),
+        "chosen": row["preferred_output"],
+        "rejected": row["non_preferred_output"],
+    }
 
 
 def _last_apart(messages: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -104,6 +165,10 @@ def _rated(prompt_and_answer: Callable[[Row], tuple[Any, Any]], mark: str) -> Ca
     return read
 
 
+def _asked_and(row: Row, asks: Callable[[Row], list[Any]]) -> Row:
+    return {"prompt": asks(row), "chosen": answered(row["chosen"]), "rejected": answered(row["rejected"])}
+
+
 def _side(row: Row, side: str) -> Any:
     """Give one answer to a ShareGPT conversation: a turn, a list of turns, or text."""
     value = row[side]
@@ -113,37 +178,53 @@ def _side(row: Row, side: str) -> Any:
 DEMONSTRATIONS = (
     Shape("prompt-completion", ("prompt", "completion"), taken("prompt", "completion")),
     Shape("messages", ("messages",), taken("messages")),
-    Shape("sharegpt", ("conversations",), lambda row: {"messages": turns(row)}),
+    Shape("sharegpt", ("conversations",), lambda row: {"messages": turns(row)}, ("system",)),
+    Shape("conversation", ("conversation",), lambda row: {"messages": turns(row, "conversation")}, ("system",)),
     Shape(
         "alpaca",
         ("instruction", "output"),
         lambda row: {"messages": [*instruction(row), *answered(row["output"])]},
+        ALPACA,
+    ),
+    Shape(
+        "dolly",
+        ("instruction", "response"),
+        lambda row: {"messages": [*instruction(row, "context"), *answered(row["response"])]},
+        ("context", "system", "history"),
     ),
     Shape(
         "question-answer",
         ("question", "answer"),
-        lambda row: {"messages": [*asked(row["question"]), *answered(row["answer"])]},
+        lambda row: {"messages": [*question(row), *answered(row["answer"])]},
+        ("system",),
+    ),
+    Shape(
+        "question-response",
+        ("question", "response"),
+        lambda row: {"messages": [*question(row), *answered(row["response"])]},
+        ("system",),
     ),
     Shape("prompt-response", ("prompt", "response"), taken("prompt", completion="response")),
+    Shape("query-response", ("query", "response"), taken(prompt="query", completion="response")),
+    Shape("inputs-targets", ("inputs", "targets"), taken(prompt="inputs", completion="targets")),
     Shape("completion", ("completion",), taken("completion")),
+    Shape(
+        "transcript",
+        ("text",),
+        lambda row: {"messages": transcript(row["text"])},
+        fits=lambda row: is_transcript(row["text"]),
+    ),
 )
 
 PREFERENCES = (
-    Shape("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), taken("prompt", "chosen", "rejected")),
+    Shape("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), _pair),
     Shape(
         "sharegpt",
         ("conversations", "chosen", "rejected"),
         lambda row: {"prompt": turns(row), "chosen": _side(row, "chosen"), "rejected": _side(row, "rejected")},
+        ("system",),
     ),
-    Shape(
-        "alpaca",
-        ("instruction", "chosen", "rejected"),
-        lambda row: {
-            "prompt": instruction(row),
-            "chosen": answered(row["chosen"]),
-            "rejected": answered(row["rejected"]),
-        },
-    ),
+    Shape("alpaca", ("instruction", "chosen", "rejected"), lambda row: _asked_and(row, instruction), ALPACA),
     Shape(
         "alpaca-ranked",
         ("instruction", "output"),
@@ -152,17 +233,21 @@ PREFERENCES = (
             "chosen": answered(_two(row)[0]),
             "rejected": answered(_two(row)[1]),
         },
+        ALPACA,
     ),
     Shape(
         "question-chosen-rejected",
         ("question", "chosen", "rejected"),
-        lambda row: {
-            "prompt": asked(row["question"]),
-            "chosen": answered(row["chosen"]),
-            "rejected": answered(row["rejected"]),
-        },
+        lambda row: _asked_and(row, question),
+        ("system",),
     ),
+    Shape("openai", ("input", "preferred_output", "non_preferred_output"), _preferred),
     Shape("chosen-rejected", ("chosen", "rejected"), taken("chosen", "rejected")),
+    Shape(
+        "transcript",
+        ("chosen", "rejected"),
+        lambda row: {side: transcript(row[side]) for side in ("chosen", "rejected")},
+    ),
 )
 
 RATINGS = tuple(
@@ -170,23 +255,39 @@ RATINGS = tuple(
     for mark in ("rating", "label")
     for shape in (
         Shape(f"prompt-completion-{mark}", ("prompt", "completion", mark), taken("prompt", "completion", mark)),
+        Shape(
+            f"prompt-response-{mark}",
+            ("prompt", "response", mark),
+            _rated(lambda row: (row["prompt"], row["response"]), mark),
+        ),
         Shape(f"messages-{mark}", ("messages", mark), _rated(lambda row: _last_apart(_list(row["messages"])), mark)),
-        Shape(f"sharegpt-{mark}", ("conversations", mark), _rated(lambda row: _last_apart(turns(row)), mark)),
+        Shape(
+            f"sharegpt-{mark}", ("conversations", mark), _rated(lambda row: _last_apart(turns(row)), mark), ("system",)
+        ),
         Shape(
             f"alpaca-{mark}",
             ("instruction", "output", mark),
             _rated(lambda row: (instruction(row), answered(row["output"])), mark),
+            ALPACA,
         ),
         Shape(f"text-{mark}", ("text", mark), _rated(lambda row: ("", row["text"]), mark)),
+        Shape(f"sentence-{mark}", ("sentence", mark), _rated(lambda row: ("", row["sentence"]), mark)),
     )
 )
 
 PROMPTS = (
     Shape("prompt", ("prompt",), taken("prompt")),
     Shape("messages", ("messages",), lambda row: {"prompt": _before_answer(_list(row["messages"]))}),
-    Shape("sharegpt", ("conversations",), lambda row: {"prompt": _before_answer(turns(row))}),
-    Shape("alpaca", ("instruction",), lambda row: {"prompt": instruction(row)}),
-    Shape("question", ("question",), lambda row: {"prompt": asked(row["question"])}),
+    Shape("sharegpt", ("conversations",), lambda row: {"prompt": _before_answer(turns(row))}, ("system",)),
+    Shape(
+        "conversation",
+        ("conversation",),
+        lambda row: {"prompt": _before_answer(turns(row, "conversation"))},
+        ("system",),
+    ),
+    Shape("alpaca", ("instruction",), lambda row: {"prompt": instruction(row)}, ALPACA),
+    Shape("question", ("question",), lambda row: {"prompt": question(row)}, ("system",)),
+    Shape("query", ("query",), taken(prompt="query")),
 )
 
 TEXT = (Shape("text", ("text",), taken("text")),)
@@ -203,7 +304,25 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
 
 def shape_of(row: Row, shapes: Sequence[Shape]) -> Shape | None:
     """Tell the format of a row: the first whose columns it has, all of them."""
-    return next((shape for shape in shapes if all(column in row for column in shape.needs)), None)
+    for shape in shapes:
+        if all(column in row for column in shape.needs) and (shape.fits is None or shape.fits(row)):
+            return shape
+    return None
+
+
+def traits(row: Row) -> Iterator[str]:
+    """Tell what the columns that are read do not: how turns are written, and where the prompt is from."""
+    chats = [turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, dict)]
+    if any("from" in turn and "value" in turn for turn in chats):
+        yield "ShareGPT roles"
+    if any(isinstance(turn.get("content"), list) for turn in chats):
+        yield "content in parts"
+    if "tools" in row or any(turn.get("tool_calls") for turn in chats):
+        yield "tools"
+    if any(is_transcript(value) for value in row.values()):
+        yield "transcripts (Human:, Assistant:)"
+    if {"chosen", "rejected"} == row.keys() - {"p_chosen"}:
+        yield "implicit prompts"
 
 
 def as_messages(value: Any) -> Any:

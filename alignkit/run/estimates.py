@@ -80,7 +80,7 @@ class Estimator:
     offline: bool
 
     def __post_init__(self) -> None:
-        self._libraries = 0 if device().type == "cuda" else _own_memory()
+        self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
         self._gauges: dict[str, Gauge] = {}
         self._configs: dict[str, Any] = {}
         self._facts: dict[tuple[str, str], Facts] = {}
@@ -211,12 +211,6 @@ class Estimator:
             if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
                 return self._count(name, policy, None, Settings()).answer
         return None
-
-
-def _own_memory() -> int:
-    """Tell what this process holds by itself; pages of libraries' files come on top as they are touched."""
-    held = psutil.Process().memory_info()
-    return int(held.rss - getattr(held, "shared", 0))
 
 
 class Lengths(NamedTuple):

@@ -13,14 +13,11 @@ from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.plan.lock import lock_path, read_lock, write_lock
 from alignkit.plan.plan import Plan
 from alignkit.plan.source import Source
-from alignkit.run import rundir
-from alignkit.run.failures import one_line
+from alignkit.run import hub, rundir
+from alignkit.run.environment import set_environment
 from alignkit.run.order import Preparation
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-"""What is fetched of a model: no code, and weights that are pickled only where it has no others."""
-PICKLED = "pytorch_model*"
 
 
 @dataclass(frozen=True)
@@ -69,18 +66,26 @@ def audits(sources: Iterable[Source], runs: Path, offline: bool) -> tuple[list[A
 
 
 def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
-    if source.how == "hub":
-        return Fetched(source.artifact(_snapshot(source, source.commit, offline)))
     if not source.fetched:
         return Fetched(source.artifact())
     assert source.fingerprint
     folder = rundir.source_folder(runs, source.name, source.fingerprint).resolve()
+    if source.how == "hub":
+        return Fetched(_from_hub(source, folder, offline))
     artifact = source.artifact(folder)
     if isinstance(artifact, Records):
         rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
         return Fetched(artifact)
     file = source.files[0] if source.how == "gguf" else None
     return Fetched(artifact, Preparation(file=file, folder=folder))
+
+
+def _from_hub(source: Source, folder: Path, offline: bool) -> Artifact:
+    """Get rows that are limited one by one into the folder, once; anything else whole, into the hub's own cache."""
+    if hub.is_limited(source) and (folder.is_dir() or not offline):
+        rundir.prepare(folder, lambda staged: hub.write_rows(source, staged))
+        return hub.written(source, folder)
+    return source.artifact(hub.snapshot(source, source.commit, offline))
 
 
 def _write_reviews(source: Source, folder: Path) -> None:
@@ -98,48 +103,6 @@ def pin(plan: Plan, runs: Path, offline: bool) -> None:
     used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
     unknown = [plan.sources[name] for name in plan.sources if name in used and plan.sources[name].fingerprint is None]
     if unknown:
+        set_environment(offline)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_lock(path, read_lock(path) | {source.address: _newest(source, offline) for source in unknown})
-
-
-def _newest(source: Source, offline: bool) -> str:
-    """Fetch what the hub has now (offline: what the local cache has), and give its commit."""
-    return _snapshot(source, source.address.partition("@")[2] or "main", offline).name
-
-
-def _snapshot(source: Source, revision: str, offline: bool) -> Path:
-    """Give the folder of a hub repository at a commit, from the local cache where it is there."""
-    if issubclass(source.kind, Records):
-        return _download(source, revision, offline, None)
-    folder = _download(source, revision, offline, MODEL_FILES)
-    if not list(folder.glob("*.safetensors")):
-        folder = _download(source, revision, offline, [*MODEL_FILES, PICKLED])
-    if not list(folder.glob("*.safetensors")) and not list(folder.glob(PICKLED)):
-        problem = f"source {source.name!r}: the model {source.repository} has no weights that can be read"
-        raise DataError(problem, source.address, "name a revision that has them as safetensors")
-    return folder
-
-
-def _download(source: Source, revision: str, offline: bool, patterns: list[str] | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            source.repository,
-            repo_type=_type(source),
-            revision=revision,
-            allow_patterns=patterns,
-            local_files_only=offline,
-        )
-    except Exception as error:
-        raise _unreachable(source, error) from error
-    return Path(folder)
-
-
-def _type(source: Source) -> str:
-    return "dataset" if issubclass(source.kind, Records) else "model"
-
-
-def _unreachable(source: Source, error: Exception) -> DataError:
-    problem = f"source {source.name!r} cannot be fetched ({one_line(error)})"
-    return DataError(problem, source.address, "check name and network, or give a folder")
+        write_lock(path, read_lock(path) | {source.address: hub.newest(source, offline) for source in unknown})

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from alignkit.errors import StageError
-from alignkit.run.worker import ENVIRONMENT
+from alignkit.run.environment import ENVIRONMENT
 
 
 class Launcher:

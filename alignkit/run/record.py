@@ -47,16 +47,25 @@ def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def memory_now() -> int:
-    """Measure what this process holds, in bytes: before a stage works, that is the libraries' own."""
+    """Measure what this process holds of its own, in bytes: before a stage works, that is what libraries have made."""
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    held = psutil.Process().memory_info()
+    return int(held.rss - getattr(held, "shared", 0))
 
 
 def _peak_memory(before: int) -> dict[str, int]:
-    """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one."""
+    """Measure the most memory that this process held at once, in bytes; on the GPU too, where it used one.
+
+    `libraries` is what of it is no stage's: what was held before, and the pages of libraries' files, which a forked
+    process gets one after another as it touches them.
+    """
+    import psutil
+
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "before": before}
+    files = int(getattr(psutil.Process().memory_info(), "shared", 0))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = {"memory": most, "libraries": min(most, before + files)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         peak["gpu"] = torch.cuda.max_memory_allocated()

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from alignkit.check.audit import Audit
-from alignkit.check.show import facts
+from alignkit.check.show import facts, read_as
 from alignkit.check.sources import known
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
@@ -180,7 +180,7 @@ def _render(
 
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "duration": duration, "size": size}
+    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as}
     text: str = page.get_template("report.html").render(
         plan=plan,
         recipe=plan.recipe,

@@ -19,6 +19,7 @@ from alignkit.plan.show import as_dict
 from alignkit.plan.source import Source
 from alignkit.plan.tables import short
 from alignkit.run import preflight, rundir
+from alignkit.run.environment import set_environment
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.fetch import Fetched, fetch, pin
 from alignkit.run.follow import Audience, Observer, Watch
@@ -30,7 +31,7 @@ from alignkit.run.report import Report
 from alignkit.run.results import Finished, find_finished
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Stop, noting_signals
-from alignkit.run.worker import set_environment, work
+from alignkit.run.worker import work
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""

@@ -23,6 +23,7 @@ from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.errors import AlignkitError, LockedError, PluginError, StageError
 from alignkit.run import preflight, rundir
 from alignkit.run.durable import read_json, write_json, write_text
+from alignkit.run.environment import set_environment
 from alignkit.run.failures import explain
 from alignkit.run.locks import hold
 from alignkit.run.order import Order, Preparation, read_order, typed
@@ -30,24 +31,6 @@ from alignkit.run.record import facts_of, memory_now
 from alignkit.run.results import find_finished, finish, finish_complete
 from alignkit.run.stage import Left, WorkingStage, rank_of_this_process
 from alignkit.run.stopping import Stop, noting_signals
-
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # spinning threads slow everything else down, and training on few cores too
-    "TOKENIZERS_PARALLELISM": "false",  # its threads would be cut off by the fork
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU then leaves the driver alone, so that forks may use it
-}
-"""Set where the user has not set them, before any library is imported."""
-
-
-def set_environment(offline: bool) -> None:
-    """Make libraries quiet, and offline if so asked. Only has full effect before they are imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def main(arguments: list[str]) -> int:
