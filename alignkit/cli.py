@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -216,7 +215,7 @@ def check(
         if needs.problems:
             errors.append(RecipeError.of(needs.problems))
     if as_json:
-        shown = [one._asdict() | {"preview": asdict(one.preview)} for one in seen]
+        shown = [one._asdict() | {"preview": one.preview.as_dict()} for one in seen]
         audited = [one.as_dict() for one in found]
         problems, remarks = list(map(str, errors)), list(map(str, needs.remarks))
         found_all = {"sources": audited, "stages": shown, "needs": needs.stages, "remarks": remarks}

@@ -13,6 +13,7 @@ from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
 from alignkit.contract.settings import LoRA
 from alignkit.errors import RecipeError
+from alignkit.learn import counting
 from alignkit.learn import estimate as estimating
 from alignkit.learn.estimate import LOOPS, Facts, Job
 from alignkit.learn.gauge import Gauge, Rate, gauge
@@ -197,8 +198,8 @@ def test_pairs_that_are_left_out_take_no_time_and_cut_demonstrations_some(
 
 def test_rows_that_would_be_left_out_are_counted_before(recipe: Callable[..., Path]) -> None:
     assert problems(found_of(recipe("max_length = 3"))) == [
-        "stage 'one', source 'demos': 100% of the first 60 rows are longer than 3 tokens; raise max_length, shorten "
-        "them, or raise max_lost (0.05)"
+        "stage 'one', source 'demos': 100% of 60 rows are longer than 3 tokens; raise max_length, shorten them, "
+        "or raise max_lost (0.05)"
     ]
 
 
@@ -254,6 +255,38 @@ def test_a_plan_is_looked_at_once(recipe: Callable[..., Path]) -> None:
 
     (folder,) = runs.glob("cache/preflight-*")
     assert preflights.found_in(folder) is not None
+
+
+def test_the_report_shows_rows_as_the_model_sees_them(recipe: Callable[..., Path]) -> None:
+    run_recipe(recipe("sft.epochs = 1"), runs=recipe().parent / "runs")
+
+    (report,) = recipe().parent.glob("runs/*/report.html")
+    text = report.read_text("utf-8")
+    assert " tokens in 60 rows, the middle row has " in text
+    assert '<pre class="row">the food 0<mark> was good&lt;eos&gt;</mark></pre>' in text
+
+
+def test_tokens_are_counted_once_for_each_content(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = found_of(recipe("sft.epochs = 1"))
+    monkeypatch.setattr(counting, "count", None)
+
+    again = found_of(recipe("sft.epochs = 2"))
+
+    assert again.stages[0]["memory"] == pytest.approx(first.stages[0]["memory"], rel=0.5)
+    assert again.stages[0]["steps"] == 2 * first.stages[0]["steps"]
+
+
+def test_rows_that_a_stage_makes_are_reckoned_with_one_for_each_prompt(tmp_path: Path) -> None:
+    runs, plan = tmp_path, make_plan("rlaif.toml", runs=tmp_path)
+    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+
+    found = preflight(plan, {one.source: one for one in known}, runs, True)
+
+    assert [one["stage"] for one in found.stages] == ["pretrain", "finetune", "align", "scores"]
+    assert [str(remark) for remark in found.remarks] == [
+        "stage 'align': the rows are not made yet; it is reckoned with one for each row of 'prompts'; "
+        "--smoke makes some, and measures"
+    ]
 
 
 def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[..., Path]) -> None:

@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 
+from alignkit.check.rendered import Preview
 from alignkit.check.show import show_preview
-from alignkit.contract.kinds import Demonstrations, Preferences, Prompts
+from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Text
 from alignkit.contract.settings import Settings
-from alignkit.learn import trainers
-from alignkit.learn.models import PLAIN_TEMPLATE, load_policy, open_tokenizer
-from alignkit.learn.preview import pieces, preview, sequences, steps
+from alignkit.learn import counting, trainers
+from alignkit.learn.counting import Counted, Lengths, Rows, count, sequences
+from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
+from alignkit.learn.preview import pieces, preview, steps
+from alignkit.methods.clm import CLMSettings
+from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.sft import SFTSettings, sft
-from alignkit.testing import RecordingStage, run_method
+from alignkit.testing import RecordingStage, run_method, write_tiny_policy
 
 CHAT = [
     {"role": "user", "content": "how are you?"},
@@ -21,6 +25,11 @@ CHAT = [
     {"role": "assistant", "content": "yes"},
 ]
 PLAIN = {"prompt": "the food", "completion": " was good"}
+
+
+def previewed(policy: Any, records: Any, settings: Settings) -> Preview:
+    rows = Rows(len(list(records.train())), len(list(records.held_out())))
+    return preview(policy, records, settings, count(records, rows, open_tokenizer(policy.path)), rows)
 
 
 def shown(kind: type, row: Any, tokenizer: Any) -> list[str]:
@@ -47,6 +56,11 @@ def shown(kind: type, row: Any, tokenizer: Any) -> list[str]:
             {"prompt": "the food", "chosen": " was good", "rejected": " was bad"},
             ["chosen: the food⟦ was good<eos>⟧", "rejected: the food⟦ was bad<eos>⟧"],
         ),
+        (
+            Demonstrations,
+            {"messages": [CHAT[0], {**CHAT[1], "content": "", "tool_calls": [{"type": "function"}]}, *CHAT[1:2]]},
+            ["demonstration: ### User:\nhow are you?\n\n### Assistant:\n⟦<eos>⟧\n\n### Assistant:\n⟦fine<eos>⟧"],
+        ),
         (Prompts, {"prompt": CHAT[:1]}, ["prompt: ### User:\nhow are you?\n\n### Assistant:\n"]),
     ],
 )
@@ -54,32 +68,47 @@ def test_a_row_is_shown_as_the_model_sees_it(tiny_policy: Any, kind: type, row: 
     assert shown(kind, row, open_tokenizer(tiny_policy.path)) == golden
 
 
+TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {}}}]
+WITH_TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}" + PLAIN_TEMPLATE
+"""A chat template that lists the tools first."""
+FORMS: dict[str, list[Any]] = {
+    "plain": [PLAIN, {"prompt": "my room", "completion": " is warm"}, {"prompt": "no", "completion": " rain today"}],
+    "chat": [{"messages": CHAT[:2]}, {"messages": [{"role": "system", "content": "warm"}, *CHAT[:2]]}],
+    "turns": [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}],
+    "tools": [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT[:2], "tools": TOOLS}],
+}
+
+
+@pytest.mark.parametrize("learn", ["all", "last"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_is_shown_as_learnt_is_what_the_trainer_learns(
-    tiny_policy: Any, stage: RecordingStage, records: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stage: RecordingStage, records: Any, monkeypatch: pytest.MonkeyPatch, form: str, learn: Any
 ) -> None:
-    rows = [PLAIN, {"prompt": "my room", "completion": " is warm"}, {"prompt": "no", "completion": " rain today"}]
-    given = records(Demonstrations, rows)
-    _, tokenizer = load_policy(tiny_policy)
+    policy = write_tiny_policy(tmp_path / "model")
+    tokenizer = open_tokenizer(policy.path)
+    tokenizer.chat_template = WITH_TOOLS
+    tokenizer.save_pretrained(policy.path)
+    given = records(Demonstrations, FORMS[form])
     trained: list[tuple[list[int], list[int]]] = []
 
     def watched(make: Any, stage: Any) -> None:
-        data = make().get_train_dataloader()
-        for batch in data:
+        for batch in make().get_train_dataloader():
             for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
                 kept = mask.bool()
                 trained.append((ids[kept].tolist(), labels[kept].tolist()))
 
     monkeypatch.setattr(trainers, "run_trainer", watched)
-    run_method(sft, {"epochs": 1, "batch": 3, "precision": "fp32"}, stage, policy=tiny_policy, demos=given)
+    run_method(sft, {"epochs": 1, "batch": 3, "precision": "fp32", "learn": learn}, stage, policy=policy, demos=given)
 
-    expected = [tokens for row in rows for _, tokens in sequences(Demonstrations, row, tokenizer)]
+    expected = [tokens for row in FORMS[form] for _, tokens in sequences(Demonstrations, row, tokenizer, learn)]
     assert sorted(trained) == sorted((tokens.ids, tokens.labels) for tokens in expected)
+    assert all(0 < sum(label >= 0 for label in labels) < len(labels) for _, labels in trained)
 
 
 def test_rows_that_do_not_fit_are_counted(tiny_policy: Any, records: Any) -> None:
     given = records(Demonstrations, [PLAIN, {"prompt": "the food", "completion": " was good" * 9}])
 
-    found = preview(tiny_policy, given, SFTSettings(max_length=12))
+    found = previewed(tiny_policy, given, SFTSettings(max_length=12))
 
     assert (found.counted, found.over, found.limit) == (2, 1, 12)
 
@@ -88,34 +117,61 @@ def test_lengths_are_counted_and_what_is_too_long_is_told(tiny_policy: Any, reco
     rows = [{"prompt": "the food", "completion": " was good" * times} for times in (1, 1, 30)]
     asked = [{"prompt": "the food " * times} for times in (1, 30)]
 
-    cut = preview(tiny_policy, records(Demonstrations, rows), SFTSettings(max_length=20))
-    dropped = preview(tiny_policy, records(Prompts, asked), SFTSettings(max_length=20))
+    cut = previewed(tiny_policy, records(Demonstrations, rows), SFTSettings(max_length=20))
+    dropped = previewed(tiny_policy, records(Prompts, asked), SFTSettings(max_length=20))
 
     assert (cut.counted, cut.over, sum(cut.lengths)) == (3, 1, 3)
     told = (
         "  !  1 of 3 rows are longer than that, and lose their end, or are left out where nothing of the answer remains"
     )
-    assert told in show_preview("s", "d", cut, 1, colour=False)
+    assert told in show_preview("s", "d", cut, colour=False)
     assert "  !  1 of 2 rows are longer than that, and are left out whole; none is cut" in show_preview(
-        "s", "d", dropped, None, colour=False
+        "s", "d", dropped, colour=False
     )
 
 
 def test_rows_with_a_special_token_as_text_are_counted(tiny_policy: Any, records: Any) -> None:
     rows = [PLAIN, {"prompt": "the food", "completion": " was good<eos>"}]
 
-    assert preview(tiny_policy, records(Demonstrations, rows), SFTSettings()).special == 1
+    assert previewed(tiny_policy, records(Demonstrations, rows), SFTSettings()).special == 1
 
 
-def test_steps_are_those_of_whole_epochs() -> None:
-    assert steps(Demonstrations, 33, SFTSettings(batch=16, epochs=2)) == 6
-    assert steps(Demonstrations, 33, Settings()) is None
+def lengths(*tokens: int) -> tuple[Lengths, ...]:
+    return tuple(Lengths(0, each, each, each) for each in tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "taken"),
+    [
+        (Demonstrations, SFTSettings(batch=16, epochs=2), 6),
+        (Text, CLMSettings(batch=2, epochs=1), 5),  # 2 * 90 tokens in blocks of 20, two at a time
+        (Prompts, PPOSettings(updates=7), 7),
+        (Prompts, Settings(), None),
+    ],
+)
+def test_steps_are_those_of_whole_epochs_blocks_or_updates(kind: type, settings: Settings, taken: int | None) -> None:
+    counted = Counted(2, lengths(40, 50), lengths(1), 0)
+
+    assert steps(kind, 33, settings, counted, 20) == taken
+
+
+def test_of_many_rows_a_part_is_counted_spread_evenly(
+    tiny_policy: Any, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "MOST", 2)
+    given = records(Demonstrations, [{"prompt": "the food", "completion": " was good" * (1 + n)} for n in range(6)])
+
+    found = previewed(tiny_policy, given, SFTSettings())
+
+    assert (found.counted, found.of) == (2, 6)
+    assert found.longest == len(open_tokenizer(tiny_policy.path)("the food" + " was good" * 4)["input_ids"]) + 1
+    assert "tokens in 2 of 6 rows" in show_preview("s", "d", found, colour=False)[0]
 
 
 def test_nothing_in_a_sample_moves_the_cursor(tiny_policy: Any, records: Any) -> None:
     given = records(Demonstrations, [{"prompt": "a", "completion": "\x1b[31mred"}])
 
-    lines = show_preview("s", "d", preview(tiny_policy, given, SFTSettings()), 1, colour=False)
+    lines = show_preview("s", "d", previewed(tiny_policy, given, SFTSettings()), colour=False)
 
     assert "\x1b" not in "".join(lines)
     assert any("\\x1b[31mred" in line for line in lines)

@@ -1,15 +1,12 @@
 """An audit, and what stages make of the rows, in words."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from alignkit.check.audit import LENGTHS, Audit
+from alignkit.check.rendered import Piece, Preview
 from alignkit.plan.tables import table
-
-if TYPE_CHECKING:
-    from alignkit.learn.preview import Piece, Preview
 
 BAR = 30
 """Characters of the longest bar of a histogram."""
@@ -37,7 +34,7 @@ def facts(found: Audit) -> Iterator[tuple[str, str]]:
     if found.bad:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"
     if found.unread:
-        yield "not read", f"the columns {', '.join(map(_plain, found.unread))}"
+        yield "not read", f"the columns {', '.join(map(plain, found.unread))}"
     yield "prompts" if found.kind != "Text" else "texts", f"{found.prompts} differ"
     yield "twice", f"{found.duplicates} rows, {found.near} more but for case and white space"
     if found.blank:
@@ -68,19 +65,13 @@ def _bars(counted: Sequence[tuple[str, int]]) -> Iterator[str]:
             yield f"{name:>24}  {rows:8}  {'█' * max(1, round(BAR * rows / most))}"
 
 
-def show_preview(stage: str, source: str, found: "Preview", steps: int | None, *, colour: bool) -> list[str]:
+def show_preview(stage: str, source: str, found: Preview, *, colour: bool) -> list[str]:
     """Give the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
     lines = [
-        f"{stage} takes {source}: {found.tokens} tokens in {found.counted} rows, the middle row has {found.median:g}, "
-        f"99 % at most {found.most}, the longest {found.longest}; max_length is {found.limit}"
-        + (f"; {steps} optimiser steps" if steps else ""),
-        *(f"  {line}" for line in _bars([(f"up to {16 << i} tokens", rows) for i, rows in enumerate(found.lengths)])),
+        f"{stage} takes {source}: {tokens(found)}",
+        *(f"  {line}" for line in _bars(token_lengths(found))),
+        *(f"  !  {line}" for line in concerns(found)),
     ]
-    if found.over:
-        lines.append(f"  !  {found.over} of {found.counted} rows are longer than that, and {found.fate}")
-    if found.special:
-        share = f"{found.special} of {found.counted} rows hold a special token of the tokenizer as text"
-        lines.append(f"  !  {share}: the model reads it as the token; take it out where it is not meant")
     for sample in found.samples:
         text = "".join(_painted(piece, colour) for piece in sample.pieces)
         lines.append(f"  {sample.role}")
@@ -88,14 +79,38 @@ def show_preview(stage: str, source: str, found: "Preview", steps: int | None, *
     return lines
 
 
-def _plain(text: str) -> str:
+def tokens(found: Preview) -> str:
+    """Tell in a line what a stage gets of a source."""
+    part = f" of {found.of}" if found.counted < found.of else ""
+    return (
+        f"{found.tokens} tokens in {found.counted}{part} rows, the middle row has {found.median:g}, 99 % at most "
+        f"{found.most}, the longest {found.longest}; max_length is {found.limit}"
+        + (f"; {found.steps} optimiser steps" if found.steps else "")
+    )
+
+
+def token_lengths(found: Preview) -> list[tuple[str, int]]:
+    """Give the bars of the histogram of tokens."""
+    return [(f"up to {16 << place} tokens", rows) for place, rows in enumerate(found.lengths)]
+
+
+def concerns(found: Preview) -> Iterator[str]:
+    """Tell what does not fit, and which rows hold special tokens as text."""
+    if found.over:
+        yield f"{found.over} of {found.counted} rows are longer than that, and {found.fate}"
+    if found.special:
+        share = f"{found.special} of {found.counted} rows hold a special token of the tokenizer as text"
+        yield f"{share}: the model reads it as the token; take it out where it is not meant"
+
+
+def plain(text: str) -> str:
     """Write text so that nothing in it moves the cursor."""
     return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _painted(piece: "Piece", colour: bool) -> str:
+def _painted(piece: Piece, colour: bool) -> str:
     """Write what is learnt in colour, or between brackets where there is none; nothing in it moves the cursor."""
-    text = _plain(piece.text)
+    text = plain(piece.text)
     if not colour:
         return f"⟦{text}⟧" if piece.learnt else text
     return "\n".join(

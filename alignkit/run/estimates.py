@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from pydantic import ValidationError
@@ -16,20 +15,15 @@ from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
+from alignkit.learn.counting import Lengths
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
 from alignkit.learn.gauge import Gauge, gauge
-from alignkit.learn.models import arithmetic, device, open_config, open_tokenizer
-from alignkit.learn.preview import sequences
+from alignkit.learn.models import arithmetic, device, open_config
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.fit import check_layers, remarks_on
-from alignkit.run.previews import opened, policy_of
+from alignkit.run.previews import count_tokens, learn_of, opened, policy_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-COUNTED = 1000
-"""Rows whose tokens are counted."""
 UNSET_LENGTH = 1024
 """Tokens, at most, where `max_length` says nothing."""
 CHANGES: Sequence[Mapping[str, Any]] = (
@@ -124,7 +118,12 @@ class Estimator:
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
-        return list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
+        told = list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
+        rows = self._rows_of(stage, stage.settings)
+        if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
+            problem = f"the rows are not made yet; it is reckoned with one for each row of {rows[0]!r}"
+            told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
+        return told
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""
@@ -158,80 +157,69 @@ class Estimator:
                     yield self._config(source.name)
 
     def _facts_of(self, stage: PlannedStage, settings: Settings) -> Facts | None:
-        records = [name for several in stage.inputs.values() for name in several if name in self.audits]
-        source = policy_of(self.plan, stage)
-        if source is None or not records:
+        source, rows = policy_of(self.plan, stage), self._rows_of(stage, settings)
+        if source is None or rows is None:
             return None
-        name = records[0]
+        name, new = rows
         limit = getattr(settings, "max_length", None)
-        key = (name, f"{source.name} {limit} {getattr(settings, 'learn', '')} {_new_tokens(settings)}")
+        key = (name, f"{source.name} {limit} {learn_of(settings)} {new}")
         if key not in self._facts:
-            self._facts[key] = self._count(name, source.name, limit, settings)
-        facts, kind = self._facts[key], self.plan.sources[name].kind
-        if issubclass(kind, Prompts):
-            new = _new_tokens(settings)
-            answer = min(self._usual_answer(source.name) or new, new)
-            return facts._replace(answer=answer, longest=facts.longest + new)
-        return facts
+            self._facts[key] = self._count(name, source.name, limit, settings, new)
+        facts = self._facts[key]
+        if not issubclass(self.plan.sources[name].kind, Prompts):
+            return facts
+        answer = min(self._usual_answer(source.name) or new, new)
+        return facts._replace(answer=answer, longest=facts.longest + new)
 
-    def _count(self, name: str, policy: str, limit: int | None, settings: Settings) -> Facts:
-        records = opened(self.plan.sources[name], self.runs, self.offline)
-        model: Any = opened(self.plan.sources[policy], self.runs, self.offline)
-        assert isinstance(records, Records)
-        tokenizer = open_tokenizer(model.path)
+    def _rows_of(self, stage: PlannedStage, settings: Settings) -> tuple[str, int] | None:
+        """Name the source of a stage's rows, and how many tokens its prompts are answered with.
+
+        Of rows that an earlier stage makes, it is that of what they are made of.
+        """
+        names = [name for several in stage.inputs.values() for name in several]
+        if known := next((name for name in names if name in self.audits), None):
+            return known, _new_tokens(settings)
+        made = (self.plan.stage(name) for name in names if name not in self.plan.sources)
+        makers = [one for one in made if issubclass(one.made, Records)]
+        return self._rows_of(makers[0], makers[0].settings) if makers else None
+
+    def _count(self, name: str, policy: str, limit: int | None, settings: Settings, new: int) -> Facts:
+        source, audit = self.plan.sources[name], self.audits[name]
+        counted = count_tokens(source, self.plan.sources[policy], audit, settings, self.runs, self.offline)
         positions = getattr(self._config(policy).get_text_config(), "max_position_embeddings", None)
-        fits = data.fitting_length(positions, limit)
-        audit = self.audits[name]
-        learn: data.Learn = getattr(settings, "learn", "all")
-        sides = chain(records.train(), records.held_out())
-        counted = [lengths(type(records), row, tokenizer, learn) for row in islice(sides, COUNTED)]
-        prompt, answer = means(counted)
-        if isinstance(records, Text):
-            size = min(fits, int(audit.rows * answer) or 1)
-            blocks = max(1, int(audit.rows * answer / size))
-            aside = max(1, int(min(audit.held_out, getattr(settings, "measured", 0)) * answer / size))
-            return Facts(blocks, aside, 0.0, float(size), size)
-        room = fits - (_new_tokens(settings) if isinstance(records, Prompts) else 0)
-        lost, allowed = fmean(one.longest > room for one in counted), float(getattr(settings, "max_lost", 1.0))
+        fits, rows = data.fitting_length(positions, limit), counted.rows
+        if issubclass(source.kind, Text):
+            measured = math.ceil(int(getattr(settings, "measured", 0)) / counted.step)
+            sides = (counted.train, counted.held_out[:measured])
+            tokens, aside = (counted.step * sum(row.tokens for row in side) for side in sides)
+            size = min(fits, tokens or 1)
+            return Facts(math.ceil(tokens / size), math.ceil(aside / size), 0.0, float(size), size)
+        room = fits - (new if issubclass(source.kind, Prompts) else 0)
+        lost, allowed = fmean(row.longest > room for row in rows), float(getattr(settings, "max_lost", 1.0))
         if lost > allowed:
-            problem = f"{lost:.0%} of the first {len(counted)} rows are longer than {max(room, 0)} tokens"
+            problem = f"{lost:.0%} of {len(rows)} rows are longer than {max(room, 0)} tokens"
             remedy = f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
             raise DataError(problem, f"source {name!r}", remedy)
-        longest = max(1, min(room, max(one.longest for one in counted)))
-        if isinstance(records, Demonstrations):  # they lose their end
-            whole = fmean(min(one.longest, room) for one in counted)
+        longest = max(1, min(room, max(row.longest for row in rows)))
+        prompt, answer = means(rows)
+        if issubclass(source.kind, Demonstrations):  # they lose their end
+            whole = fmean(min(row.longest, room) for row in rows)
             return Facts(audit.rows, audit.held_out, min(prompt, whole), max(0.0, whole - prompt), longest)
-        prompt, answer = means([one for one in counted if one.longest <= room] or counted)
-        kept, aside = (math.ceil(rows * (1 - lost)) for rows in (audit.rows, audit.held_out))
+        prompt, answer = means([row for row in rows if row.longest <= room] or rows)
+        kept, aside = (math.ceil(side * (1 - lost)) for side in (audit.rows, audit.held_out))
         return Facts(kept, aside, prompt, answer, longest)
 
     def _usual_answer(self, policy: str) -> float | None:
         """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
         for name in self.audits:
             if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
-                return self._count(name, policy, None, Settings()).answer
+                return self._count(name, policy, None, Settings(), 0).answer
         return None
-
-
-class Lengths(NamedTuple):
-    """Of one row, in tokens."""
-
-    prompt: float
-    answer: float
-    longest: int
-
-
-def lengths(kind: type[Records], row: data.Row, tokenizer: "PreTrainedTokenizerBase", learn: data.Learn) -> Lengths:
-    """Count a row's tokens; of a pair's two answers the mean."""
-    found = [tokens for _, tokens in sequences(kind, row, tokenizer, learn)]
-    learnt = [sum(label != data.NOT_LEARNT for label in tokens.labels) for tokens in found]
-    whole = [len(tokens.ids) for tokens in found]
-    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole))
 
 
 def means(counted: Sequence[Lengths]) -> tuple[float, float]:
     """Give the mean lengths of prompts and of answers."""
-    return fmean(one.prompt for one in counted), fmean(one.answer for one in counted)
+    return fmean(row.prompt for row in counted), fmean(row.answer for row in counted)
 
 
 def _trained_layers(settings: Any) -> int | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from alignkit.run.estimates import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
-VERSION = 1
+VERSION = 2
 """Raised when what is looked at changes."""
 GIB = 2**30
 
@@ -134,6 +134,7 @@ def answer(folder: Path) -> None:
     """Check what is asked in a folder, and write there what was found."""
     from alignkit.contract.plugins import load_plugins
     from alignkit.run.fetch import audits
+    from alignkit.run.previews import previews
 
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
@@ -142,7 +143,10 @@ def answer(folder: Path) -> None:
     used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}
     sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
     known, _ = audits(sources, runs, asked["offline"])
-    found = preflight(plan, {one.source: one for one in known}, runs, asked["offline"])
+    audits_by_name = {one.source: one for one in known}
+    found = preflight(plan, audits_by_name, runs, asked["offline"])
+    if not found.problems:
+        list(previews(plan, audits_by_name, runs, asked["offline"]))  # kept for the report
     write_json(folder / FOUND, asdict(found))
 
 

@@ -1,18 +1,32 @@
-"""What the stages of a plan will be trained on: rows of its sources, as each stage's own model sees them."""
+"""What the stages of a plan will be trained on: rows of its sources, as each stage's own model sees them.
 
+What was counted and rendered is kept: the one by the content that it is of, the other by the stage, for its report.
+"""
+
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from alignkit.check.audit import Audit
+from alignkit.check.rendered import Preview
 from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.settings import Settings
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.source import Source
+from alignkit.run import rundir
+from alignkit.run.durable import read_json, write_json, write_text
 from alignkit.run.fetch import fetch
 from alignkit.run.worker import prepare
 
 if TYPE_CHECKING:
-    from alignkit.learn.preview import Preview
+    from alignkit.learn.counting import Counted
+    from alignkit.learn.data import Learn
+
+VERSION = 1
+"""Raised when what is counted or shown changes."""
 
 
 class StagePreview(NamedTuple):
@@ -20,28 +34,82 @@ class StagePreview(NamedTuple):
 
     stage: str
     source: str
-    preview: "Preview"
-    steps: int | None
-    """Optimiser steps over all rows that are not held out."""
+    preview: Preview
 
 
 def previews(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Iterator[StagePreview]:
-    """Encode the first rows of each source as each wanted stage will; sources that were not audited are left out."""
+    """Encode the rows of each source as each wanted stage will; sources that were not audited are left out."""
     from transformers.utils import logging
-
-    from alignkit.learn.preview import preview, steps
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     for stage in plan.stages:
-        source = policy_of(plan, stage)
-        if not stage.wanted or source is None:
+        policy = policy_of(plan, stage)
+        if not stage.wanted or policy is None:
             continue
         for name in (name for several in stage.inputs.values() for name in several if name in audits):
-            policy, records = (opened(plan.sources[one], runs, offline) for one in (source.name, name))
-            assert isinstance(policy, Policy)
-            assert isinstance(records, Records)
-            found = preview(policy, records, stage.settings)
-            yield StagePreview(stage.name, name, found, steps(type(records), audits[name].rows, stage.settings))
+            note = _note(stage, name, runs)
+            if (found := _known(note)) is None:
+                found = _preview(plan.sources[name], policy, audits[name], stage.settings, runs, offline)
+                if note:
+                    write_json(note, found.as_dict())
+            yield StagePreview(stage.name, name, found)
+
+
+def _preview(source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool) -> Preview:
+    from alignkit.learn.counting import Rows
+    from alignkit.learn.preview import preview
+
+    model, records = opened(policy, runs, offline), opened(source, runs, offline)
+    assert isinstance(model, Policy)
+    assert isinstance(records, Records)
+    counted = count_tokens(source, policy, audit, settings, runs, offline)
+    return preview(model, records, settings, counted, Rows(audit.rows, audit.held_out))
+
+
+def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
+    """Give what was found before of what a stage gets."""
+    for name in (name for several in stage.inputs.values() for name in several):
+        if found := _known(_note(stage, name, runs)):
+            yield StagePreview(stage.name, name, found)
+
+
+def _note(stage: PlannedStage, source: str, runs: Path) -> Path | None:
+    made = stage.fingerprint and hashlib.sha256(f"{VERSION} {stage.fingerprint} {source}".encode()).hexdigest()
+    return rundir.cache_folder(runs) / f"preview-{made[:16]}.json" if made else None
+
+
+def _known(note: Path | None) -> Preview | None:
+    facts = read_json(note) if note else {}
+    return Preview.from_dict(facts) if facts else None
+
+
+def count_tokens(
+    source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool
+) -> "Counted":
+    """Count the tokens of a source's rows by a policy's tokenizer, once for each content of both."""
+    from alignkit.learn.counting import Counted, Lengths, Rows, count
+    from alignkit.learn.models import open_tokenizer
+
+    learn = learn_of(settings)
+    content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), policy.fingerprint, learn]
+    text = json.dumps(content, sort_keys=True)
+    note = rundir.cache_folder(runs) / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if facts := read_json(note):
+        sides = {side: tuple(Lengths(*row) for row in facts[side]) for side in ("train", "held_out")}
+        return Counted(**{**facts, **sides})
+    records, model = opened(source, runs, offline), opened(policy, runs, offline)
+    assert isinstance(records, Records)
+    assert isinstance(model, Policy)
+    found = count(records, Rows(audit.rows, audit.held_out), open_tokenizer(model.path), learn)
+    if source.fingerprint and policy.fingerprint:
+        write_text(note, json.dumps(asdict(found)))
+    return found
+
+
+def learn_of(settings: Settings) -> "Learn":
+    """Tell which turns of a chat a stage learns."""
+    learn: Learn = getattr(settings, "learn", "all")
+    return learn
 
 
 def policy_of(plan: Plan, stage: PlannedStage) -> Source | None:

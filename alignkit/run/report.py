@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from alignkit.check.audit import Audit
-from alignkit.check.show import facts, read_as
+from alignkit.check.rendered import Preview
+from alignkit.check.show import concerns, facts, plain, read_as, token_lengths, tokens
 from alignkit.check.sources import known
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
@@ -22,6 +23,7 @@ from alignkit.run import rundir
 from alignkit.run.curves import HEIGHT, POINTS, WIDTH, Curve, curves
 from alignkit.run.durable import read_json, write_text
 from alignkit.run.journal import read_journal
+from alignkit.run.previews import known_previews
 from alignkit.run.words import duration, latest, number, size
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class StageFacts:
     curves: Sequence[Curve]
     columns: Sequence[str]
     """Of the samples."""
+    previews: Sequence[tuple[str, Preview]]
+    """What it gets of each source, by the source's name."""
     samples: Sequence[Sequence[str]]
     left_out: int
     """Samples that are not shown."""
@@ -148,6 +152,7 @@ def _gather(
         figures=latest(event for event in events if isinstance(event, Figure)),
         curves=curves([event for event in events if isinstance(event, Metrics)], points),
         columns=columns,
+        previews=[(one.source, one.preview) for one in known_previews(stage, runs)] if stage.wanted else [],
         samples=[[_shown(row.get(key, "")) for key in columns] for row in samples[:MOST_SAMPLES]],
         left_out=max(0, len(samples) - MOST_SAMPLES),
         warnings=[event for event in events if isinstance(event, Warned)],
@@ -180,7 +185,8 @@ def _render(
 
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as}
+    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as, "shown": _shown}
+    page.filters |= {"plain": plain, "tokens": tokens, "token_lengths": token_lengths, "concerns": concerns}
     text: str = page.get_template("report.html").render(
         plan=plan,
         recipe=plan.recipe,

@@ -1,0 +1,60 @@
+"""What a stage gets of a source, as facts: tokens, what does not fit, and rows as the model sees them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring tokens as text, special ones included."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sequence as the model sees it; `role` is `demonstration`, `chosen`, `rejected`, ..."""
+
+    role: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What one stage gets of one source of rows."""
+
+    counted: int
+    """Rows whose tokens were counted."""
+    of: int
+    """Rows that there are."""
+    tokens: int
+    """Of all sequences of the counted rows."""
+    median: float
+    most: int
+    """99 of 100 rows are no longer."""
+    longest: int
+    limit: int
+    over: int
+    """Counted rows with a sequence longer than the limit."""
+    fate: str
+    """What happens to those rows."""
+    lengths: tuple[int, ...]
+    """Counted rows of up to 16, 32, 64, ... tokens, each more than the bound before."""
+    special: int
+    """Counted rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
+    samples: tuple[Sample, ...]
+    steps: int | None
+    """Optimiser steps, or updates of a method that samples; None where the method counts neither."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Self:
+        """Read what `as_dict` gave, from JSON, too."""
+        samples = tuple(
+            Sample(one["role"], tuple(Piece(**piece) for piece in one["pieces"])) for one in facts["samples"]
+        )
+        return cls(**{**facts, "lengths": tuple(facts["lengths"]), "samples": samples})
