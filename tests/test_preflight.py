@@ -12,12 +12,12 @@ from transformers import AutoConfig
 from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
 from alignkit.contract.settings import LoRA
-from alignkit.errors import RecipeError
+from alignkit.errors import DataError, RecipeError
 from alignkit.learn import counting
 from alignkit.learn import estimate as estimating
 from alignkit.learn.estimate import LOOPS, Facts, Job
 from alignkit.learn.gauge import Gauge, Rate, gauge
-from alignkit.learn.models import load_policy
+from alignkit.learn.models import load_policy, open_tokenizer
 from alignkit.learn.sizes import sizes_of
 from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.sft import SFTSettings
@@ -216,6 +216,42 @@ def test_a_reward_model_without_a_head_is_refused(recipe: Callable[..., Path], t
     assert problems(good) == []
     assert problems(bad)[0].startswith("stage 'one', ")
     assert "source 'rm' has no weights of a score's head, so its scores would be noise" in problems(bad)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\x08\0\0\0\0\0\0\0{}      ", "stage 'one', "),  # a whole file, of no tensors
+        (None, "the weights cannot be read ("),
+    ],
+)
+def test_weights_that_are_cut_off_are_refused(
+    recipe: Callable[..., Path], tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(content or weights.read_bytes()[:-100])
+
+    found = problems(found_of(recipe()))
+
+    assert any(problem in one for one in found) == (content is None)
+
+
+def test_weights_that_git_lfs_points_to_are_refused_by_the_plan(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+
+    with pytest.raises(DataError, match="is a pointer of git LFS"):
+        make_plan(recipe(), runs=tmp_path / "runs")
+
+
+def test_tokens_that_the_model_does_not_know_are_told(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(tmp_path / "model")
+    tokenizer.add_tokens(["<tool>", "<think>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    (remark,) = found_of(recipe()).remarks
+
+    assert remark.problem.startswith("2 tokens of the tokenizer of 'base' are unknown to its model, which has ")
 
 
 def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

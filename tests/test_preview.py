@@ -15,6 +15,7 @@ from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
 from alignkit.learn.preview import pieces, preview, steps
 from alignkit.methods.clm import CLMSettings
 from alignkit.methods.ppo import PPOSettings
+from alignkit.methods.reward import RewardSettings
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy
 
@@ -134,6 +135,21 @@ def test_rows_with_a_special_token_as_text_are_counted(tiny_policy: Any, records
     rows = [PLAIN, {"prompt": "the food", "completion": " was good<eos>"}]
 
     assert previewed(tiny_policy, records(Demonstrations, rows), SFTSettings()).special == 1
+
+
+def test_pairs_that_the_template_makes_equal_are_counted(tmp_path: Path, records: Any) -> None:
+    policy = write_tiny_policy(tmp_path / "model")
+    tokenizer = open_tokenizer(policy.path)
+    tokenizer.chat_template = PLAIN_TEMPLATE.replace("message['content']", "(message['content'] | trim)")
+    tokenizer.save_pretrained(policy.path)
+    sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "yes"), ("rejected", "yes "))}
+
+    found = previewed(policy, records(Preferences, [{"prompt": CHAT[:1], **sides}]), RewardSettings())
+
+    assert found.same == 1
+    assert "  !  1 of 1 pairs are the same to the model, and teach nothing; take them out" in show_preview(
+        "s", "d", found, colour=False
+    )
 
 
 def lengths(*tokens: int) -> tuple[Lengths, ...]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignkit.contract import jsontext
 from alignkit.contract.files import FORMATS, rows_of
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
 from alignkit.contract.records import Part, key_of, on_held_out_side, with_prompt
@@ -111,6 +112,50 @@ def test_a_list_is_read_under_any_name(tmp_path: Path) -> None:
     assert list(records(Preferences, path).train()) == PAIRS
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
+def test_a_list_is_read_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(jsontext, "CHUNK", chunk)
+    rows = [{"text": 'Zähl 🙂 \\ " ]', "n": [1, 2.5e3, -1, True, None]}, {"text": "b" * 300, "n": 12}]
+    path = put(tmp_path, b"\xef\xbb\xbf" + json.dumps(rows, indent=1, ensure_ascii=False).encode() + b"\n", "r.json")
+
+    assert list(records(Text, path, keep=("n",)).train()) == rows
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "a"},\n{"text": "b"}\n{"text": "c"}]', "FOLDER/r.json:3: not JSON (Expecting ',' delimiter)"),
+        (b'[{"text": "a"},\n{"text": "b"', "FOLDER/r.json:2: not JSON (Expecting ',' delimiter)"),
+        (b'[{"text": "a"},\n{"text": "b', "FOLDER/r.json:2: not JSON (Unterminated string starting at)"),
+        (b'[{"text": "a"},\n]', "FOLDER/r.json:2: not JSON (Expecting value)"),
+        (b'[{"text": "a"}]\n\n{}', "FOLDER/r.json:3: not JSON (Extra data)"),
+        (b'[{"text": "a"},\n{"text": "\xe4"}]', "FOLDER/r.json:2: not UTF-8 (byte 26 is 0xe4)"),
+    ],
+)
+def test_a_list_that_breaks_off_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr(jsontext, "CHUNK", chunk)
+
+    assert refusal(tmp_path, Text, put(tmp_path, content, "r.json")).partition(";")[0] == message
+
+
+def test_cells_may_be_parted_by_tabs(tmp_path: Path) -> None:
+    path = put(tmp_path, b'prompt\tcompletion\nhi, you\t"a\tb"\n', "rows.tsv")
+
+    assert list(records(Demonstrations, path).train()) == [{"prompt": "hi, you", "completion": "a\tb"}]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.txt", "r.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+    assert refusal(tmp_path, Text, put(tmp_path, pointer, name)) == (
+        f"FOLDER/{name}: the file is a pointer of git LFS, not what it points to; run: git lfs pull"
+    )
+
+
 def test_cells_of_a_csv_file_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     path = put(tmp_path, b'id,text\r\n1,"one, two\r\nthree ""four"""\r\n2,five\r\n', "rows.csv")
 
@@ -153,7 +198,7 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
             "r.yaml",
             b"x",
             "FOLDER/r.yaml: the file's ending is none that can be read; use one of .jsonl, .ndjson, .json, .csv, "
-            ".parquet, .txt",
+            ".tsv, .parquet, .txt",
         ),
         (
             "r.jsonl",

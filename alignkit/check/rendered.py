@@ -44,6 +44,8 @@ class Preview:
     """Counted rows of up to 16, 32, 64, ... tokens, each more than the bound before."""
     special: int
     """Counted rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
+    same: int
+    """Counted pairs whose two sides are the same tokens."""
     samples: tuple[Sample, ...]
     steps: int | None
     """Optimiser steps, or updates of a method that samples; None where the method counts neither."""

@@ -98,6 +98,8 @@ def concerns(found: Preview) -> Iterator[str]:
     """Tell what does not fit, and which rows hold special tokens as text."""
     if found.over:
         yield f"{found.over} of {found.counted} rows are longer than that, and {found.fate}"
+    if found.same:
+        yield f"{found.same} of {found.counted} pairs are the same to the model, and teach nothing; take them out"
     if found.special:
         share = f"{found.special} of {found.counted} rows hold a special token of the tokenizer as text"
         yield f"{share}: the model reads it as the token; take it out where it is not meant"

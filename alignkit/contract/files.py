@@ -1,4 +1,4 @@
-"""Rows in files: JSON Lines, JSON, CSV, Parquet and plain text, each also packed by gzip or zstd.
+"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet and plain text, each also packed by gzip or zstd.
 
 Every reader yields `(place, row)`, where the place is `file:line` (or `file, row n`) for messages.
 """
@@ -10,9 +10,12 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from alignkit.contract.jsontext import JsonText
 from alignkit.errors import DataError
 
 Placed = Iterator[tuple[str, dict[str, Any]]]
@@ -39,6 +42,7 @@ def found_in(path: Path, unit: str = "paragraph") -> Found:
     Raises DataError where nothing behind a fault can be told.
     """
     try:
+        refuse_pointer(path)
         with _open(path) as file:
             if not file.read(1):
                 raise DataError("the file is empty", str(path), "give it rows, or take it out of the recipe")
@@ -58,12 +62,22 @@ def found_in(path: Path, unit: str = "paragraph") -> Found:
         raise DataError(f"the file cannot be read ({error.strerror})", str(path)) from error
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError where git LFS has left a note of a file instead of the file."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise DataError("the file is a pointer of git LFS, not what it points to", str(path), "run: git lfs pull")
+
+
 def _damaged(path: Path, error: Exception) -> DataError:
     kind = PACKED.get(path.suffix.lower(), "file")
     return DataError(f"the {kind} file is damaged or cut off ({error})", str(path), "copy it again")
 
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -88,13 +102,18 @@ def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Found]:
     form = format_of(path)
     if form == ".txt":
         return _paragraphs if unit == "paragraph" else _lines_of_text
-    if form in (".csv", ".parquet"):
-        return _csv if form == ".csv" else _parquet
     if form == ".json" and _holds_lines(path):
         return _json_lines
     if form == "":
         form = {b"{": ".jsonl", b"[": ".json"}.get(_first_sign(path), "")
-    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_array}
+    readers: dict[str, Callable[[Path, BinaryIO], Found]] = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json_array,
+        ".csv": partial(_cells, sign=","),
+        ".tsv": partial(_cells, sign="\t"),
+        ".parquet": _parquet,
+    }
     try:
         return readers[form]
     except KeyError as error:
@@ -174,30 +193,34 @@ def _json_name(value: object) -> str:
 
 
 def _json_array(path: Path, file: BinaryIO) -> Found:
-    raw = file.read()
-    try:
-        rows = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise _not_utf8(f"{path}:{line}", error) from error
-    except json.JSONDecodeError as error:
-        hint = "name it .jsonl if each line is an object" if error.msg == "Extra data" else "correct the file"
-        raise DataError(f"not JSON ({error.msg})", f"{path}:{error.lineno}", hint) from error
-    except (ValueError, RecursionError) as error:
-        problem = "not JSON that can be read (nested too deeply, or a number too long)"
-        raise DataError(problem, str(path), "correct the file") from error
-    if not isinstance(rows, list):
-        raise DataError(f"the file holds {_json_name(rows)}, not a list of rows", str(path), "write [ {...}, ... ]")
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number}"
+    """Read a list row by row. What follows a fault cannot be told."""
+    text = JsonText(path, file)
+    if text.sign() != "[":
+        value = text.value()
+        if text.sign():
+            raise text.fault("Extra data")
+        raise DataError(f"the file holds {_json_name(value)}, not a list of rows", str(path), "write [ {...}, ... ]")
+    for number in count(1):
+        text.skip()  # [ or ,
+        if number == 1 and text.sign() == "]":
+            break
+        where, value = f"{path}, row {number}", text.value()
         try:
-            yield where, _checked(row, where)
+            yield where, _checked(value, where)
         except DataError as error:
             yield where, error
+        if text.sign() == "]":
+            break
+        if text.sign() != ",":
+            raise text.fault("Expecting ',' delimiter")
+    text.skip()
+    if text.sign():
+        raise text.fault("Extra data")
 
 
-def _csv(path: Path, file: BinaryIO) -> Found:
-    reader = csv.DictReader((line for _, line in _lines(path, file)), strict=True)
+def _cells(path: Path, file: BinaryIO, sign: str) -> Found:
+    """Read a table in text, its cells parted by a sign."""
+    reader = csv.DictReader((line for _, line in _lines(path, file)), strict=True, delimiter=sign)
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"

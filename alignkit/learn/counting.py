@@ -51,6 +51,8 @@ class Counted:
     held_out: tuple[Lengths, ...]
     special: int
     """Rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
+    same: int = 0
+    """Pairs whose two sides are the same tokens: what differs in their text, a chat template has left away."""
 
     @property
     def rows(self) -> tuple[Lengths, ...]:
@@ -60,16 +62,18 @@ class Counted:
 def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, learn: data.Learn = "all") -> Counted:
     """Count the tokens of a source's rows."""
     step, special = max(1, math.ceil(sum(rows) / MOST)), [str(token) for token in tokenizer.all_special_tokens]
-    marked = 0
+    marked = same = 0
 
     def lengths(side: Iterable[data.Row]) -> Iterator[Lengths]:
-        nonlocal marked
+        nonlocal marked, same
         for row in islice(side, 0, None, step):
             text = all_text(row)
             marked += any(token in text for token in special)
-            yield lengths_of([tokens for _, tokens in sequences(type(records), row, tokenizer, learn)])
+            encoded = [tokens for _, tokens in sequences(type(records), row, tokenizer, learn)]
+            same += len(encoded) == 2 and encoded[0].ids == encoded[1].ids
+            yield lengths_of(encoded)
 
-    return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked)
+    return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked, same)
 
 
 def lengths_of(sequences: Sequence[Tokens]) -> Lengths:

@@ -6,7 +6,7 @@ logits. Constants are fitted to measured stages (benchmarks/estimates.py); none 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,22 @@ from alignkit.learn.models import arithmetic, device
 from alignkit.learn.sizes import Sizes
 
 MIB = 2**20
-FULL, ADAPTED = 1.28, 2.16
+FULL, ADAPTED = 1.35, 2.16
 """What passes take on a processor, over what they keep: freed memory between kept tensors is lost to the allocator."""
-OVER_LIBRARIES = {True: 90 * MIB, False: 50 * MIB}
-"""What any stage takes besides, with a trainer of TRL and without: parts of libraries that only now are touched."""
+OTHER = 12 * MIB
+"""What any stage takes besides: rows, tokens, and the thousand small things that libraries make."""
 TRL_TABLES = 4.0
 """Tables of logits that a pass of TRL's trainers holds at once."""
+SMALL_TABLES = 11.0
+"""So many take their room on a processor where one is smaller than KEPT_BY_THE_ALLOCATOR: freed ones stay in part."""
+KEPT_BY_THE_ALLOCATOR = 32 * MIB
+"""The largest piece of memory, freed, that glibc may keep for later (M_MMAP_THRESHOLD_MAX)."""
 CHUNKS = 5
 """Chunks of logits that reading answers holds at once."""
 TWICE = 0.45
 """Share of the policy's weights that a stage which samples holds twice for a while, as measured."""
+SHOWN_TOKENS = 64
+"""Tokens, at most, of answers that are shown."""
 TRL_START = 0.4
 """Seconds that a trainer of TRL takes to be made."""
 KTO_READS = 5
@@ -82,9 +88,12 @@ class Need:
     parts: Mapping[str, float]
     """Bytes of memory by what they are for."""
     seconds: float
+    """Of the whole stage."""
+    stepping: float
+    """Of them in optimiser steps or updates, the rest being what a stage does once."""
     disk: float
     steps: float
-    """Optimiser steps, or updates, or 1: what `seconds` are spent on."""
+    """Optimiser steps, or updates, or 1."""
 
     @property
     def memory(self) -> float:
@@ -127,8 +136,10 @@ class Job:
 
 
 def language_model(job: Job) -> Need:
-    """`train_language_model`: padded rows through TRL's trainer."""
-    return _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True)
+    """`train_language_model`: padded rows through TRL's trainer; a few held-out prompts are answered at the end."""
+    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True)
+    shown = min(getattr(job.settings, "samples", 0), job.facts.held_out)
+    return replace(need, seconds=need.seconds + job.sampling(shown, job.facts.prompt, SHOWN_TOKENS))
 
 
 def scores(job: Job) -> Need:
@@ -146,7 +157,7 @@ def answers(job: Job) -> Need:
     )
     more = job.body(tokens, passes, learn=False) + job.head(tokens, learn=False)
     start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
-    return Need({**need.parts, **start}, need.seconds + more, need.disk, need.steps)
+    return replace(need, parts={**need.parts, **start}, seconds=need.seconds + more)
 
 
 def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_at_once: int | None = None) -> Need:
@@ -161,14 +172,12 @@ def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_a
     tokens = settings.epochs * facts.rows * mean
     passes = steps * settings.batch / micro
     measured = min(facts.held_out, settings.measured) * mean
-    seconds = (
-        job.body(tokens, passes, learn=True)
-        + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
-        + (job.head(tokens, learn=True) + job.head(2 * measured, learn=False) if logits else 0.0)
-        + _stepping(sizes.trained, steps)
-        + TRL_START
-    )
-    return _need(job, parts, seconds, steps, [sizes])
+    stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)
+    once = TRL_START + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
+    if logits:
+        stepping += job.head(tokens, learn=True)
+        once += job.head(2 * measured, learn=False)
+    return _need(job, parts, stepping, once, steps, [sizes])
 
 
 def pairs(job: Job) -> Need:
@@ -186,14 +195,14 @@ def pairs(job: Job) -> Need:
     read = (facts.rows + 2 * held_out) + min(settings.batch, facts.rows)
     answered = 2 * facts.answer
     learnt = settings.epochs * facts.rows
-    seconds = (
+    stepping = (
         job.body(learnt * each, passes, learn=True)
         + job.head(learnt * answered, learn=True)
-        + job.body(read * each, 1 + read * each / packing.TOKENS_IN_A_PACK, learn=False)
-        + job.head(read * answered, learn=False)
         + _stepping(sizes.trained, steps)
     )
-    return _need(job, parts, seconds, steps, [sizes])
+    once = job.body(read * each, 1 + read * each / packing.TOKENS_IN_A_PACK, learn=False)
+    once += job.head(read * answered, learn=False)
+    return _need(job, parts, stepping, once, steps, [sizes])
 
 
 def online(job: Job) -> Need:
@@ -228,19 +237,21 @@ def online(job: Job) -> Need:
     learn_passes = max(steps, settings.epochs * tokens / packing.TOKENS_IN_A_PACK)
     answered = settings.updates * settings.batch * answer
     measured = min(facts.held_out, settings.measured)
-    seconds = (
+    stepping = (
         settings.updates * job.sampling(settings.batch, facts.prompt, new)
         + read_by * job.body(tokens, read_passes, learn=False)
         + 2 * job.head(answered, learn=False)
         + critics * upper * job.body(settings.epochs * tokens, learn_passes, learn=True)
         + job.head(settings.epochs * answered, learn=True)
         + critics * _stepping(sizes.trained, steps)
-        + 2 * job.sampling(measured, facts.prompt, new)
-        + 2 * 2 * job.body(measured * (facts.prompt + answer), 1, learn=False)
-        + 4 * job.head(measured * answer, learn=False)
-        + len(job.others) * job.body(tokens + 2 * measured * mean, read_passes, learn=False)
+        + len(job.others) * job.body(tokens, read_passes, learn=False)
     )
-    return _need(job, parts, seconds, settings.updates, [sizes] * critics)
+    once = (
+        2 * job.sampling(measured, facts.prompt, new)
+        + (2 * 2 + 2 * len(job.others)) * job.body(measured * (facts.prompt + answer), 1, learn=False)
+        + 4 * job.head(measured * answer, learn=False)
+    )
+    return _need(job, parts, stepping, once, settings.updates, [sizes] * critics)
 
 
 def evaluation(job: Job) -> Need:
@@ -257,13 +268,13 @@ def evaluation(job: Job) -> Need:
         ),
         "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
         "logits": 4.0 * 3 * sizes.vocabulary * (rows + (compared if models > 1 else 0)),
-        "other": float(OVER_LIBRARIES[False]),
+        "other": float(OTHER),
     }
     tokens = rows * (facts.prompt + settings.max_new_tokens)
     seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens)
     seconds += 2 * (policies - 1) * (job.body(tokens, 1, learn=False) + job.head(tokens, learn=False))
     seconds += len(job.others) * policies * job.body(tokens, 1, learn=False)
-    return _need(job, parts, seconds, 1, [])
+    return _need(job, parts, 0.0, seconds, 1, [])
 
 
 def _shared(settings: Any, rows: int) -> float:
@@ -279,6 +290,9 @@ def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = 
     weights += sum(one.bytes * one.sizes.weights for one in job.others)
     gpu = device().type == "cuda"
     factor = 1.0 if gpu else (ADAPTED if job.lora else FULL)
+    table = 4.0 * largest.tokens * sizes.vocabulary
+    many = largest.tables and not gpu and table < KEPT_BY_THE_ALLOCATOR
+    tables = SMALL_TABLES if many else largest.tables
     layers = sizes.layers
     kept = job.gauge.kept * layers * largest.tokens
     if gpu and trainer:
@@ -288,8 +302,8 @@ def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = 
         "gradients": 4.0 * trained,
         "optimiser": 8.0 * trained,
         "activations": factor * kept,
-        "logits": 4.0 * largest.tables * largest.tokens * sizes.vocabulary,
-        "other": 0.0 if gpu else float(OVER_LIBRARIES[trainer]),
+        "logits": tables * table,
+        "other": 0.0 if gpu else float(OTHER),
     }
 
 
@@ -304,12 +318,15 @@ def _stepping(trained: int, steps: float) -> float:
     return steps * (STEP + ADAM * trained)
 
 
-def _need(job: Job, parts: dict[str, float], seconds: float, steps: float, learners: Sequence[Sizes]) -> Need:
+def _need(
+    job: Job, parts: dict[str, float], stepping: float, once: float, steps: float, learners: Sequence[Sizes]
+) -> Need:
     """Add what loading and saving takes; a checkpoint is written beside the one before."""
     artifact = 4.0 * (job.policy.trained if job.lora else job.policy.weights) if learners else 0.0
     moved = 4.0 * job.policy.weights + artifact
+    seconds = START + stepping + once + moved / DISK_SPEED
     checkpoints = sum(2 * 12.0 * sizes.trained for sizes in learners) if seconds > 120 else 0.0
-    return Need(parts, START + seconds + moved / DISK_SPEED, artifact + checkpoints, steps)
+    return Need(parts, seconds, stepping, artifact + checkpoints, steps)
 
 
 LOOPS: Mapping[Loop, Callable[[Job], Need]] = {

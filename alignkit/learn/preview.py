@@ -49,6 +49,7 @@ def preview(policy: Policy, records: Records, settings: Settings, counted: Count
         fate=next(words for kind, words in FATES.items() if isinstance(records, kind)),
         lengths=histogram(lengths),
         special=counted.special,
+        same=counted.same,
         over=sum(length > limit for length in lengths),
         samples=tuple(Sample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row),
         steps=steps(type(records), rows.train, settings, counted, limit),

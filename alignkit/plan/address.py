@@ -35,8 +35,6 @@ BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "prefer
 SCHEMES = ("builtin:", "hf:", "function:", "judge:")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""
-LARGEST_JSON = 16 * 1024 * 1024
-"""Bytes of a .json file that the planner still reads."""
 
 
 def judge_of(kind: type[Artifact], address: Address) -> tuple[str, str] | None:
@@ -246,16 +244,11 @@ def _sibling(path: Path) -> str:
 
 
 def _peek(source: Source) -> None:
-    """Read the first rows of each file, so that a wrong column is found at once.
-
-    A .json file is read only if it is small, because it is read whole.
-    """
+    """Read the first rows of each file, so that a wrong column is found at once."""
     artifact = source.artifact()
     assert isinstance(artifact, Records)
     for part in artifact.parts:
         for number, path in enumerate(part.paths):
-            if format_of(path) == ".json" and path.stat().st_size > LARGEST_JSON:
-                continue
             limits = {} if number == 0 else {"split": None, "rows": None}
             one = part.model_copy(update={"paths": (path,), **limits})
             for _ in islice(placed_rows(one, type(artifact).__name__, artifact.columns), PEEK):

@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from alignkit.contract.files import refuse_pointer
 from alignkit.errors import DataError
 
 WANTED = (".json", ".safetensors", ".jinja", ".model", ".txt")
@@ -28,7 +29,10 @@ def model_files(folder: Path, named: str, where: str) -> list[Path]:
     for shard in _shards(folder / "model.safetensors.index.json"):
         if shard not in names:
             raise DataError(f"{named}: the model folder {folder} lacks {shard!r}", where, "copy it again")
-    return [folder / name for name in names if name.endswith(WANTED) or fnmatch(name, PICKLED)]
+    files = [folder / name for name in names if name.endswith(WANTED) or fnmatch(name, PICKLED)]
+    for file in files:
+        refuse_pointer(file)
+    return files
 
 
 def _shards(index: Path) -> list[str]:

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from alignkit.check.audit import Audit
 from alignkit.contract.kinds import RewardModel
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.learn.folders import is_adapter, read_json
-from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
+from alignkit.learn.folders import base_of, is_adapter, read_json
+from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
 
@@ -30,14 +30,32 @@ def remarks_on(
     if source is None:
         return
     artifact = opened(source, runs, offline)
+    check_weights(artifact.path)
     tokenizer = open_tokenizer(artifact.path)
     if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
+    yield from unknown_tokens(source.name, tokenizer, open_config(artifact.path))
     read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
     if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
         problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
         yield Problem(problem, f"stage {stage.name!r}", "see the rendered rows; give it a chat_template if it has one")
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse weights that are damaged or cut off: what a file of tensors says at its beginning does not fit it."""
+    for place in {folder, base_of(folder) if is_adapter(folder) else folder}:
+        for file in sorted(place.glob("*.safetensors")):
+            _names(file)
+
+
+def unknown_tokens(name: str, tokenizer: Any, config: Any) -> Iterator[Problem]:
+    """Tell of tokens that the model has no row for; a pad token is given one."""
+    size = int(config.get_text_config().vocab_size)
+    odd = [token for token in tokenizer.get_vocab().values() if token >= size and token != tokenizer.pad_token_id]
+    if odd:
+        problem = f"{len(odd)} tokens of the tokenizer of {name!r} are unknown to its model, which has {size}"
+        yield Problem(problem, f"source {name!r}", "text with one of them ends the stage; give the model's tokenizer")
 
 
 def check_layers(layers: int, wanted: int | None) -> None:

@@ -39,7 +39,7 @@ class Preflight:
 
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`,
-    `steps`, `parts`."""
+    of which `stepping` in `steps`, `parts` of the memory."""
     problems: list[Problem] = field(default_factory=list)
     """What would end a stage."""
     remarks: list[Problem] = field(default_factory=list)
@@ -107,7 +107,8 @@ def _plain(estimate: "Estimate") -> dict[str, Any]:
         "disk": need.disk,
         "parts": {**need.parts, "libraries": float(estimate.libraries)},
     }
-    return {"stage": estimate.stage, "method": estimate.method, "seconds": need.seconds, "steps": need.steps} | facts
+    times = {"seconds": need.seconds, "stepping": need.stepping, "steps": need.steps}
+    return {"stage": estimate.stage, "method": estimate.method, **times, **facts}
 
 
 def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:

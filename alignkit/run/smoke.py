@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.check.audit import Audit
+from alignkit.contract.events import Metrics
 from alignkit.contract.kinds import Records, Text
 from alignkit.plan.make import plan_recipe
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.recipe import dotted, read_recipe
 from alignkit.run import rundir
 from alignkit.run.durable import read_json
+from alignkit.run.journal import read_journal
 from alignkit.run.preflight import Preflight, preflight
 
 if TYPE_CHECKING:
@@ -106,7 +108,17 @@ def _taken(folder: Path) -> dict[str, float]:
     facts = read_json(folder / rundir.STAGE)
     memory = facts["peak_memory"]
     disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return {"seconds": facts["seconds"], "memory": memory.get("gpu", memory["memory"]), "disk": disk}
+    times = {"seconds": facts["seconds"], "a step": _step_time(folder)}
+    return {**times, "memory": memory.get("gpu", memory["memory"]), "disk": disk}
+
+
+def _step_time(folder: Path) -> float:
+    """Measure a step, between the first one that was told of and the last; 0 where fewer than two were."""
+    told = [event for event in read_journal("", folder) if isinstance(event, Metrics)]
+    first, last = (told[0], told[-1]) if told else (None, None)
+    if first is None or last is None or last.step <= first.step:
+        return 0.0
+    return (last.seconds - first.seconds) / (last.step - first.step)
 
 
 def _corrected(
@@ -118,6 +130,19 @@ def _corrected(
 ) -> dict[str, Any]:
     facts = {"stage": stage, "method": method, "measured": dict(taken)}
     if not whole or not small:
-        return {**facts, **taken}
-    seconds = whole["seconds"] * taken["seconds"] / small["seconds"]
-    return {**facts, "seconds": seconds, **{name: max(whole[name], taken[name]) for name in ("memory", "disk")}}
+        return {**facts, "seconds": taken["seconds"], "memory": taken["memory"], "disk": taken["disk"]}
+    return {
+        **facts,
+        "seconds": _reckoned(whole, small, taken),
+        **{name: max(whole[name], taken[name]) for name in ("memory", "disk")},
+    }
+
+
+def _reckoned(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
+    """Reckon the whole's time from the small run's: what a step takes, and apart from it what a stage does once."""
+    stepping = taken["a step"] * float(small["steps"])
+    once_small, once_whole = (float(one["seconds"] - one["stepping"]) for one in (small, whole))
+    if not small["stepping"] or not 0 < stepping < taken["seconds"]:
+        return float(whole["seconds"] * taken["seconds"] / small["seconds"])
+    once = once_whole * (taken["seconds"] - stepping) / once_small
+    return float(whole["stepping"] * stepping / small["stepping"] + once)
