@@ -5,7 +5,7 @@
 
 Each method runs two or three steps on generated rows, with all weights and with LoRA, with a batch of 8 rows of 60
 words, with twice the batch, and with twice the words. Memory is a stage's peak less the libraries' own:
-what its process held before, and pages of libraries' files. The estimate is made first, so that it knows nothing of the run.
+what its process held before, and pages of libraries' files. The estimate is made first, knowing nothing of the run.
 """
 
 import argparse

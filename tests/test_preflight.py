@@ -23,13 +23,16 @@ from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.sft import SFTSettings
 from alignkit.plan.make import make_plan
 from alignkit.run import preflight as preflights
+from alignkit.run import smoke
 from alignkit.run.estimates import Estimator
 from alignkit.run.fetch import audits
 from alignkit.run.preflight import Preflight, preflight
 from alignkit.run.runner import run_recipe
 from alignkit.testing import write_tiny_policy, write_tiny_reward
 
-GAUGE = Gauge(1000.0, Rate(1e-4, 1e-6), Rate(3e-4, 3e-6), Rate(1e-4, 1e-6), 1e-9, 3e-9, 1e-9)
+GAUGE = Gauge(
+    1000.0, Rate(1e-4, 1e-4, 1e-6), Rate(3e-4, 3e-4, 3e-6), Rate(1e-4, 1e-4, 1e-6), 1e-9, 3e-9, Rate(0, 1e-8, 1e-9)
+)
 FACTS = Facts(rows=100, held_out=10, prompt=10.0, answer=20.0, longest=40)
 DEMOS = "".join(json.dumps({"prompt": f"the food {n}", "completion": " was good"}) + "\n" for n in range(60))
 
@@ -312,7 +315,7 @@ def test_tokens_are_counted_once_for_each_content(recipe: Callable[..., Path], m
     assert again.stages[0]["steps"] == 2 * first.stages[0]["steps"]
 
 
-def test_rows_that_a_stage_makes_are_reckoned_with_one_for_each_prompt(tmp_path: Path) -> None:
+def test_rows_that_a_stage_makes_arereckoned_with_one_for_each_prompt(tmp_path: Path) -> None:
     runs, plan = tmp_path, make_plan("rlaif.toml", runs=tmp_path)
     known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
 
@@ -334,6 +337,23 @@ def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[
     assert "measured in small, and reckoned from it for the whole:" in result.output
     assert (file.parent / "runs/cache/smoke/stages").is_dir()
     assert not (file.parent / "runs/stages").exists()
+
+
+SMALL = {"seconds": 10.0, "stepping": 4.0, "steps": 2.0}
+WHOLE = {"seconds": 210.0, "stepping": 200.0, "steps": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("taken", "reckoned"),
+    [
+        ({"seconds": 10.0, "a step": 2.0}, 210.0),  # as estimated
+        ({"seconds": 14.0, "a step": 4.0}, 400.0 + 10.0),  # steps take twice as long, the rest as estimated
+        ({"seconds": 16.0, "a step": 2.0}, 200.0 + 20.0),  # the other way round
+        ({"seconds": 20.0, "a step": 0.0}, 420.0),  # one step only was told of: all is scaled alike
+    ],
+)
+def test_steps_and_what_is_done_once_are_corrected_apart(taken: dict[str, float], reckoned: float) -> None:
+    assert smoke.reckoned(WHOLE, SMALL, taken) == pytest.approx(reckoned)
 
 
 def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:

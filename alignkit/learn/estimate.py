@@ -120,19 +120,19 @@ class Job:
     def body(self, tokens: float, passes: float, *, learn: bool) -> float:
         """Give the seconds of all layers for so many tokens in so many passes."""
         rate = self.gauge.learn if learn else self.gauge.read
-        return self.policy.layers * rate.of(tokens, passes)
+        return rate.of(self.policy.layers, tokens, passes)
 
     def head(self, tokens: float, *, learn: bool) -> float:
         return tokens * self.policy.vocabulary * (self.gauge.head_learn if learn else self.gauge.head_read)
 
-    def sampling(self, rows: float, prompt: float, steps: float) -> float:
-        """Give the seconds in which so many rows are answered at once."""
+    def sampling(self, rows: float, prompt: float, longest: float, mean: float | None = None) -> float:
+        """Give the seconds in which so many rows are answered at once; each leaves when its answer has ended."""
         if not rows:
             return 0.0
-        layers = self.policy.layers * self.gauge.decode.of(rows)
-        return self.body(rows * prompt, 1, learn=False) + steps * (
-            layers + rows * self.policy.vocabulary * self.gauge.draw
-        )
+        tokens = rows * (longest if mean is None else mean)
+        steps = self.gauge.decode.of(self.policy.layers, tokens, longest)
+        draws = self.gauge.draw.of(self.policy.vocabulary, tokens, longest)
+        return self.body(rows * prompt, 1, learn=False) + steps + draws
 
 
 def language_model(job: Job) -> Need:
@@ -238,7 +238,7 @@ def online(job: Job) -> Need:
     answered = settings.updates * settings.batch * answer
     measured = min(facts.held_out, settings.measured)
     stepping = (
-        settings.updates * job.sampling(settings.batch, facts.prompt, new)
+        settings.updates * job.sampling(settings.batch, facts.prompt, new, answer)
         + read_by * job.body(tokens, read_passes, learn=False)
         + 2 * job.head(answered, learn=False)
         + critics * upper * job.body(settings.epochs * tokens, learn_passes, learn=True)
@@ -247,7 +247,7 @@ def online(job: Job) -> Need:
         + len(job.others) * job.body(tokens, read_passes, learn=False)
     )
     once = (
-        2 * job.sampling(measured, facts.prompt, new)
+        2 * job.sampling(measured, facts.prompt, new, answer)
         + (2 * 2 + 2 * len(job.others)) * job.body(measured * (facts.prompt + answer), 1, learn=False)
         + 4 * job.head(measured * answer, learn=False)
     )
@@ -270,8 +270,9 @@ def evaluation(job: Job) -> Need:
         "logits": 4.0 * 3 * sizes.vocabulary * (rows + (compared if models > 1 else 0)),
         "other": float(OTHER),
     }
-    tokens = rows * (facts.prompt + settings.max_new_tokens)
-    seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens)
+    answer = min(facts.answer or settings.max_new_tokens, settings.max_new_tokens)
+    tokens = rows * (facts.prompt + answer)
+    seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens, answer)
     seconds += 2 * (policies - 1) * (job.body(tokens, 1, learn=False) + job.head(tokens, learn=False))
     seconds += len(job.others) * policies * job.body(tokens, 1, learn=False)
     return _need(job, parts, 0.0, seconds, 1, [])

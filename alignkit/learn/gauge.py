@@ -18,25 +18,37 @@ from torch.autograd.graph import saved_tensors_hooks
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.learn.models import adapted_model, computing, device
 from alignkit.learn.packing import chosen_logprobs, decoder_of
-from alignkit.learn.rollouts import draw
+from alignkit.learn.rollouts import draw, sample_answers
 from alignkit.learn.sizes import built
 
 WORDS = 64
 FEW, MANY = 32, 384
 """Tokens of the two passes whose times tell what a pass costs and what a token does."""
+ROWS = 8, 48
+"""Answers at once, of which the times tell what a row costs; very few are another kind of product, and cheaper."""
+STEPS = 4, 20
+"""Steps of decoding that are timed."""
 HEAD_WORDS = 4096
-"""Words, at most, of the head that is timed."""
+"""Words, at most, of the head that is timed with many tokens."""
+HEAD_BYTES = 64 * 2**20
+"""Of the head that is timed with few."""
 TIMES = 3
+LONG = 1.0
+"""Seconds after which nothing is timed again."""
 
 
 class Rate(NamedTuple):
-    """Seconds that something takes: so many once, and so many for each unit."""
+    """Seconds that passes take."""
 
+    start: float
+    """Of a pass, whatever the layers."""
     once: float
+    """Of a pass in each layer."""
     each: float
+    """Of a unit in each layer."""
 
-    def of(self, units: float, passes: float = 1.0) -> float:
-        return passes * self.once + units * self.each
+    def of(self, layers: int, units: float, passes: float = 1.0) -> float:
+        return passes * (self.start + layers * self.once) + layers * units * self.each
 
 
 class Gauge(NamedTuple):
@@ -45,16 +57,16 @@ class Gauge(NamedTuple):
     kept: float
     """Bytes that a layer keeps of a token for the gradient."""
     read: Rate
-    """Of a layer for a token, without gradient."""
+    """Of tokens, without gradient."""
     learn: Rate
-    """Of a layer for a token, forward and backward."""
+    """Of tokens, forward and backward."""
     decode: Rate
-    """Of a layer, for a row, in one step of decoding with a cache."""
+    """Of rows in one step of decoding with a cache, drawing included but for what grows with the vocabulary."""
     head_read: float
     """Seconds for each token and word of the vocabulary."""
     head_learn: float
-    draw: float
-    """Seconds to draw a token from each word of the vocabulary."""
+    draw: Rate
+    """Of tokens that are drawn in one step, for each word of the vocabulary instead of each layer."""
 
 
 def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
@@ -65,8 +77,10 @@ def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
         read = _rate([[_timed(partial(_read, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         learn = _rate([[_timed(partial(_learn, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         decode = _decode_rate(parts)
-        head = _head_times(int(config.get_text_config().hidden_size), int(config.get_text_config().vocab_size))
-    return Gauge(max(kept[1] - kept[0], 0) / MANY, read, learn, decode, *head)
+        text = config.get_text_config()
+        sizes = int(text.hidden_size), int(text.vocab_size)
+        heads, draws = _head_times(*sizes), _draw_rate(*sizes)
+    return Gauge(max(kept[1] - kept[0], 0) / MANY, read, learn, decode, *heads, draws)
 
 
 def _part(config: Any, layers: int, lora: LoRA | None) -> Any:
@@ -120,16 +134,17 @@ def _kept(part: Any) -> int:
 
 
 def _timed(act: Callable[[], object]) -> float:
-    """Give the median seconds of a few times, after one that does not count."""
+    """Give the median seconds of a few times, after one that does not count; of one time where it takes long."""
+    began = time.perf_counter()
     act()
-    taken = []
-    for _ in range(TIMES):
-        _wait()
+    _wait()
+    taken = [time.perf_counter() - began]
+    while len(taken) <= TIMES and sum(taken) < LONG:
         began = time.perf_counter()
         act()
         _wait()
         taken.append(time.perf_counter() - began)
-    return median(taken)
+    return median(taken[1:] or taken)
 
 
 def _wait() -> None:
@@ -138,24 +153,29 @@ def _wait() -> None:
 
 
 def _rate(seconds: list[list[float]], units: tuple[int, int] = (FEW, MANY)) -> Rate:
-    """Make a layer's rate of the times of one and of two layers, for few and for many units each."""
+    """Make a rate of the times of one and of two layers, for few and for many units each."""
     few, many = (max(two - one, two / 4) for one, two in zip(*seconds, strict=True))
     each = max(many - few, many / 10) / (units[1] - units[0])
-    return Rate(max(few - each * units[0], 0.0), each)
+    once = max(few - each * units[0], 0.0)
+    return Rate(max(seconds[0][0] - once - each * units[0], 0.0), once, each)
 
 
 def _decode_rate(parts: list[Any]) -> Rate:
-    return _rate([[_decode_time(part, rows) for rows in (1, 32)] for part in parts], (1, 32))
+    return _rate([[_decode_time(part, rows) for rows in ROWS] for part in parts], ROWS)
 
 
-@torch.no_grad()
 def _decode_time(part: Any, rows: int) -> float:
-    asked = torch.ones(rows, 32, dtype=torch.long, device=device())
-    cache = decoder_of(part)(input_ids=asked, use_cache=True).past_key_values
-    return _timed(lambda: decoder_of(part)(input_ids=asked[:, :1], past_key_values=cache, use_cache=True))
+    """Time a step of answers to short prompts: so many steps less a few of them."""
+    prompts, chance = [[0] * 32] * rows, torch.Generator()
+
+    def answer(steps: int) -> object:
+        return sample_answers(part, prompts, max_new_tokens=steps, stop=frozenset(), generator=chance.manual_seed(0))
+
+    few, many = (_timed(partial(answer, steps)) for steps in STEPS)
+    return max(many - few, many / 2) / (STEPS[1] - STEPS[0])
 
 
-def _head_times(width: int, vocabulary: int) -> tuple[float, float, float]:
+def _head_times(width: int, vocabulary: int) -> tuple[float, float]:
     words, where = min(vocabulary, HEAD_WORDS), device()
     head = nn.Linear(width, words, bias=False, device=where)
     hidden = torch.randn(MANY, width, device=where, requires_grad=True)
@@ -166,6 +186,19 @@ def _head_times(width: int, vocabulary: int) -> tuple[float, float, float]:
 
     with torch.no_grad():
         read = _timed(lambda: chosen_logprobs(hidden, head, targets))
-        logits, uniform = head(hidden), torch.rand(MANY)
-        drawn = _timed(lambda: draw(logits, 1.0, uniform)) + _timed(lambda: head(hidden))
-    return read / MANY / words, _timed(learn) / MANY / words, drawn / MANY / words
+    return read / MANY / words, _timed(learn) / MANY / words
+
+
+@torch.no_grad()
+def _draw_rate(width: int, vocabulary: int) -> Rate:
+    """Time drawing from a head that no cache of the processor holds: in each step its weights are read anew."""
+    words = min(vocabulary, max(HEAD_WORDS, HEAD_BYTES // (4 * width)))
+    head = nn.Linear(width, words, bias=False, device=device())
+
+    def seconds(rows: int) -> float:
+        hidden, uniform = torch.randn(rows, width, device=device()), torch.rand(rows)
+        return _timed(lambda: draw(head(hidden), 1.0, uniform)) / words
+
+    few, many = map(seconds, ROWS)
+    each = max(many - few, many / 10) / (ROWS[1] - ROWS[0])
+    return Rate(0.0, max(few - each * ROWS[0], 0.0), each)

@@ -133,12 +133,12 @@ def _corrected(
         return {**facts, "seconds": taken["seconds"], "memory": taken["memory"], "disk": taken["disk"]}
     return {
         **facts,
-        "seconds": _reckoned(whole, small, taken),
+        "seconds": reckoned(whole, small, taken),
         **{name: max(whole[name], taken[name]) for name in ("memory", "disk")},
     }
 
 
-def _reckoned(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
+def reckoned(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
     """Reckon the whole's time from the small run's: what a step takes, and apart from it what a stage does once."""
     stepping = taken["a step"] * float(small["steps"])
     once_small, once_whole = (float(one["seconds"] - one["stepping"]) for one in (small, whole))
