@@ -339,17 +339,21 @@ def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[
     assert not (file.parent / "runs/stages").exists()
 
 
-SMALL = {"seconds": 10.0, "stepping": 4.0, "steps": 2.0}
+SMALL = {"seconds": 10.0, "stepping": 4.0, "steps": 2.0, "prompt": 10.0, "answer": 20.0}
 WHOLE = {"seconds": 210.0, "stepping": 200.0, "steps": 100.0}
 
 
 @pytest.mark.parametrize(
     ("taken", "reckoned"),
     [
-        ({"seconds": 10.0, "a step": 2.0}, 210.0),  # as estimated
-        ({"seconds": 14.0, "a step": 4.0}, 400.0 + 10.0),  # steps take twice as long, the rest as estimated
-        ({"seconds": 16.0, "a step": 2.0}, 200.0 + 20.0),  # the other way round
-        ({"seconds": 20.0, "a step": 0.0}, 420.0),  # one step only was told of: all is scaled alike
+        ({"seconds": 10.0, "a step": 2.0, "answer": 0.0}, 210.0),  # as estimated
+        (
+            {"seconds": 14.0, "a step": 4.0, "answer": 0.0},
+            400.0 + 10.0,
+        ),  # steps take twice as long
+        ({"seconds": 16.0, "a step": 2.0, "answer": 0.0}, 200.0 + 20.0),  # the other way round
+        ({"seconds": 14.0, "a step": 4.0, "answer": 50.0}, 200.0 + 10.0),  # ... since its answers are twice as long
+        ({"seconds": 20.0, "a step": 0.0, "answer": 0.0}, 420.0),  # one step only was told of: all is scaled alike
     ],
 )
 def test_steps_and_what_is_done_once_are_corrected_apart(taken: dict[str, float], reckoned: float) -> None:

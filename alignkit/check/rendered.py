@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Preview:
     """Counted pairs whose two sides are the same tokens."""
     samples: tuple[Sample, ...]
     steps: int | None
-    """Optimiser steps, or updates of a method that samples; None where the method counts neither."""
+    """None where the method counts none."""
+    steps_are: Literal["optimiser steps", "updates"]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

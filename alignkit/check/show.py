@@ -85,7 +85,7 @@ def tokens(found: Preview) -> str:
     return (
         f"{found.tokens} tokens in {found.counted}{part} rows, the middle row has {found.median:g}, 99 % at most "
         f"{found.most}, the longest {found.longest}; max_length is {found.limit}"
-        + (f"; {found.steps} optimiser steps" if found.steps else "")
+        + (f"; {found.steps} {found.steps_are}" if found.steps else "")
     )
 
 

@@ -26,7 +26,7 @@ OTHER = 12 * MIB
 """What any stage takes besides: rows, tokens, and the thousand small things that libraries make."""
 TRL_TABLES = 4.0
 """Tables of logits that a pass of TRL's trainers holds at once."""
-SMALL_TABLES = 11.0
+SMALL_TABLES = 12.0
 """So many take their room on a processor where one is smaller than KEPT_BY_THE_ALLOCATOR: freed ones stay in part."""
 KEPT_BY_THE_ALLOCATOR = 32 * MIB
 """The largest piece of memory, freed, that glibc may keep for later (M_MMAP_THRESHOLD_MAX)."""
@@ -36,15 +36,17 @@ TWICE = 0.45
 """Share of the policy's weights that a stage which samples holds twice for a while, as measured."""
 SHOWN_TOKENS = 64
 """Tokens, at most, of answers that are shown."""
-TRL_START = 0.4
+TRL_START = 0.25
 """Seconds that a trainer of TRL takes to be made."""
+KTO_START = 0.5
+"""Seconds that KTO's trainer takes to prepare its rows."""
 KTO_READS = 5
 """How often KTO's trainer reads an answer without gradient, as measured: swapped ones, and both by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""
 STEP = 0.01
 """Seconds that a step takes besides."""
-START = 0.4
+START = 0.1
 """Seconds that any stage takes to start and to end."""
 DISK_SPEED = 5e8
 """Bytes a second, written or read and checked."""
@@ -94,6 +96,9 @@ class Need:
     disk: float
     steps: float
     """Optimiser steps, or updates, or 1."""
+    prompt: float
+    """Tokens of a prompt and of an answer, in the mean, that it is reckoned with."""
+    answer: float
 
     @property
     def memory(self) -> float:
@@ -157,7 +162,7 @@ def answers(job: Job) -> Need:
     )
     more = job.body(tokens, passes, learn=False) + job.head(tokens, learn=False)
     start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
-    return replace(need, parts={**need.parts, **start}, seconds=need.seconds + more)
+    return replace(need, parts={**need.parts, **start}, seconds=need.seconds + KTO_START + more)
 
 
 def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_at_once: int | None = None) -> Need:
@@ -327,7 +332,7 @@ def _need(
     moved = 4.0 * job.policy.weights + artifact
     seconds = START + stepping + once + moved / DISK_SPEED
     checkpoints = sum(2 * 12.0 * sizes.trained for sizes in learners) if seconds > 120 else 0.0
-    return Need(parts, seconds, stepping, artifact + checkpoints, steps)
+    return Need(parts, seconds, stepping, artifact + checkpoints, steps, job.facts.prompt, job.facts.answer)
 
 
 LOOPS: Mapping[Loop, Callable[[Job], Need]] = {

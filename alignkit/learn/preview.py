@@ -53,6 +53,7 @@ def preview(policy: Policy, records: Records, settings: Settings, counted: Count
         over=sum(length > limit for length in lengths),
         samples=tuple(Sample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row),
         steps=steps(type(records), rows.train, settings, counted, limit),
+        steps_are="updates" if hasattr(settings, "updates") else "optimiser steps",
     )
 
 

@@ -39,7 +39,7 @@ class Preflight:
 
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`,
-    of which `stepping` in `steps`, `parts` of the memory."""
+    of which `stepping` in `steps`, with `prompt` and `answer` tokens in a row, `parts` of the memory."""
     problems: list[Problem] = field(default_factory=list)
     """What would end a stage."""
     remarks: list[Problem] = field(default_factory=list)
@@ -108,7 +108,8 @@ def _plain(estimate: "Estimate") -> dict[str, Any]:
         "parts": {**need.parts, "libraries": float(estimate.libraries)},
     }
     times = {"seconds": need.seconds, "stepping": need.stepping, "steps": need.steps}
-    return {"stage": estimate.stage, "method": estimate.method, **times, **facts}
+    lengths = {"prompt": need.prompt, "answer": need.answer}
+    return {"stage": estimate.stage, "method": estimate.method, **times, **lengths, **facts}
 
 
 def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:

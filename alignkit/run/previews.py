@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alignkit.learn.counting import Counted
     from alignkit.learn.data import Learn
 
-VERSION = 1
+VERSION = 2
 """Raised when what is counted or shown changes."""
 
 

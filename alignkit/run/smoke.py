@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from alignkit.check.audit import Audit
@@ -108,17 +109,20 @@ def _taken(folder: Path) -> dict[str, float]:
     facts = read_json(folder / rundir.STAGE)
     memory = facts["peak_memory"]
     disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    times = {"seconds": facts["seconds"], "a step": _step_time(folder)}
+    times = {"seconds": facts["seconds"], **_step(folder)}
     return {**times, "memory": memory.get("gpu", memory["memory"]), "disk": disk}
 
 
-def _step_time(folder: Path) -> float:
-    """Measure a step, between the first one that was told of and the last; 0 where fewer than two were."""
+def _step(folder: Path) -> dict[str, float]:
+    """Measure a step, between the first one that was told of and the last, and how long answers were in it.
+
+    `a step` is 0 where fewer than two were told of, `answer` where a method samples none.
+    """
     told = [event for event in read_journal("", folder) if isinstance(event, Metrics)]
-    first, last = (told[0], told[-1]) if told else (None, None)
-    if first is None or last is None or last.step <= first.step:
-        return 0.0
-    return (last.seconds - first.seconds) / (last.step - first.step)
+    if len(told) < 2 or told[-1].step <= told[0].step:
+        return {"a step": 0.0, "answer": 0.0}
+    seconds = (told[-1].seconds - told[0].seconds) / (told[-1].step - told[0].step)
+    return {"a step": seconds, "answer": fmean(event.values.get("length", 0.0) for event in told[1:])}
 
 
 def _corrected(
@@ -139,10 +143,15 @@ def _corrected(
 
 
 def reckoned(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
-    """Reckon the whole's time from the small run's: what a step takes, and apart from it what a stage does once."""
+    """Reckon the whole's time from the small run's: what a step takes, and apart from it what a stage does once.
+
+    A policy that has hardly learnt answers at other length than the one that the whole will have.
+    """
     stepping = taken["a step"] * float(small["steps"])
     once_small, once_whole = (float(one["seconds"] - one["stepping"]) for one in (small, whole))
     if not small["stepping"] or not 0 < stepping < taken["seconds"]:
         return float(whole["seconds"] * taken["seconds"] / small["seconds"])
     once = once_whole * (taken["seconds"] - stepping) / once_small
+    if taken["answer"]:
+        stepping *= (small["prompt"] + small["answer"]) / (small["prompt"] + taken["answer"])
     return float(whole["stepping"] * stepping / small["stepping"] + once)
