@@ -175,9 +175,9 @@ def check(
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Read every row of a RECIPE's sources, or of a FILE; tell what is in them, what is wrong, what is learnt, and what
-    memory, time and disk every stage will need."""
-    from alignkit.check.file import source_of, write_fixed
+    """Read every row of a RECIPE's sources, or of a FILE (or a folder of files, or a pattern); tell what is in them, what
+    is wrong, what is learnt, and what memory, time and disk every stage will need."""
+    from alignkit.check.file import files_at, source_of, write_fixed
     from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
     from alignkit.plan.packaged import find_recipe
@@ -189,8 +189,8 @@ def check(
     set_environment(offline)
 
     seen, plan, needs = list["StagePreview"](), None, Found()
-    if Path(what).suffix != ".toml" and Path(what).is_file():
-        sources = [source_of(Path(what), kind)]
+    if files := files_at(what):
+        sources = [source_of(files, Path(what).name, kind)]
         if fixed:
             kept, left_out = write_fixed(sources[0], fixed)
             click.echo(f"{fixed} has {kept} rows; {left_out} are left out, bad or there twice", err=True)

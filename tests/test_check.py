@@ -195,12 +195,14 @@ def test_lines_that_hold_no_row_are_bad_rows(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_tells_what_it_holds(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
-    assert source_of(put(tmp_path, [row])).word == kind
+    path = put(tmp_path, [row])
+
+    assert source_of([path], path.name).word == kind
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
-        source_of(put(tmp_path, '{"text": "a"}'.encode("utf-16")))
+        source_of([put(tmp_path, '{"text": "a"}'.encode("utf-16"))], "rows")
 
 
 def test_one_prompt_cannot_be_on_both_sides(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_one_prompt_cannot_be_on_both_sides(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'prompts'"):
-        source_of(put(tmp_path, [PAIR]), "promts")
+        source_of([put(tmp_path, [PAIR])], "rows", "promts")
 
 
 def checked(*words: str) -> Any:
@@ -232,6 +234,29 @@ def test_check_tells_what_is_in_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         "  rows            2 to learn from, 0 held out",
         "  prompts         2 differ",
     ]
+
+
+@pytest.mark.parametrize("what", ["data", "data/*.jsonl", "data/**/*.jsonl"])
+def test_check_reads_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        put(tmp_path / "data", [PAIR, {**PAIR, "prompt": name}], f"{name}.jsonl")
+
+    (found,) = json.loads(checked(what, "--json").stdout)["sources"]
+
+    assert (found["rows"] + found["held_out"], found["duplicates"]) == (4, 1)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = checked("rows.jsonl.gz")
+
+    assert (result.exit_code, result.stderr) == (
+        65,
+        "error: rows.jsonl.gz: there is no such file; check its path\n",
+    )
 
 
 def test_check_ends_with_the_status_of_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

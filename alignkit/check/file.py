@@ -1,10 +1,11 @@
-"""A file by itself as a source, for a look at data before there is a recipe."""
+"""Files by themselves as a source, for a look at data before there is a recipe."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from alignkit.contract.files import rows_of
+from alignkit.contract.files import format_of, rows_of
 from alignkit.contract.kinds import SOURCE_KINDS, Records
 from alignkit.contract.records import Part, format_of_part, placed_rows
 from alignkit.contract.shapes import SHAPES
@@ -15,8 +16,30 @@ ORDER = ("preferences", "ratings", "demonstrations", "prompts", "text")
 """A file is of the first kind whose columns it has: the more columns, the earlier."""
 
 
-def source_of(path: Path, word: str | None = None) -> Source:
-    """Make a source of a file, of the kind that is named, else of the one that its first row tells.
+def files_at(what: str) -> tuple[Path, ...]:
+    """Find the files of rows that a path or a pattern names: one, those of a folder, or those that match.
+
+    Empty for a recipe, or where there is nothing that could be one. Raises DataError for a file that is not there.
+    """
+    path = Path(what)
+    if path.suffix == ".toml":
+        return ()
+    if path.is_file():
+        return (path.resolve(),)
+    if path.is_dir():
+        return tuple(sorted(file.resolve() for file in path.rglob("*") if file.is_file() and format_of(file)))
+    if any(sign in what for sign in "*?["):
+        start = Path(path.anchor) if path.is_absolute() else Path()
+        return tuple(
+            sorted(file.resolve() for file in start.glob(str(path.relative_to(path.anchor))) if file.is_file())
+        )
+    if format_of(path):
+        raise DataError("there is no such file", what, "check its path")
+    return ()
+
+
+def source_of(files: Sequence[Path], name: str, word: str | None = None) -> Source:
+    """Make a source of files, of the kind that is named, else of the one that the first row tells.
 
     Raises RecipeError for a kind that there is not, and DataError where the first row is of none.
     """
@@ -25,15 +48,14 @@ def source_of(path: Path, word: str | None = None) -> Source:
         raise RecipeError(
             f"there is no kind {word!r}", "--as", near_miss(word, list(kinds)) or f"use {', '.join(kinds)}"
         )
-    found = word or next((name for name in ORDER if _reads(path, kinds[name])), None)
+    found = word or next((name for name in ORDER if _reads(files[0], kinds[name])), None)
     if found is None:
-        next(rows_of(path))  # raises what is wrong with the file itself
+        next(rows_of(files[0]))  # raises what is wrong with the file itself
         remedy = "say what it holds with --as, or which columns are which in a recipe (sources.NAME.columns)"
-        raise DataError("the first row is in no format that is known", str(path), remedy)
-    stamp = path.stat()
-    seen = hashlib.sha256(f"{path.resolve()} {stamp.st_size} {stamp.st_mtime_ns}".encode()).hexdigest()
-    files = (path.resolve(),)
-    return Source(path.name, kinds[found], found, str(path), "files", RecordOptions(), seen, files)
+        raise DataError("the first row is in no format that is known", str(files[0]), remedy)
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    seen = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    return Source(name, kinds[found], found, name, "files", RecordOptions(), seen, tuple(files))
 
 
 def write_fixed(source: Source, path: Path) -> tuple[int, int]:
