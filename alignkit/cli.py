@@ -175,8 +175,8 @@ def check(
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Read every row of a RECIPE's sources, or of a FILE, a folder or a pattern; tell what is in them, what is wrong, what
-    is learnt, and what memory, time and disk every stage will need."""
+    """Read every row of a RECIPE's sources, or of a FILE, a folder or a pattern; tell what is in them, what is wrong,
+    what is learnt, and what memory, time and disk every stage will need."""
     from alignkit.check.file import files_at, source_of, write_fixed
     from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records

@@ -28,10 +28,12 @@ NUMERICS = 1
 SHARED_SOURCES = (
     "learn/*.py",
     "contract/files.py",
+    "contract/jsontext.py",
     "contract/offline.py",
     "contract/online.py",
     "contract/records.py",
     "contract/settings.py",
+    "contract/shapes.py",
     "demo/*.py",
 )
 """The files of alignkit, besides a method's own, that can change a result."""
