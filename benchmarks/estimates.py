@@ -64,26 +64,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:tiny", help="a policy's address, as in a recipe")
     parser.add_argument("--methods", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--sizes", type=int, nargs="+", choices=range(len(SIZES)), default=list(range(len(SIZES))))
     parser.add_argument("--json", type=Path, metavar="FILE")
     words = parser.parse_args()
-    rows = list(measured(words.model, words.methods))
+    rows = list(measured(words.model, words.methods, [SIZES[place] for place in words.sizes]))
     print(f"\n{machine()}; {words.model}")
     for what in ("memory", "seconds"):
         ratios = sorted(row[f"estimated {what}"] / row[what] for row in rows)
         print(f"{what}: estimate over measured {ratios[0]:.2f} to {ratios[-1]:.2f}, median {median(ratios):.2f}")
     off = [row for row in rows if abs(row["estimated memory"] - row["memory"]) > max(50.0, 0.25 * row["memory"])]
     print(f"memory: {len(rows) - len(off)} of {len(rows)} within 25 % or 50 MiB")
+    near = [row for row in rows if 0.5 <= row["estimated seconds"] / row["seconds"] <= 2]
+    print(f"seconds: {len(near)} of {len(rows)} within 2x")
     if words.json:
         words.json.write_text(json.dumps({"measured on": machine(), "rows": rows}, indent=1) + "\n", "utf-8")
 
 
-def measured(model: str, methods: list[str]) -> Iterator[dict[str, Any]]:
+def measured(model: str, methods: list[str], sizes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Estimate and run each case in a folder of its own."""
     for name in methods:
         for lora in (False, True):
             if lora and name in ("evaluate", "ppo-frozen"):
                 continue
-            for batch, words in SIZES:
+            for batch, words in sizes:
                 with tempfile.TemporaryDirectory() as place:
                     row = {"case": name, "lora": lora, "batch": batch, "words": words}
                     row |= one(recipe(Path(place), model, CASES[name], lora, batch, words))
