@@ -10,6 +10,7 @@ from alignkit.errors import DataError
 
 CHUNK = 1 << 20
 """Bytes that are read at a time; more where a single value is longer."""
+DECODER = json.JSONDecoder()
 WHITE = re.compile(r"[ \t\r\n]*")
 NEAR_THE_END = 16
 """Signs before the end of what is read in which a fault may come of what is not read yet: part of a word or number."""
@@ -43,7 +44,7 @@ class JsonText:
         self.sign()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._may_go_on(error) and self._more():
                     continue

@@ -112,17 +112,21 @@ def transcript(text: Any) -> list[Any]:
 
 def _pair(row: Row) -> Row:
     """Take a prompt and two answers; answers that repeat the prompt, as whole chats do, are read without it."""
-    prompt, sides = row["prompt"], {side: row[side] for side in ("chosen", "rejected")}
-    if not all(isinstance(value, list) and value for value in sides.values()):
-        return {"prompt": prompt, **sides}
-    begun = as_messages(asked(prompt) if isinstance(prompt, str) else prompt)
-    chats = {side: as_messages(value) for side, value in sides.items()}
-    if all(isinstance(chat[0], dict) and chat[0].get("role") != "assistant" for chat in chats.values()):
-        if isinstance(begun, list) and all(chat[: len(begun)] == begun for chat in chats.values()):
-            return {"prompt": begun, **{side: chat[len(begun) :] for side, chat in chats.items()}}
-        if isinstance(prompt, str):  # a chat whose prompt is told apart, too: what both chats begin with counts
-            return chats
-    return {"prompt": prompt, **sides}
+    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        one, other = as_messages(chosen), as_messages(rejected)
+        if _begins_with_a_question(one) and _begins_with_a_question(other):
+            begun = as_messages(asked(prompt) if isinstance(prompt, str) else prompt)
+            size = len(begun) if isinstance(begun, list) else 0
+            if one[:size] == begun == other[:size]:
+                return {"prompt": begun, "chosen": one[size:], "rejected": other[size:]}
+            if isinstance(prompt, str):  # it is told apart, too: what both chats begin with counts
+                return {"chosen": one, "rejected": other}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _begins_with_a_question(chat: list[Any]) -> bool:
+    return bool(chat) and isinstance(chat[0], dict) and chat[0].get("role") != "assistant"
 
 
 def _preferred(row: Row) -> Row:
