@@ -193,5 +193,16 @@ def test_nothing_in_a_sample_moves_the_cursor(tiny_policy: Any, records: Any) ->
     assert any("\\x1b[31mred" in line for line in lines)
 
 
+def test_of_a_long_text_beginning_and_end_are_shown(tiny_policy: Any, records: Any) -> None:
+    given = records(Demonstrations, [{"prompt": "the food", "completion": " was good" * 300}])
+
+    lines = show_preview("s", "d", previewed(tiny_policy, given, SFTSettings()), colour=False)
+
+    (sample,) = [line for line in lines if "[... " in line]
+    assert sample.startswith("    the food⟦ was good was good")
+    assert sample.endswith("was good<eos>⟧")
+    assert len(sample) < 1300
+
+
 def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny_policy: Any) -> None:
     assert open_tokenizer(Path(tiny_policy.path)).chat_template == PLAIN_TEMPLATE

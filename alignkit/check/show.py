@@ -10,6 +10,8 @@ from alignkit.plan.tables import table
 
 BAR = 30
 """Characters of the longest bar of a histogram."""
+BEGINNING, END = 800, 400
+"""Characters that are shown of a long text in a sample; what begins and ends it is what matters."""
 
 
 def show_audit(found: Audit, width: int | None) -> list[str]:
@@ -110,9 +112,15 @@ def plain(text: str) -> str:
     return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def shortened(text: str) -> str:
+    """Leave out the middle of a long text, and say how much that is."""
+    left_out = len(text) - BEGINNING - END
+    return text if left_out <= 0 else f"{text[:BEGINNING]} [... {left_out} characters ...] {text[-END:]}"
+
+
 def _painted(piece: Piece, colour: bool) -> str:
     """Write what is learnt in colour, or between brackets where there is none; nothing in it moves the cursor."""
-    text = plain(piece.text)
+    text = plain(shortened(piece.text))
     if not colour:
         return f"⟦{text}⟧" if piece.learnt else text
     return "\n".join(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from alignkit.check.audit import Audit
 from alignkit.check.rendered import Preview
-from alignkit.check.show import concerns, facts, plain, read_as, token_lengths, tokens
+from alignkit.check.show import concerns, facts, plain, read_as, shortened, token_lengths, tokens
 from alignkit.check.sources import known
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
@@ -185,8 +185,14 @@ def _render(
 
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as, "shown": _shown}
-    page.filters |= {"plain": plain, "tokens": tokens, "token_lengths": token_lengths, "concerns": concerns}
+    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as}
+    page.filters |= {
+        "plain": plain,
+        "shortened": shortened,
+        "tokens": tokens,
+        "token_lengths": token_lengths,
+        "concerns": concerns,
+    }
     text: str = page.get_template("report.html").render(
         plan=plan,
         recipe=plan.recipe,
