@@ -40,7 +40,7 @@ TRL_START = 0.25
 """Seconds that a trainer of TRL takes to be made."""
 KTO_START = 0.5
 """Seconds that KTO's trainer takes to prepare its rows."""
-KTO_READS = 5
+KTO_READS = 9
 """How often KTO's trainer reads an answer without gradient, as measured: swapped ones, and both by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""

@@ -185,14 +185,8 @@ def _render(
 
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "duration": duration, "size": size, "read_as": read_as}
-    page.filters |= {
-        "plain": plain,
-        "shortened": shortened,
-        "tokens": tokens,
-        "token_lengths": token_lengths,
-        "concerns": concerns,
-    }
+    told = (number, duration, size, read_as, plain, shortened, tokens, token_lengths, concerns)
+    page.filters |= {function.__name__: function for function in told}
     text: str = page.get_template("report.html").render(
         plan=plan,
         recipe=plan.recipe,
