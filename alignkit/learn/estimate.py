@@ -41,7 +41,7 @@ TRL_START = 0.25
 KTO_START = 0.5
 """Seconds that KTO's trainer takes to prepare its rows."""
 KTO_READS = 9
-"""Reads of each answer that KTO's trainer takes the time of besides, as measured: swapped ones, and both by the start."""
+"""Further reads of each answer that KTO's trainer takes the time of, as measured: swapped ones, both by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""
 STEP = 0.01
