@@ -328,6 +328,20 @@ def test_rows_that_a_stage_makes_arereckoned_with_one_for_each_prompt(tmp_path: 
     ]
 
 
+def test_pairs_that_are_learnt_apart_are_two_rows_each(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    pairs = [{"prompt": f"the food {n}", "chosen": " was good", "rejected": " was bad"} for n in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    batch = ["dpo.batch = 4", "dpo.epochs = 1"], ["kto.batch = 4", "kto.epochs = 1", "kto.kl_rows = 2"]
+    sources = 'pairs = { preferences = "p.jsonl", held_out = 0.0 }'
+
+    dpo, kto = (
+        found_of(recipe(*lines, method=method, sources=sources))
+        for method, lines in zip(("dpo", "kto"), batch, strict=True)
+    )
+
+    assert (dpo.stages[0]["steps"], kto.stages[0]["steps"]) == (10, 20)
+
+
 def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[..., Path]) -> None:
     file = recipe("sft.epochs = 1", "sft.batch = 4")
 

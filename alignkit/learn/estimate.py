@@ -40,7 +40,7 @@ TRL_START = 0.25
 """Seconds that a trainer of TRL takes to be made."""
 KTO_START = 0.5
 """Seconds that KTO's trainer takes to prepare its rows."""
-KTO_READS = 9
+KTO_READS = 6
 """Further reads of each answer that KTO's trainer takes the time of, as measured: swapped ones, both by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""

@@ -165,8 +165,10 @@ class Estimator:
         key = (name, f"{source.name} {limit} {learn_of(settings)} {new}")
         if key not in self._facts:
             self._facts[key] = self._count(name, source.name, limit, settings, new)
-        facts = self._facts[key]
-        if not issubclass(self.plan.sources[name].kind, Prompts):
+        facts, kind = self._facts[key], self.plan.sources[name].kind
+        if stage.method.loop == "answers" and issubclass(kind, Preferences):  # each pair is two of them
+            return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
+        if not issubclass(kind, Prompts):
             return facts
         answer = min(self._usual_answer(source.name) or new, new)
         return facts._replace(answer=answer, longest=facts.longest + new)
