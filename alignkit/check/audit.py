@@ -211,8 +211,8 @@ def refused(name: str, found: Audit, errors: list[DataError], options: RecordOpt
 def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
     """Count one good row."""
     texts = list(_texts(row))
-    prompt = hash(key_of(row))
-    if is_held_out(row, part):
+    prompt, aside = hash(key_of(row)), is_held_out(row, part)
+    if aside:
         found.held_out += 1
         seen.held_out[prompt] += 1
     else:
@@ -231,7 +231,6 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
             found.controls[text] = found.controls.get(text, 0) + 1
     if "chosen" in row:
         _count_pair(row, prompt, found, seen)
-        aside = is_held_out(row, part)
         if len(seen.sample[aside]) < (MEASURED if aside else TRAIN):
             seen.sample[aside].append(difference(_text_of(row["chosen"]), _text_of(row["rejected"])))
         found.ties += row.get("p_chosen") == 0.5

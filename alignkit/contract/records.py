@@ -203,14 +203,16 @@ def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: P
     except DataError as error:
         raise DataError(error.problem, place, "correct the row or leave it out") from error
     values = {column: checked(as_messages(value), column, place) for column, value in read.items()}
-    if _forms(values) > 1:
+    if len(set(map(type, values.values()))) > 1 and _forms(values) > 1:
         values = _in_one_form(values, place)
     values = with_prompt(values)
     if not part.made:
         _refuse_rubbish(values, place)
-    held = {"held_out": row["held_out"]} if isinstance(row.get("held_out"), bool) else {}
-    further = {column: checked(renamed[column], column, place) for column in _further(kind, renamed)}
-    return {name: row[name] for name in part.keep} | values | further | held
+    for column in _further(kind, renamed):
+        values[column] = checked(renamed[column], column, place)
+    if isinstance(row.get("held_out"), bool):
+        values["held_out"] = row["held_out"]
+    return {name: row[name] for name in part.keep} | values if part.keep else values
 
 
 def _forms(values: Row) -> int:
@@ -225,7 +227,7 @@ def _in_one_form(values: Row, place: str) -> Row:
         values = {**values, "prompt": asked(prompt) if prompt else []}
     elif all(isinstance(answer, str) for answer in answers.values()):
         values = {**values, **{column: answered(answer) for column, answer in answers.items()}}
-    if _forms(values) > 1:
+    if len(set(map(type, values.values()))) > 1 and _forms(values) > 1:
         both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
                             if isinstance(v, str | list))  # fmt: skip
         raise DataError(f"{both}", place, "make all of them text or all of them messages")
@@ -268,10 +270,13 @@ def _rubbish(problem: str, place: str) -> DataError:
     return DataError(problem, place, "correct the row or leave it out")
 
 
+FURTHER = {"Preferences": CERTAINTY, "Demonstrations": "tools"}
+
+
 def _further(kind: str, row: Row) -> Sequence[str]:
     """Give the columns that a kind's rows may have besides those that they need."""
-    column = {"Preferences": CERTAINTY, "Demonstrations": "tools"}.get(kind, "")
-    return [column] if row.get(column) is not None else []
+    column = FURTHER.get(kind)
+    return [column] if column and row.get(column) is not None else []
 
 
 def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> DataError:

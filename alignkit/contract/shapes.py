@@ -309,7 +309,7 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
 def shape_of(row: Row, shapes: Sequence[Shape]) -> Shape | None:
     """Tell the format of a row: the first whose columns it has, all of them."""
     for shape in shapes:
-        if all(column in row for column in shape.needs) and (shape.fits is None or shape.fits(row)):
+        if all(map(row.__contains__, shape.needs)) and (shape.fits is None or shape.fits(row)):
             return shape
     return None
 
