@@ -96,6 +96,12 @@ def test_a_gauge_tells_more_of_a_wider_model(tiny_policy: Policy) -> None:
     assert all(rate.each > 0 for rate in (narrow.read, narrow.learn, narrow.decode))
 
 
+def test_a_model_is_gauged_once(tiny_policy: Policy) -> None:
+    config = AutoConfig.from_pretrained(tiny_policy.path)
+
+    assert gauge(config, None, "fp32") == gauge(AutoConfig.from_pretrained(tiny_policy.path), None, "fp32")
+
+
 def need(settings: Any, loop: Any = "language_model", facts: Facts = FACTS, lora: LoRA | None = None) -> Any:
     sizes = estimating.Sizes(1000_000, 10_000 if lora else 1000_000, 8, 128, 500, 1024)
     return LOOPS[loop](Job(settings, facts, sizes, GAUGE))

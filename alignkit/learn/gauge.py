@@ -69,8 +69,19 @@ class Gauge(NamedTuple):
     """Of tokens that are drawn in one step, for each word of the vocabulary instead of each layer."""
 
 
+_known: dict[str, Gauge] = {}
+"""What this process has timed: two estimates that are held against each other must come of the same times."""
+
+
 def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
-    """Time a model's layers and head, and weigh what its layers keep. Takes a second or two."""
+    """Time a model's layers and head, and weigh what its layers keep. Takes seconds, once in a process."""
+    key = f"{config.to_json_string()} {lora and lora.model_dump_json()} {precision}"
+    if key not in _known:
+        _known[key] = _gauged(config, lora, precision)
+    return _known[key]
+
+
+def _gauged(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
     parts = [_part(config, layers, lora) for layers in (1, 2)]
     with computing(precision):
         kept = [_kept(part) for part in parts]

@@ -17,7 +17,7 @@ from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
 from alignkit.learn.counting import Lengths
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
-from alignkit.learn.gauge import Gauge, gauge
+from alignkit.learn.gauge import gauge
 from alignkit.learn.models import arithmetic, device, open_config
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
@@ -65,7 +65,7 @@ class Helps(NamedTuple):
 
 @dataclass
 class Estimator:
-    """Estimates stages of one plan; each model is gauged once."""
+    """Estimates stages of one plan."""
 
     plan: Plan
     audits: Mapping[str, Audit]
@@ -75,7 +75,6 @@ class Estimator:
 
     def __post_init__(self) -> None:
         self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
-        self._gauges: dict[str, Gauge] = {}
         self._configs: dict[str, Any] = {}
         self._facts: dict[tuple[str, str], Facts] = {}
 
@@ -104,9 +103,6 @@ class Estimator:
         trained = _trained_layers(settings)
         check_layers(int(config.get_text_config().num_hidden_layers), trained)
         sizes = sizes_of(config, lora, trained, stage.method.produces is RewardModel)
-        key = f"{source.name} {lora and lora.model_dump_json()} {precision}"
-        if key not in self._gauges:
-            self._gauges[key] = gauge(config, lora, precision)
         policies = sum(
             len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
         )
@@ -114,7 +110,7 @@ class Estimator:
             Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
             for one in self._reward_configs(stage)
         ]
-        return Job(settings, facts, sizes, self._gauges[key], rewards, policies)
+        return Job(settings, facts, sizes, gauge(config, lora, precision), rewards, policies)
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
