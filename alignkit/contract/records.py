@@ -203,7 +203,7 @@ def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: P
     except DataError as error:
         raise DataError(error.problem, place, "correct the row or leave it out") from error
     values = {column: checked(as_messages(value), column, place) for column, value in read.items()}
-    if len(set(map(type, values.values()))) > 1 and _forms(values) > 1:
+    if _mixed(values):
         values = _in_one_form(values, place)
     values = with_prompt(values)
     if not part.made:
@@ -215,8 +215,11 @@ def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: P
     return {name: row[name] for name in part.keep} | values if part.keep else values
 
 
-def _forms(values: Row) -> int:
-    return len({type(value) for column, value in values.items() if column not in ("label", "rating")})
+def _mixed(values: Row) -> bool:
+    """Say whether text stands beside chats."""
+    if len(set(map(type, values.values()))) == 1:
+        return False
+    return len({type(value) for column, value in values.items() if column not in ("label", "rating")}) > 1
 
 
 def _in_one_form(values: Row, place: str) -> Row:
@@ -227,7 +230,7 @@ def _in_one_form(values: Row, place: str) -> Row:
         values = {**values, "prompt": asked(prompt) if prompt else []}
     elif all(isinstance(answer, str) for answer in answers.values()):
         values = {**values, **{column: answered(answer) for column, answer in answers.items()}}
-    if len(set(map(type, values.values()))) > 1 and _forms(values) > 1:
+    if _mixed(values):
         both = " and ".join(f"{c!r} is {'text' if isinstance(v, str) else 'messages'}" for c, v in values.items()
                             if isinstance(v, str | list))  # fmt: skip
         raise DataError(f"{both}", place, "make all of them text or all of them messages")
