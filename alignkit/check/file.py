@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignkit.contract.files import format_of, rows_of
+from alignkit.contract.files import files_in, files_matching, format_of, is_pattern, rows_of
 from alignkit.contract.kinds import SOURCE_KINDS, Records
 from alignkit.contract.records import Part, format_of_part, placed_rows
 from alignkit.contract.shapes import SHAPES
@@ -27,12 +27,9 @@ def files_at(what: str) -> tuple[Path, ...]:
     if path.is_file():
         return (path.resolve(),)
     if path.is_dir():
-        return tuple(sorted(file.resolve() for file in path.rglob("*") if file.is_file() and format_of(file)))
-    if any(sign in what for sign in "*?["):
-        start = Path(path.anchor) if path.is_absolute() else Path()
-        return tuple(
-            sorted(file.resolve() for file in start.glob(str(path.relative_to(path.anchor))) if file.is_file())
-        )
+        return tuple(sorted(file.resolve() for file in files_in(path)))
+    if is_pattern(what):
+        return tuple(sorted(file.resolve() for file in files_matching(path, Path())))
     if format_of(path):
         raise DataError("there is no such file", what, "check its path")
     return ()

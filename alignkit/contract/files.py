@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from alignkit.contract.jsontext import JsonText
+from alignkit.contract.jsontext import UNREADABLE, JsonText, not_utf8
 from alignkit.errors import DataError
 
 Placed = Iterator[tuple[str, dict[str, Any]]]
@@ -87,6 +87,22 @@ def format_of(path: Path) -> str:
     return suffix.lower() if suffix.lower() in FORMATS else ""
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Find the files of rows in a folder and below; what is hidden is left out."""
+    found = (path for path in folder.rglob("*") if path.is_file() and format_of(path))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def is_pattern(address: str) -> bool:
+    return any(sign in address for sign in "*?[")
+
+
+def files_matching(pattern: Path, base: Path) -> list[Path]:
+    """Find the files that match a pattern, which is absolute or begins at the base."""
+    start = Path(pattern.anchor) if pattern.is_absolute() else base
+    return [path for path in start.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file()]
+
+
 def _open(path: Path) -> BinaryIO:
     packed = PACKED.get(path.suffix.lower())
     if packed == "gzip":
@@ -144,15 +160,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise _not_utf8(f"{path}:{number}", error) from error
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})",
-        where,
-        "save the file as UTF-8, for example with iconv",
-    )
+            raise not_utf8(f"{path}:{number}", error) from error
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Found:
@@ -164,7 +172,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Found:
             if line.strip():
                 yield place, _object(line, place)
         except UnicodeDecodeError as error:
-            yield place, _not_utf8(place, error)
+            yield place, not_utf8(place, error)
         except DataError as error:
             yield place, error
 
@@ -176,8 +184,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
         problem = f"not JSON ({error.msg}, column {error.colno})"
         raise DataError(problem, where, "write one JSON object on each line") from error
     except (ValueError, RecursionError) as error:
-        problem = "not JSON that can be read (nested too deeply, or a number too long)"
-        raise DataError(problem, where, "correct the row or leave it out") from error
+        raise DataError(UNREADABLE, where, "correct the row or leave it out") from error
     return _checked(row, where)
 
 

@@ -15,6 +15,14 @@ WHITE = re.compile(r"[ \t\r\n]*")
 NEAR_THE_END = 16
 """Signs before the end of what is read in which a fault may come of what is not read yet: part of a word or number."""
 
+UNREADABLE = "not JSON that can be read (nested too deeply, or a number too long)"
+
+
+def not_utf8(where: str, error: UnicodeDecodeError, before: int = 0) -> DataError:
+    """Make the error for bytes that are no text; so many bytes stand before those that were decoded."""
+    problem = f"not UTF-8 (byte {before + error.start} is 0x{error.object[error.start]:02x})"
+    return DataError(problem, where, "save the file as UTF-8, for example with iconv")
+
 
 class JsonText:
     """A file's text from where it has been read to. Faults are DataErrors with their line."""
@@ -50,8 +58,7 @@ class JsonText:
                     continue
                 raise self.fault(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:
-                problem = "not JSON that can be read (nested too deeply, or a number too long)"
-                raise DataError(problem, str(self._path), "correct the file") from error
+                raise DataError(UNREADABLE, str(self._path), "correct the file") from error
             if end == len(self._text) and self._more():
                 continue  # a number may go on
             self._at = end
@@ -79,9 +86,6 @@ class JsonText:
             self._text += self._decode.decode(raw, final=self._ended)
         except UnicodeDecodeError as error:
             line = self._line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
-            at = self._bytes + len(raw) - len(error.object) + error.start
-            problem = f"not UTF-8 (byte {at} is 0x{error.object[error.start]:02x})"
-            remedy = "save the file as UTF-8, for example with iconv"
-            raise DataError(problem, f"{self._path}:{line}", remedy) from error
+            raise not_utf8(f"{self._path}:{line}", error, self._bytes + len(raw) - len(error.object)) from error
         self._bytes += len(raw)
         return not self._ended

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.files import FORMATS, format_of
+from alignkit.contract.files import FORMATS, files_in, files_matching, format_of, is_pattern
 from alignkit.contract.judges import RULE, JudgeFunction
 from alignkit.contract.kinds import (
     SOURCE_KINDS,
@@ -220,22 +220,17 @@ class Resolver:
         if path.is_file():
             return [path.resolve()]
         if path.is_dir():
-            found = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
+            found = files_in(path)
             problem = f"{named}: the folder {address!r} holds no file that can be read"
             remedy = f"files end in {', '.join(FORMATS)}, each also with .gz or .zst"
-        elif any(sign in address for sign in "*?["):
-            start = Path(inner.anchor) if inner.is_absolute() else self._base(key)
-            found = [p for p in start.glob(str(inner.relative_to(inner.anchor))) if p.is_file()]
+        elif is_pattern(address):
+            found = files_matching(inner, self._base(key))
             problem, remedy = f"{named}: no file matches {address!r}", "check the pattern"
         else:
             found, problem, remedy = [], f"{named}: there is no file {address!r}", _sibling(path)
         if not found:
             raise DataError(problem, self.entry.where(key), remedy)
         return sorted(p.resolve() for p in found)
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _sibling(path: Path) -> str:
