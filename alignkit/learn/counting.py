@@ -13,6 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
+from alignkit.contract.settings import Settings
 from alignkit.learn import data
 from alignkit.learn.data import NOT_LEARNT, Tokens
 
@@ -74,6 +75,12 @@ def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, lear
             yield lengths_of(encoded)
 
     return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked, same)
+
+
+def learn_of(settings: Settings) -> data.Learn:
+    """Tell which turns of a chat a stage learns."""
+    learn: data.Learn = getattr(settings, "learn", "all")
+    return learn
 
 
 def lengths_of(sequences: Sequence[Tokens]) -> Lengths:

@@ -166,7 +166,12 @@ def open_config(folder: Path) -> Any:
 
 def positions(model: PreTrainedModel | PeftModel) -> int | None:
     """Tell how many tokens the model reads at most; None where nothing says so."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions_of(model.config)
+
+
+def positions_of(config: Any) -> int | None:
+    """Tell it by the model's config alone."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found and found > 0 else None
 
 

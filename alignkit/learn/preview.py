@@ -9,16 +9,15 @@ from itertools import groupby, islice
 from statistics import median
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alignkit.check.rendered import Piece, Preview, Sample
 from alignkit.contract.kinds import Demonstrations, Policy, Records, Text
 from alignkit.contract.settings import Settings
 from alignkit.learn import data
-from alignkit.learn.counting import Counted, Rows, sequences
+from alignkit.learn.counting import Counted, Rows, learn_of, sequences
 from alignkit.learn.data import NOT_LEARNT, Tokens
-from alignkit.learn.folders import base_of, is_adapter
-from alignkit.learn.models import open_tokenizer
+from alignkit.learn.models import open_config, open_tokenizer, positions_of
 
 SAMPLES = 3
 FATES: Mapping[type[Records], str] = {
@@ -34,10 +33,10 @@ FIRST_BITS = 4
 def preview(policy: Policy, records: Records, settings: Settings, counted: Counted, rows: Rows) -> Preview:
     """Tell what the stage will make of the rows."""
     tokenizer = open_tokenizer(policy.path)
-    limit = data.fitting_length(reads(policy), getattr(settings, "max_length", None))
-    learn: data.Learn = getattr(settings, "learn", "all")
+    limit = data.fitting_length(positions_of(open_config(policy.path)), getattr(settings, "max_length", None))
     lengths = sorted(row.longest for row in counted.rows)
-    samples = [list(sequences(type(records), row, tokenizer, learn)) for row in islice(records.train(), SAMPLES)]
+    first, learn = islice(records.train(), SAMPLES), learn_of(settings)
+    samples = [list(sequences(type(records), row, tokenizer, learn)) for row in first]
     return Preview(
         counted=len(lengths),
         of=rows.train + rows.held_out,
@@ -69,14 +68,6 @@ def pieces(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece
     for learnt, group in groupby(paired, key=lambda pair: pair[1] != NOT_LEARNT):
         text: Any = tokenizer.decode([token for token, _ in group])
         yield Piece(text, learnt)
-
-
-def reads(policy: Policy) -> int | None:
-    """Tell how many positions a policy has, by its config alone."""
-    folder = base_of(policy.path) if is_adapter(policy.path) else policy.path
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found and found > 0 else None
 
 
 def steps(kind: type[Records], train: int, settings: Any, counted: Counted, limit: int) -> int | None:

@@ -15,14 +15,14 @@ from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
-from alignkit.learn.counting import Lengths
+from alignkit.learn.counting import Lengths, learn_of
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
 from alignkit.learn.gauge import gauge
-from alignkit.learn.models import arithmetic, device, open_config
+from alignkit.learn.models import arithmetic, device, open_config, positions_of
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.fit import check_layers, remarks_on
-from alignkit.run.previews import count_tokens, learn_of, opened, policy_of
+from alignkit.run.previews import count_tokens, opened, policy_of
 
 UNSET_LENGTH = 1024
 """Tokens, at most, where `max_length` says nothing."""
@@ -184,8 +184,7 @@ class Estimator:
     def _count(self, name: str, policy: str, limit: int | None, settings: Settings, new: int) -> Facts:
         source, audit = self.plan.sources[name], self.audits[name]
         counted = count_tokens(source, self.plan.sources[policy], audit, settings, self.runs, self.offline)
-        positions = getattr(self._config(policy).get_text_config(), "max_position_embeddings", None)
-        fits, rows = data.fitting_length(positions, limit), counted.rows
+        fits, rows = data.fitting_length(positions_of(self._config(policy)), limit), counted.rows
         if issubclass(source.kind, Text):
             measured = math.ceil(int(getattr(settings, "measured", 0)) / counted.step)
             sides = (counted.train, counted.held_out[:measured])

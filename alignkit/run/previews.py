@@ -23,7 +23,6 @@ from alignkit.run.worker import prepare
 
 if TYPE_CHECKING:
     from alignkit.learn.counting import Counted
-    from alignkit.learn.data import Learn
 
 VERSION = 2
 """Raised when what is counted or shown changes."""
@@ -87,7 +86,7 @@ def count_tokens(
     source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool
 ) -> "Counted":
     """Count the tokens of a source's rows by a policy's tokenizer, once for each content of both."""
-    from alignkit.learn.counting import Counted, Lengths, Rows, count
+    from alignkit.learn.counting import Counted, Lengths, Rows, count, learn_of
     from alignkit.learn.models import open_tokenizer
 
     learn = learn_of(settings)
@@ -104,12 +103,6 @@ def count_tokens(
     if source.fingerprint and policy.fingerprint:
         write_text(note, json.dumps(asdict(found)))
     return found
-
-
-def learn_of(settings: Settings) -> "Learn":
-    """Tell which turns of a chat a stage learns."""
-    learn: Learn = getattr(settings, "learn", "all")
-    return learn
 
 
 def policy_of(plan: Plan, stage: PlannedStage) -> Source | None:
