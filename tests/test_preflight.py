@@ -302,6 +302,38 @@ def test_a_plan_is_looked_at_once(recipe: Callable[..., Path]) -> None:
     assert preflights.found_in(folder) is not None
 
 
+READS_ITS_OWN_WAY = """
+from alignkit import Demonstrations, Policy, Settings, Stage, hookimpl, method
+
+@method("own")
+def own(settings: Settings, stage: Stage, *, policy: Policy, chats: Demonstrations) -> Policy:
+    \"\"\"Read chats in a way of its own.\"\"\"
+
+@hookimpl
+def alignkit_methods():
+    return [own]
+"""
+
+
+def test_rows_that_only_their_own_method_can_read_hide_nothing_else(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns, "tools": [{"type": "function"}]}) + "\n")
+    (tmp_path / "own.py").write_text(READS_ITS_OWN_WAY)
+    file = recipe("inputs.demos = ['demos']", sources='chats = { demonstrations = "chats.jsonl" }')
+    text = file.read_text() + '[stage.two]\nmethod = "own"\ninputs.chats = ["chats"]\n'
+    file.write_text('result = ["one", "two"]\n' + text)
+    plan = make_plan(file, runs=tmp_path / "runs", plugins=[tmp_path / "own.py"])
+
+    folder = preflights.ask(plan, ["one", "two"], tmp_path / "runs", True)
+    preflights.answer(folder)
+
+    found = preflights.found_in(folder)
+    assert found is not None
+    assert [one["stage"] for one in found.stages] == ["one"]
+
+
 def test_the_report_shows_rows_as_the_model_sees_them(recipe: Callable[..., Path]) -> None:
     run_recipe(recipe("sft.epochs = 1"), runs=recipe().parent / "runs")
 
