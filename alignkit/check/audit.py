@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from alignkit.check.floors import FEWEST, MEASURED, TRAIN, Features, difference, words_win
 from alignkit.contract.kinds import Records
 from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
+from alignkit.contract.shapes import TRANSCRIPTS
 from alignkit.errors import DataError, Problem
 from alignkit.plan.source import RecordOptions
 
@@ -118,7 +119,7 @@ class Audit:
             told = ", ".join(f"{text} in {times}" for text, times in most)
             problem = f"{self.control} rows hold text that a tokenizer may take for a special token ({told})"
             yield Problem(problem, where, "take it out where it is not meant")
-        if self.format == "chosen-rejected" and any(trait.startswith("transcripts") for trait in self.traits):
+        if self.format == "chosen-rejected" and TRANSCRIPTS in self.traits:
             remedy = f'sources.{self.source}.format = "transcript" reads them as chats, for the model\'s chat template'
             yield Problem("transcripts are read as plain text", where, remedy)
 

@@ -94,6 +94,9 @@ def _list(value: Any) -> list[Any]:
 SPEAKER = re.compile(r"\n\n(Human|Assistant):[ ]?")
 """Who speaks in a transcript (Anthropic's hh-rlhf)."""
 
+TRANSCRIPTS = "transcripts (Human:, Assistant:)"
+"""How rows with such texts are told of."""
+
 
 def is_transcript(text: Any) -> bool:
     return isinstance(text, str) and "\n\nAssistant:" in text and "Human:" in text
@@ -324,7 +327,7 @@ def traits(row: Row) -> Iterator[str]:
     if "tools" in row or any(turn.get("tool_calls") for turn in chats):
         yield "tools"
     if any(is_transcript(value) for value in row.values()):
-        yield "transcripts (Human:, Assistant:)"
+        yield TRANSCRIPTS
     if {"chosen", "rejected"} == row.keys() - {"p_chosen"}:
         yield "implicit prompts"
 
