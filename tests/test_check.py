@@ -152,6 +152,30 @@ def test_the_first_five_bad_rows_are_listed_and_all_are_counted(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("command", ["plan", "check", "recipe"])
+def test_bad_rows_at_the_beginning_are_listed_and_counted_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = [{"prompt": f"{number}", "completion": ""} for number in range(7)]
+    put(tmp_path, [{"prompt": "a", "completion": "b"}, *bad, *[{"prompt": "c", "completion": "d"}] * 40, *bad])
+    Path("r.toml").write_text(
+        '[sources]\nbase = { policy = "builtin:tiny" }\nmine = { demonstrations = "rows.jsonl" }\n[stage.sft]\n'
+    )
+
+    result = CliRunner().invoke(main, [command, "r.toml"])
+
+    assert result.exit_code == 65
+    assert [line for line in result.stderr.splitlines() if line.startswith("error")] == [
+        *(
+            f"error: {tmp_path}/rows.jsonl:{line}: 'completion' is empty; correct the row or leave it out"
+            for line in range(2, 7)
+        ),
+        "error: source 'mine': 14 of 55 rows are bad; "
+        'sources.mine.on_bad_rows = "skip" leaves them out and counts them',
+    ]
+
+
 def test_skipped_rows_are_counted_kept_and_told(tmp_path: Path) -> None:
     rows = [PAIR, {**PAIR, "rejected": ""}, {**PAIR, "prompt": "other"}]
 

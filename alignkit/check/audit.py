@@ -19,10 +19,8 @@ from alignkit.contract.kinds import Records
 from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
 from alignkit.contract.shapes import TRANSCRIPTS
 from alignkit.errors import DataError, Problem
-from alignkit.plan.source import RecordOptions
+from alignkit.plan.source import SHOWN, RecordOptions, refused_rows
 
-SHOWN = 5
-"""Bad rows that are told one by one."""
 BIASED = 0.65
 """From this share on, that the longer answer wins is worth a word."""
 LENGTHS = (16, 64, 256, 1024, 4096, 16384)
@@ -183,7 +181,7 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
     total = found.rows + found.held_out + found.bad
     found.first_bad = [str(error) for error in errors]
     if errors and (options.on_bad_rows == "fail" or found.bad > options.max_bad * total):
-        raise refused(records.name, found, errors, options, total)
+        raise refused_rows(records.name, errors, found.bad, total, options)
     if not found.rows + found.held_out:
         raise DataError(f"source {records.name!r} has no rows", remedy="give it rows, or widen its split")
     found.prompts = len(seen.train | seen.held_out.keys())
@@ -194,19 +192,6 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
         cut = len(train) * 4 // 5  # too few held-out rows: those at the end of the sample
         found.words_win = words_win(train, held_out) or words_win(train[:cut], train[cut:])
     return found
-
-
-def refused(name: str, found: Audit, errors: list[DataError], options: RecordOptions, total: int) -> DataError:
-    """Make the error that lists the first bad rows and counts them all."""
-    problems = [error.problems[0] for error in errors]
-    if found.bad > 1:
-        share = f"{found.bad} of {total} rows are bad"
-        if options.on_bad_rows == "skip":
-            problem, remedy = f"{share}, more than max_bad {options.max_bad:g}", f"raise sources.{name}.max_bad"
-        else:
-            problem, remedy = share, f'sources.{name}.on_bad_rows = "skip" leaves them out and counts them'
-        problems.append(Problem(problem, f"source {name!r}", remedy))
-    return DataError.of(problems)
 
 
 def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:

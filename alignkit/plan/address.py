@@ -26,7 +26,7 @@ from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
 from alignkit.plan.folders import adapter_base, model_files
-from alignkit.plan.source import How, JudgeOptions, PolicyOptions, RecordOptions, Source
+from alignkit.plan.source import SHOWN, How, JudgeOptions, PolicyOptions, RecordOptions, Source, refused_rows
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""
@@ -239,12 +239,34 @@ def _sibling(path: Path) -> str:
 
 
 def _peek(source: Source) -> None:
-    """Read the first rows of each file, so that a wrong column is found at once."""
+    """Read the first rows of each file, so that a wrong column is found at once; if one is bad, all rows are read."""
     artifact = source.artifact()
     assert isinstance(artifact, Records)
     for part in artifact.parts:
         for number, path in enumerate(part.paths):
             limits = {} if number == 0 else {"split": None, "rows": None}
             one = part.model_copy(update={"paths": (path,), **limits})
-            for _ in islice(placed_rows(one, type(artifact).__name__, artifact.columns), PEEK):
-                pass
+            try:
+                for _ in islice(placed_rows(one, type(artifact).__name__, artifact.columns), PEEK):
+                    pass
+            except DataError as error:
+                raise _with_all_bad_rows(source, artifact, error) from error
+
+
+def _with_all_bad_rows(source: Source, artifact: Records, error: DataError) -> DataError:
+    """List the first bad rows and count all, where that can be: a file may break off, or lie beyond a limit."""
+    assert isinstance(source.options, RecordOptions)
+    first, bad, good = list[DataError](), 0, 0
+
+    def note(problem: DataError, _: object) -> None:
+        nonlocal bad
+        bad += 1
+        if len(first) < SHOWN:
+            first.append(problem)
+
+    try:
+        for part in artifact.parts:
+            good += sum(1 for _ in placed_rows(part, type(artifact).__name__, artifact.columns, note))
+    except DataError:
+        return error
+    return refused_rows(source.name, first, bad, good + bad, source.options) if bad else error

@@ -1,6 +1,6 @@
 """A source: an artifact that a recipe starts from, with the options that say how it is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny
 from alignkit.contract.kinds import Artifact, FunctionReward, Judge, JudgeReward
 from alignkit.contract.records import Part
 from alignkit.contract.settings import Settings
+from alignkit.errors import DataError, Problem
 
 
 class RecordOptions(Settings):
@@ -33,6 +34,23 @@ class RecordOptions(Settings):
     """Share of the rows that may be skipped."""
     held_out: float | str = Field(default=0.05)
     """Share of the prompts that are kept aside to measure on; or a file, or a hub split, of its own."""
+
+
+SHOWN = 5
+"""Bad rows that are told one by one."""
+
+
+def refused_rows(name: str, first: Sequence[DataError], bad: int, total: int, options: RecordOptions) -> DataError:
+    """Make the error that lists a source's first bad rows and counts them all."""
+    problems = [error.problems[0] for error in first]
+    if bad > 1:
+        share = f"{bad} of {total} rows are bad"
+        if options.on_bad_rows == "skip":
+            problem, remedy = f"{share}, more than max_bad {options.max_bad:g}", f"raise sources.{name}.max_bad"
+        else:
+            problem, remedy = share, f'sources.{name}.on_bad_rows = "skip" leaves them out and counts them'
+        problems.append(Problem(problem, f"source {name!r}", remedy))
+    return DataError.of(problems)
 
 
 class PolicyOptions(Settings):
