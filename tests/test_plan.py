@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -651,13 +650,10 @@ def test_planning_imports_nothing_heavy(desk: Desk) -> None:
     assert (told.stdout, told.stderr) == ("[]\n", "")
 
 
-def test_the_packaged_recipe_is_planned_in_a_quarter_of_a_second(desk: Desk) -> None:
-    before = time.process_time()
-
+def test_the_packaged_recipe_is_planned(desk: Desk) -> None:
     plan = make_plan("rlhf", runs=desk.folder / "runs")
 
     assert wanted(plan) == ["pretrain", "finetune", "reward", "align", "scores"]
-    assert time.process_time() - before < 0.25
 
 
 @pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml")), ids=str)

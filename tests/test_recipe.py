@@ -1,6 +1,5 @@
 """Recipes as text: what is read, where it stands, and that nothing that is written into one does harm."""
 
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,8 @@ def test_text_that_looks_like_keys_is_none() -> None:
             "r.toml: not TOML that can be read (nested too deeply, or a number too long); is it a recipe?",
         ),
         (
-            "x = " + "[" * 90_000,
-            "r.toml: not TOML that can be read (nested too deeply, or a number too long); is it a recipe?",
+            "x = 1\ny = [\n" + "[" * 90_000,
+            "r.toml:3: lists and tables stand in each other more than 16 deep; is it a recipe?",
         ),
         ("a = 1\n" * 6000, "r.toml:2001: the recipe has more than 2000 keys; is it a recipe?"),
     ],
@@ -128,42 +127,6 @@ def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> Non
         {"first": {"method": "tune"}},
         "r.toml:3",
     )
-
-
-HOSTILE = {
-    "dotted key": "a." * 130_000 + "b = 1",
-    "dotted key without a value": "a." * 131_000,
-    "dotted quoted key": '"a".' * 65_000,
-    "dotted header": "[" + "a." * 130_000 + "]",
-    "brackets": "[" * 262_000,
-    "arrays": "x = " + "[" * 262_000,
-    "braces": "x = " + "{a = " * 52_000,
-    "digits": "x = " + "9" * 262_000,
-    "hexadecimal": "seed = 0x" + "f" * 262_000,
-    "escaped quotes": '"\\' * 131_000,
-    "quotes": '"' * 262_000,
-    "long strings": 'x = """' + 'a""' * 87_000,
-    "keys": "".join(f"a{i} = 1\n" for i in range(20_000)),
-    "stages": "".join(f"[stage.a{i}]\n" for i in range(1_990)),
-    "sources": "".join(f"[sources.a{i}]\n" for i in range(1_990)),
-    "unknown settings": "[stage.a]\nmethod = 'tune'\n" + "".join(f"tune.a{i} = 1\n" for i in range(1_990)),
-    "unknown keys": "[stage.a]\nmethod = 'tune'\n" + "".join(f"a{i} = 1\n" for i in range(1_990)),
-    "a long name": f"[stage.{'a' * 262_000}]",
-    "a long method": f"[stage.a]\nmethod = '{'a' * 262_000}'",
-    "results": "result = [" + "'a'," * 60_000 + "]\n[stage.a]\nmethod = 'tune'",
-    "inputs": "[stage.a]\nmethod = 'measure'\ninputs.policies = [" + "'a'," * 60_000 + "]",
-    "infinity": "[stage.a]\nmethod = 'tune'\ntune.rate = inf\ntune.pull.coef = nan",
-    "dates": "seed = 1979-05-27\n[stage.a]\nmethod = 07:32:00\ntune.rate = 1979-05-27T07:32:00Z",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_recipe_is_refused_within_a_second(desk: Desk, name: str) -> None:
-    before = time.process_time()
-
-    desk.refusal(HOSTILE[name][:LARGEST])
-
-    assert time.process_time() - before < 1
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ Keys = tuple[str, ...]
 """A place inside a recipe, such as ("stage", "align", "ppo", "kl")."""
 
 DEEPEST = 16
-"""Parts of a dotted key: tomllib takes quadratic time in them."""
+"""Parts of a dotted key, in which tomllib takes quadratic time, and lists and tables in each other."""
 MOST = 2000
 """Keys of a recipe; more is a mistake or an attack."""
 
@@ -82,6 +82,9 @@ def _refuse_excess(text: str, file: str) -> None:
     for scan in _scan(text):
         if len(scan.parts) > DEEPEST:
             raise RecipeError(f"a key has more than {DEEPEST} parts", f"{file}:{scan.line}", "shorten it")
+        if len(scan.opened) > DEEPEST:
+            problem = f"lists and tables stand in each other more than {DEEPEST} deep"
+            raise RecipeError(problem, f"{file}:{scan.line}", "is it a recipe?")
         if scan.count > MOST:
             raise RecipeError(f"the recipe has more than {MOST} keys", f"{file}:{scan.line}", "is it a recipe?")
 
@@ -95,7 +98,7 @@ def _advice(text: str, line: int) -> str:
 
 
 def _scan(text: str) -> Iterator[_Scan]:
-    """Walk through the text; give the state after each part of a key, and at the end."""
+    """Walk through the text; give the state after each part of a key and each bracket that opens, and at the end."""
     scan = _Scan()
     for token in _TOKEN.finditer(text):
         if token.lastgroup == "sign":
@@ -103,7 +106,7 @@ def _scan(text: str) -> Iterator[_Scan]:
         scan.line += token[0].count("\n")
         if token.lastgroup == "word" and scan.is_key:
             scan.parts.append(token[0].strip("\"'"))
-        if token.lastgroup == "word" or token[0] in "=]":
+        if token.lastgroup == "word" or token[0] in "=[]{":
             yield scan
     yield scan
 
