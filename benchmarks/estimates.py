@@ -142,10 +142,13 @@ def recipe(folder: Path, model: str, case: Case, lora: bool, batch: int, words: 
     }
     (folder / "rows.jsonl").write_text("".join(json.dumps(rows[case.kind]()) + "\n" for _ in range(count)), "utf-8")
     address = model if ":" in model else str(Path(model).resolve())
+    compared = case.method == "evaluate"
     lines = ['name = "case"', "[sources]", f'base = {{ policy = "{address}" }}']
+    lines += [f'other = {{ policy = "{address}" }}'] if compared else []
     lines += [f'rows = {{ {case.kind} = "rows.jsonl", held_out = 0.2 }}']
     lines += ['gold = { reward = "function:reviews-gold" }'] if case.kind == "prompts" else []
     lines += ["[stage.one]", f'method = "{case.method}"', *(["lora = {}"] if lora else [])]
+    lines += ['inputs.policies = ["base", "other"]'] if compared else []
     lines += [f"{case.method}.{key} = {value}" for key, value in settings(case, batch, words).items()]
     file = folder / "case.toml"
     file.write_text("\n".join(lines) + "\n", "utf-8")

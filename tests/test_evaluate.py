@@ -2,14 +2,25 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
 
 from alignkit import FunctionReward, Prompts, Scores, load_policy
 from alignkit.errors import DataError, RecipeError
+from alignkit.learn.rollouts import answer_logprobs
 from alignkit.learn.saving import save_policy
-from alignkit.methods.evaluate import EvaluateSettings, distinct, evaluate, mean_interval, win_rate
+from alignkit.methods.evaluate import (
+    EvaluateSettings,
+    answer,
+    distinct,
+    divergence,
+    evaluate,
+    mean_interval,
+    win_rate,
+)
 
 SETTINGS = EvaluateSettings(prompts=16, max_new_tokens=6, samples=2, max_length=64)
 GOLD = FunctionReward(name="gold", fingerprint="", path="", function="reviews-gold")
@@ -78,6 +89,33 @@ def test_another_policy_has_a_kl_from_the_first_and_samples_beside_it(policy, ot
     assert set(stage.figures) == {
         f"reward {policy.name}", "reward other", f"win rate other over {policy.name}"
     }  # fmt: skip
+
+
+def test_kl_is_the_log_probability_under_the_policy_less_that_under_the_first(policy, other, records, stage) -> None:
+    rows = records(Prompts, [], asked(20))
+    scores = evaluate(SETTINGS, stage, policies=(policy, other), rewards=(GOLD,), prompts=rows)
+
+    (first, tokenizer), (second, _) = load_policy(policy), load_policy(other)
+    drawn = answer(SETTINGS, stage, other, list(rows.held_out())[:16], compared=False)
+    with torch.no_grad():
+        kl = [
+            float((answer_logprobs(second, [p], [a]) - answer_logprobs(first, [p], [a])).sum())
+            for p, a in zip(drawn.prompts, drawn.tokens, strict=True)
+        ]
+
+    assert tokenizer.get_vocab() == drawn.vocabulary
+    assert scores.rows()[1]["kl"] == pytest.approx(fmean(kl), rel=1e-4)
+
+
+def test_policies_with_other_tokens_have_no_kl_from_each_other(policy, records, stage) -> None:
+    rows = list(records(Prompts, [], asked(4)).held_out())
+    ours = answer(SETTINGS, stage, policy, rows, compared=True)
+    theirs = replace(ours, vocabulary={**ours.vocabulary, "other": 7})
+
+    ties, none, zero = divergence(SETTINGS, policy, [ours, theirs, ours])
+
+    assert (ties, none) == ([0.0] * 4, None)
+    assert zero == [0.0] * 4
 
 
 def test_without_held_out_prompts_there_is_nothing_to_evaluate_on(policy, records, stage) -> None:

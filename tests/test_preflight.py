@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,27 @@ WHOLE = {"seconds": 210.0, "stepping": 200.0, "steps": 100.0}
 )
 def test_steps_and_what_is_done_once_are_corrected_apart(taken: dict[str, float], reckoned: float) -> None:
     assert smoke.reckoned(WHOLE, SMALL, taken) == pytest.approx(reckoned)
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(1.0, 20), (6.0, 10), (600.0, 8)])
+def test_an_evaluation_in_small_asks_as_many_prompts_as_a_few_seconds_allow(
+    recipe: Callable[..., Path], seconds: float, asked: int
+) -> None:
+    file = recipe(
+        "evaluate.prompts = 20",
+        method="evaluate",
+        sources='prompts = { prompts = "demos.jsonl", held_out = 0.5 }\ngold = { reward = "function:reviews-gold" }',
+    )
+    runs = file.parent / "runs"
+    plan = make_plan(file, runs=runs)
+    found, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    needs = found_of(file)
+    told = replace(needs, stages=[one | {"seconds": seconds} for one in needs.stages])
+
+    small = smoke.small_plan(plan, told, {one.source: one for one in found}, smoke.emptied(runs))
+
+    assert small.stage("one").settings.prompts == asked
+    assert small.sources["prompts"].options.rows >= 2 * asked
 
 
 def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +40,18 @@ def answer_logprobs(
         return packing.packed_logprobs(model, prompts, answers, temperature)
     table = rollouts.answer_logprobs(model, prompts, answers, temperature)
     return table.masked_fill(~rollouts.answer_mask(answers, table.device), 0.0)
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+) -> Tensor:
+    """Compute the log-probability of each whole answer (n,), without gradient, as many at once as fit."""
+    sums = torch.zeros(len(answers))
+    for group in in_passes(model, prompts, answers) if answers else []:
+        table = answer_logprobs(model, [prompts[row] for row in group], [answers[row] for row in group], temperature)
+        sums[group] = table.sum(dim=1).to(sums)
+    return sums
 
 
 def in_passes(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:

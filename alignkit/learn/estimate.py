@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from alignkit.contract.method import Loop
-from alignkit.learn import packing, rollouts, trainers
+from alignkit.learn import packing, trainers
 from alignkit.learn.gauge import Gauge
 from alignkit.learn.models import arithmetic, device
 from alignkit.learn.sizes import Sizes
@@ -48,6 +48,8 @@ STEP = 0.01
 """Seconds that a step takes besides."""
 START = 0.1
 """Seconds that any stage takes to start and to end."""
+OPEN = 0.05
+"""Seconds to open a further model, its weights apart, and to try whether it reads packed rows."""
 DISK_SPEED = 5e8
 """Bytes a second, written or read and checked."""
 
@@ -265,21 +267,23 @@ def evaluation(job: Job) -> Need:
     rows = min(settings.prompts, facts.held_out)
     bytes_each = arithmetic(settings.precision).itemsize
     policies = job.policies
-    models = min(2, policies)
-    compared = min(rollouts.LOGITS_IN_A_PASS / sizes.vocabulary, rows * settings.max_new_tokens)
+    drawn = rows * sizes.vocabulary
+    answered = min(packing.TOKENS_IN_A_PACK, rows * settings.max_new_tokens)
+    read = min(packing.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if policies > 1 else 0
     parts = {
-        "weights": float(
-            models * bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)
-        ),
+        "weights": float(bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
         "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
-        "logits": 4.0 * 3 * sizes.vocabulary * (rows + (compared if models > 1 else 0)),
+        "logits": 4.0 * 3 * max(drawn, read),
         "other": float(OTHER),
     }
     answer = min(facts.answer or settings.max_new_tokens, settings.max_new_tokens)
     tokens = rows * (facts.prompt + answer)
     seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens, answer)
-    seconds += 2 * (policies - 1) * (job.body(tokens, 1, learn=False) + job.head(tokens, learn=False))
-    seconds += len(job.others) * policies * job.body(tokens, 1, learn=False)
+    passes = max(1.0, tokens / packing.TOKENS_IN_A_PACK)
+    seconds += len(job.others) * policies * job.body(tokens, passes, learn=False)
+    if policies > 1:  # all but the first are read by themselves and by the first, which is loaded again
+        seconds += 2 * (policies - 1) * (job.body(tokens, passes, learn=False) + job.head(rows * answer, learn=False))
+        seconds += policies * (OPEN + 4.0 * sizes.weights / DISK_SPEED)
     return _need(job, parts, 0.0, seconds, 1, [])
 
 

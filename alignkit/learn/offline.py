@@ -19,7 +19,7 @@ from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
 from alignkit.learn import data
-from alignkit.learn.answers import Model, answer_logprobs, in_passes
+from alignkit.learn.answers import Model, answer_logprobs, in_passes, sequence_logprobs
 from alignkit.learn.data import Lengths, Row
 from alignkit.learn.models import computing, positions
 from alignkit.learn.rollouts import generator_for
@@ -172,16 +172,10 @@ def pair_logprobs(model: Model, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return table[: len(pairs)], table[len(pairs) :]
 
 
-@torch.no_grad()
 def answer_sums(model: Model, answers: Sequence[Answered | Judged], settings: OfflineSettings) -> Tensor:
-    """Compute the log-probability of each answer (n,), without gradient, as many at once as fit."""
-    prompts, texts = [one.prompt for one in answers], [one.answer for one in answers]
-    sums = torch.zeros(len(answers))
+    """Compute the log-probability of each answer (n,), without gradient."""
     with computing(settings.precision):
-        for group in in_passes(model, prompts, texts) if answers else []:
-            table = answer_logprobs(model, [prompts[row] for row in group], [texts[row] for row in group])
-            sums[group] = table.sum(dim=1).to(sums)
-    return sums
+        return sequence_logprobs(model, [one.prompt for one in answers], [one.answer for one in answers])
 
 
 def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:

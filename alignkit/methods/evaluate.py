@@ -23,6 +23,8 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError, near_miss
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from alignkit.learn.scoring import Weighted
 
 CONFIDENCE = 1.96
@@ -65,7 +67,8 @@ def evaluate(
 
     deciding = chosen(settings, rewards)
     rows = asked(stage, prompts, settings.prompts)
-    results = [answer(settings, stage, policy, policies[0], rows) for policy in policies]
+    results = [answer(settings, stage, policy, rows, compared=i > 0) for i, policy in enumerate(policies)]
+    divergences = divergence(settings, policies[0], results)
     opened = [
         Weighted(
             reward.name,
@@ -76,8 +79,8 @@ def evaluate(
     ]
     scored = [score(result, opened) for result in results]
     table = [
-        measure(policy.name, result, scores, scored[0])
-        for policy, result, scores in zip(policies, results, scored, strict=True)
+        measure(policy.name, result, kl, scores, scored[0])
+        for policy, result, kl, scores in zip(policies, results, divergences, scored, strict=True)
     ]
     report(stage, table)
     show(stage, table, results, scored, settings.samples)
@@ -89,9 +92,11 @@ class Result:
     """What one policy answered, in the order of the prompts."""
 
     answers: list[Answer]
+    prompts: list[list[int]]
     tokens: list[list[int]]
-    kl: list[float] | None
-    """Of each answer, from the first policy; None where their tokenizers differ."""
+    logprobs: "Tensor | None"
+    """The policy's log-probability of each answer (n,); None for the first policy."""
+    vocabulary: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,11 @@ def asked(stage: Stage, prompts: Prompts, count: int) -> list[dict[str, Any]]:
 
 
 def answer(
-    settings: EvaluateSettings, stage: Stage, policy: Policy, first: Policy, rows: Sequence[dict[str, Any]]
+    settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[dict[str, Any]], *, compared: bool
 ) -> Result:
-    """Sample one answer to each prompt, and compare its log-probability with the first policy's."""
+    """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     from alignkit.learn import data
+    from alignkit.learn.answers import sequence_logprobs
     from alignkit.learn.models import computing, load_policy, positions, stop_tokens
     from alignkit.learn.rollouts import generator_for, sample_answers
 
@@ -160,43 +166,34 @@ def answer(
             generator=generator_for(stage.seed, "evaluate"),
             temperature=settings.temperature,
         )
+        logprobs = sequence_logprobs(model, ids, tokens, settings.temperature) if compared else None
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     answers = [
         Answer(prompt.text, text, done, prompt.row) for prompt, text, done in zip(prompts, texts, finished, strict=True)
     ]
-    if policy == first:
-        return Result(answers, tokens, [0.0] * len(answers))
-    return Result(answers, tokens, divergence(settings, model, tokenizer, first, ids, tokens))
+    return Result(answers, ids, tokens, logprobs, tokenizer.get_vocab())
 
 
-def divergence(
-    settings: EvaluateSettings,
-    model: Any,
-    tokenizer: Any,
-    first: Policy,
-    prompts: list[list[int]],
-    answers: list[list[int]],
-) -> list[float] | None:
-    """Estimate each answer's KL from the first policy by log p - log q of its tokens, added up."""
+def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Result]) -> list[list[float] | None]:
+    """Estimate the KL of each answer (in nats) from the first policy by log p - log q, for each policy.
+
+    None where a policy's tokens are others than the first one's.
+    """
+    from alignkit.learn.answers import sequence_logprobs
     from alignkit.learn.models import computing, load_policy
-    from alignkit.learn.rollouts import answer_logprobs, in_groups, rows_in_a_pass
 
-    reference, reading = load_policy(first, precision=settings.precision, trainable=False)
-    if reading.get_vocab() != tokenizer.get_vocab():
-        return None
-    size = rows_in_a_pass(model, prompts, answers)
+    found: list[list[float] | None] = [[0.0] * len(results[0].answers)]
+    if len(results) == 1:
+        return found
+    model, _ = load_policy(first, precision=settings.precision, trainable=False)
     with computing(settings.precision):
-        kl = in_groups(
-            lambda p, a: (
-                answer_logprobs(model, p, a, settings.temperature)
-                - answer_logprobs(reference, p, a, settings.temperature)
-            ),
-            prompts,
-            answers,
-            size,
-        )
-    total: list[float] = kl.sum(dim=1).tolist()
-    return total
+        for result in results[1:]:
+            if result.logprobs is None or result.vocabulary != results[0].vocabulary:
+                found.append(None)
+                continue
+            at_first = sequence_logprobs(model, result.prompts, result.tokens, settings.temperature)
+            found.append((result.logprobs - at_first).tolist())
+    return found
 
 
 def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
@@ -207,7 +204,7 @@ def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
     return Scored(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})
 
 
-def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[str, Any]:
+def measure(policy: str, result: Result, kl: Sequence[float] | None, ours: Scored, firsts: Scored) -> dict[str, Any]:
     """Give one policy's line of the table; a measure that cannot be taken is None.
 
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
@@ -220,7 +217,7 @@ def measure(policy: str, result: Result, ours: Scored, firsts: Scored) -> dict[s
         "reward": fmean(ours.total),
         "reward_interval": mean_interval(ours.total),
         **{f"reward/{name}": fmean(values) for name, values in ours.each.items()},
-        "kl": fmean(result.kl) if result.kl is not None else None,
+        "kl": fmean(kl) if kl is not None else None,
         "length": fmean(lengths),
         "eos_rate": fmean(answer.finished for answer in result.answers),
         "distinct_1": distinct(result.tokens, 1),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.check.audit import Audit
 from alignkit.contract.events import Metrics
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 STEPS, MEASURED = 2, 8
 SECONDS = 3.0
 """More steps are taken where these take less: what starting up takes would hide what a step does."""
-SMALLEST = {"measured": MEASURED, "prompts": MEASURED, "max_lost": 1.0}
-"""Settings of stages that are set, where a method has them."""
 
 
 def emptied(runs: Path) -> Path:
@@ -43,11 +41,11 @@ def emptied(runs: Path) -> Path:
 def small_plan(plan: Plan, needs: Preflight, audits: Mapping[str, Audit], place: Path) -> Plan:
     """Plan the same stages with few steps and rows, and no gates: what they would guard says nothing here."""
     given = {dotted(keys): value for keys, value in plan.recipe.overrides.items()}
-    steps = {one["stage"]: _steps(one) for one in needs.stages}
-    changes = {key: value for stage in plan.stages if stage.wanted for key, value in _settings(stage, steps)}
-    shares = {one["stage"]: min(1.0, steps[one["stage"]] / max(1.0, one["steps"])) for one in needs.stages}
+    needed = {one["stage"]: one for one in needs.stages}
+    parts = {stage.name: _part(stage, needed.get(stage.name)) for stage in plan.stages if stage.wanted}
+    changes = {key: value for stage in plan.stages if stage.wanted for key, value in _settings(stage, parts)}
     for name, audit in audits.items():
-        changes |= _rows(plan, name, audit.rows + audit.held_out, steps, shares)
+        changes |= _rows(plan, name, audit.rows + audit.held_out, parts)
     read = read_recipe(plan.recipe.path, given | changes)
     wanted = {stage.name for stage in plan.stages if stage.wanted}
     small = plan_recipe(read, plan.plugins, runs=place, files=plan.plugin_files)
@@ -55,14 +53,32 @@ def small_plan(plan: Plan, needs: Preflight, audits: Mapping[str, Audit], place:
     return replace(small, stages=stages)
 
 
-def _steps(need: Mapping[str, Any]) -> int:
-    all_steps = float(need["steps"])
-    return max(STEPS, math.ceil(min(all_steps, SECONDS * all_steps / float(need["seconds"]))))
+class _Part(NamedTuple):
+    """How much of a stage is run."""
+
+    steps: int = STEPS
+    share: float = 1.0
+    """Of its rows that these steps are."""
+    asked: int = MEASURED
+    """Prompts, or rows, that it is measured on."""
 
 
-def _settings(stage: PlannedStage, steps: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+def _part(stage: PlannedStage, need: Mapping[str, Any] | None) -> _Part:
+    """Tell how much of a stage a few seconds are, at least a little; without an estimate a little."""
+    if not need:
+        return _Part()
+    few = min(1.0, SECONDS / float(need["seconds"]))
+    if stage.method.loop == "evaluation":
+        return _Part(asked=max(MEASURED, math.ceil(few * getattr(stage.settings, "prompts", MEASURED))))
+    steps = max(STEPS, math.ceil(few * float(need["steps"])))
+    return _Part(steps, min(1.0, steps / max(1.0, float(need["steps"]))))
+
+
+def _settings(stage: PlannedStage, parts: Mapping[str, _Part]) -> Iterator[tuple[str, Any]]:
     known = type(stage.settings).model_fields
-    for name, value in (SMALLEST | {"updates": steps.get(stage.name, STEPS)}).items():
+    part = parts[stage.name]
+    smallest = {"measured": MEASURED, "prompts": part.asked, "max_lost": 1.0, "updates": part.steps}
+    for name, value in smallest.items():
         now = getattr(stage.settings, name, None)
         if name in known and isinstance(now, int | float) and (now > value or name == "max_lost"):
             yield f"{stage.name}.{stage.method.name}.{name}", value
@@ -70,20 +86,21 @@ def _settings(stage: PlannedStage, steps: Mapping[str, int]) -> Iterator[tuple[s
         yield f"{stage.name}.{stage.method.name}.epochs", 1
 
 
-def _rows(
-    plan: Plan, source: str, rows: int, steps: Mapping[str, int], shares: Mapping[str, float]
-) -> dict[str, object]:
+def _rows(plan: Plan, source: str, rows: int, parts: Mapping[str, _Part]) -> dict[str, object]:
     """Take as many rows as the largest batch needs for its steps, and some to measure on."""
     used = [stage for stage in plan.stages if stage.wanted and any(source in names for names in stage.inputs.values())]
+    if not used:
+        return {}
     if issubclass(plan.sources[source].kind, Text):  # a block takes several texts, or a text several blocks
-        wanted = max(math.ceil(rows * shares.get(stage.name, 1.0)) for stage in used)
+        wanted = max(math.ceil(rows * parts[stage.name].share) for stage in used)
     else:
-        wanted = max(steps.get(stage.name, STEPS) * _batch(stage) for stage in used)
+        wanted = max(parts[stage.name].steps * _batch(stage) for stage in used)
     options: Any = plan.sources[source].options
-    few = min(rows, wanted + MEASURED)
+    aside = max(parts[stage.name].asked for stage in used)
+    few = min(rows, max(wanted, aside) + aside)
     if isinstance(options.held_out, str) or plan.sources[source].how == "builtin":
         return {f"{source}.rows": few}
-    return {f"{source}.rows": few, f"{source}.held_out": max(options.held_out, round(min(0.5, MEASURED / few), 3))}
+    return {f"{source}.rows": few, f"{source}.held_out": max(options.held_out, round(min(0.5, aside / few), 3))}
 
 
 def _batch(stage: PlannedStage) -> int:
