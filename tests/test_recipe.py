@@ -116,6 +116,14 @@ def test_dots_in_comments_texts_and_numbers_are_no_long_keys(tmp_path: Path) -> 
     assert read_recipe(path).errors == ()
 
 
+@pytest.mark.parametrize("value", ["\udcff", {"a": ["\ud800"]}, {"\ud800": 1}])
+def test_an_override_that_is_no_text_is_refused(desk: Desk, value: Any) -> None:
+    message = "--set seed: a key or value is not UTF-8; type it anew"
+
+    assert message in desk.problems(CHAIN, {"seed": value})
+    assert desk.problems(CHAIN, {"\udcff": 1}) == ["--set \\udcff: a key or value is not UTF-8; type it anew"]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_bytes(b'\xef\xbb\xbfseed = 3\r\n[stage.first]\r\nmethod = "tune"\r\n')

@@ -109,8 +109,6 @@ def _wrong(details: list[ErrorDetails]) -> str:
     kind = details[0]["type"]
     if kind == "missing":
         return "must be given"
-    if kind == "json_invalid":
-        return "a text is not UTF-8"
     plain = list(dict.fromkeys(map(_plain, details)))
     words = " or ".join([plain[0], *(text.removeprefix("must be ") for text in plain[1:])])
     shown = json.dumps(details[0]["input"], default=str, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """A recipe: read from TOML, with overrides, and a line for every problem."""
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
 KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 256 * 1024
 """Bytes of a recipe; more is a mistake or an attack."""
 
@@ -83,6 +85,7 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
     errors: list[RecipeError] = []
     for key, value in given.items():
         try:
+            _refuse_no_text(key, value)
             where = _place(table, key)
             _lay(table, where, _toml_value(value) if isinstance(value, str) else value, key)
             placed[where] = value
@@ -135,12 +138,28 @@ def _lay(table: dict[str, Any], path: Keys, value: Any, key: str) -> None:
     table[path[-1]] = value
 
 
-def _refuse_long_numbers(value: Any, file: str) -> None:
+def _refuse_long_numbers(table: Mapping[str, Any], file: str) -> None:
     """Refuse what no setting can mean, and what Python itself refuses to print."""
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if any(isinstance(leaf, int) and abs(leaf) >= 2**63 for leaf in _leaves(table)):
         raise RecipeError("a whole number has more than 64 bits", file, "write a smaller one")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_long_numbers(inner, file)
+
+
+def _refuse_no_text(key: str, value: Any) -> None:
+    """Refuse what a command line makes of bytes that are no UTF-8: no file could hold it."""
+    if any(isinstance(leaf, str) and SURROGATE.search(leaf) for leaf in _leaves({key: value})):
+        shown = key.encode("ascii", "backslashreplace").decode()
+        raise RecipeError("a key or value is not UTF-8", f"--set {shown[:60]}", "type it anew")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Give all keys and plain values."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key
+        yield from _leaves(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from _leaves(inner)
+    if not isinstance(value, dict | list):
+        yield value
 
 
 def _toml_value(text: str) -> Any:
