@@ -228,7 +228,8 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
         (
             "r.jsonl",
             b'{"text": "a"}\n{"text": \n',
-            "FOLDER/r.jsonl:2: not JSON (Expecting value, column 1); write one JSON object on each line",
+            "FOLDER/r.jsonl:2: not JSON (Expecting value, column 9, where the row ends); "
+            "write one JSON object on each line",
         ),
         (
             "r.jsonl",

@@ -181,7 +181,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        problem = f"not JSON ({error.msg}, column {error.colno})"
+        end = len(line.rstrip())
+        place = f"column {min(error.pos, end) + 1}" + (", where the row ends" if error.pos >= end else "")
+        problem = f"not JSON ({error.msg}, {place})"
         raise DataError(problem, where, "write one JSON object on each line") from error
     except (ValueError, RecursionError) as error:
         raise DataError(UNREADABLE, where, "correct the row or leave it out") from error
