@@ -42,14 +42,14 @@ def small_plan(plan: Plan, needs: Preflight, audits: Mapping[str, Audit], place:
     """Plan the same stages with few steps and rows, and no gates: what they would guard says nothing here."""
     given = {dotted(keys): value for keys, value in plan.recipe.overrides.items()}
     needed = {one["stage"]: one for one in needs.stages}
-    parts = {stage.name: _part(stage, needed.get(stage.name)) for stage in plan.stages if stage.wanted}
-    changes = {key: value for stage in plan.stages if stage.wanted for key, value in _settings(stage, parts)}
+    wanted = [stage for stage in plan.stages if stage.wanted]
+    parts = {stage.name: _part(stage, needed.get(stage.name)) for stage in wanted}
+    changes = {key: value for stage in wanted for key, value in _settings(stage, parts[stage.name])}
     for name, audit in audits.items():
         changes |= _rows(plan, name, audit.rows + audit.held_out, parts)
     read = read_recipe(plan.recipe.path, given | changes)
-    wanted = {stage.name for stage in plan.stages if stage.wanted}
     small = plan_recipe(read, plan.plugins, runs=place, files=plan.plugin_files)
-    stages = tuple(replace(stage, wanted=stage.name in wanted, gates={}) for stage in small.stages)
+    stages = tuple(replace(stage, wanted=stage.name in parts, gates={}) for stage in small.stages)
     return replace(small, stages=stages)
 
 
@@ -74,9 +74,8 @@ def _part(stage: PlannedStage, need: Mapping[str, Any] | None) -> _Part:
     return _Part(steps, min(1.0, steps / max(1.0, float(need["steps"]))))
 
 
-def _settings(stage: PlannedStage, parts: Mapping[str, _Part]) -> Iterator[tuple[str, Any]]:
+def _settings(stage: PlannedStage, part: _Part) -> Iterator[tuple[str, Any]]:
     known = type(stage.settings).model_fields
-    part = parts[stage.name]
     smallest = {"measured": MEASURED, "prompts": part.asked, "max_lost": 1.0, "updates": part.steps}
     for name, value in smallest.items():
         now = getattr(stage.settings, name, None)
