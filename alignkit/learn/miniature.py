@@ -25,6 +25,8 @@ WEIGHTS = 2**27
 SPREAD = 0.2
 """Standard deviation of its weights: large enough that whatever differs between two ways is seen."""
 
+VOCABULARY = 128
+
 SIZES: Mapping[str, int] = dict.fromkeys(
     ("hidden_size", "n_embd", "d_model", "emb_dim", "embedding_size", "attention_hidden_size", "lru_width"), 64
 ) | {
@@ -35,7 +37,9 @@ SIZES: Mapping[str, int] = dict.fromkeys(
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "num_decoder_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("linear_num_heads",), 4),
     "linear_num_key_heads": 2,
+    "linear_head_dim": 16,
     **dict.fromkeys(("head_dim", "global_head_dim", "kv_channels", "attention_head_size", "qk_nope_head_dim"), 16),
     **dict.fromkeys(("v_head_dim", "linear_key_head_dim", "linear_value_head_dim", "dim_head", "index_head_dim"), 16),
     "qk_rope_head_dim": 16,
@@ -44,12 +48,15 @@ SIZES: Mapping[str, int] = dict.fromkeys(
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token"), 2),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
-    **dict.fromkeys(("word_embed_proj_dim", "hidden_size_per_layer_input", "vocab_size_per_layer_input"), 64),
+    **dict.fromkeys(("word_embed_proj_dim", "hidden_size_per_layer_input"), 64),
+    "vocab_size_per_layer_input": VOCABULARY,
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 16),
     **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
     **dict.fromkeys(("encoder_layers", "num_encoder_layers"), 1),
     **dict.fromkeys(("rotary_dim",), 8),
     "index_n_heads": 4,
+    "index_topk": WINDOW,
+    "block_size": 2 * WINDOW,
     "laurel_rank": 16,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
@@ -125,7 +132,7 @@ def _shallow(config: Any) -> Any | None:
     text = config.get_text_config()
     facts = text.to_dict()
     counts = {name: SIZES[name] for name in SIZES if "experts" in name and _number(facts.get(name)) > SIZES[name]}
-    return _config(text, counts | _windows(facts) | _fewer_layers(facts, 2) | {"vocab_size": 128})
+    return _config(text, counts | _windows(facts) | _fewer_layers(facts, 2) | {"vocab_size": VOCABULARY})
 
 
 def _config(text: Any, changed: Mapping[str, Any]) -> Any | None:
@@ -155,7 +162,7 @@ def _shrunk(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Make widths small, and keep what they are to each other where that means something."""
     found: dict[str, Any] = {name: size for name, size in SIZES.items() if _number(facts.get(name)) > size}
     found |= _windows(facts) | {name: value for name, value in PERIODS.items() if _number(facts.get(name)) > value}
-    found |= {"vocab_size": 128} | {name: 128 for name in ("decoder_vocab_size",) if name in facts}
+    found |= {"vocab_size": VOCABULARY} | {name: VOCABULARY for name in ("decoder_vocab_size",) if name in facts}
     heads = next((name for name in ("num_attention_heads", "n_head", "n_heads") if _number(facts.get(name))), "")
     for name in ("num_key_value_heads", "num_kv_heads", "num_query_groups"):
         if name in facts:
@@ -163,6 +170,8 @@ def _shrunk(facts: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = 1 if known == 1 else (4 if known == _number(facts.get(heads)) else 2)
     if "head_dim" in facts:
         found["head_dim"] = 16
+    if isinstance(rope := facts.get("rope_parameters"), dict):
+        found["rope_parameters"] = _rope(rope)
     if facts.get("mamba_n_heads"):
         found |= {"mamba_n_heads": 4, "mamba_d_head": 64 * _number(facts.get("mamba_expand")) // 4, "mamba_n_groups": 1}
         found |= {"mamba_d_ssm": None} if "mamba_d_ssm" in facts else {}
@@ -181,6 +190,15 @@ def _shrunk(facts: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value | _shrunk(value) if name == "attn_config" else value | {"ffn_hidden_size": 96}
             found[name].pop("vocab_size", None)
     return found
+
+
+def _rope(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut the factors of single frequencies to as many as there are left; kinds of layers may have their own."""
+    size = int(SIZES["head_dim"] * facts.get("partial_rotary_factor", 1.0)) // 2
+    return {
+        name: value[:size] if isinstance(value, list) else _rope(value) if isinstance(value, dict) else value
+        for name, value in facts.items()
+    }
 
 
 def _windows(facts: Mapping[str, Any]) -> dict[str, Any]:

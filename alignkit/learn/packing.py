@@ -6,9 +6,10 @@ the rows apart again. Answers to one prompt share its computation: what a causal
 depend on what follows. Nothing is approximated, and `packs` refuses a model that computes anything else this way.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -22,7 +23,8 @@ Tokens = Sequence[int]
 PACKED = "alignkit_packed"
 """Our attention, under the name that transformers knows it by. Without packed rows it is `sdpa`."""
 PLAIN = "sdpa"
-EMPTY = -1
+FILLER = 0
+"""Stands where nothing is looked at."""
 TOKENS_IN_A_PACK = 2**11
 """More would not be faster, and every token costs memory for its gradient."""
 LOGITS_IN_A_CHUNK = 2**23
@@ -31,6 +33,8 @@ LOGITS_KEPT = 2**25
 """As many as this, 128 MB, wait for the gradient; more are computed again."""
 PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
 """Prompts and answers that a model is tried on; the first two share their prompt."""
+LONG_PROBE_LENGTHS = ((3, 17), (3, 5), (19, 2), (1, 12), (10, 14))
+"""The same for a miniature, whose windows and chunks are shorter than these rows."""
 FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, NotImplementedError)
 """What a model raises that was never meant to get packed rows."""
 
@@ -60,6 +64,8 @@ class Pack:
     """Their places in a right-padded table (n, t)."""
     lengths: tuple[int, ...]
     """Of prompt and answer together, without the answer's last token."""
+    rows: Rows
+    """Where each row's tokens stand among those of the pack."""
 
     def as_table(self, values: Tensor) -> Tensor:
         """Put one value for each answer token (answer tokens, ...) into a table (n, t, ...), zero elsewhere."""
@@ -68,14 +74,16 @@ class Pack:
 
     def apart(self, states: Tensor) -> list[Tensor]:
         """Give each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
-        rows: Rows = self.inputs["packed_rows"]
-        return [states[row[:length]] for row, length in zip(rows.tokens, self.lengths, strict=True)]
+        return [states[row[:length]] for row, length in zip(self.rows.tokens, self.lengths, strict=True)]
 
     def together(self, states: Sequence[Tensor]) -> Tensor:
         """Put together what `apart` gave, also when it comes from other packs."""
-        rows: Rows = self.inputs["packed_rows"]
         table = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-        return table.flatten(0, 1).index_select(0, rows.home)
+        return table.flatten(0, 1).index_select(0, self.rows.home)
+
+
+Lay = Callable[[Sequence[Tokens], Sequence[Tokens], torch.device], Pack]
+"""Lays out prompts and answers: `pack` or `padded`."""
 
 
 def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
@@ -103,20 +111,46 @@ def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.dev
     length = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
     flat = torch.tensor([row * length + place for row, place in home], device=device)
+    found = Rows(tokens, flat, whole=sum(map(len, rows)) == len(ids))
+    inputs = {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+        # Four dimensions: transformers takes it for a finished mask, and our attention does not look at it.
+        "attention_mask": torch.ones(1, 1, 1, 1, device=device, dtype=torch.bool),
+        "packed_rows": found,
+        "use_cache": False,
+    }
+    return Pack(inputs, *_answers(before, answers, device), tuple(map(len, rows)), found)
+
+
+def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
+    """Put rows below each other instead, filled up on the right; its tokens are those of the table (n * length).
+
+    What stands behind a row's end is seen by no token of it, as long as the model is causal, so no mask is needed.
+    """
+    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [FILLER] * (length - len(row)) for row in rows], device=device)
+    before = [
+        row * length + len(prompt) - 1 + place
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        for place in range(len(answer))
+    ]
+    places = torch.arange(ids.numel(), device=device)
+    found = Rows(places.view(ids.shape), places, whole=False)
+    inputs = {"input_ids": ids, "use_cache": False}
+    return Pack(inputs, *_answers(before, answers, device), tuple(map(len, rows)), found)
+
+
+def _answers(
+    before: Sequence[int], answers: Sequence[Tokens], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what a pack knows of its answers: the places before their tokens, the tokens, and their places in a table."""
     lengths = torch.tensor([len(answer) for answer in answers], device=device)
-    return Pack(
-        {
-            "input_ids": torch.tensor([ids], device=device),
-            "position_ids": torch.tensor([positions], device=device),
-            # Four dimensions: transformers takes it for a finished mask, and our attention does not look at it.
-            "attention_mask": torch.ones(1, 1, 1, 1, device=device, dtype=torch.bool),
-            "packed_rows": Rows(tokens, flat, whole=sum(map(len, rows)) == len(ids)),
-            "use_cache": False,
-        },
+    return (
         torch.tensor(before, device=device),
         torch.tensor([token for answer in answers for token in answer], device=device),
         torch.arange(int(lengths.max()), device=device) < lengths[:, None],
-        tuple(map(len, rows)),
     )
 
 
@@ -185,33 +219,66 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """Give the part of a model that ends with its last hidden states, adapters included."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder: nn.Module = inner.base_model
-    return decoder
+    if inner.base_model is not inner:
+        decoder: nn.Module = inner.base_model
+        return decoder
+    return next(part for part in inner.children() if isinstance(part, PreTrainedModel))  # Llama 4 misnames it
 
 
-def packed_hidden(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:
+def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:
     """Compute the hidden states that each answer token is drawn or valued from (answer tokens, d)."""
     hidden: Tensor = decoder_of(model)(**rows.inputs).last_hidden_state
-    return hidden[0].index_select(0, rows.before)
+    return hidden.flatten(0, 1).index_select(0, rows.before)
 
 
-def packed_logprobs(
-    model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
+def logprobs_of(
+    model: PreTrainedModel | PeftModel, rows: Pack, temperature: float = 1.0
 ) -> Tensor:
     """Compute the log-probability of each answer token (n, t), in fp32; zero behind an answer's end."""
-    rows = pack(prompts, answers, model.device)
-    hidden = packed_hidden(model, rows)
+    hidden = hidden_before_answers(model, rows)
     return rows.as_table(chosen_logprobs(hidden, head_of(model), rows.targets, temperature))
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of hidden states: a linear layer, a factor (Granite, Cohere), a soft cap (Gemma 2)."""
+
+    linear: nn.Linear
+    scale: float = 1.0
+    cap: float | None = None
+    """Logits x become cap * tanh(x / cap)."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias
+
+    @property
+    def width(self) -> int:
+        return self.linear.in_features
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits (m, vocabulary) of hidden states (m, d), in fp32."""
+        return shaped(nn.functional.linear(hidden, self.weight, self.bias).float(), self.scale, self.cap)
+
+
+def shaped(products: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Make logits of what a linear layer gives, in its place."""
+    logits = products if scale == 1.0 else products.mul_(scale)
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 @torch.no_grad()
 def logprobs_and_entropy(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute what `chosen_logprobs` does and the entropy of each distribution, both (m,), without gradient."""
     found = []
-    for part in _chunks(len(hidden), head.out_features):
-        logits = nn.functional.linear(hidden[part], head.weight, head.bias).float().div_(temperature)
+    for part in _chunks(len(hidden), len(head.weight)):
+        logits = head.logits(hidden[part]).div_(temperature)
         logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
         chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
         found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)]))
@@ -219,7 +286,7 @@ def logprobs_and_entropy(
     return chosen, entropy
 
 
-def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def chosen_logprobs(hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d).
 
     Logits exist for a few rows at a time only, and unless they are few are computed again for the gradient: the table
@@ -230,19 +297,40 @@ def chosen_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperatur
     if torch.is_autocast_enabled(hidden.device.type):
         kind = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(kind), weight.to(kind), bias if bias is None else bias.to(kind)
-    logprobs: Tensor = _ChosenLogprobs.apply(hidden, weight, bias, targets, temperature)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    shape = _Shape(temperature, head.scale, head.cap)
+    logprobs: Tensor = _ChosenLogprobs.apply(hidden, weight, bias, targets, shape)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return logprobs
 
 
+class _Shape(NamedTuple):
+    """How products of hidden states and a head's weights become the logits of a distribution."""
+
+    temperature: float
+    scale: float
+    cap: float | None
+
+    @property
+    def slope(self) -> float:
+        """What a logit grows by with its product, as long as no cap bends it."""
+        return self.scale / self.temperature
+
+    def logits(self, products: Tensor) -> Tensor:
+        return shaped(products.float(), self.scale, self.cap).div_(self.temperature)
+
+    def bent(self, logits: Tensor) -> Tensor | None:
+        """Give the share of the slope that the cap leaves at each logit: 1 - tanh(x / cap)^2."""
+        return None if self.cap is None else 1 - logits.mul(self.temperature / self.cap).square_()
+
+
 class _ChosenLogprobs(torch.autograd.Function):
-    """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for the logits.
+    """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for uncapped logits.
 
     With a frozen head the gradient for the hidden states is known but for a factor, and found in the first pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: _Shape
     ) -> Tensor:
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
@@ -250,22 +338,22 @@ class _ChosenLogprobs(torch.autograd.Function):
         found, normalisers, pulls = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), len(weight)):
-                logits = nn.functional.linear(hidden[part], weight, bias).float().div_(temperature)
+                logits = shape.logits(nn.functional.linear(hidden[part], weight, bias))
                 chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
                 normalisers.append(logits.logsumexp(dim=-1))
                 found.append(chosen - normalisers[-1])
                 if slope is not None or keeps:
-                    pulls.append(_pull(logits, normalisers[-1], targets[part], torch.ones_like(chosen)))
+                    pulls.append(_pull(shape, logits, normalisers[-1], targets[part], torch.ones_like(chosen)))
                 if slope is not None:
                     torch.mm(pulls.pop().to(weight.dtype), weight, out=slope[part])
         kept = [hidden, weight, bias, targets, torch.cat(normalisers), *pulls] if any(wants_head) else [slope]
         ctx.save_for_backward(*kept)
-        ctx.temperature = temperature
+        ctx.shape = shape
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grads[0] / ctx.temperature
+        scale = grads[0] * ctx.shape.slope
         if len(ctx.saved_tensors) == 1:
             (slope,) = ctx.saved_tensors
             return slope * scale[:, None].to(slope.dtype), None, None, None, None
@@ -280,8 +368,8 @@ class _ChosenLogprobs(torch.autograd.Function):
                 if pulls:
                     pull = (pulls[number] * scale[part, None]).to(weight.dtype)
                 else:
-                    logits = nn.functional.linear(hidden[part], weight, bias).float().div_(ctx.temperature)
-                    pull = _pull(logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
+                    logits = ctx.shape.logits(nn.functional.linear(hidden[part], weight, bias))
+                    pull = _pull(ctx.shape, logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
                 if for_hidden is not None:
                     torch.mm(pull, weight, out=for_hidden[part])
                 if for_weight is not None and weight.dtype == torch.float32:
@@ -294,10 +382,12 @@ class _ChosenLogprobs(torch.autograd.Function):
         return for_hidden, _of_type(for_weight, kind), _of_type(for_bias, kind), None, None
 
 
-def _pull(logits: Tensor, normaliser: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Compute scale * (chosen - softmax) for each row in the place of its logits (m, vocabulary)."""
+def _pull(shape: _Shape, logits: Tensor, normaliser: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Compute scale * (chosen - softmax) for each row in the place of its logits (m, vocabulary), bent by the cap."""
+    bent = shape.bent(logits)
     softmax = logits.sub_(normaliser[:, None]).exp_()
-    return softmax.mul_(-scale[:, None]).scatter_add_(-1, targets[:, None], scale[:, None])
+    pull = softmax.mul_(-scale[:, None]).scatter_add_(-1, targets[:, None], scale[:, None])
+    return pull if bent is None else pull.mul_(bent)
 
 
 def _of_type(gradient: Tensor | None, kind: torch.dtype) -> Tensor | None:
@@ -309,28 +399,64 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def head_of(model: PreTrainedModel | PeftModel) -> nn.Linear:
-    """Give the linear layer that makes logits of hidden states; raises TypeError where the model's is another."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    head = inner.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        raise TypeError(f"the output layer is a {type(head).__name__}, no plain linear layer")
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the cap of logits."""
+_heads: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
+"""What is known of the heads of models; the linear layer of one may have been put there anew."""
+
+
+def head_of(model: PreTrainedModel | PeftModel) -> Head:
+    """Give what makes logits of a model's hidden states; raises TypeError where that is no such head."""
+    head = find_head(model)
+    if head is None:
+        raise TypeError(f"the logits of a {type(_inner(model)).__name__} are not made by a linear layer")
     return head
 
 
-def packs(model: PreTrainedModel | PeftModel) -> bool:
-    """Let a model read packed rows, and tell whether it computes from them just what it computes from padded ones.
+def find_head(model: PreTrainedModel | PeftModel) -> Head | None:
+    """Find how a model makes logits of its hidden states, by trying; None where in none of the known ways."""
+    inner = _inner(model)
+    if inner not in _heads:
+        try:
+            _heads[inner] = _head(inner)
+        except FAILURES:
+            _heads[inner] = None
+    found = _heads[inner]
+    return found and replace(found, linear=inner.get_output_embeddings())
 
-    It is tried on a few short rows, alone and together, so that nobody needs to know its architecture. A model that
-    fails is left as it was.
+
+@torch.no_grad()
+def _head(model: Any) -> Head | None:
+    linear = model.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        return None
+    ids = torch.tensor([probe_rows(model, PROBE_LENGTHS)[0][2]], device=model.device)
+    hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    products = nn.functional.linear(hidden, linear.weight, linear.bias).float()
+    scale = float((products * logits).sum() / products.square().sum().clamp(min=1e-30))
+    config = model.config.get_text_config()
+    caps = [float(cap) for name in SOFT_CAPS if (cap := getattr(config, name, None))]
+    tried = [Head(linear), *(Head(linear, cap=cap) for cap in caps), Head(linear, scale)]
+    return next((head for head in tried if agree(head.logits(hidden).to(hidden.dtype), logits.to(hidden.dtype))), None)
+
+
+def _inner(model: PreTrainedModel | PeftModel) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def packs(model: PreTrainedModel | PeftModel, lengths: Sequence[tuple[int, int]] = PROBE_LENGTHS) -> bool:
+    """Let a model read packed rows, and tell whether it computes from them just what it computes of each row alone.
+
+    It is tried on a few rows of these lengths, so that nobody needs to know its architecture. A model that fails is
+    left as it was.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = inner.config.get_text_config()
-    if inner.config._attn_implementation != PLAIN or getattr(config, "attention_chunk_size", None):
+    inner = _inner(model)
+    if inner.config._attn_implementation not in (PLAIN, PACKED):
         return False
     inner.set_attn_implementation(PACKED)
     try:
-        same = _same_together(inner)
+        same = same_hidden(inner, pack, lengths)
     except FAILURES:
         same = False
     if not same:
@@ -338,37 +464,33 @@ def packs(model: PreTrainedModel | PeftModel) -> bool:
     return same
 
 
-def probe(model: PreTrainedModel) -> Pack:
-    """Make a pack of a few short rows of any tokens, to try a model on."""
-    prompts, answers = _probe_rows(model)
-    return pack(prompts, answers, model.device)
+def probe(model: PreTrainedModel, lay: Lay) -> Pack:
+    """Lay out a few short rows of any tokens, to try a model on."""
+    return lay(*probe_rows(model, PROBE_LENGTHS), model.device)
 
 
-def _probe_rows(model: PreTrainedModel) -> tuple[list[list[int]], list[list[int]]]:
+def probe_rows(model: PreTrainedModel, lengths: Sequence[tuple[int, int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Draw prompts and answers of these lengths; the first two share their prompt."""
     chance = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    draw = [torch.randint(vocabulary, (sum(lengths),), generator=chance).tolist() for lengths in PROBE_LENGTHS]
-    draw[1][: PROBE_LENGTHS[1][0]] = draw[0][: PROBE_LENGTHS[0][0]]
-    cuts = [asked for asked, _ in PROBE_LENGTHS]
+    draw = [torch.randint(vocabulary, (sum(both),), generator=chance).tolist() for both in lengths]
+    draw[1][: lengths[1][0]] = draw[0][: lengths[0][0]]
+    cuts = [asked for asked, _ in lengths]
     return [row[:cut] for row, cut in zip(draw, cuts, strict=True)], [
         row[cut:] for row, cut in zip(draw, cuts, strict=True)
     ]
 
 
 @torch.no_grad()
-def _same_together(model: PreTrainedModel) -> bool:
-    """Compare hidden states of rows in one pack with those of each row alone; logits too, where the model has them."""
-    together = packed_hidden(model, probe(model))
-    alone, logits = [], []
-    inner: Any = model
-    for prompt, answer in zip(*_probe_rows(model), strict=True):
+def same_hidden(model: PreTrainedModel, lay: Lay, lengths: Sequence[tuple[int, int]]) -> bool:
+    """Compare hidden states of rows that are read together with those of each row alone."""
+    prompts, answers = probe_rows(model, lengths)
+    together = hidden_before_answers(model, lay(prompts, answers, model.device))
+    alone = []
+    for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]], device=model.device)
         alone.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, -len(answer) - 1 : -1])
-        if inner.get_output_embeddings() is not None:
-            logits.append(model(input_ids=ids, use_cache=False).logits[0, -len(answer) - 1 : -1])
-    if not agree(together, torch.cat(alone)):
-        return False
-    return not logits or agree(head_of(model)(together), torch.cat(logits))
+    return agree(together, torch.cat(alone))
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

@@ -1,27 +1,30 @@
 """Answers of a policy: sampling them, and log-probabilities and values of their tokens.
 
 Answers are lists of token ids of any length, the end token included where there is one. Whatever is padded for a
-forward pass is padded here and known by its length alone: no token id ever means "padding", so a tokenizer whose
-padding token is its end token, or which has none, is harmless.
+forward pass is known by its length alone: no token id ever means "padding", so a tokenizer whose padding token is its
+end token, or which has none, is harmless.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignkit.learn.decoding import Decoding, groups_to_decode
+from alignkit.learn.packing import hidden_before_answers, padded
+from alignkit.learn.ways import decoding_of
+
 Tokens = Sequence[int]
 
 LOGITS_IN_A_PASS = 2**26
 """Rows are passed in groups whose logits stay below this: 256 MB in single precision."""
 TOKENS_IN_A_PASS = 2**14
-FILLER = 0
-"""Stands where nothing is looked at."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,8 @@ def answer_logprobs_and_entropy(
 
 def answer_values(critic: "Critic", prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
     """Compute the critic's value of the text before each answer token (n, t), in fp32."""
-    batch = _pad(prompts, answers, critic.device)
-    keep = batch.targets.shape[1] + 1
-    values: Tensor = critic(**batch.inputs)
-    return values[:, -keep:-1]
+    rows = padded(prompts, answers, critic.device)
+    return rows.as_table(critic.of_hidden(hidden_before_answers(critic.model, rows)))
 
 
 @torch.no_grad()
@@ -159,13 +160,6 @@ class Critic(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """Give the value of the text up to each token (n, length), in fp32."""
-        output = self._inner.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        )
-        return self.of_hidden(output.last_hidden_state)
-
     def of_hidden(self, hidden: Tensor) -> Tensor:
         """Give the value of each of its last hidden states (..., d), in fp32 (...)."""
         values: Tensor = self._inner.score(hidden)
@@ -176,73 +170,62 @@ class Critic(nn.Module):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
 
-class _Batch(NamedTuple):
-    inputs: dict[str, Tensor]
-    targets: Tensor
-    """The answers, right-padded (n, t): the last t places of the inputs."""
-
-
-def _pad(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device) -> _Batch:
-    """Put prompts to the left and answers to the right of one column, with positions counted from the first token."""
-    before, after = max(map(len, prompts)), max(map(len, answers))
-    ids = torch.full((len(prompts), before + after), FILLER)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start, end = before - len(prompt), before + len(answer)
-        ids[row, start:end] = torch.tensor([*prompt, *answer])
-        mask[row, start:end] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    return _Batch({"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}, ids[:, before:])
-
-
 def _answer_logits(
     model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Compute the logits that each answer token was drawn from (n, t, v), over the temperature, and the tokens."""
-    batch = _pad(prompts, answers, model.device)
-    keep = batch.targets.shape[1] + 1
-    output = model(**batch.inputs, use_cache=False, logits_to_keep=keep)
-    return output.logits[:, -keep:-1].float() / temperature, batch.targets
+    rows = padded(prompts, answers, model.device)
+    places = rows.as_table(rows.before)  # (n, t), in the flattened table
+    with _reading_only(model, places):
+        logits: Tensor = model(**rows.inputs, **without_router_logits(model)).logits
+    if logits.shape[:2] != places.shape:
+        logits = logits.flatten(0, 1)[places]
+    return logits.float() / temperature, rows.as_table(rows.targets)
+
+
+@contextmanager
+def _reading_only(model: PreTrainedModel | PeftModel, places: Tensor) -> Iterator[None]:
+    """Let a model make logits of these hidden states alone, by their places (n, t) in the flattened table.
+
+    A table of logits for prompts and fillers, too, is what would fill the memory.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = inner.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, hidden: (hidden[0].flatten(0, 1)[places],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def without_router_logits(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """Give what keeps a mixture of experts from a loss on its routers, which only its training has a use for."""
+    asks = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asks else {}
 
 
 def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
 def _decode(
-    model: PreTrainedModel, prompts: Sequence[Tokens], draws: Tensor, stop: frozenset[int], temperature: float
+    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
 ) -> list[list[int]]:
-    """Sample token by token with a cache, dropping answers from the batch as they end."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    open_rows = list(range(len(prompts)))
-    inputs = _pad(prompts, [[] for _ in prompts], model.device).inputs
-    mask, positions = inputs["attention_mask"], inputs["position_ids"]
-    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    """Sample token by token; answers leave the batch as they end."""
+    answers: list[list[int]] = [[] for _ in draws]
+    open_rows = list(range(len(draws)))
     for place in range(draws.shape[1]):
-        drawn = draw(output.logits[:, -1], temperature, draws[open_rows, place])  # (open,)
+        drawn = draw(decoding.logits, temperature, draws[open_rows, place])  # (open,)
         for row, token in zip(open_rows, drawn.tolist(), strict=True):
             answers[row].append(token)
         going_on = [i for i, row in enumerate(open_rows) if answers[row][-1] not in stop]
         if not going_on or place + 1 == draws.shape[1]:
             break
-        if len(going_on) < len(open_rows):
-            index = torch.tensor(going_on, device=mask.device)
-            output.past_key_values.batch_select_indices(index)
-            mask, positions, drawn = mask[index], positions[index], drawn[index]
-            open_rows = [open_rows[i] for i in going_on]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions[:, -1:] + 1
-        output = model(
-            input_ids=drawn[:, None],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=output.past_key_values,
-            use_cache=True,
-        )
+        open_rows = [open_rows[i] for i in going_on]
+        decoding.step(drawn[going_on], going_on)
     return answers
 
 
