@@ -97,7 +97,7 @@ def make(vocabulary: int) -> Models:
     reference = deepcopy(policy).requires_grad_(False)
     if not all(map(packs, (policy, reference))):
         raise SystemExit("a Llama is not packed")
-    return Models(policy, reference, ValueHead(config.hidden_size, policy.device), frozenset(), packed=True)
+    return Models(policy, reference, ValueHead(config.hidden_size, policy.device), frozenset(), form="packed")
 
 
 def some_scores(rollout: Rollout) -> Scored:

@@ -285,18 +285,6 @@ def test_a_function_is_reward_enough(name, inputs, stage) -> None:
 
 
 @both
-def test_a_model_that_is_not_read_packed_is_told(name, inputs, stage, monkeypatch) -> None:
-    monkeypatch.setattr("alignkit.learn.layouts.packs", lambda model: False)
-
-    METHODS[name][0](whole(name), stage, **inputs)
-
-    assert stage.warnings[0] == (
-        "a LlamaForCausalLM computes otherwise without padding, so its rows are padded",
-        "nothing need be done: the result is the same, it takes longer",
-    )
-
-
-@both
 def test_without_a_pull_kl_is_not_measured(name, inputs, stage) -> None:
     METHODS[name][0](whole(name, kl=pull(name, coef=0)), stage, **inputs)
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import STOP, gpt2, llama_config
-from transformers import LlamaForCausalLM
+from tiny_models import STOP, llama_config
+from transformers import LlamaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from alignkit.errors import RecipeError
 from alignkit.learn.layouts import Models, ValueHead, logprobs_and_values, policy_logprobs, read
-from alignkit.learn.packing import packs
+from alignkit.learn.packing import packs, padded
 from alignkit.learn.rollouts import Rollout, answer_mask
 from alignkit.learn.trunk import Trunk
 
@@ -38,7 +38,7 @@ def frozen_models(trained: int = 1) -> Models:
     torch.manual_seed(5)
     head = ValueHead(32, model.device)
     torch.nn.init.normal_(head.score.weight)
-    return Models(model, None, head, frozenset([STOP]), packed=True, trunk=trunk)
+    return Models(model, None, head, frozenset([STOP]), form="packed", trunk=trunk)
 
 
 def shared_models() -> Models:
@@ -46,7 +46,7 @@ def shared_models() -> Models:
     assert packs(model)
     assert packs(start)
     head = ValueHead(32, model.device)
-    return Models(model, start, head, frozenset([STOP]), packed=True)
+    return Models(model, start, head, frozenset([STOP]), form="packed")
 
 
 def moved(models: Models) -> Models:
@@ -130,11 +130,13 @@ def test_more_trained_layers_than_there_are_are_refused() -> None:
 
 
 def test_a_model_that_cannot_be_cut_is_refused() -> None:
-    model = gpt2(VOCABULARY)  # It adds positions to whatever it is given.
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    model = OpenAIGPTLMHeadModel(config).eval()  # its layers are called in a way of their own
 
     with pytest.raises(RecipeError) as caught:
-        Trunk.cut(model, 1)
+        Trunk.cut(model, 1, padded)
 
     assert str(caught.value) == (
-        "trained_layers: a GPT2LMHeadModel cannot be cut into frozen and trained layers; let all weights learn"
+        "trained_layers: an OpenAIGPTLMHeadModel cannot be cut into frozen and trained layers; let all weights learn"
     )

@@ -18,13 +18,14 @@ from transformers import (
 from alignkit.learn import packing
 from alignkit.learn.models import without_deprecations
 from alignkit.learn.packing import (
+    Head,
     by_prompt,
     chosen_logprobs,
     head_of,
+    hidden_before_answers,
     logprobs_and_entropy,
+    logprobs_of,
     pack,
-    packed_hidden,
-    packed_logprobs,
     packs,
 )
 from alignkit.learn.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
@@ -78,7 +79,7 @@ def test_packed_rows_give_the_log_probabilities_of_padded_ones(model) -> None:
     expected = answer_logprobs(model, *rows())
 
     assert packs(model)
-    found = packed_logprobs(model, *rows())
+    found = logprobs_of(model, pack(*rows()))
 
     assert torch.equal(found == 0, ~answer_mask(rows()[1]))
     assert (found - expected).masked_fill(~answer_mask(rows()[1]), 0.0).abs().max() < 1e-5
@@ -88,7 +89,7 @@ def test_packed_rows_give_the_gradients_of_padded_ones(model) -> None:
     expected = loss_and_gradients(model, answer_logprobs(model, *rows()))
 
     assert packs(model)
-    found = loss_and_gradients(model, packed_logprobs(model, *rows()))
+    found = loss_and_gradients(model, logprobs_of(model, pack(*rows())))
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -99,7 +100,7 @@ def test_the_entropy_is_that_of_padded_rows(model) -> None:
 
     assert packs(model)
     packed = pack(*rows())
-    found = logprobs_and_entropy(packed_hidden(model, packed), head_of(model), packed.targets, temperature=0.7)
+    found = logprobs_and_entropy(hidden_before_answers(model, packed), head_of(model), packed.targets, temperature=0.7)
 
     torch.testing.assert_close(torch.stack(found, dim=-1), expected[mask].detach(), rtol=0, atol=1e-5)
 
@@ -118,8 +119,8 @@ def test_one_row_is_the_same_alone_and_among_others(model) -> None:
     assert packs(model)
     prompts, answers = rows()
 
-    together = packed_logprobs(model, prompts, answers)
-    alone = packed_logprobs(model, prompts[:1], answers[:1])
+    together = logprobs_of(model, pack(prompts, answers))
+    alone = logprobs_of(model, pack(prompts[:1], answers[:1]))
 
     torch.testing.assert_close(together[:1, : alone.shape[1]], alone, rtol=0, atol=1e-5)
 
@@ -132,7 +133,7 @@ def test_adapters_are_packed_too() -> None:
     expected = answer_logprobs(adapted, *rows())[mask]
 
     assert packs(adapted)
-    torch.testing.assert_close(packed_logprobs(adapted, *rows())[mask], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logprobs_of(adapted, pack(*rows()))[mask], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_chunks_of_logits_change_nothing(frozen, kept, monkeypatch: pytest.Monke
     monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
     monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
 
-    found = chosen_logprobs(hidden, head, targets, temperature=0.5)
+    found = chosen_logprobs(hidden, Head(head), targets, temperature=0.5)
 
     torch.testing.assert_close(found, straight)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected)
@@ -191,7 +192,7 @@ def test_values_of_a_critic_are_those_of_padded_rows() -> None:
 
     assert packs(critic.model)
     rows_packed = pack(prompts, answers)
-    found = rows_packed.as_table(critic.model.score(packed_hidden(critic.model, rows_packed)).squeeze(-1))
+    found = rows_packed.as_table(critic.model.score(hidden_before_answers(critic.model, rows_packed)).squeeze(-1))
 
     torch.testing.assert_close(found[mask], answer_values(critic, prompts, answers)[mask], rtol=0, atol=1e-5)
 

@@ -393,7 +393,7 @@ def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, re
 
     ids = torch.tensor([tokenizer("hello how are you")["input_ids"]])
     raw, _, mean, std = load_reward_model(reward_model)
-    value = some.critic(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])[0, -1]
+    value = some.critic(ids)[0, -1]
     assert (mean, std) == (0.5, 2.0)
     assert value.item() == pytest.approx((raw(input_ids=ids).logits.item() - mean) / std, abs=1e-5)
 
@@ -405,7 +405,7 @@ def test_a_critic_from_the_policy_starts_at_0(policy) -> None:
     some, _ = open_models(policy, [gold], critic="auto", temperature=1.0, lora=LoRA(rank=2), precision="fp32")
 
     ids = torch.tensor([[5, 6, 7]])
-    assert not some.critic(ids, torch.ones_like(ids), torch.arange(3)[None]).any()
+    assert not some.critic(ids).any()
     assert isinstance(some.critic, Critic)
 
 
@@ -491,16 +491,14 @@ def test_frozen_layers_and_adapters_are_one_too_many() -> None:
     )
 
 
-def test_a_layout_that_needs_packed_rows_is_refused_where_they_are_not_exact(
-    policy, prompts, stage, monkeypatch
-) -> None:
-    monkeypatch.setattr("alignkit.learn.layouts.packs", lambda model: False)
+def test_a_shared_body_is_refused_where_logits_are_made_otherwise(policy, prompts, stage, monkeypatch) -> None:
+    monkeypatch.setattr("alignkit.learn.layouts.form_of", lambda model: "logits")
     reward = FunctionReward(name="gold", fingerprint="0", path=Path(), function="reviews-gold")
 
     with pytest.raises(RecipeError) as caught:
         ppo(whole(layout="shared"), stage, policy=policy, rewards=(reward,), prompts=prompts)
 
     assert str(caught.value) == (
-        "a LlamaForCausalLM cannot be read without padding, which a shared or frozen body needs; let all weights "
+        "the logits of a LlamaForCausalLM are not made by a linear layer, which a shared body needs; let all weights "
         "learn, and the critic have a body of its own"
     )

@@ -9,6 +9,7 @@ from alignkit.learn.rollouts import (
     answer_logprobs_and_entropy,
     answer_mask,
     answer_values,
+    by_length,
     generator_for,
     in_groups,
     in_turn,
@@ -96,7 +97,7 @@ def test_a_value_does_not_see_the_token_that_it_is_before() -> None:
 def test_groups_of_any_size_give_one_table(rows) -> None:
     model = llama(VOCABULARY)
 
-    table = in_groups(lambda p, a: answer_logprobs(model, p, a), PROMPTS, ANSWERS, rows)
+    table = in_groups(lambda p, a: answer_logprobs(model, p, a), PROMPTS, ANSWERS, by_length(PROMPTS, ANSWERS, rows))
 
     whole = answer_logprobs(model, PROMPTS, ANSWERS).masked_fill(~answer_mask(ANSWERS), 0)
     torch.testing.assert_close(table, whole, atol=1e-5, rtol=0)

@@ -85,9 +85,9 @@ def laid_out(models: Models, layout: Layout) -> Models:
     """Lay the same policy and start out in another way, without padding."""
     if layout == "separate":
         assert all(map(packs, (models.policy, models.reference, models.critic.model)))
-        return replace(models, packed=True)
+        return replace(models, form="packed")
     assert all(map(packs, (models.policy, models.reference)))
     head = ValueHead(models.policy.config.hidden_size, models.policy.device)
     if layout == "shared":
-        return replace(models, critic=head, packed=True)
-    return replace(models, reference=None, critic=head, packed=True, trunk=Trunk.cut(models.policy, 1))
+        return replace(models, critic=head, form="packed")
+    return replace(models, reference=None, critic=head, form="packed", trunk=Trunk.cut(models.policy, 1))

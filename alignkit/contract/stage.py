@@ -75,7 +75,9 @@ class Stage(Protocol):
         """Give the newest checkpoint whose files are all as they were written, or None."""
         ...
 
-    def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy: ...
+    def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
+        """Save the result. Measure and show it afterwards: whatever fails then is a warning, and costs no training."""
+        ...
 
     def save_reward(
         self,

@@ -2,31 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
-from alignkit.learn import data, packing, rollouts
+from alignkit.learn import data, rollouts
 from alignkit.learn.models import positions, stop_tokens
-from alignkit.learn.packing import by_prompt
-from alignkit.learn.rollouts import Tokens, by_length, rows_in_a_pass
+from alignkit.learn.packing import LAID_OUT, by_prompt, logprobs_of
+from alignkit.learn.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
+from alignkit.learn.ways import alone_beyond, form_of, rows_together
 
 Model: TypeAlias = PreTrainedModel | PeftModel
-
-_packed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model reads packed rows; finding it out costs a few short passes."""
-
-
-def reads_packed(model: Model) -> bool:
-    """Let a model read rows without padding where it computes exactly the same that way, and tell whether it does."""
-    if model not in _packed:
-        _packed[model] = packing.packs(model)
-    return _packed[model]
 
 
 def answer_logprobs(
@@ -34,12 +24,31 @@ def answer_logprobs(
 ) -> Tensor:
     """Compute, with gradient, the log-probability of each answer token (n, t), in fp32; zero behind an answer's end.
 
-    Rows go through the model without padding, and equal prompts once, wherever that changes nothing.
+    What is computed of a row is what is computed of it alone: rows go through the model without padding, and equal
+    prompts once, wherever that changes nothing, and one by one where anything else would.
     """
-    if reads_packed(model):
-        return packing.packed_logprobs(model, prompts, answers, temperature)
+    groups = exact_groups(model, prompts, answers)
+    parts = [
+        _logprobs(model, [prompts[row] for row in group], [answers[row] for row in group], temperature)
+        for group in groups
+    ]
+    return parts[0] if len(parts) == 1 else _together(groups, parts)
+
+
+def _logprobs(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float) -> Tensor:
+    form = form_of(model)
+    if form != "logits":
+        return logprobs_of(model, LAID_OUT[form](prompts, answers, model.device), temperature)
     table = rollouts.answer_logprobs(model, prompts, answers, temperature)
     return table.masked_fill(~rollouts.answer_mask(answers, table.device), 0.0)
+
+
+def _together(groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
+    """Put the groups' tables together into one (n, t), its rows in their order."""
+    width = max(part.shape[1] for part in parts)
+    wide = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+    order = torch.tensor([row for group in groups for row in group], device=wide[0].device)
+    return torch.cat(wide).index_select(0, order.argsort())
 
 
 @torch.no_grad()
@@ -56,9 +65,19 @@ def sequence_logprobs(
 
 def in_passes(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
     """Group rows into what goes through a model at once, those of equal prompts side by side where they share it."""
-    if reads_packed(model):
-        return by_prompt(prompts, answers)
-    return by_length(prompts, answers, rows_in_a_pass(model, prompts, answers))
+    if form_of(model) == "packed":
+        groups = by_prompt(prompts, answers)
+    else:
+        groups = by_length(prompts, answers, rows_together(model) or rows_in_a_pass(model, prompts, answers))
+    return apart_beyond(groups, prompts, answers, alone_beyond(model))
+
+
+def exact_groups(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
+    """Part rows no further than it takes to compute of each what is computed of it alone."""
+    rows = list(range(len(prompts)))
+    if form_of(model) != "packed" and rows_together(model) == 1:
+        return [[row] for row in rows]
+    return apart_beyond([rows], prompts, answers, alone_beyond(model))
 
 
 def sample_answers(

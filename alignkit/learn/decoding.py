@@ -47,6 +47,8 @@ class Decoding:
         """Of the rows in the batch, those that go on."""
         self.logits: Tensor
         """Of the next token of each row that goes on (open, vocabulary)."""
+        self._inputs: dict[str, Tensor] = {}
+        """The mask and the positions so far, where rows are padded."""
         if way.cache == "none":
             self._read_whole()
         else:
@@ -85,8 +87,6 @@ class Decoding:
         """Read the prompts."""
         length = max(map(len, self._rows))
         ids = torch.tensor([[FILLER] * (length - len(row)) + row for row in self._rows], device=self._model.device)
-        self._inputs: dict[str, Tensor] = {}
-        """Of the mask and the positions so far, where rows are padded."""
         if self._way.cache == "padded":
             lengths = torch.tensor([[length - len(row)] for row in self._rows], device=ids.device)
             mask = (torch.arange(length, device=ids.device) >= lengths).long()

@@ -20,14 +20,13 @@ from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, StageError
 from alignkit.learn.models import arithmetic, load_critic, load_policy, stop_tokens
 from alignkit.learn.packing import (
+    LAID_OUT,
     Pack,
     by_prompt,
     chosen_logprobs,
     head_of,
+    hidden_before_answers,
     logprobs_and_entropy,
-    pack,
-    packed_hidden,
-    packs,
 )
 from alignkit.learn.rollouts import (
     Critic,
@@ -36,12 +35,14 @@ from alignkit.learn.rollouts import (
     answer_logprobs,
     answer_logprobs_and_entropy,
     answer_values,
+    apart_beyond,
     by_length,
     in_groups,
     rows_in_a_pass,
     sample_answers,
 )
 from alignkit.learn.trunk import Trunk
+from alignkit.learn.ways import Form, alone_beyond, form_of, reads_packed, rows_together
 
 Layout = Literal["separate", "shared"]
 
@@ -82,8 +83,10 @@ class Models:
     """The arithmetic of all passes."""
     rows: int | None = None
     """How many rows go through a model at once; None: as many as fit into memory."""
-    packed: bool = False
-    """Rows go through the models without padding."""
+    form: Form = "logits"
+    """How rows go through the models."""
+    alone_beyond: int | None = None
+    """Rows longer than this go alone."""
     trunk: Trunk | None = None
     """Where the policy is cut into frozen and trained layers."""
 
@@ -128,24 +131,41 @@ def open_models(
     With `trained_layers` only so many of the upper ones learn.
     """
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
-    packed = packs(trained)
-    if not packed and (layout == "shared" or trained_layers):
-        problem = f"a {type(trained).__name__} cannot be read without padding, which a shared or frozen body needs"
+    form = form_of(trained)
+    if form == "logits" and (layout == "shared" or trained_layers):
+        problem = f"the logits of a {type(trained).__name__} are not made by a linear layer, which a shared body needs"
         raise RecipeError(problem, remedy="let all weights learn, and the critic have a body of its own")
-    trunk = Trunk.cut(trained, trained_layers) if trained_layers and not isinstance(trained, PeftModel) else None
+    trunk = None
+    if trained_layers and not isinstance(trained, PeftModel):
+        trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
     reference = None
     if compared and lora is None and trunk is None:
         reference, _ = load_policy(policy, precision=precision, trainable=False)
-        packed = packed and packs(reference)
+        form = _both(form, reference)
     valued: Critic | ValueHead | None = None
     if critic and layout == "separate":
         valued = _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
-        packed = packed and packs(valued.model)
+        form = _both(form, valued.model)
     elif critic:
-        valued = ValueHead(head_of(trained).in_features, trained.device)
-    stop = stop_tokens(trained, tokenizer)
-    dtype = arithmetic(precision)
-    return Models(trained, reference, valued, stop, temperature, dtype, packed=packed, trunk=trunk), tokenizer
+        valued = ValueHead(head_of(trained).width, trained.device)
+    models = Models(
+        trained,
+        reference,
+        valued,
+        stop_tokens(trained, tokenizer),
+        temperature,
+        arithmetic(precision),
+        rows=None if form == "packed" else rows_together(trained),
+        form=form,
+        trunk=trunk,
+        alone_beyond=alone_beyond(trained),
+    )
+    return models, tokenizer
+
+
+def _both(form: Form, other: PreTrainedModel | PeftModel) -> Form:
+    """Give the form in which another model reads the same rows, too; what is packed may as well be padded."""
+    return "padded" if form == "packed" and not reads_packed(other) else form
 
 
 def _open_critic(
@@ -191,9 +211,9 @@ def policy_logprobs(
 ) -> Tensor:
     """Compute the policy's log-probabilities of answer tokens (n, t), with gradient."""
     with _arithmetic(models):
-        if not models.packed:
+        if models.form == "logits":
             return answer_logprobs(models.policy, prompts, answers, models.temperature)
-        rows = pack(prompts, answers, models.policy.device)
+        rows = _laid_out(models, prompts, answers)
         return rows.as_table(_logprobs(models, rows, _hidden(models, rows, _together(rows, states))))
 
 
@@ -201,10 +221,8 @@ def critic_values(models: Models, prompts: Sequence[Tokens], answers: Sequence[T
     """Compute the values of a critic of its own before answer tokens (n, t), with gradient."""
     critic = critic_of(models)
     with _arithmetic(models):
-        if not models.packed:
-            return answer_values(critic, prompts, answers)
-        rows = pack(prompts, answers, critic.device)
-        return rows.as_table(critic.of_hidden(packed_hidden(critic.model, rows)))
+        rows = _laid_out(models, prompts, answers)
+        return rows.as_table(critic.of_hidden(hidden_before_answers(critic.model, rows)))
 
 
 def logprobs_and_values(
@@ -218,7 +236,7 @@ def logprobs_and_values(
 
     `head_alone` keeps the values' gradient out of the body.
     """
-    rows = pack(prompts, answers, models.policy.device)
+    rows = _laid_out(models, prompts, answers)
     with _arithmetic(models):
         hidden = _hidden(models, rows, _together(rows, states))
         values = value_head_of(models)(hidden.detach() if head_alone else hidden)
@@ -228,15 +246,20 @@ def logprobs_and_values(
 def read(models: Models, rollout: Rollout) -> Reading:
     """Compute what an update needs of its answers before the weights change."""
     with torch.no_grad(), _arithmetic(models):
-        return _read_packed(models, rollout) if models.packed else _read_padded(models, rollout)
+        return _read_by_logits(models, rollout) if models.form == "logits" else _read_by_hidden(models, rollout)
 
 
-def _read_packed(models: Models, rollout: Rollout) -> Reading:
+def _laid_out(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Pack:
+    """Lay rows out in the form that the models read; without a head that we know, below each other."""
+    return LAID_OUT["padded" if models.form == "logits" else models.form](prompts, answers, models.policy.device)
+
+
+def _read_by_hidden(models: Models, rollout: Rollout) -> Reading:
     groups = passes(models, rollout.prompts, rollout.answers)
     tables: list[list[Tensor]] = []
     states: list[Tensor] = [torch.empty(0)] * len(rollout.answers)
     for group in groups:
-        rows = pack([rollout.prompts[i] for i in group], [rollout.answers[i] for i in group], models.policy.device)
+        rows = _laid_out(models, [rollout.prompts[i] for i in group], [rollout.answers[i] for i in group])
         below = models.trunk.states(rows) if models.trunk else None
         hidden = _hidden(models, rows, below)
         found = [*logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)]
@@ -246,7 +269,7 @@ def _read_packed(models: Models, rollout: Rollout) -> Reading:
         if isinstance(models.critic, ValueHead):
             found.append(models.critic(hidden))
         elif models.critic:
-            found.append(models.critic.of_hidden(packed_hidden(models.critic.model, rows)))
+            found.append(models.critic.of_hidden(hidden_before_answers(models.critic.model, rows)))
         tables.append([rows.as_table(values) for values in found])
         for row, state in zip(group, rows.apart(below) if below is not None else (), strict=False):
             states[row] = state
@@ -266,10 +289,11 @@ def _whole(rollout: Rollout, groups: Sequence[Sequence[int]], parts: Sequence[Te
     return table
 
 
-def _read_padded(models: Models, rollout: Rollout) -> Reading:
+def _read_by_logits(models: Models, rollout: Rollout) -> Reading:
+    groups = passes(models, rollout.prompts, rollout.answers)
+
     def table(compute: Callable[[Sequence[Tokens], Sequence[Tokens]], Tensor]) -> Tensor:
-        rows = rows_at_once(models, rollout.prompts, rollout.answers)
-        return in_groups(compute, rollout.prompts, rollout.answers, rows)
+        return in_groups(compute, rollout.prompts, rollout.answers, groups)
 
     def ours(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Tensor:
         return answer_logprobs_and_entropy(models.policy, prompts, answers, models.temperature)
@@ -296,7 +320,7 @@ def answer_kl(models: Models, rollout: Rollout) -> float:
 
 def _hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
     if models.trunk is None:
-        return packed_hidden(models.policy, rows)
+        return hidden_before_answers(models.policy, rows)
     return models.trunk.hidden(rows, models.trunk.states(rows) if states is None else states, models.trunk.upper)
 
 
@@ -304,7 +328,7 @@ def _start_hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
     if models.trunk is not None and states is not None:
         return models.trunk.hidden(rows, states, models.trunk.start)
     with _at_start(models):
-        return packed_hidden(models.reference or models.policy, rows)
+        return hidden_before_answers(models.reference or models.policy, rows)
 
 
 def _logprobs(models: Models, rows: Pack, hidden: Tensor) -> Tensor:
@@ -343,9 +367,11 @@ def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[
 
 def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
     """Group rows into what goes through a model at once."""
-    if models.packed:
-        return by_prompt(prompts, answers, models.rows)
-    return by_length(prompts, answers, rows_at_once(models, prompts, answers))
+    if models.form == "packed":
+        groups = by_prompt(prompts, answers, models.rows)
+    else:
+        groups = by_length(prompts, answers, rows_at_once(models, prompts, answers))
+    return apart_beyond(groups, prompts, answers, models.alone_beyond)
 
 
 def rows_at_once(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:

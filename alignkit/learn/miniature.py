@@ -67,7 +67,15 @@ SIZES: Mapping[str, int] = dict.fromkeys(
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "local_attention", "attention_chunk_size",
            "keep_window_size", "sliding_window_size")  # fmt: skip
 """What configs call the tokens that a layer looks back, or the chunk that it stays in."""
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_blocks",
+)
 """What they call the count of their layers."""
 PERIODS: Mapping[str, int] = {
     "attn_layer_period": 2,
@@ -142,7 +150,7 @@ def _config(text: Any, changed: Mapping[str, Any]) -> Any | None:
     tokens = {name: _token(name, value) for name, value in facts.items() if name.endswith("_token_id")}
     try:
         made = type(text)(**{**facts, **tokens, **changed})
-    except Exception:  # noqa: BLE001  # each architecture checks its config in its own way, and none is known here
+    except Exception:  # each architecture checks its config in its own way, and none is known here
         return None
     made._attn_implementation = text._attn_implementation
     return made
@@ -183,7 +191,7 @@ def _shrunk(facts: Mapping[str, Any]) -> dict[str, Any]:
             found |= {"num_heads": 4, "head_dim": 64 * _number(facts.get("expand")) // 4, "n_groups": 1}
         else:
             found |= {"intermediate_size": 64 * _number(facts.get("expand"))}
-    if "qk_head_dim" in facts and "qk_nope_head_dim" in found | facts:
+    if "qk_head_dim" in facts and "qk_nope_head_dim" in facts:
         found["qk_head_dim"] = 32
     for name, value in facts.items():
         if isinstance(value, dict) and name in ("attn_config", "ffn_config"):
@@ -208,7 +216,9 @@ def _windows(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _fewer_layers(facts: Mapping[str, Any], least: int) -> dict[str, Any]:
     """Keep a few layers, one of each kind that there is among them."""
     depth = next((_number(facts[name]) for name in DEPTHS if _number(facts.get(name))), 0)
-    lists = {key: list(value) for key, value in facts.items() if isinstance(value, list | tuple) and len(value) == depth}
+    lists = {
+        key: list(value) for key, value in facts.items() if isinstance(value, list | tuple) and len(value) == depth
+    }
     kept = sorted(_one_of_each(lists.values(), depth, min(least, depth)))
     found: dict[str, Any] = {name: len(kept) for name in DEPTHS if _number(facts.get(name))}
     found |= {key: [values[place] for place in kept] for key, values in lists.items()}

@@ -4,6 +4,7 @@ Everything is opened from a local folder: no code of a model's author runs, no s
 weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
 """
 
+import copy
 import importlib.util
 import os
 import warnings
@@ -11,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
@@ -20,11 +22,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,7 +37,11 @@ from transformers.pytorch_utils import Conv1D
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.learn.data import turn_ends
 from alignkit.learn.folders import base_of, check_model_folder, is_adapter, normalisation_of, read_json
+from alignkit.learn.packing import decoder_of
+from alignkit.learn.scorer import scorer_for, scorer_named_by
+from alignkit.learn.ways import ways_of_config
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
@@ -80,6 +88,34 @@ def computing(precision: Precision) -> Iterator[None]:
         yield
 
 
+_opened: WeakKeyDictionary[nn.Module, list[tuple[Any, dict[str, Any]]]] = WeakKeyDictionary()
+"""What the configs of models said when they were opened."""
+
+
+def remember_configs(model: PreTrainedModel) -> None:
+    """Note what a model's configs say, so that `restore_configs` can bring it back."""
+    configs = [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
+    more = [model.generation_config] if model.can_generate() else []
+    _opened[model] = [(config, copy.deepcopy(_public(config))) for config in (*configs, *more)]
+
+
+def restore_configs(model: PreTrainedModel | PeftModel) -> None:
+    """Take back what a trainer has set in the configs of a model that was opened here; it would be saved with it."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for config, was in _opened.get(inner, ()):
+        for name in _public(config).keys() - was.keys():
+            delattr(config, name)
+        for name, value in was.items():
+            if _public(config).get(name, ...) != value:
+                setattr(config, name, copy.deepcopy(value))
+
+
+def _public(config: Any) -> dict[str, Any]:
+    """Give what a config says, without its own notes and the configs inside it, which are looked at by themselves."""
+    facts = vars(config).items()
+    return {name: value for name, value in facts if name[0] != "_" and not isinstance(value, PreTrainedConfig)}
+
+
 def load_policy(
     policy: Policy, *, lora: LoRA | None = None, precision: Precision = "auto", trainable: bool = True
 ) -> Loaded:
@@ -90,12 +126,14 @@ def load_policy(
     template. Raises DataError where the folder is no model, RecipeError where the settings do not fit it.
     """
     _refuse_training_of_quantised(policy, lora, trainable)
+    check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
     tokenizer = open_tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
     if policy.load is None:
         model = _moved(model, device())
+    remember_configs(model)
     if lora is not None:
         return adapted_model(model, lora, "CAUSAL_LM", base), tokenizer
     return model.requires_grad_(trainable), tokenizer
@@ -108,14 +146,16 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     adapter, too. Pad differs from the end-of-sequence token: pooling looks for the last token that is not pad.
     """
     _refuse_training_of_quantised(policy, lora, trainable=True)
+    check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision)
-    model, base = _open(AutoModelForSequenceClassification, policy.path, dtype, policy.load, {"num_labels": 1})
+    model, base = _open(_scorer(policy), policy.path, dtype, policy.load, {"num_labels": 1})
     tokenizer = open_tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if policy.load is None:
         model = _moved(model, device())
+    remember_configs(model)
     if lora is not None:
         return adapted_model(model, lora, "SEQ_CLS", base), tokenizer
     return model.requires_grad_(True), tokenizer
@@ -126,7 +166,7 @@ def load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float, float]:
     """Open a reward model, frozen, with the mean and spread of its scores (0 and 1 where nobody measured them)."""
     fixed = {"num_labels": 1} if is_adapter(reward.path) else {}
-    model, _ = _open(AutoModelForSequenceClassification, reward.path, arithmetic(precision), None, fixed)
+    model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, fixed)
     tokenizer = _tokenizer(reward.path)
     if tokenizer.pad_token_id is None:
         _give_pad(model, tokenizer)
@@ -142,7 +182,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     and the backbone (`model.base_model`) to value every token.
     """
     dtype = _type_of_weights(start.path, lora, precision)
-    model, base = _open(AutoModelForSequenceClassification, start.path, dtype, None, {"num_labels": 1})
+    model, base = _open(_scorer(start), start.path, dtype, None, {"num_labels": 1})
     tokenizer = _tokenizer(start.path)
     base = None if _give_pad(model, tokenizer) else base
     head = score_head(model)
@@ -164,6 +204,18 @@ def open_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def check_causal(config: Any, where: Path) -> None:
+    """Refuse, by its config, a model whose tokens see what follows them. Raises DataError."""
+    remedy = "give a decoder as policy; an encoder can score answers, as a reward"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        problem = f"transformers has no causal language model of the architecture {config.model_type!r}"
+        raise DataError(problem, str(where), remedy)
+    ways = ways_of_config(config)
+    if ways and not ways.causal:
+        problem = f"the model ({config.model_type}) is no causal language model: its tokens see what follows them"
+        raise DataError(problem, str(where), remedy)
+
+
 def positions(model: PreTrainedModel | PeftModel) -> int | None:
     """Tell how many tokens the model reads at most; None where nothing says so."""
     return positions_of(model.config)
@@ -176,11 +228,15 @@ def positions_of(config: Any) -> int | None:
 
 
 def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Give the tokens that end an answer: the tokenizer's end-of-sequence token, and what the model ends turns with."""
+    """Give the tokens that end an answer.
+
+    They are the tokenizer's end-of-sequence token, what the model's generation config ends answers with, and what the
+    chat template closes an answer with, by which a policy learns to stop.
+    """
     config = getattr(model, "generation_config", None)
     ends = config.eos_token_id if config is not None else None
     more = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return frozenset([tokenizer.eos_token_id, *more])
+    return frozenset([cast("int", tokenizer.eos_token_id), *more]) | turn_ends(tokenizer)
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
@@ -218,7 +274,7 @@ def _open(
     if not is_adapter(folder):
         return open_full(kind, folder, dtype, quantised, more), folder.resolve()
     scores = read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
-    worn_by = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    worn_by = kind if scores else AutoModelForCausalLM
     base = open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
     merged = worn(base, folder).merge_and_unload()
     merged = merged if worn_by is kind else _scorer_of(merged)
@@ -230,10 +286,17 @@ def _open(
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
     """Give a text classifier with one score that has a language model's weights under its head."""
     model.config.num_labels = 1
-    make: Any = AutoModelForSequenceClassification
-    scorer: PreTrainedModel = make.from_config(model.config, trust_remote_code=False)
-    scorer.base_model.load_state_dict(model.base_model.state_dict())
+    make = scorer_for(model.config)
+    known = make is AutoModelForSequenceClassification
+    scorer: PreTrainedModel = make.from_config(model.config, trust_remote_code=False) if known else make(model.config)
+    decoder_of(scorer).load_state_dict(decoder_of(model).state_dict())
     return scorer.requires_grad_(True)
+
+
+def _scorer(start: Policy | RewardModel) -> Any:
+    """Give what opens a folder with a score for a head: one saved so, or a policy's weights under a new one."""
+    config = open_config(start.path)
+    return scorer_named_by(config) if isinstance(start, RewardModel) else scorer_for(config)
 
 
 def worn(base: PreTrainedModel, adapter: Path) -> Any:

@@ -120,8 +120,8 @@ def train_and_measure(
     prompts: Prompts,
     settings: SettingsT,
     stage: Stage,
-) -> None:
-    """Train from the stage's newest checkpoint, else from its start, and tell what held-out prompts say."""
+) -> Callable[[], None]:
+    """Train from the stage's newest checkpoint, else from its start; give what then tells what held-out prompts say."""
     opened = [Weighted(reward.name, open_reward(reward, cache=stage.cache), reward.weight) for reward in rewards]
     limit = data.fitting_length(positions(models.policy), settings.max_length)
     room = limit - settings.generation.max_new_tokens
@@ -143,12 +143,9 @@ def train_and_measure(
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     latest, timer = stage.latest(), CommitTimer()
-    if latest is None and not models.packed:
-        problem = f"a {type(models.policy).__name__} computes otherwise without padding, so its rows are padded"
-        stage.warn(problem, "nothing need be done: the result is the same, it takes longer")
     before = load(state, latest) if latest else measure()
     train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
-    held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples)
+    return lambda: held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples)
 
 
 def save(state: State, before: Measured | None, folder: Path) -> None:

@@ -6,7 +6,7 @@ the rows apart again. Answers to one prompt share its computation: what a causal
 depend on what follows. Nothing is approximated, and `packs` refuses a model that computes anything else this way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -145,13 +145,16 @@ def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.d
 def _answers(
     before: Sequence[int], answers: Sequence[Tokens], device: torch.device | str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give what a pack knows of its answers: the places before their tokens, the tokens, and their places in a table."""
+    """Give what a pack knows of its answers: the places before their tokens, these, and their places in a table."""
     lengths = torch.tensor([len(answer) for answer in answers], device=device)
     return (
         torch.tensor(before, device=device),
         torch.tensor([token for answer in answers for token in answer], device=device),
         torch.arange(int(lengths.max()), device=device) < lengths[:, None],
     )
+
+
+LAID_OUT: Mapping[str, Lay] = {"packed": pack, "padded": padded}
 
 
 def by_prompt(prompts: Sequence[Tokens], answers: Sequence[Tokens], most: int | None = None) -> list[list[int]]:
@@ -231,9 +234,7 @@ def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Ten
     return hidden.flatten(0, 1).index_select(0, rows.before)
 
 
-def logprobs_of(
-    model: PreTrainedModel | PeftModel, rows: Pack, temperature: float = 1.0
-) -> Tensor:
+def logprobs_of(model: PreTrainedModel | PeftModel, rows: Pack, temperature: float = 1.0) -> Tensor:
     """Compute the log-probability of each answer token (n, t), in fp32; zero behind an answer's end."""
     hidden = hidden_before_answers(model, rows)
     return rows.as_table(chosen_logprobs(hidden, head_of(model), rows.targets, temperature))

@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.learn.decoding import Decoding, groups_to_decode
-from alignkit.learn.packing import hidden_before_answers, padded
-from alignkit.learn.ways import decoding_of
+from alignkit.learn.decoding import Decoding, Way, groups_to_decode
+from alignkit.learn.packing import decoder_of, hidden_before_answers, padded
+from alignkit.learn.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
 
@@ -71,13 +71,24 @@ def sample_answers(
     themselves. The draws depend on the generator (on the CPU) alone, not on how prompts are grouped.
     """
     draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
-    longest = max(map(len, prompts)) + max_new_tokens
     answers: list[list[int]] = [[] for _ in prompts]
-    for group in by_length(prompts, answers, max(1, TOKENS_IN_A_PASS // longest)):
-        found = _decode(model, [prompts[i] for i in group], draws[group], stop, temperature)
+    way, groups = _grouped(model, prompts, max_new_tokens)
+    for group in groups:
+        found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer
     return answers, [answer[-1] in stop for answer in answers]
+
+
+def _grouped(model: PreTrainedModel, prompts: Sequence[Tokens], longest: int) -> tuple[Way, list[list[int]]]:
+    """Choose how answers of at most `longest` tokens are decoded, and which together."""
+    whole = max(map(len, prompts)) + longest
+    if (beyond := alone_beyond(model)) and whole > beyond:
+        way = Way("none")  # what was kept of a row would have other frequencies than its longer self
+        return way, groups_to_decode(prompts, way, 1)
+    way = decoding_of(model)
+    together = rows_together(model) if way.cache == "none" else None
+    return way, groups_to_decode(prompts, way, together or max(1, TOKENS_IN_A_PASS // whole))
 
 
 def answer_mask(answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Tensor:
@@ -120,11 +131,10 @@ def in_groups(
     compute: Callable[[Sequence[Tokens], Sequence[Tokens]], Tensor],
     prompts: Sequence[Tokens],
     answers: Sequence[Tokens],
-    rows: int,
+    groups: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Compute a table (n, t, ...) without gradient, `rows` of similar length at a time; zero behind an answer's end."""
+    """Compute a table (n, t, ...) without gradient, a group of rows at a time; zero behind an answer's end."""
     longest = max(map(len, answers))
-    groups = by_length(prompts, answers, rows)
     parts = [compute([prompts[i] for i in group], [answers[i] for i in group]) for group in groups]
     table = parts[0].new_zeros(len(answers), longest, *parts[0].shape[2:])
     for group, part in zip(groups, parts, strict=True):
@@ -138,6 +148,17 @@ def by_length(prompts: Sequence[Tokens], answers: Sequence[Tokens], size: int) -
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def apart_beyond(
+    groups: Sequence[list[int]], prompts: Sequence[Tokens], answers: Sequence[Tokens], length: int | None
+) -> list[list[int]]:
+    """Let rows that are longer than this go alone; None: none of them need."""
+    if length is None:
+        return list(groups)
+    longer = {row for group in groups for row in group if len(prompts[row]) + len(answers[row]) > length}
+    short = [[row for row in group if row not in longer] for group in groups]
+    return [*filter(None, short), *([row] for row in sorted(longer))]
 
 
 def rows_in_a_pass(model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
@@ -159,6 +180,11 @@ class Critic(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Give the value of the text up to each token (n, length), in fp32."""
+        hidden: Tensor = decoder_of(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.of_hidden(hidden)
 
     def of_hidden(self, hidden: Tensor) -> Tensor:
         """Give the value of each of its last hidden states (..., d), in fp32 (...)."""
@@ -211,9 +237,7 @@ def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def _decode(
-    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
-) -> list[list[int]]:
+def _decode(decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float) -> list[list[int]]:
     """Sample token by token; answers leave the batch as they end."""
     answers: list[list[int]] = [[] for _ in draws]
     open_rows = list(range(len(draws)))

@@ -11,7 +11,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,7 +18,8 @@ from transformers import (
 
 from alignkit.errors import DataError, RecipeError
 from alignkit.learn.folders import REWARD_FILE, read_json
-from alignkit.learn.models import evaluating, open_full, padded, worn
+from alignkit.learn.models import evaluating, open_full, padded, stop_tokens, worn
+from alignkit.learn.scorer import scorer_named_by
 
 
 def save_policy(
@@ -30,8 +30,22 @@ def save_policy(
     An adapter is saved as one, and names its base by an absolute path. Where no folder holds that base (an adapter was
     merged, the embedding grew), it is kept in `base/` inside. `stands` is where the folder will be once it is renamed.
     """
+    _save_stops(model, tokenizer, folder)
     _save(model, tokenizer, folder, stands or folder)
     _compare(model, tokenizer, AutoModelForCausalLM, folder)
+
+
+def _save_stops(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Let other tools stop where the policy ends its answers, also where only its chat template has that token."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not inner.can_generate():
+        return
+    known, stops = inner.generation_config.eos_token_id, sorted(stop_tokens(model, tokenizer))
+    if stops != sorted(known if isinstance(known, list) else [known] if known is not None else []):
+        inner.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    if isinstance(model, PeftModel):
+        folder.mkdir(parents=True, exist_ok=True)
+        inner.generation_config.save_pretrained(folder)
 
 
 def save_reward(
@@ -46,7 +60,7 @@ def save_reward(
     """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
     _save(model, tokenizer, folder, stands or folder)
     (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
-    _compare(model, tokenizer, AutoModelForSequenceClassification, folder)
+    _compare(model, tokenizer, scorer_named_by(model.config), folder)
 
 
 def without_patches(model: PreTrainedModel | PeftModel) -> None:
@@ -87,7 +101,7 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     if getattr(ours, "is_quantized", False):
         return  # opening it again would take the very memory that quantising saved
     dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
-    more = {"num_labels": ours.config.num_labels} if kind is AutoModelForSequenceClassification else {}
+    more = {} if kind is AutoModelForCausalLM else {"num_labels": ours.config.num_labels}
     named = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else str(folder)
     again: Any = open_full(kind, Path(named) if named else folder / "base", dtype, None, more)
     if isinstance(model, PeftModel):

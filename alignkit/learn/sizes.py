@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignkit.contract.settings import LoRA
 from alignkit.learn.models import adapted_model
+from alignkit.learn.scorer import scorer_for
 
 
 class Sizes(NamedTuple):
@@ -46,11 +47,13 @@ def sizes_of(config: Any, lora: LoRA | None = None, upper: int | None = None, sc
 
 def built(config: Any, scores: bool = False) -> Any:
     """Build a model with no weights of anybody's, in fp32."""
-    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    kind: Any = scorer_for(config) if scores else AutoModelForCausalLM
     config = copy.deepcopy(config)
     if scores:
         config.num_labels = 1
-    return kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        return kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    return kind(config)
 
 
 def _outside(model: nn.Module) -> int:

@@ -36,7 +36,7 @@ from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.learn.data import Pair, Tokens, padding_share
-from alignkit.learn.models import arithmetic, device, without_deprecations
+from alignkit.learn.models import arithmetic, device, restore_configs, without_deprecations
 from alignkit.learn.saving import without_patches
 from alignkit.learn.training import CommitTimer
 
@@ -257,6 +257,7 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     model: Any = trainer.model
     trainer.accelerator.free_memory()
     without_patches(model)
+    restore_configs(model)
     model.zero_grad(set_to_none=True)
     model.eval()
     shutil.rmtree(watch.folder, ignore_errors=True)

@@ -7,7 +7,7 @@ longer than its windows, that end at different times. What is not exact is not u
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,14 +23,17 @@ from alignkit.learn.packing import (
     PROBE_LENGTHS,
     agree,
     decoder_of,
-    pack,
+    find_head,
     packs,
     padded,
     probe_rows,
     same_hidden,
 )
 
-Model = PreTrainedModel | PeftModel
+Model: TypeAlias = PreTrainedModel | PeftModel
+Form = Literal["packed", "padded", "logits"]
+"""How rows go through a model: in one sequence; below each other; or below each other through its own head, since that
+is none that we know."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class Ways:
     """Rows may stand below each other, filled up on the right; else they go alone."""
     decoding: Way
     tried_small: bool = True
-    """It was tried on a miniature; else on the model itself, whose windows may be longer than any row that was tried."""
+    """It was tried on a miniature; else on the model itself, whose windows may be longer than any row tried."""
 
 
 _known: dict[str, Ways] = {}
 _own: WeakKeyDictionary[nn.Module, Ways] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[nn.Module, Form] = WeakKeyDictionary()
 
 
 def ways_of(model: Model) -> Ways:
@@ -74,9 +78,45 @@ def ways_of_config(config: Any) -> Ways | None:
     return _known[key]
 
 
+def form_of(model: Model) -> Form:
+    """Let a model read rows in the fastest form in which it computes of them what it computes of each alone."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if inner not in _forms:
+        _forms[inner] = "packed" if reads_packed(inner) else "padded"
+        if find_head(inner) is None:
+            _forms[inner] = "logits"
+    return _forms[inner]
+
+
+def reads_packed(model: Model) -> bool:
+    """Let a model read packed rows, and tell whether it does; the miniature knows of windows, the model of itself."""
+    return ways_of(model).packed and packs(model)
+
+
+def rows_together(model: Model) -> int | None:
+    """Tell how many rows may be read together in a table: one, or as many as fit (None)."""
+    return None if ways_of(model).padded else 1
+
+
 def decoding_of(model: Model) -> Way:
     """Tell how answers of a model are decoded."""
     return ways_of(model).decoding
+
+
+def alone_beyond(model: Model) -> int | None:
+    """Tell the length beyond which a row changes what is computed of those beside it, by its rotary frequencies.
+
+    With `longrope` and `dynamic` scaling they depend on the longest row of a pass (transformers'
+    `dynamic_rope_update`).
+    """
+    facts = model.config.get_text_config()
+    rope = getattr(facts, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if not any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds):
+        return None
+    found = [kind.get("original_max_position_embeddings") for kind in kinds]
+    found += [getattr(facts, name, None) for name in ("original_max_position_embeddings", "max_position_embeddings")]
+    return next((int(length) for length in found if length), None)
 
 
 @torch.no_grad()

@@ -61,11 +61,12 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
+    made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
     else:
         stage.warn("no text is held out, so perplexity is not measured", "raise the source's held_out")
-    return stage.save_policy(model, tokenizer)
+    return made
 
 
 def blocks(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int) -> "list[Tokens]":

@@ -82,9 +82,10 @@ def evaluate(
         measure(policy.name, result, kl, scores, scored[0])
         for policy, result, kl, scores in zip(policies, results, divergences, scored, strict=True)
     ]
+    made = stage.save_rows(Scores, table)
     report(stage, table)
     show(stage, table, results, scored, settings.samples)
-    return stage.save_rows(Scores, table)
+    return made
 
 
 @dataclass(frozen=True)

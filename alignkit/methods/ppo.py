@@ -117,8 +117,11 @@ def ppo(
         layout="separate" if settings.layout == "separate" else "shared",
         trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
-    train_and_measure(train, models, tokenizer, start(models, settings), rewards, prompts, settings, stage)
-    return stage.save_policy(models.policy, tokenizer)
+    state = start(models, settings)
+    tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
+    made = stage.save_policy(models.policy, tokenizer)
+    tell()
+    return made
 
 
 def start(models: Models, settings: PPOSettings) -> State:

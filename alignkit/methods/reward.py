@@ -72,11 +72,13 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     before = accuracy(scored(model, tokenizer, held_out, settings.precision))
     train_scores(model, tokenizer, train, stage, settings, settings.centering)
     scores = scored(model, tokenizer, held_out, settings.precision)
+    enough = (
+        scores if len(held_out) >= ENOUGH else scored(model, tokenizer, train[: settings.measured], settings.precision)
+    )
+    made = stage.save_reward(model, tokenizer, *normalisation(enough))
     tell(stage, before, accuracy(scores), train, held_out)
     show(stage, tokenizer, held_out[: settings.samples], scores)
-    if len(held_out) < ENOUGH:
-        scores = scored(model, tokenizer, train[: settings.measured], settings.precision)
-    return stage.save_reward(model, tokenizer, *normalisation(scores))
+    return made
 
 
 Scored = list[tuple[float, float]]

@@ -66,8 +66,10 @@ def rloo(
         trained_layers=settings.trained_layers,
     )
     train, state = partial(take_updates, learn), start(models, settings)
-    train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
-    return stage.save_policy(models.policy, tokenizer)
+    tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
+    made = stage.save_policy(models.policy, tokenizer)
+    tell()
+    return made
 
 
 def learn(

@@ -67,12 +67,13 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
+    made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
         show(stage, model, tokenizer, aside[: settings.samples], limit)
     else:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")
-    return stage.save_policy(model, tokenizer)
+    return made
 
 
 def show(

@@ -6,10 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageStarted, Warned
-from alignkit.contract.kinds import Policy, Records, RewardModel
+from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
 from alignkit.contract.records import Part, shaped
 from alignkit.contract.stage import K
 from alignkit.errors import StageError
@@ -21,6 +21,9 @@ from alignkit.run.stopping import Stop
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+A = TypeVar("A", bound=Artifact)
 
 
 class Left(BaseException):
@@ -36,6 +39,8 @@ class WorkingStage:
         self.name, self.seed, self.offline = order.stage, order.seed, order.offline
         self.rank, self.world = rank, order.processes
         self.figures: list[Figure] = []
+        self.made: Artifact | None = None
+        """What the method has saved."""
         self._order, self._partial, self._stop = order, partial, stop
         self._damaged: list[tuple[str, str]] = []
         self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
@@ -123,7 +128,7 @@ class WorkingStage:
 
         if self.rank == 0:
             saving.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
-        return Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
+        return self._saved(Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
 
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
@@ -132,7 +137,7 @@ class WorkingStage:
 
         if self.rank == 0:
             saving.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
-        return RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact)
+        return self._saved(RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:
         facts: dict[str, Any] = {"name": self.name, "fingerprint": self._order.fingerprint, "path": self.artifact}
@@ -140,12 +145,16 @@ class WorkingStage:
         if not issubclass(kind, Records):
             if self.rank == 0:
                 self._write_rows(file, rows)
-            return kind(**facts)
+            return self._saved(kind(**facts))
         ours = {column for columns in kind.columns for column in columns} | {"held_out"}
         part = Part(name=self.name, paths=(file,), made=True)
         checked = (_checked(row, number, kind, part) for number, row in enumerate(rows, start=1))
         more = self._write_rows(file, checked) - ours if self.rank == 0 else set()
-        return kind(**facts, parts=(part.model_copy(update={"keep": tuple(sorted(more))}),))
+        return self._saved(kind(**facts, parts=(part.model_copy(update={"keep": tuple(sorted(more))}),)))
+
+    def _saved(self, artifact: A) -> A:
+        self.made = artifact
+        return artifact
 
     def _write_rows(self, file: Path, rows: Iterable[Mapping[str, object]]) -> set[str]:
         """Write rows, and give the names of the columns that all of them have."""

@@ -12,19 +12,21 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alignkit.contract.events import Event
 from alignkit.contract.method import Method
 from alignkit.contract.plugins import Plugins, load_plugins
+from alignkit.contract.settings import Settings
 from alignkit.errors import AlignkitError, LockedError, PluginError, StageError
 from alignkit.run import preflight, rundir
 from alignkit.run.durable import read_json, write_json, write_text
 from alignkit.run.environment import set_environment
-from alignkit.run.failures import explain
+from alignkit.run.failures import explain, one_line
 from alignkit.run.locks import hold
 from alignkit.run.order import Order, Preparation, read_order, typed
 from alignkit.run.record import facts_of, memory_now
@@ -126,11 +128,24 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     seed_everything(order.seed)
     if stage.stopping:
         stage.leave()
-    artifact = method.run(settings, stage, **inputs)
+    artifact = _result(method, settings, stage, inputs)
     stage.close()
     if rank == 0:
         _check_made(method, artifact, stage)
         finish(partial, artifact, facts_of(order, stage, plugins, began, before))
+
+
+def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Mapping[str, Any]) -> Any:
+    """Run the method. What follows the saving of its result is only shown: a failure there is told, and costs nothing."""
+    try:
+        return method.run(settings, stage, **inputs)
+    except Exception as error:
+        if stage.made is None:
+            raise
+        traceback.print_exc()
+        problem = f"the result is saved, but what was to be measured and shown of it failed ({one_line(error)})"
+        stage.warn(problem, f"{rundir.LOG} in the stage's folder tells why")
+        return stage.made
 
 
 def _made_already(partial: Path, order: Order) -> bool:

@@ -67,8 +67,9 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
     if stage.latest() is None:
         check_start(model, train[: settings.batch], start, settings)
     train_pairs(model, train, loss, settings, stage)
+    made = stage.save_policy(model, tokenizer)
     tell(model, tokenizer, train, held_out, start[len(train) :], settings, stage)
-    return stage.save_policy(model, tokenizer)
+    return made
 
 
 def losses(

@@ -86,8 +86,9 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
         return KTOTrainer(model=model, ref_model=start, args=args, train_dataset=data, processing_class=tokenizer)
 
     run_trainer(make, stage)
+    made = stage.save_policy(model, tokenizer)
     tell(held_out, (answer_sums(model, held_out, settings) - before).tolist(), good_from, stage)
-    return stage.save_policy(model, tokenizer)
+    return made
 
 
 def threshold(answers: Sequence[Judged], settings: KTOSettings) -> float:
