@@ -32,8 +32,9 @@ class KL(Settings):
 class Generation(Settings):
     """How answers are sampled: from the whole distribution, nothing cut off."""
 
-    max_new_tokens: PositiveInt = 64
-    """Answers are cut after so many tokens."""
+    max_new_tokens: PositiveInt | None = None
+    """Answers are cut after so many tokens. Unset: at what the answers needed that the policy was taught by, as `sft`
+    saves it in the policy's generation config, else at 64."""
     temperature: PositiveFloat = 1.0
     """Divides the logits, in sampling and in everything that is learnt from the samples."""
     unfinished: Literal["replace", "subtract"] = "replace"
@@ -86,6 +87,9 @@ class OnlineSettings(Settings):
     out. Unset: what the model reads, at most 1024."""
     max_lost: float = Field(default=0.05, ge=0, le=1)
     """Share of the prompts that may be left out for their length; more stops the stage."""
+    patience: NonNegativeInt = 4
+    """Updates from the start in which all answers may score the same; then the stage fails, since it learns nothing.
+    0: it goes on, as a reward may want that is seldom won."""
     measured: PositiveInt = 256
     """Held-out prompts, at most, that are answered before and after."""
     samples: NonNegativeInt = 8

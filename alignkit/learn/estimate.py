@@ -34,6 +34,8 @@ CHUNKS = 5
 """Chunks of logits that reading answers holds at once."""
 TWICE = 0.45
 """Share of the policy's weights that a stage which samples holds twice for a while, as measured."""
+UNSET_ANSWER = 64
+"""Tokens of an answer, at most, where neither settings nor rows say so."""
 SHOWN_TOKENS = 64
 """Tokens, at most, of answers that are shown."""
 TRL_START = 0.25
@@ -226,7 +228,7 @@ def online(job: Job) -> Need:
     if cut:
         held.append(Held(sizes._replace(weights=sizes.trained), trains=False, bytes=frozen))
     longest = facts.longest
-    new = settings.generation.max_new_tokens
+    new = settings.generation.max_new_tokens or UNSET_ANSWER
     answer = min(facts.answer or new, new)
     small = settings.batch // settings.minibatches
     mean = facts.prompt / _shared(settings, small) + answer
@@ -264,11 +266,11 @@ def online(job: Job) -> Need:
 def evaluation(job: Job) -> Need:
     """`evaluate`: each policy answers the same prompts."""
     settings, facts, sizes = job.settings, job.facts, job.policy
-    rows = min(settings.prompts, facts.held_out)
+    rows, new = min(settings.prompts, facts.held_out), settings.max_new_tokens or UNSET_ANSWER
     bytes_each = arithmetic(settings.precision).itemsize
     policies = job.policies
     drawn = rows * sizes.vocabulary
-    answered = min(packing.TOKENS_IN_A_PACK, rows * settings.max_new_tokens)
+    answered = min(packing.TOKENS_IN_A_PACK, rows * new)
     read = min(packing.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if policies > 1 else 0
     parts = {
         "weights": float(bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
@@ -276,9 +278,9 @@ def evaluation(job: Job) -> Need:
         "logits": 4.0 * 3 * max(drawn, read),
         "other": float(OTHER),
     }
-    answer = min(facts.answer or settings.max_new_tokens, settings.max_new_tokens)
+    answer = min(facts.answer or new, new)
     tokens = rows * (facts.prompt + answer)
-    seconds = policies * job.sampling(rows, facts.prompt, settings.max_new_tokens, answer)
+    seconds = policies * job.sampling(rows, facts.prompt, new, answer)
     passes = max(1.0, tokens / packing.TOKENS_IN_A_PACK)
     seconds += len(job.others) * policies * job.body(tokens, passes, learn=False)
     if policies > 1:  # all but the first are read by themselves and by the first, which is loaded again

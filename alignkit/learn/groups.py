@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from alignkit.contract.online import GroupSettings
 from alignkit.learn.layouts import Models, check_first_step, passes, policy_logprobs
 from alignkit.learn.losses import Count
-from alignkit.learn.online import POLICY_FIGURES, Known
+from alignkit.learn.online import POLICY_FIGURES, Known, longest_answer
 from alignkit.learn.rollouts import Rollout, Tokens
 from alignkit.learn.training import Learner, mean_figures, minibatches, take_step
 
@@ -71,7 +71,7 @@ def take_steps(
     steps: list[dict[str, float]] = []
     for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, chance):
         minibatch = experience.take(rows)
-        count = Count(int(minibatch.mask.sum()), len(rows), settings.generation.max_new_tokens)
+        count = Count(int(minibatch.mask.sum()), len(rows), longest_answer(settings))
 
         def objective(part: Experience, count: Count = count) -> tuple[Tensor, Mapping[str, Tensor]]:
             return loss(part, policy_logprobs(models, part.prompts, part.answers, part.states), count)

@@ -14,6 +14,7 @@ from alignkit.learn.data import Prompt
 from alignkit.learn.layouts import Models
 from alignkit.learn.rollouts import Rollout, generator_for
 from alignkit.learn.scoring import Scored
+from alignkit.learn.watch import CUT, Limits
 
 
 class Measured(NamedTuple):
@@ -60,6 +61,7 @@ def tell(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     samples: int,
+    limits: Limits,
 ) -> None:
     """Tell what was reached on held-out prompts, and show answers from before and after."""
     if before is None or after is None:
@@ -69,7 +71,12 @@ def tell(
     stage.figure("reward", was, now)
     if now <= was:
         problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
-        stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
+        cut = 1 - fmean(after.rollout.finished)
+        if cut > CUT:
+            answers = limits._replace(answers=len(after.rollout.finished))
+            stage.warn(f"{problem}; {answers.told(cut)}", limits.remedy)
+        else:
+            stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
         stage.figure(f"reward/{name}", *(float(m.scored.parts[name].mean()) for m in (before, after)))
     if after.kl is not None:

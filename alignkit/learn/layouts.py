@@ -133,8 +133,7 @@ def open_models(
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
     form = form_of(trained)
     if form == "logits" and (layout == "shared" or trained_layers):
-        problem = f"the logits of a {type(trained).__name__} are not made by a linear layer, which a shared body needs"
-        raise RecipeError(problem, remedy="let all weights learn, and the critic have a body of its own")
+        raise no_shared_body(trained)
     trunk = None
     if trained_layers and not isinstance(trained, PeftModel):
         trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
@@ -161,6 +160,12 @@ def open_models(
         alone_beyond=alone_beyond(trained),
     )
     return models, tokenizer
+
+
+def no_shared_body(model: PreTrainedModel | PeftModel) -> RecipeError:
+    """Make the error of a model whose logits are made otherwise than by a linear layer."""
+    problem = f"the logits of a {type(model).__name__} are not made by a linear layer, which a shared body needs"
+    return RecipeError(problem, remedy="let all weights learn, and the critic have a body of its own")
 
 
 def _both(form: Form, other: PreTrainedModel | PeftModel) -> Form:

@@ -28,11 +28,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
@@ -131,6 +133,8 @@ def load_policy(
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
     tokenizer = open_tokenizer(policy.path)
     base = None if _give_pad(model, tokenizer) else base
+    if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
     if policy.load is None:
         model = _moved(model, device())
     remember_configs(model)
@@ -237,6 +241,14 @@ def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
     ends = config.eos_token_id if config is not None else None
     more = ends if isinstance(ends, list) else [] if ends is None else [ends]
     return frozenset([cast("int", tokenizer.eos_token_id), *more]) | turn_ends(tokenizer)
+
+
+def taught_length(model: PreTrainedModel | PeftModel) -> int | None:
+    """Give how many tokens the answers needed that the policy was taught by; None where nothing says so."""
+    config = getattr(model, "generation_config", None)
+    found = getattr(config, "max_new_tokens", None)
+    known = positions(model)
+    return None if not found else min(int(found), known // 2) if known else int(found)
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:

@@ -24,7 +24,7 @@ from alignkit.learn import data, held_out, layouts, losses
 from alignkit.learn.data import Prompt
 from alignkit.learn.held_out import Measured
 from alignkit.learn.layouts import Models, Reading
-from alignkit.learn.models import positions
+from alignkit.learn.models import positions, taught_length
 from alignkit.learn.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
 from alignkit.learn.scores import open_reward
 from alignkit.learn.scoring import Scored, Weighted, score_rollout
@@ -37,8 +37,10 @@ from alignkit.learn.training import (
     save_learners,
     set_learning_rate,
 )
-from alignkit.learn.watch import Watch
+from alignkit.learn.watch import Limits, Watch
 
+ANSWER = 64
+"""Tokens of an answer, at most, by a policy of which nobody knows how long its answers are."""
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
 POLICY_FIGURES = {
@@ -122,9 +124,13 @@ def train_and_measure(
     stage: Stage,
 ) -> Callable[[], None]:
     """Train from the stage's newest checkpoint, else from its start; give what then tells what held-out prompts say."""
+    new = longest_answer(settings)
+    generation = settings.generation
+    replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
+    limits = Limits(settings.batch, new, generation.penalty, replaced, taught)
     opened = [Weighted(reward.name, open_reward(reward, cache=stage.cache), reward.weight) for reward in rewards]
     limit = data.fitting_length(positions(models.policy), settings.max_length)
-    room = limit - settings.generation.max_new_tokens
+    room = limit - new
     asked, lengths = data.prompts(prompts.train(), tokenizer, room)
     data.report(stage, "prompts", lengths, settings.max_lost)
     aside, _ = data.prompts(islice(prompts.held_out(), settings.measured), tokenizer, room)
@@ -133,19 +139,42 @@ def train_and_measure(
         return score_rollout(rollout, prompts, tokenizer, opened)
 
     def measure() -> Measured | None:
-        longest = settings.generation.max_new_tokens
-        return held_out.measured(models, aside, partial(score, aside), longest, stage.seed)
+        return held_out.measured(models, aside, partial(score, aside), new, stage.seed)
 
     def log(done: int, figures: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, figures)
-        for sign in state.watch.see(figures):
+        for sign in state.watch.see(figures, limits):
             stage.warn(f"update {done}: {sign.problem}", sign.remedy)
+        if 0 < settings.patience <= state.watch.flat:
+            raise without_signal(state.watch, limits)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     latest, timer = stage.latest(), CommitTimer()
     before = load(state, latest) if latest else measure()
     train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
-    return lambda: held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples)
+    if settings.patience and state.watch.flat == settings.updates:
+        raise without_signal(state.watch, limits)
+    return lambda: held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples, limits)
+
+
+def settled(settings: SettingsT, models: Models) -> SettingsT:
+    """Say how long answers may be, where the settings leave that to the policy, which was taught by some."""
+    if settings.generation.max_new_tokens is not None:
+        return settings
+    generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy) or ANSWER})
+    return settings.model_copy(update={"generation": generation})
+
+
+def longest_answer(settings: OnlineSettings) -> int:
+    """Give the tokens after which answers are cut; raises StageError where nobody has settled that."""
+    if settings.generation.max_new_tokens is None:
+        raise StageError("generation.max_new_tokens is not settled", remedy="call `settled` first")
+    return settings.generation.max_new_tokens
+
+
+def without_signal(watch: Watch, limits: Limits) -> StageError:
+    sign = watch.without_signal(limits)
+    return StageError(sign.problem, remedy=sign.remedy)
 
 
 def save(state: State, before: Measured | None, folder: Path) -> None:
@@ -183,7 +212,7 @@ def take_updates(
         chance = generator_for(seed, "update", done)
         drawn = in_turn(len(prompts), done * asked, asked, seed)
         rows = [row for row in drawn for _ in range(settings.answers)]
-        rollout = layouts.sample(models, prompts, rows, settings.generation.max_new_tokens, chance)
+        rollout = layouts.sample(models, prompts, rows, longest_answer(settings), chance)
         answered = perf_counter()
         scored = score(rollout)
         judged = perf_counter()
@@ -239,6 +268,7 @@ def look(
     scores = losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
     figures = {
         "objective/scores": scores.mean(),
+        "objective/scores_std": scores.std(unbiased=False),
         "objective/entropy": -logprobs.sum(dim=1).mean(),
         "policy/entropy_avg": losses.masked_mean(reading.entropy, mask),
         "eos_rate": finished.float().mean(),

@@ -40,8 +40,9 @@ def sizes_of(config: Any, lora: LoRA | None = None, upper: int | None = None, sc
     if upper and not lora:
         inside = weights - _outside(model)
         trained = [inside * min(upper, layers) // layers]
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    wide = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 1  # a state space keeps less than a width
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    wide = getattr(text, "head_dim", None) or text.hidden_size // queries
     return Sizes(weights, sum(trained), layers, int(text.hidden_size), int(text.vocab_size), 2 * layers * heads * wide)
 
 

@@ -1,6 +1,7 @@
 """Signs that learning from sampled answers goes wrong, each told once, with what to do about it.
 
-The thresholds are loose: a healthy run crosses none of them, and one that does is worth a look at its answers.
+The thresholds are loose: a healthy run crosses none of them, and one that does is worth a look at its answers. Answers
+that do not end are looked for from the first update on: they are the commonest reason why nothing is learnt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,13 @@ PATIENCE = 10
 """Updates that a critic has to become of use."""
 FAR = 30.0
 """Nats by which an answer's log-probability may exceed the start's; what people still like lies below 10 or so."""
+CUT = 0.5
+"""Share of the answers that may be cut before it is told."""
+FLAT = 1e-6
+"""The standard deviation of scores below which they are all the same."""
 WATCHED = (
+    "objective/scores",
+    "objective/scores_std",
     "objective/kl",
     "length",
     "eos_rate",
@@ -33,6 +40,34 @@ class Sign(NamedTuple):
     remedy: str
 
 
+class Limits(NamedTuple):
+    """What answers that do not end are told with."""
+
+    answers: int
+    """Answers in an update."""
+    longest: int
+    """Tokens after which one is cut."""
+    penalty: float
+    replaced: bool
+    """What was cut scores minus the penalty, whatever a reward would say."""
+    taught: int | None = None
+    """Tokens that the answers needed that the policy was taught by, if that is known."""
+
+    @property
+    def remedy(self) -> str:
+        longer = self.taught if self.taught and self.taught > self.longest else 2 * self.longest
+        known = " (what its own demonstrations needed)" if longer == self.taught else ""
+        raised = f"raise generation.max_new_tokens, to {longer}{known}"
+        if not self.replaced:
+            return raised
+        return f'{raised}, or set generation.unfinished = "subtract" and generation.penalty = 0'
+
+    def told(self, share: float) -> str:
+        """Say how many answers are cut, and what becomes of them."""
+        cut = f"{round(share * self.answers)} of {self.answers} answers were cut at {self.longest} tokens"
+        return f"{cut} and score {-self.penalty:g} instead of by the reward" if self.replaced else cut
+
+
 @dataclass
 class Watch:
     """Remembers figures of the first and the last updates, and what it has told."""
@@ -41,20 +76,38 @@ class Watch:
     last: list[dict[str, float]] = field(default_factory=list)
     updates: int = 0
     told: list[str] = field(default_factory=list)
+    flat: int = 0
+    """Updates from the start in which all answers scored the same."""
 
-    def see(self, figures: Mapping[str, float]) -> list[Sign]:
+    def see(self, figures: Mapping[str, float], limits: Limits) -> list[Sign]:
         """Take in the figures of one update, and give the signs that are new."""
         seen = {name: figures[name] for name in WATCHED if name in figures}
+        if self.flat == self.updates and seen["objective/scores_std"] < FLAT:
+            self.flat += 1
         self.updates += 1
         self.first = [*self.first, seen][:AVERAGED]
         self.last = [*self.last, seen][-AVERAGED:]
-        if self.updates < 2 * AVERAGED:
-            return []
-        new = [
-            sign for sign in signs(_means(self.first), _means(self.last), self.updates) if sign.name not in self.told
-        ]
+        found = list(of_answers(_means(self.last), limits))
+        if self.updates >= 2 * AVERAGED:
+            found += signs(_means(self.first), _means(self.last), self.updates)
+        new = [sign for sign in found if sign.name not in self.told]
         self.told += [sign.name for sign in new]
         return new
+
+    def without_signal(self, limits: Limits) -> Sign:
+        """Say why nothing was learnt: all answers of all updates have scored the same."""
+        last = _means(self.last)
+        updates = "the update" if self.updates == 1 else f"each of {self.updates} updates"
+        problem = f"all answers of {updates} score the same ({last['objective/scores']:.4g}), so nothing is learnt"
+        if (cut := 1 - last["eos_rate"]) >= CUT:
+            return Sign("flat", f"{problem}: {limits.told(cut)}", limits.remedy)
+        return Sign("flat", problem, "use a reward that tells answers apart, or set patience = 0 to go on all the same")
+
+
+def of_answers(now: Mapping[str, float], limits: Limits) -> Iterator[Sign]:
+    """Give what goes wrong with answers from the first update on."""
+    if (cut := 1 - now["eos_rate"]) > CUT:
+        yield Sign("cut", limits.told(cut), limits.remedy)
 
 
 def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> Iterator[Sign]:

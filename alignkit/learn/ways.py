@@ -82,10 +82,15 @@ def form_of(model: Model) -> Form:
     """Let a model read rows in the fastest form in which it computes of them what it computes of each alone."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner not in _forms:
-        _forms[inner] = "packed" if reads_packed(inner) else "padded"
-        if find_head(inner) is None:
-            _forms[inner] = "logits"
+        _forms[inner] = form_by(ways_of(inner), inner)
     return _forms[inner]
+
+
+def form_by(ways: Ways, model: PreTrainedModel) -> Form:
+    """Let a model read rows in the fastest form that its ways allow, and that it knows."""
+    if find_head(model) is None:
+        return "logits"
+    return "packed" if ways.packed and packs(model) else "padded"
 
 
 def reads_packed(model: Model) -> bool:

@@ -75,7 +75,7 @@ def grpo(
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the other answers to its prompt."""
     from alignkit.learn.layouts import open_models
-    from alignkit.learn.online import only_one_process, start, take_updates, train_and_measure
+    from alignkit.learn.online import only_one_process, settled, start, take_updates, train_and_measure
 
     only_one_process(stage, settings.method)
     models, tokenizer = open_models(
@@ -88,6 +88,7 @@ def grpo(
         compared=settings.kl.coef > 0,
         trained_layers=settings.trained_layers,
     )
+    settings = settled(settings, models)
     train, state = partial(take_updates, learn), start(models, settings)
     tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
     made = stage.save_policy(models.policy, tokenizer)

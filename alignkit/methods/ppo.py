@@ -104,7 +104,7 @@ def ppo(
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
     from alignkit.learn.layouts import open_models
-    from alignkit.learn.online import only_one_process, train_and_measure
+    from alignkit.learn.online import only_one_process, settled, train_and_measure
 
     only_one_process(stage, settings.method)
     models, tokenizer = open_models(
@@ -117,6 +117,7 @@ def ppo(
         layout="separate" if settings.layout == "separate" else "shared",
         trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
+    settings = settled(settings, models)
     state = start(models, settings)
     tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
     made = stage.save_policy(models.policy, tokenizer)

@@ -50,10 +50,15 @@ class SFTSettings(Settings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
+SHOWN = 64
+"""Tokens, at most, of answers that are shown, where nobody knows how many they need."""
+
+
 @method("sft", loop="language_model")
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.learn.data import demonstrations, fitting_length, report
+    from alignkit.learn.lengths import answer_limit, learnt_runs
     from alignkit.learn.measures import perplexity, tell_perplexity
     from alignkit.learn.models import load_policy, positions
     from alignkit.learn.trainers import train_language_model
@@ -67,6 +72,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
+    model.generation_config.max_new_tokens = answer_limit(list(learnt_runs(train)))
     made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
@@ -81,16 +87,16 @@ def show(
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
     from alignkit.learn.data import parted, prompts, shown
-    from alignkit.learn.models import stop_tokens
+    from alignkit.learn.models import stop_tokens, taught_length
     from alignkit.learn.rollouts import generator_for, sample_answers
 
-    new = min(64, limit // 2)
+    new = min(taught_length(model) or SHOWN, limit // 2)
     parts = [parted(row) for row in rows]
     asked = [{"prompt": prompt, "reference": shown(answer)} for prompt, answer in parts if prompt]
     fitting, _ = prompts(asked, tokenizer, limit - new)
     if not fitting:
         return
-    answers, _ = sample_answers(
+    answers, ended = sample_answers(
         model,
         [prompt.ids for prompt in fitting],
         max_new_tokens=new,
@@ -99,6 +105,9 @@ def show(
     )
     for prompt, answer in zip(fitting, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
         stage.sample({"prompt": prompt.text, "answer": answer, "reference": prompt.row["reference"]})
+    if not any(ended):
+        problem = f"none of {len(ended)} answers that are shown ends by itself within {new} tokens"
+        stage.warn(problem, "train for more epochs; `alignkit check` shows which token is learnt as an answer's end")
 
 
 @hookimpl

@@ -23,6 +23,7 @@ from alignkit.plan.recipe import dotted, read_recipe
 from alignkit.plan.tables import table
 from alignkit.run import rundir
 from alignkit.run.durable import read_json, write_json
+from alignkit.run.failures import one_line
 from alignkit.run.words import duration, size
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Preflight:
 def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Preflight:
     """Look at all wanted stages; `audits` by the source's name."""
     from alignkit.learn.estimate import machine_memory
+    from alignkit.learn.packing import FAILURES
+    from alignkit.run.architecture import architecture
     from alignkit.run.estimates import Estimator
 
     found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
@@ -59,12 +62,18 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
             continue
         try:
             found.remarks += estimator.remarks(stage)
+            trial = architecture(plan, stage, runs, offline)
+            found.remarks += [remark for remark in trial.remarks if remark not in found.remarks]
+            if trial.problems:
+                found.problems += _of_stage(stage, trial.problems)
+                continue
             estimate = estimator.estimate(stage, stage.settings)
         except AlignkitError as error:
-            where = f"stage {stage.name!r}"
-            found.problems += [
-                Problem(p.problem, f"{where}, {p.where}" if p.where else where, p.remedy) for p in error.problems
-            ]
+            found.problems += _of_stage(stage, error.problems)
+            continue
+        except FAILURES as error:
+            problem = f"what it will need cannot be estimated ({one_line(error)})"
+            found.remarks.append(Problem(problem, f"stage {stage.name!r}", "--smoke tries it, and measures"))
             continue
         if estimate is None:
             continue
@@ -74,6 +83,12 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
             found.problems.append(too_large(stage, estimate, room, estimator))
     found.problems += list(_disk_problems(disk, runs))
     return found
+
+
+def _of_stage(stage: PlannedStage, problems: Sequence[Problem]) -> list[Problem]:
+    """Say of which stage these are."""
+    where = f"stage {stage.name!r}"
+    return [Problem(one.problem, f"{where}, {one.where}" if one.where else where, one.remedy) for one in problems]
 
 
 def show(stages: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:

@@ -81,6 +81,8 @@ def _settings(stage: PlannedStage, part: _Part) -> Iterator[tuple[str, Any]]:
         now = getattr(stage.settings, name, None)
         if name in known and isinstance(now, int | float) and (now > value or name == "max_lost"):
             yield f"{stage.name}.{stage.method.name}.{name}", value
+    if "patience" in known:  # a policy that has hardly learnt may answer all alike
+        yield f"{stage.name}.{stage.method.name}.patience", 0
     if "epochs" in known and "updates" not in known:
         yield f"{stage.name}.{stage.method.name}.epochs", 1
 

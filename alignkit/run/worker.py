@@ -136,7 +136,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
 
 
 def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Mapping[str, Any]) -> Any:
-    """Run the method. What follows the saving of its result is only shown: a failure there is told, and costs nothing."""
+    """Run the method. What follows the saving of its result is only shown: a failure there is told, no more."""
     try:
         return method.run(settings, stage, **inputs)
     except Exception as error:

@@ -1,0 +1,235 @@
+"""What a stage will do with a model, done with a miniature of it before any weights are loaded.
+
+It is told what does not work, with what does instead, and what works in a slower way only. A step of each loop is
+taken, so that what would end a stage after its training is met here.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.contract.method import Loop
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.stage import Stage
+from alignkit.errors import AlignkitError, DataError, Problem
+from alignkit.learn.data import Pair, Tokens
+from alignkit.learn.layouts import no_shared_body
+from alignkit.learn.miniature import miniature
+from alignkit.learn.models import adapted_model, check_causal, score_head
+from alignkit.learn.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
+from alignkit.learn.rollouts import answer_logprobs
+from alignkit.learn.scorer import scorer_for
+from alignkit.learn.trainers import train_language_model, train_scores
+from alignkit.learn.trunk import Trunk
+from alignkit.learn.ways import Ways, form_by, ways_of_config
+
+SAMPLING = ("online", "evaluation")
+LEARNING = ("pairs", "online")
+"""Loops of ours, which read log-probabilities of answers."""
+LENGTH = 12
+"""Tokens of a row that a step is taken on."""
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a stage does with its policy."""
+
+    loop: Loop | None
+    layout: str = ""
+    """`separate`, `shared` or `frozen`, where the method has a critic."""
+    trained_layers: bool = False
+    lora: LoRA | None = None
+
+    @classmethod
+    def of(cls, loop: Loop | None, settings: Settings) -> "Uses":
+        layout = str(getattr(settings, "layout", ""))
+        upper = getattr(settings, "trained_layers", None)
+        frozen = layout == "frozen" or (not layout and upper is not None)
+        return cls(loop, layout, frozen, getattr(settings, "lora", None))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it."""
+
+    problems: tuple[Problem, ...] = ()
+    remarks: tuple[Problem, ...] = ()
+
+
+_known: dict[str, Trial] = {}
+
+
+def tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: Path) -> Trial:
+    """Try a stage on a miniature of a model, once for each config; `where` is its folder, for messages."""
+    key = f"{where} {config.to_json_string()} {uses.loop} {uses.layout} {uses.trained_layers} {uses.lora}"
+    if key not in _known:
+        _known[key] = _tried(config, tokenizer, uses, where)
+    return _known[key]
+
+
+def _tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: Path) -> Trial:
+    try:
+        check_causal(config, where)
+    except DataError as error:
+        return Trial(error.problems)
+    ways = ways_of_config(config)
+    if ways is None:
+        problem = f"of the architecture {config.model_type!r} no small model can be made, so nothing of it is tried"
+        return Trial(remarks=(Problem(problem, str(where), "--smoke tries every stage on the model itself"),))
+    problems: list[Problem] = []
+    for attempt in _attempts(config, tokenizer, uses, ways):
+        try:
+            attempt()
+        except AlignkitError as error:
+            problems += error.problems
+        except (*FAILURES, AssertionError, ImportError) as error:
+            problems.append(_fails(config, error))
+    return Trial(tuple(dict.fromkeys(problems)), tuple(_slower(config, uses, ways, where)))
+
+
+def _fails(config: Any, error: BaseException) -> Problem:
+    lines = str(error).strip().splitlines() or [""]
+    problem = f"a small model of the architecture {config.model_type!r} fails at what this stage does"
+    return Problem(f"{problem} ({type(error).__name__}: {lines[0]})", remedy="take another method or another model")
+
+
+def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
+    """Give what is tried, each with a miniature of its own."""
+    yield lambda: _saved_and_opened(_small(config))
+    if uses.loop == "language_model":
+        yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
+    if uses.loop == "scores":
+        yield lambda: _teach_scores(_scorer(config), tokenizer)
+    if uses.loop in LEARNING:
+        yield lambda: _learns(_adapted(_small(config), uses), ways)
+    if uses.layout == "separate":
+        yield lambda: _check_score(_scorer(config))
+    if uses.layout == "shared" or uses.trained_layers:
+        yield lambda: _shares(_small(config), uses, ways)
+
+
+def _small(config: Any) -> PreTrainedModel:
+    made = miniature(config)
+    assert made is not None
+    return made
+
+
+def _adapted(small: PreTrainedModel, uses: Uses) -> Any:
+    return adapted_model(small, uses.lora, "CAUSAL_LM", None) if uses.lora else small
+
+
+def _scorer(config: Any) -> Any:
+    small = copy.deepcopy(_small(config).config)
+    small.num_labels, small.get_text_config().pad_token_id = 1, 0
+    kind = scorer_for(small)
+    make = kind.from_config if hasattr(kind, "from_config") else kind
+    return make(small)
+
+
+def _check_score(scorer: PreTrainedModel) -> None:
+    score_head(scorer)
+
+
+def _teach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take a step as `sft` and `clm` do."""
+    ids = list(range(3, 3 + LENGTH))
+    with TemporaryDirectory() as folder:
+        train_language_model(model, tokenizer, [Tokens(ids, ids)] * 2, _trying(Path(folder)), _Training())
+
+
+def _teach_scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take a step as `reward` does."""
+    ids = list(range(3, 3 + LENGTH))
+    score_head(model)
+    with TemporaryDirectory() as folder:
+        train_scores(model, tokenizer, [Pair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), _Training())
+
+
+def _learns(model: Any, ways: Ways) -> None:
+    """Compute what answers are learnt from, with its gradient."""
+    prompts, answers = probe_rows(model, ((3, 5), (3, 4)))
+    if (form := form_by(ways, model)) == "logits":
+        table = answer_logprobs(model, prompts, answers)
+    else:
+        table = logprobs_of(model, LAID_OUT[form](prompts, answers, model.device))
+    table.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if not any(weight.grad is not None and bool(weight.grad.any()) for weight in model.parameters()):
+        raise RuntimeError("no weight gets a gradient")
+
+
+def _shares(model: Any, uses: Uses, ways: Ways) -> None:
+    """Put a critic on the policy's own body, and cut that where only its upper layers learn."""
+    form = form_by(ways, model)
+    if form == "logits":
+        raise no_shared_body(model)
+    if uses.trained_layers:
+        Trunk.cut(model, 1, LAID_OUT[form])
+
+
+def _saved_and_opened(model: PreTrainedModel) -> None:
+    """Save a model, open it again, and compare what they compute."""
+    ids = torch.arange(3, 3 + LENGTH)[None]
+    with TemporaryDirectory() as folder, torch.no_grad():
+        model.save_pretrained(folder)
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        again.requires_grad_(False).train(False)
+        expected, found = (one(input_ids=ids, use_cache=False).logits for one in (model, again))
+    if not agree(found, expected):
+        raise RuntimeError("what is saved of it is not what was saved")
+
+
+def _slower(config: Any, uses: Uses, ways: Ways, where: Path) -> Iterator[Problem]:
+    """Tell of ways that are exact, and slower than usual."""
+    found = []
+    if uses.loop in (*LEARNING, "evaluation") and not ways.packed:
+        found.append("rows are padded" if ways.padded else "rows go through it one by one")
+    if uses.loop in SAMPLING and ways.decoding.cache == "none":
+        found.append("for each token of an answer all those before it are read anew")
+    elif uses.loop in SAMPLING and ways.decoding.cache == "level":
+        found.append("only prompts of one length are answered together")
+    if found:
+        problem = f"a model of the architecture {config.model_type!r} is exact in slower ways only: {'; '.join(found)}"
+        yield Problem(problem, str(where), "nothing need be done: the result is the same, it takes longer")
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The settings of a step that is only tried."""
+
+    learning_rate: float | None = 1e-3
+    batch: int = 2
+    epochs: float = 1.0
+    precision: Precision = "fp32"
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+
+def _trying(folder: Path) -> Stage:
+    return cast("Stage", _Trying(folder))
+
+
+@dataclass
+class _Trying:
+    """A stage that tells and keeps nothing."""
+
+    folder: Path
+    name: str = "trial"
+    seed: int = 0
+    offline: bool = True
+    rank: int = 0
+    world: int = 1
+    stopping: bool = False
+
+    def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        """Tell nobody."""
+
+    def commit(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep nothing."""
+
+    def latest(self) -> Path | None:
+        return None
