@@ -440,6 +440,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        exclude_modules=list(_read_by_kernels(model)) if isinstance(lora.targets, str) else None,
         task_type=task,  # SEQ_CLS also trains and saves the head, without which a reward model is noise
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -452,6 +453,11 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
         raise _no_such_layers(model, lora) from error
     adapted.peft_config["default"].base_model_name_or_path = str(base or "")
     return adapted.eval()
+
+
+def _read_by_kernels(model: PreTrainedModel) -> Sequence[str]:
+    """Name the layers of state-space models whose weights are read past their `forward`, where no adapter acts."""
+    return ("out_proj", "conv1d") if any(name.endswith("A_log") for name, _ in model.named_parameters()) else ()
 
 
 def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:

@@ -73,25 +73,39 @@ def _made_class(config: type) -> type[PreTrainedModel]:
     stem = language_model.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     known = config in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     name = f"{stem}WithScore" if known else f"{stem}ForSequenceClassification"
-    return type(name, (_Scorer, family[-1]), {"language_model": language_model, "__module__": __name__})
+    # transformers reads the source of a class's module to learn what its architecture can.
+    return type(name, (_Scorer, family[-1]), {"causal": language_model, "__module__": language_model.__module__})
 
 
 class _Scorer:
     """What our classifiers have besides what their architecture's models have in common."""
 
-    language_model: Any
+    causal: Any
+    """The class of the language model."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # of the architecture
         ours: Any = self
-        whole = self.language_model(config)
+        whole = self.causal(config)
         decoder = decoder_of(whole)
         type(ours).base_model_prefix = next(name for name, part in whole.named_children() if part is decoder)
         setattr(ours, ours.base_model_prefix, decoder)
+        words = whole.get_input_embeddings()
+        ours.words = next(name for name, part in whole.named_modules() if part is words)
         width = whole.get_output_embeddings().in_features if whole.get_output_embeddings() else _width(config)
         ours.num_labels = config.num_labels
         ours.score = nn.Linear(width, config.num_labels, bias=False)
         ours.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the embedding, which stands where the language model has it."""
+        ours: Any = self
+        found: nn.Module = ours.get_submodule(ours.words)
+        return found
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        ours: Any = self
+        ours.set_submodule(ours.words, value)
 
     def forward(
         self,
