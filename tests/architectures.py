@@ -32,8 +32,9 @@ from alignkit.run.runner import run_recipe
 
 MIXED = {"num_hidden_layers": 4}
 PLAIN = """
-llama qwen2 qwen3 mistral ministral gemma gemma3_text gemma4_text phi phi3 smollm3 olmo2 exaone4 starcoder2 glm4 seed_oss
-ernie4_5 apertus nemotron deepseek_v3 gpt2 gpt_neox opt gpt_bigcode gpt_neo gptj codegen bloom falcon mpt stablelm xglm
+llama qwen2 qwen3 mistral ministral gemma gemma3_text gemma4_text phi phi3 smollm3 olmo2 exaone4 starcoder2 glm4
+seed_oss ernie4_5 apertus nemotron deepseek_v3 gpt2 gpt_neox opt gpt_bigcode gpt_neo gptj codegen bloom
+falcon mpt stablelm xglm
 cohere cohere2 gemma2 qwen3_moe olmoe glm4_moe minimax_m2 gpt_oss llama4_text qwen3_next qwen3_5_text jamba falcon_h1
 nemotron_h mamba mamba2 rwkv recurrent_gemma xlstm
 """

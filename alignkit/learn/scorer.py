@@ -29,8 +29,9 @@ def scorer_named_by(config: Any) -> Any:
     """Give what opens a text classifier that was saved: what its config names."""
     named = getattr(config, "architectures", None) or []
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_score(config):
-        ours = _our_class(type(config))
-        if ours.__name__ in named or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        ours: Any = _our_class(type(config))
+        adapted = ours.causal.__name__ in named  # an adapter with a score stands on a language model
+        if adapted or ours.__name__ in named or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return ours
     return AutoModelForSequenceClassification
 
