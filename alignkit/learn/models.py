@@ -205,6 +205,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
 def open_config(folder: Path) -> Any:
     """Open the config of a model's folder, of its base where it is an adapter."""
     folder = base_of(folder) if is_adapter(folder) else folder
+    check_model_folder(folder)
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
