@@ -189,8 +189,9 @@ def check(
     set_environment(offline)
 
     seen, plan, needs = list["StagePreview"](), None, Found()
-    if files := files_at(what):
-        sources = [source_of(files, Path(what).name, kind)]
+    rows = files_at(what)
+    if rows.files:
+        sources = [source_of(rows.files, Path(what).name, kind, rows.splits)]
         if fixed:
             kept, left_out = write_fixed(sources[0], fixed)
             click.echo(f"{fixed} has {kept} rows; {left_out} are left out, bad or there twice", err=True)

@@ -213,7 +213,15 @@ def test_lines_that_hold_no_row_are_bad_rows(tmp_path: Path) -> None:
     [
         (PAIR, "preferences"),
         ({"prompt": "a", "completion": "b", "label": True}, "ratings"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "demonstrations"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "demonstrations"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "demonstrations"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "prompts"),
+        ({"instruction": "a", "input": "", "output": "b"}, "demonstrations"),
+        ({"instruction": "a", "input": "", "output": ["b", "c"]}, "preferences"),
+        ({"prompt": "a", "completion": "b", "label": "poetry"}, "demonstrations"),
+        ({"text": "a", "label": "sports"}, "text"),
+        ({"text": "a", "label": 1}, "ratings"),
+        ({"instruction": "a", "output": "b", "rating": "PG-13"}, "demonstrations"),
         ({"prompt": "a"}, "prompts"),
         ({"text": "a"}, "text"),
     ],
@@ -227,6 +235,18 @@ def test_a_file_tells_what_it_holds(tmp_path: Path, row: dict[str, Any], kind: s
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         source_of([put(tmp_path, '{"text": "a"}'.encode("utf-16"))], "rows")
+
+
+def test_a_file_in_no_format_is_refused_with_its_columns(tmp_path: Path) -> None:
+    path = put(tmp_path, b"Frage;Antwort\na;b\n", "rows.csv")
+
+    with pytest.raises(DataError) as refused:
+        source_of([path], "rows.csv")
+
+    assert str(refused.value) == (
+        f"{path}: the first row is in no format that is known; its columns are 'Frage', 'Antwort'; say what it holds "
+        "with --as, or which columns are which in a recipe (sources.NAME.columns)"
+    )
 
 
 def test_one_prompt_cannot_be_on_both_sides(tmp_path: Path) -> None:
@@ -431,3 +451,138 @@ def longer_wins(path: Path) -> float:
         rows = [json.loads(line) for line in lines]
     more = [len(str(row["chosen"])) - len(str(row["rejected"])) for row in rows]
     return sum(0.5 if one == 0 else float(one > 0) for one in more) / len(more)
+
+
+USER = {"role": "user", "content": "a?"}
+CHAT = {"prompt": [USER], "completion": [{"role": "assistant", "content": "b"}]}
+PLAIN = {"prompt": "a?", "completion": " b"}
+MIXED = (
+    "chats and plain text are mixed (27 chat, 13 plain); this is the first {} row; make two sources of them, or write "
+    "all rows in one form"
+)
+
+
+@pytest.mark.parametrize("first", ["chat", "plain"])
+def test_chats_among_plain_text_are_refused_with_both_counts(tmp_path: Path, first: str) -> None:
+    chats = [{**CHAT, "prompt": [{**USER, "content": f"{n}"}]} for n in range(27)]
+    plain = [{**PLAIN, "prompt": f"{n}?"} for n in range(13)]
+    one, others = (chats, plain) if first == "chat" else (plain, chats)
+    rows = [*one[:3], *others, *one[3:]]
+
+    with pytest.raises(DataError) as refused:
+        audited(tmp_path, Demonstrations, rows)
+
+    other = "plain" if first == "chat" else "chat"
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}/rows.jsonl:4: {MIXED.format(other)}",
+        f"source 'mine': {len(others)} of 40 rows are bad; sources.mine.on_bad_rows = \"skip\" leaves them out and "
+        "counts them",
+    ]
+
+
+def test_chats_in_one_file_and_plain_text_in_another_are_refused(tmp_path: Path) -> None:
+    one, other = put(tmp_path, [CHAT] * 2, "a.jsonl"), put(tmp_path, [PLAIN], "b.jsonl")
+
+    with pytest.raises(DataError) as refused:
+        audit(records(Demonstrations, one, other), RecordOptions())
+
+    assert str(refused.value) == f"{other}:1: {MIXED.format('plain').replace('27', '2').replace('13', '1')}"
+
+
+def test_held_out_rows_of_another_form_are_refused(tmp_path: Path) -> None:
+    train, test = put(tmp_path, [CHAT] * 2, "train.jsonl"), put(tmp_path, [PLAIN], "test.jsonl")
+    one, other = records(Demonstrations, train), records(Demonstrations, test)
+    parts = (one.parts[0].model_copy(update={"side": "train"}), other.parts[0].model_copy(update={"side": "held_out"}))
+
+    with pytest.raises(DataError) as refused:
+        audit(one.model_copy(update={"parts": parts}), RecordOptions())
+
+    assert str(refused.value) == (
+        "source 'mine': the rows to learn from and the held-out ones are mixed chats and plain text (2 chat, 1 plain); "
+        "write all rows in one form"
+    )
+
+
+def test_chats_among_plain_text_are_left_out_where_bad_rows_are(tmp_path: Path) -> None:
+    rows = [*[{**PLAIN, "prompt": f"{n}"} for n in range(9)], CHAT]
+
+    found = audited(tmp_path, Demonstrations, rows, on_bad_rows="skip", max_bad=0.2)
+
+    assert (found.rows + found.held_out, found.bad) == (9, 1)
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        lambda n: {"prompt": f"{n}?", "completion": f" {n}###eos_token###"},
+        lambda n: {"messages": [USER, {"role": "assistant", "content": f"{n}###eos_token###"}]},
+        lambda n: {"prompt": f"{n}?", "chosen": f" {n}###eos_token###", "rejected": f" no {n}###eos_token###"},
+    ],
+)
+def test_an_ending_that_all_answers_share_is_told(tmp_path: Path, answered: Any) -> None:
+    kind = Preferences if "chosen" in answered(0) else Demonstrations
+
+    found = audited(tmp_path, kind, [answered(n) for n in range(40)])
+
+    times = 80 if kind is Preferences else 40
+    assert f"{times} of {times} answers end with the same 15 characters, '###eos_token###'" in remarks(found)
+
+
+@pytest.mark.parametrize("ending", [".", "!\n\n", ""])
+def test_an_ending_that_answers_commonly_have_is_not_told(tmp_path: Path, ending: str) -> None:
+    rows = [{"prompt": f"{n}?", "completion": f" {n}{ending}"} for n in range(40)]
+
+    assert audited(tmp_path, Demonstrations, rows).ending == ""
+
+
+def test_keys_of_turns_are_counted_and_what_nothing_reads_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answers = [{"role": "assistant", "content": "b", "weight": weight, "prefix": True} for weight in (0, 1)]
+    rows = [{"messages": [USER, answers[0], {**USER, "name": "me"}, answers[1]], "id": n} for n in range(2)]
+
+    found, shown = audited(tmp_path, Demonstrations, rows), checked("rows.jsonl").stdout
+
+    assert found.turn_keys == {"weight": 4, "prefix": 4, "name": 2}
+    assert "not read    the columns id; the keys prefix of turns, unless the chat template reads them" in shown
+    assert "not learnt  2 answers of the weight 0" in shown
+
+
+def test_columns_that_are_part_of_a_prompt_and_are_not_read_are_told(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "prompt": f"{n}", "documents": [], "system": "s", "tools": []} for n in range(3)]
+
+    assert remarks(audited(tmp_path, Demonstrations, rows))[-1] == (
+        "the columns documents, system, tools are not read, and may be part of what is asked"
+    )
+
+
+def test_rows_that_differ_in_their_tools_or_calls_are_no_twins(tmp_path: Path) -> None:
+    tools = [[{"name": name}] for name in ("look", "move")]
+    calls = [{"role": "assistant", "content": "", "tool_calls": [tool]} for (tool,) in tools]
+    same_call = [{"messages": [USER, calls[0]], "tools": one} for one in tools]
+    same_tools = [{"messages": [USER, call], "tools": tools[0]} for call in calls]
+
+    assert audited(tmp_path, Demonstrations, same_call).duplicates == 0
+    assert audited(tmp_path, Demonstrations, same_tools).duplicates == 0
+
+
+def test_a_file_by_itself_is_told_what_to_do_without_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR, {**PAIR, "chosen": ""}, {**PAIR, "chosen": ""}])
+
+    result = checked("rows.jsonl")
+
+    assert result.stderr.splitlines()[-1] == (
+        "error: rows.jsonl: 2 of 3 rows are bad; --fix NEW.jsonl writes the others to a new file"
+    )
+
+
+def test_advice_on_the_columns_of_a_file_by_itself_names_no_source(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"question": "a?"}])
+    found = source_of([path], path.name, "ratings")
+
+    with pytest.raises(DataError) as refused:
+        audit(found.artifact(), RecordOptions())  # type: ignore[arg-type]  # it is of records
+
+    assert str(refused.value).endswith('say which column it is: sources.NAME.columns.prompt = "..."')

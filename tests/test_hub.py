@@ -12,16 +12,43 @@ from typing import Any
 
 import pytest
 
+from alignkit.contract.hubsets import HubSet, rows_of_split
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = 100_000
 TRAIN = "".join(json.dumps({"prompt": f"q{n}", "completion": " yes" * 200}) + "\n" for n in range(ROWS)).encode()
 TEST = "".join(json.dumps({"prompt": f"t{n}", "completion": " no"}) + "\n" for n in range(50)).encode()
 FILES = {"train.jsonl": TRAIN, "test.jsonl": TEST}
+CARD = """---
+configs:
+- config_name: first
+  data_files: [{split: train_sft, path: first/train.jsonl}, {split: test_sft, path: first/test.jsonl}]
+- config_name: second
+  data_files: second/a.jsonl
+---
+"""
+CALLS = [
+    {
+        "messages": [
+            {"role": "user", "content": "where?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": {key: "x"}}}]},
+        ],
+        "tools": [{"name": name, "parameters": {"properties": {key: {"type": "string"}}}}],
+    }
+    for name, key in (("look", "thing"), ("weather", "city"))
+]
+SEVERAL = {
+    "README.md": CARD.encode(),
+    "first/train.jsonl": TEST,
+    "first/test.jsonl": TEST,
+    "second/a.jsonl": "".join(json.dumps(row) + "\n" for row in CALLS * 20).encode(),
+}
 
 
 class Hub(ThreadingHTTPServer):
     """A hub with one data set, which counts what it gave of its files."""
 
+    files: Mapping[str, bytes] = FILES
     given = 0
     asked = 0
 
@@ -50,10 +77,10 @@ class Handler(BaseHTTPRequestHandler):
         if "/resolve/" in path:
             self.file(path.partition(f"/resolve/{COMMIT}/")[2])
         elif "/tree/" in path or "/paths-info/" in path:
-            found = [{"type": "file", "path": n, "size": len(b), "oid": COMMIT} for n, b in FILES.items()]
+            found = [{"type": "file", "path": n, "size": len(b), "oid": COMMIT} for n, b in self.server.files.items()]
             self.reply(200, json.dumps(found).encode())
         elif path.startswith("/api/datasets/me/rows"):
-            facts = {"id": "me/rows", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+            facts = {"id": "me/rows", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.server.files]}
             self.reply(200, json.dumps(facts).encode())
         else:
             self.reply(404)
@@ -65,10 +92,10 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def file(self, name: str) -> None:
-        if name not in FILES:
+        if name not in self.server.files:
             self.reply(404, headers={"X-Error-Code": "EntryNotFound"})
             return
-        body, facts = FILES[name], {"ETag": '"e"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        body, facts = self.server.files[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if self.command == "HEAD":
             self.reply(200, headers={**facts, "Content-Length": str(len(body))})
             return
@@ -154,7 +181,7 @@ def test_a_slice_and_a_split_of_its_own_to_measure_on_are_read(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (['split = "trian[:10]"'], "source 'rows' cannot be fetched ("),
+        (['split = "trian[:10]"'], "it has the splits train, test, and source 'rows' reads 'trian'; write split = "),
         (['split = "test[100:200]"'], "source 'rows': the split 'test' has no such rows; widen its slice"),
     ],
 )
@@ -166,3 +193,82 @@ def test_rows_that_the_hub_does_not_have_are_refused(
     assert done.returncode == 65
     assert done.stderr.splitlines()[-1].startswith(f"error: hf:me/rows: {problem}")
     assert not list((tmp_path / "runs" / "sources").glob("rows-????????"))
+
+
+CONFIGS = "it has the configs first, second, and source 'rows' names "
+SPLITS = "it has the splits train_sft, test_sft, and source 'rows' reads "
+
+
+@pytest.mark.parametrize("limit", [[], ["rows = 5"]])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ([], f'{CONFIGS}none; write config = "first", or another of them'),
+        (['config = "secnd"'], f"{CONFIGS}'secnd'; write config = \"first\", or another of them"),
+        (['config = "first"'], f"{SPLITS}'train'; write split = \"train_sft\", or another of them"),
+        (
+            ['config = "first"', 'split = "train_sft"', 'held_out = "test"'],
+            f"{SPLITS}'test'; write held_out = \"test_sft\", or another of them",
+        ),
+    ],
+)
+def test_a_name_that_must_be_said_is_asked_for_with_those_there_are(
+    tmp_path: Path, check: Check, hub: Hub, options: list[str], problem: str, limit: list[str]
+) -> None:
+    hub.files = SEVERAL
+
+    done = check(*options, *limit)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (65, f"error: hf:me/rows: {problem}")
+    assert not list((tmp_path / "home").glob("hub/**/train.jsonl"))  # it is told before all is fetched
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("limit", [[], ["rows = 40"]])
+def test_a_config_and_a_split_that_are_named_are_read(tmp_path: Path, check: Check, hub: Hub, limit: list[str]) -> None:
+    hub.files = SEVERAL
+
+    (found,) = sources(check('config = "first"', 'split = "train_sft"', 'held_out = "test_sft[:7]"', *limit))
+
+    assert (found["rows"], found["held_out"]) == (40 if limit else 50, 7)
+
+
+def test_what_a_data_set_cannot_be_read_for_is_told_whole(tmp_path: Path, check: Check, hub: Hub) -> None:
+    hub.files = {"rows.py": b"", "notes.md": b"no rows"}
+
+    done = check()
+
+    assert done.returncode == 65
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: hf:me/rows: source 'rows' cannot be fetched (")
+
+
+def test_a_name_that_is_wrong_once_all_is_fetched_is_refused_with_those_there_are(check: Check, hub: Hub) -> None:
+    hub.files = SEVERAL
+    sources(check('config = "first"', 'split = "train_sft"'))
+
+    done = check('config = "first"')
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        65,
+        f"error: hf:me/rows: {SPLITS}'train'; write split = \"train_sft\", or another of them",
+    )
+
+
+def test_rows_that_are_taken_of_the_hub_hold_no_fields_of_other_rows(tmp_path: Path, check: Check, hub: Hub) -> None:
+    hub.files = SEVERAL
+
+    sources(check('config = "second"', "rows = 40"))
+
+    (written,) = (tmp_path / "runs" / "sources").glob("rows-*/0-train.jsonl")
+    assert [json.loads(line) for line in written.read_text().splitlines()][:2] == CALLS
+
+
+def test_rows_of_a_data_set_that_was_fetched_hold_no_fields_of_other_rows(tmp_path: Path) -> None:
+    for name, content in SEVERAL.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    rows = rows_of_split(HubSet("rows", "me/rows", str(tmp_path), "second", "train"), 1, 3)
+
+    assert list(rows) == [CALLS[1], CALLS[0]]

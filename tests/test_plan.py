@@ -436,7 +436,7 @@ FILE_MISTAKES = [
     (
         "demonstrations = 'void'",
         "r.toml:16: source 'odd': the folder 'void' holds no file that can be read; files end in .jsonl, .ndjson, "
-        ".json, .csv, .tsv, .parquet, .txt, each also with .gz or .zst",
+        ".json, .csv, .tsv, .parquet, .arrow, .txt, each also with .gz or .zst",
     ),
     (
         "demonstrations = 'demos.jsonl'\nheld_out = 'rest.csv'",

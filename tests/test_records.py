@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from alignkit.contract import jsontext
 from alignkit.contract.files import FORMATS, rows_of
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
-from alignkit.contract.records import Part, key_of, on_held_out_side, with_prompt
+from alignkit.contract.records import Part, Record, key_of, on_held_out_side
+from alignkit.contract.values import with_prompt
 from alignkit.errors import DataError
 
 PAIRS = [
@@ -77,6 +79,35 @@ def refusal(folder: Path, kind: type[Records], path: Path, **options: Any) -> st
     return str(raised.value).replace(str(folder), "FOLDER")
 
 
+# Places
+
+
+def test_a_row_knows_its_place_and_whether_its_source_skips_bad_rows(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"text": "a"}, {"text": "b"}])
+
+    first, second = records(Text, path, skip=True).train()
+
+    assert (first.place, first.skip, second.place) == (f"{path}:1", True, f"{path}:2")
+    assert not next(records(Text, path).train()).skip
+
+
+def test_a_row_is_a_dictionary_to_everything_else() -> None:
+    row = Record.at("rows.jsonl:3", {"text": "a"}, skip=True)
+
+    unpickled = pickle.loads(pickle.dumps(row))
+
+    assert (row, json.dumps(row)) == ({"text": "a"}, '{"text": "a"}')
+    assert (unpickled, unpickled.place, unpickled.skip) == (row, "rows.jsonl:3", True)
+
+
+def test_other_values_of_a_row_stand_at_its_place() -> None:
+    row = Record.at("rows.jsonl:3", {"text": "a"}, skip=True)
+
+    other = row.with_values({**row, "text": "b"})
+
+    assert (other, other.place, other.skip) == ({"text": "b"}, "rows.jsonl:3", True)
+
+
 # Formats
 
 
@@ -104,6 +135,44 @@ def test_json_lines_are_read_under_any_name(tmp_path: Path, name: str) -> None:
     path = put(tmp_path, gzip.compress(content) if name.endswith(".gz") else content, name)
 
     assert list(records(Preferences, path).train()) == PAIRS
+
+
+TABLE = [{"prompt": "one; two", "completion": "a, b"}, {"prompt": "c", "completion": 'd "e"'}]
+
+
+def in_table(sign: str, line: str = "\r\n") -> str:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, ["prompt", "completion"], delimiter=sign, lineterminator=line)
+    writer.writeheader()
+    writer.writerows(TABLE)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
+def test_a_table_is_read_as_a_spreadsheet_writes_it(tmp_path: Path, sign: str, encoding: str, ending: str) -> None:
+    content = in_table(sign).encode(encoding)
+
+    path = put(tmp_path, gzip.compress(content) if ending.endswith(".gz") else content, f"rows{ending}")
+
+    assert list(records(Demonstrations, path).train()) == TABLE
+
+
+@pytest.mark.parametrize("names", ['"text","a; b; c"', "text", '"text"'])
+def test_a_sign_within_a_name_parts_nothing(tmp_path: Path, names: str) -> None:
+    path = put(tmp_path, f"{names}\n{'x,y' if ',' in names else 'x; y'}\n".encode(), "rows.csv")
+
+    assert list(records(Text, path).train()) == [{"text": "x" if "," in names else "x; y"}]
+
+
+def test_a_text_that_only_begins_as_utf_16_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path, b"\xff\xfea", "rows.csv")
+
+    assert refusal(tmp_path, Text, path) == (
+        "FOLDER/rows.csv: not UTF-16, as which it begins ('utf-16-le' codec can't decode byte 0x61 in position 2: "
+        "truncated data); save it as UTF-8"
+    )
 
 
 def test_a_list_is_read_under_any_name(tmp_path: Path) -> None:
@@ -198,7 +267,7 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
             "r.yaml",
             b"x",
             "FOLDER/r.yaml: the file's ending is none that can be read; use one of .jsonl, .ndjson, .json, .csv, "
-            ".tsv, .parquet, .txt",
+            ".tsv, .parquet, .arrow, .txt",
         ),
         (
             "r.jsonl",

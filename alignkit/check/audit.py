@@ -8,18 +8,21 @@ is told and refused never. Texts are remembered by their hash alone.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from alignkit.check.floors import FEWEST, MEASURED, TRAIN, Features, difference, words_win
+from alignkit.contract.arrow import NullFields
+from alignkit.contract.chats import TURN_KEYS, text_of
 from alignkit.contract.kinds import Records
 from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
 from alignkit.contract.shapes import TRANSCRIPTS
+from alignkit.contract.values import CONTENTS, form_of
 from alignkit.errors import DataError, Problem
-from alignkit.plan.source import SHOWN, RecordOptions, refused_rows
+from alignkit.plan.source import SHOWN, BadRows, RecordOptions
 
 BIASED = 0.65
 """From this share on, that the longer answer wins is worth a word."""
@@ -41,8 +44,26 @@ class Audit:
     """What the format does not tell of them, such as `ShareGPT roles`."""
     unread: list[str] = field(default_factory=list)
     """Columns that nothing is made of."""
+    in_recipe: bool = True
+    """A recipe names the source; else it is files by themselves."""
+    split: str = ""
+    """The split of a folder that it reads."""
+    splits: list[str] = field(default_factory=list)
+    """All splits of that folder."""
     chats: bool = False
     """The rows are chats, not strings."""
+    turn_keys: dict[str, int] = field(default_factory=dict)
+    """Keys of turns besides `role` and `content`, and how many turns have each."""
+    not_learnt: int = 0
+    """Answers in chats that are not learnt: their `weight` is 0."""
+    several_turns: int = 0
+    """Answers of pairs and judged answers that have several turns, as where tools are called."""
+    without_value: list[str] = field(default_factory=list)
+    """Fields of structures in columnar files that are null in every row, by their path."""
+    ending: str = ""
+    """What nearly all answers end with."""
+    endings: list[int] = field(default_factory=lambda: [0, 0])
+    """How many answers end so, and how many were looked at."""
     rows: int = 0
     held_out: int = 0
     """Rows that are kept aside to measure on."""
@@ -94,6 +115,17 @@ class Audit:
             yield Problem(problem, where, f"they lie in {self.quarantine}")
         if not (self.rows and self.held_out):
             yield self._one_sided(where)
+        if self.without_value:
+            told = ", ".join(self.without_value[:SHOWN]) + (", ..." if len(self.without_value) > SHOWN else "")
+            problem = f"{told}: null in every row, and read as if not there, as columnar files fill up structures"
+            yield Problem(problem, where, "write the rows as JSON Lines if a null is meant")
+        if unread := [column for column in self.unread if column in OF_PROMPTS]:
+            problem = f"the columns {', '.join(unread)} are not read, and may be part of what is asked"
+            yield Problem(problem, where, "write what they say into the prompt, or take them out")
+        if self.ending:
+            times, of = self.endings
+            problem = f"{times} of {of} answers end with the same {len(self.ending)} characters, {self.ending!r}"
+            yield Problem(problem, where, "take them out unless they are meant: an answer's end is marked by itself")
         if self.overlap:
             problem = f"{self.overlap} of {self.held_out} held-out rows have a prompt that is learnt from, too"
             yield Problem(problem, where, "take them out of one of the two, else what is measured is memory")
@@ -118,7 +150,8 @@ class Audit:
             problem = f"{self.control} rows hold text that a tokenizer may take for a special token ({told})"
             yield Problem(problem, where, "take it out where it is not meant")
         if self.format == "chosen-rejected" and TRANSCRIPTS in self.traits:
-            remedy = f'sources.{self.source}.format = "transcript" reads them as chats, for the model\'s chat template'
+            key = f"sources.{self.source if self.in_recipe else 'NAME'}.format"
+            remedy = f'{key} = "transcript" reads them as chats, for the model\'s chat template'
             yield Problem("transcripts are read as plain text", where, remedy)
 
     def _one_sided(self, where: str) -> Problem:
@@ -133,6 +166,18 @@ class Audit:
             problem = f"{what}: {self.prompts} {things} are few for a share of {self.share or 0:g}"
         return Problem(problem, where, 'give a file of its own to measure on: held_out = "FILE"')
 
+    @property
+    def unread_keys(self) -> list[str]:
+        """Keys of turns that only a chat template may read."""
+        return [key for key in self.turn_keys if key not in TURN_KEYS]
+
+
+OF_PROMPTS = ("tools", "system", "functions", "documents", "chat_template_kwargs", "system_prompt")
+"""Columns that change what a prompt is, in the data sets that have them."""
+ENDINGS, LONGEST_ENDING, SHORTEST_ENDING = 10_000, 64, 5
+"""Answers whose ends are compared, and characters of an end."""
+NEARLY_ALL = 0.95
+
 
 @dataclass
 class _Seen:
@@ -145,9 +190,12 @@ class _Seen:
     """Prompt and answer -> how it was judged first."""
     train: set[int] = field(default_factory=set)
     held_out: Counter[int] = field(default_factory=Counter)
+    forms: Counter[str] = field(default_factory=Counter)
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
     sample: tuple[list[Features], list[Features]] = field(default_factory=lambda: ([], []))
     """Differences of the first pairs, to learn from and to measure on."""
+    ends: dict[int, str] = field(default_factory=dict)
+    """The first answers that differ, by their hash -> what each ends with, backwards."""
 
 
 def audit(records: Records, options: RecordOptions, quarantine: Path | None = None) -> Audit:
@@ -157,7 +205,8 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
     are not, or are more than the share `max_bad`, and where no row is left.
     """
     kind = type(records)
-    found, seen, errors = Audit(records.name, kind.__name__), _Seen(), list[DataError]()
+    found, seen, bad_rows, nulls = Audit(records.name, kind.__name__), _Seen(), BadRows(), NullFields()
+    found.in_recipe = records.parts[0].in_recipe
     found.share = options.held_out if isinstance(options.held_out, float) else None
     if form := format_of_part(records.parts[0], kind.__name__, kind.columns):
         found.format, found.traits, found.unread = form.name, list(form.traits), list(form.unread)
@@ -167,23 +216,25 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
 
         def bad(error: DataError, row: Row | None) -> None:
             nonlocal file
-            found.bad += 1
-            if len(errors) < SHOWN:
-                errors.append(error)
+            bad_rows.note(error)
             if quarantine and options.on_bad_rows == "skip":
                 file = file or resources.enter_context(quarantine.open("w", encoding="utf-8"))
                 file.write(json.dumps({"problem": str(error), "row": row}, default=str) + "\n")
                 found.quarantine = str(quarantine)
 
         for part in records.parts:
-            for _, row in placed_rows(part, kind.__name__, kind.columns, bad):
+            for _, row in placed_rows(part, kind.__name__, kind.columns, bad, nulls):
                 count(row, part, found, seen)
-    total = found.rows + found.held_out + found.bad
-    found.first_bad = [str(error) for error in errors]
-    if errors and (options.on_bad_rows == "fail" or found.bad > options.max_bad * total):
-        raise refused_rows(records.name, errors, found.bad, total, options)
-    if not found.rows + found.held_out:
+    good = found.rows + found.held_out
+    found.bad, found.first_bad = bad_rows.count, [str(error) for error in bad_rows.first]
+    if bad_rows.count and (options.on_bad_rows == "fail" or found.bad > options.max_bad * (good + found.bad)):
+        raise bad_rows.refusal(records.parts[0], good, options)
+    if not good:
         raise DataError(f"source {records.name!r} has no rows", remedy="give it rows, or widen its split")
+    _refuse_two_forms(records, seen)
+    kept = {"tools", *(name for part in records.parts for name in part.keep)}
+    found.without_value = [path for path in nulls.without_value() if is_handed_on(path, kept)]
+    found.ending, *found.endings = common_ending(list(seen.ends.values()))
     found.prompts = len(seen.train | seen.held_out.keys())
     found.overlap = sum(times for prompt, times in seen.held_out.items() if prompt in seen.train)
     if seen.longer[1]:
@@ -192,6 +243,34 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
         cut = len(train) * 4 // 5  # too few held-out rows: those at the end of the sample
         found.words_win = words_win(train, held_out) or words_win(train[:cut], train[cut:])
     return found
+
+
+def is_handed_on(path: str, columns: Collection[str]) -> bool:
+    """Say whether a field is in a structure that is handed on whole, to a template or a reward function."""
+    return path.partition(".")[0].partition("[")[0] in columns or ".arguments." in path
+
+
+def common_ending(backwards: Sequence[str]) -> tuple[str, int, int]:
+    """Tell what nearly all texts end with, which are written backwards; how many do so, and how many there are."""
+    ending, same = "", backwards
+    while same and len(ending) < LONGEST_ENDING:
+        letter, times = Counter(text[len(ending) : len(ending) + 1] for text in same).most_common(1)[0]
+        if not letter or times < NEARLY_ALL * len(backwards):
+            break
+        ending += letter
+        same = [text for text in same if text.startswith(ending)]
+    told = ending[::-1]
+    if len(backwards) < FEWEST or len(told.strip()) < SHORTEST_ENDING:
+        return "", 0, 0
+    return told, len(same), len(backwards)
+
+
+def _refuse_two_forms(records: Records, seen: _Seen) -> None:
+    """Refuse rows to measure on that are plain text where those to learn from are chats, or the other way round."""
+    if len(seen.forms) > 1:
+        counts = ", ".join(f"{seen.forms[form]} {form}" for form in ("chat", "plain"))
+        problem = f"the rows to learn from and the held-out ones are mixed chats and plain text ({counts})"
+        raise DataError(problem, f"source {records.name!r}", "write all rows in one form")
 
 
 def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
@@ -204,13 +283,19 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
     else:
         found.rows += 1
         seen.train.add(prompt)
-    found.chats = found.chats or any(isinstance(value, list) for value in row.values())
+    form = form_of(row)
+    seen.forms[form] += 1
+    found.chats = form == "chat"
+    _count_turns(row, found)
+    _count_several(row, found)
+    _note_ends(row, seen)
     size = sum(map(len, texts))
     found.blank += "text" in row and not row["text"].strip()
     found.longest = max(found.longest, size)
     found.lengths[next((place for place, bound in enumerate(LENGTHS) if size <= bound), len(LENGTHS))] += 1
     whole = "\x00".join(texts)
-    _count_twins(hash((whole, row.get("label"), row.get("rating"))), whole, found, seen)
+    tools = json.dumps(row["tools"], default=str) if "tools" in row else ""
+    _count_twins(hash((whole, tools, row.get("label"), row.get("rating"))), f"{whole}{tools}", found, seen)
     if ("<" in whole or "[" in whole) and (texts_found := set(CONTROL.findall(whole))):
         found.control += 1
         for text in texts_found:
@@ -225,6 +310,30 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
         if "label" in row:
             found.labels[str(judged).lower()] = found.labels.get(str(judged).lower(), 0) + 1
         found.contradictions += seen.judged.setdefault(hash(whole), float(judged)) != float(judged)
+
+
+def _count_turns(row: Row, found: Audit) -> None:
+    """Count keys of turns, and answers that are not learnt."""
+    for turn in (turn for column in CONTENTS if isinstance(row.get(column), list) for turn in row[column]):
+        found.not_learnt += turn.get("weight") == 0
+        for key in turn.keys() - {"role", "content"}:
+            found.turn_keys[key] = found.turn_keys.get(key, 0) + 1
+
+
+def _count_several(row: Row, found: Audit) -> None:
+    answers = (row[column] for column in ("completion", "chosen", "rejected") if column in row)
+    found.several_turns += sum(isinstance(answer, list) and len(answer) > 1 for answer in answers)
+
+
+def _note_ends(row: Row, seen: _Seen) -> None:
+    """Note what a row's answers end with, of each answer once."""
+    for column in ("completion", "messages", "chosen", "rejected"):
+        if column in row and len(seen.ends) < ENDINGS:
+            value = row[column]
+            answers = value if isinstance(value, list) else [{"role": "assistant", "content": value}]
+            text = next((turn["content"] for turn in reversed(answers) if turn["role"] == "assistant"), "")
+            if text:
+                seen.ends.setdefault(hash(text), text[: -LONGEST_ENDING - 1 : -1])
 
 
 def _count_twins(key: int, whole: str, found: Audit, seen: _Seen) -> None:
@@ -255,4 +364,4 @@ def _texts(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
+    return value if isinstance(value, str) else "\n".join(map(text_of, value))

@@ -4,38 +4,50 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from alignkit.contract.files import files_in, files_matching, format_of, is_pattern, rows_of
+from alignkit.contract.files import files_matching, format_of, is_pattern, rows_of, whole_path
 from alignkit.contract.kinds import SOURCE_KINDS, Records
-from alignkit.contract.records import Part, format_of_part, placed_rows
+from alignkit.contract.records import Part, is_meant, placed_rows
 from alignkit.contract.shapes import SHAPES
+from alignkit.contract.splits import files_of_split
 from alignkit.errors import DataError, RecipeError, near_miss
 from alignkit.plan.source import RecordOptions, Source
 
 ORDER = ("preferences", "ratings", "demonstrations", "prompts", "text")
-"""A file is of the first kind whose columns it has: the more columns, the earlier."""
+"""A file is of the first kind that its first row has the columns of, and what those must hold: more columns first."""
 
 
-def files_at(what: str) -> tuple[Path, ...]:
-    """Find the files of rows that a path or a pattern names: one, those of a folder, or those that match.
+class RowFiles(NamedTuple):
+    """Files of rows."""
 
-    Empty for a recipe, or where there is nothing that could be one. Raises DataError for a file that is not there.
+    files: tuple[Path, ...] = ()
+    splits: tuple[str, ...] = ()
+    """The splits of their folder, where they are those of one."""
+
+
+def files_at(what: str) -> RowFiles:
+    """Find the files of rows that a path or a pattern names: one, those of a folder (its split `train`), or matches.
+
+    None for a recipe, or where there is nothing that could be one. Raises DataError for a file that is not there, and
+    for a folder without such a split.
     """
     path = Path(what)
     if path.suffix == ".toml":
-        return ()
+        return RowFiles()
     if path.is_file():
-        return (path.resolve(),)
+        return RowFiles((whole_path(path),))
     if path.is_dir():
-        return tuple(sorted(file.resolve() for file in files_in(path)))
+        files, splits = files_of_split(path, None, in_recipe=False)
+        return RowFiles(tuple(files), splits)
     if is_pattern(what):
-        return tuple(sorted(file.resolve() for file in files_matching(path, Path())))
+        return RowFiles(tuple(sorted(map(whole_path, files_matching(path, Path())))))
     if format_of(path):
         raise DataError("there is no such file", what, "check its path")
-    return ()
+    return RowFiles()
 
 
-def source_of(files: Sequence[Path], name: str, word: str | None = None) -> Source:
+def source_of(files: Sequence[Path], name: str, word: str | None = None, splits: Sequence[str] = ()) -> Source:
     """Make a source of files, of the kind that is named, else of the one that the first row tells.
 
     Raises RecipeError for a kind that there is not, and DataError where the first row is of none.
@@ -47,12 +59,14 @@ def source_of(files: Sequence[Path], name: str, word: str | None = None) -> Sour
         )
     found = word or next((name for name in ORDER if _reads(files[0], kinds[name])), None)
     if found is None:
-        next(rows_of(files[0]))  # raises what is wrong with the file itself
+        _, row = next(rows_of(files[0]))  # raises what is wrong with the file itself
         remedy = "say what it holds with --as, or which columns are which in a recipe (sources.NAME.columns)"
-        raise DataError("the first row is in no format that is known", str(files[0]), remedy)
+        problem = f"the first row is in no format that is known; its columns are {', '.join(map(repr, row)) or 'none'}"
+        raise DataError(problem, str(files[0]), remedy)
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     seen = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    return Source(name, kinds[found], found, name, "files", RecordOptions(), seen, tuple(files))
+    more: dict[str, Any] = {"files": tuple(files), "splits": tuple(splits), "in_recipe": False}
+    return Source(name, kinds[found], found, name, "files", RecordOptions(), seen, **more)
 
 
 def write_fixed(source: Source, path: Path) -> tuple[int, int]:
@@ -86,4 +100,4 @@ def write_fixed(source: Source, path: Path) -> tuple[int, int]:
 
 def _reads(path: Path, kind: type[Records]) -> bool:
     part = Part(name=path.name, paths=(path,))
-    return kind.__name__ in SHAPES and format_of_part(part, kind.__name__, kind.columns) is not None
+    return kind.__name__ in SHAPES and is_meant(part, kind.__name__, kind.columns)

@@ -35,8 +35,18 @@ def facts(found: Audit) -> Iterator[tuple[str, str]]:
     yield "rows", f"{found.rows} to learn from, {found.held_out} held out"
     if found.bad:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"
-    if found.unread:
-        yield "not read", f"the columns {', '.join(map(plain, found.unread))}"
+    if found.splits:
+        yield "split", f"{plain(found.split)}, of {', '.join(map(plain, found.splits))}"
+    unread = [f"the columns {', '.join(map(plain, found.unread))}"] if found.unread else []
+    if found.unread_keys:
+        keys = ", ".join(map(plain, found.unread_keys))
+        unread.append(f"the keys {keys} of turns, unless the chat template reads them")
+    if unread:
+        yield "not read", "; ".join(unread)
+    if found.several_turns:
+        yield "answers", f"{found.several_turns} have several turns: calls of tools and what follows them"
+    if found.not_learnt:
+        yield "not learnt", f"{found.not_learnt} answers of the weight 0"
     yield "prompts" if found.kind != "Text" else "texts", f"{found.prompts} differ"
     yield "twice", f"{found.duplicates} rows, {found.near} more but for case and white space"
     if found.blank:

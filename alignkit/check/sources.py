@@ -6,9 +6,11 @@ from pathlib import Path
 
 from alignkit.check.audit import Audit, audit
 from alignkit.contract.kinds import Records
+from alignkit.contract.records import split_of
+from alignkit.contract.splits import split_called
 from alignkit.plan.source import RecordOptions, Source
 
-VERSION = 5
+VERSION = 6
 """Raised when what an audit looks at changes."""
 
 
@@ -23,6 +25,8 @@ def check_source(source: Source, records: Records, cache: Path) -> Audit:
         return found_before
     cache.mkdir(parents=True, exist_ok=True)
     found = audit(records, source.options, note.with_suffix(".bad.jsonl"))
+    if source.splits:
+        found.split, found.splits = split_called(split_of(records.parts[0])), list(source.splits)
     staged = note.with_suffix(".partial")
     staged.write_text(json.dumps(found.as_dict(), indent=2) + "\n", "utf-8")
     staged.replace(note)

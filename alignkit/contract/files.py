@@ -1,4 +1,4 @@
-"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet and plain text, each also packed by gzip or zstd.
+"""Rows in files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, each also packed by gzip or zstd.
 
 Every reader yields `(place, row)`, where the place is `file:line` (or `file, row n`) for messages.
 """
@@ -8,19 +8,23 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from alignkit.contract.arrow import NullFields, arrow_rows, parquet_rows
 from alignkit.contract.jsontext import UNREADABLE, JsonText, not_utf8
 from alignkit.errors import DataError
 
 Placed = Iterator[tuple[str, dict[str, Any]]]
 Found = Iterator[tuple[str, dict[str, Any] | DataError]]
 """What stands at each place: a row, or why there is none. What follows can still be read."""
+
+Columnar = Callable[[Path, BinaryIO | None, NullFields | None], Iterator[dict[str, Any]]]
 
 csv.field_size_limit(1 << 30)
 
@@ -36,10 +40,11 @@ def rows_of(path: Path, unit: str = "paragraph") -> Placed:
         yield place, row
 
 
-def found_in(path: Path, unit: str = "paragraph") -> Found:
+def found_in(path: Path, unit: str = "paragraph", nulls: NullFields | None = None) -> Found:
     """Read a file's rows as `rows_of` does, and go on behind a line that holds none.
 
-    Raises DataError where nothing behind a fault can be told.
+    `nulls` notes which fields of structures in a columnar file have values. Raises DataError where nothing behind a
+    fault can be told.
     """
     try:
         refuse_pointer(path)
@@ -47,7 +52,7 @@ def found_in(path: Path, unit: str = "paragraph") -> Found:
             if not file.read(1):
                 raise DataError("the file is empty", str(path), "give it rows, or take it out of the recipe")
         with _open(path) as file:
-            rows = _reader(path, unit)(path, file)
+            rows = _reader(path, unit, nulls)(path, _in_utf8(path, file))
             if (first := next(rows, None)) is None:
                 raise DataError("the file holds no rows", str(path), "give it rows, or take it out of the recipe")
             yield first
@@ -73,11 +78,12 @@ def refuse_pointer(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    kind = PACKED.get(path.suffix.lower(), "file")
-    return DataError(f"the {kind} file is damaged or cut off ({error})", str(path), "copy it again")
+    kind = f"{PACKED[path.suffix.lower()]} file" if path.suffix.lower() in PACKED else "file"
+    return DataError(f"the {kind} is damaged or cut off ({error})", str(path), "copy it again")
 
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COLUMNAR = {".parquet": "a Parquet", ".arrow": "an Arrow"}
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -87,10 +93,22 @@ def format_of(path: Path) -> str:
     return suffix.lower() if suffix.lower() in FORMATS else ""
 
 
+SIDECARS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files beside those of rows, in which `datasets` tells of a data set."""
+ABOUT = re.compile(r"(readme|licen[cs]e|notice|requirements)\b.*\.txt", re.IGNORECASE)
+"""Texts that tell of a folder."""
+
+
 def files_in(folder: Path) -> list[Path]:
-    """Find the files of rows in a folder and below; what is hidden is left out."""
+    """Find the files of rows in a folder and below; what is hidden or tells of the others is left out."""
     found = (path for path in folder.rglob("*") if path.is_file() and format_of(path))
+    found = (path for path in found if path.name not in SIDECARS and not ABOUT.fullmatch(path.name))
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def whole_path(file: Path) -> Path:
+    """Give a file's whole path under its own name: what a link of the hub's cache points to has no ending."""
+    return file.parent.resolve() / file.name
 
 
 def is_pattern(address: str) -> bool:
@@ -114,7 +132,24 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Found]:
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""What a text in UTF-16 begins with."""
+
+
+def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
+    """Give a table or text in UTF-16, as spreadsheets write them, in UTF-8; it is held in memory."""
+    if format_of(path) not in (".csv", ".tsv", ".txt"):
+        return file
+    with _open(path) as again:
+        if again.read(2) not in UTF_16:
+            return file
+    try:
+        return io.BytesIO(file.read().decode("utf-16").encode())
+    except UnicodeError as error:
+        raise DataError(f"not UTF-16, as which it begins ({error})", str(path), "save it as UTF-8") from error
+
+
+def _reader(path: Path, unit: str, nulls: NullFields | None) -> Callable[[Path, BinaryIO], Found]:
     form = format_of(path)
     if form == ".txt":
         return _paragraphs if unit == "paragraph" else _lines_of_text
@@ -128,7 +163,8 @@ def _reader(path: Path, unit: str) -> Callable[[Path, BinaryIO], Found]:
         ".json": _json_array,
         ".csv": partial(_cells, sign=","),
         ".tsv": partial(_cells, sign="\t"),
-        ".parquet": _parquet,
+        ".parquet": partial(_columnar, read=parquet_rows, nulls=nulls),
+        ".arrow": partial(_columnar, read=arrow_rows, nulls=nulls),
     }
     try:
         return readers[form]
@@ -228,8 +264,10 @@ def _json_array(path: Path, file: BinaryIO) -> Found:
 
 
 def _cells(path: Path, file: BinaryIO, sign: str) -> Found:
-    """Read a table in text, its cells parted by a sign."""
-    reader = csv.DictReader((line for _, line in _lines(path, file)), strict=True, delimiter=sign)
+    """Read a table in text, its cells parted by a sign, or by the one that parts the names in its first line."""
+    lines = (line for _, line in _lines(path, file))
+    first = next(lines, "")
+    reader = csv.DictReader(chain([first], lines), strict=True, delimiter=_separator(first, sign))
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -242,19 +280,31 @@ def _cells(path: Path, file: BinaryIO, sign: str) -> Found:
         raise DataError(f"not CSV ({error})", f"{path}:{reader.reader.line_num}", "correct the line") from error
 
 
-def _parquet(path: Path, file: BinaryIO) -> Found:
+SEPARATORS = (",", ";", "\t", "|")
+"""What parts cells: Excel writes semicolons where the comma is a decimal point."""
+
+
+def _separator(line: str, usual: str) -> str:
+    """Tell what parts the names in the first line of a table: the sign that makes most of them, first the usual one."""
+    return max((usual, *SEPARATORS), key=lambda sign: _count_cells(line, sign))
+
+
+def _count_cells(line: str, sign: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=sign, strict=True), []))
+    except csv.Error:
+        return 0
+
+
+def _columnar(path: Path, file: BinaryIO, read: Columnar, nulls: NullFields | None) -> Found:
     import pyarrow
-    from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(io.BytesIO(file.read()) if path.suffix.lower() in PACKED else str(path))
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+        for number, row in enumerate(read(path, file if path.suffix.lower() in PACKED else None, nulls), start=1):
+            yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
-        raise DataError(f"not a Parquet file ({str(error).splitlines()[0]})", str(path), "copy it again") from error
+        problem = f"not {COLUMNAR[format_of(path)]} file ({str(error).splitlines()[0]})"
+        raise DataError(problem, str(path), "copy it again") from error
 
 
 def _lines_of_text(path: Path, file: BinaryIO) -> Found:

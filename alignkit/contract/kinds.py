@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.records import CERTAINTY, Part, Row, read_side
+from alignkit.contract.records import Part, Record, Row, read_side
+from alignkit.contract.values import FURTHER
 
 
 class Artifact(BaseModel):
@@ -34,11 +35,11 @@ class Records(Artifact):
 
     parts: tuple[Part, ...]
 
-    def train(self) -> Iterator[Row]:
-        """Give the rows to learn from, in the order of the files."""
+    def train(self) -> Iterator[Record]:
+        """Give the rows to learn from, in the order of the files; each knows its place."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=False)
 
-    def held_out(self) -> Iterator[Row]:
+    def held_out(self) -> Iterator[Record]:
         """Give the rows kept aside to measure on."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=True)
 
@@ -50,31 +51,42 @@ class Text(Records):
 
 
 class Prompts(Records):
-    """What a policy is asked: `prompt`, a string or chat messages."""
+    """What a policy is asked: `prompt`, a string or chat messages.
+
+    Beside a chat, here and in the kinds below, `tools` are what it may call, and `system` is a system turn's text.
+    """
 
     columns = (("prompt",),)
+    further = FURTHER["Prompts"]
 
 
 class Demonstrations(Records):
-    """Good answers: `prompt` and `completion`, or chat `messages`, or a `completion` alone."""
+    """Good answers: `prompt` and `completion`, or chat `messages`, or a `completion` alone.
+
+    `completion` ends with an answer of the assistant; of `messages` all its turns are answers, but those of `weight` 0.
+    """
 
     columns = (("prompt", "completion"), ("messages",), ("completion",))
+    further = FURTHER["Demonstrations"]
 
 
 class Preferences(Records):
     """Pairs: `prompt`, `chosen`, `rejected`; without `prompt` it is what both sides begin with.
 
-    `p_chosen` may say, from 0 to 1, how likely it is that the chosen answer is the better one.
+    In chats a side is an answer of the assistant, with the calls of tools before it and what those return; what comes
+    before is the prompt, the same for both. `p_chosen` may say, from 0 to 1, how likely it is that the chosen answer is
+    the better one.
     """
 
     columns = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
-    further = (CERTAINTY,)
+    further = FURTHER["Preferences"]
 
 
 class Ratings(Records):
     """Judged answers: `prompt`, `completion` and a `rating` (a number) or a `label` (true is good)."""
 
     columns = (("prompt", "completion", "rating"), ("prompt", "completion", "label"))
+    further = FURTHER["Ratings"]
 
 
 class Policy(Artifact):

@@ -1,33 +1,18 @@
 """Rows as users have them: which known format a row is in, and the same row with our columns.
 
-A format is told by the names of its columns, and hardly ever by their content. Chats come as messages (`role`,
-`content`), as ShareGPT turns (`from`, `value`), or with content in parts; all of them leave here as messages.
+A format is told by the names of its columns, and hardly ever by their content. All chats leave here as messages.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from alignkit.contract.chats import ROLE_OF, as_messages, part_pair, plain, roles_in
 from alignkit.errors import DataError
 
 Row = dict[str, Any]
-
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool": "tool",
-    "function_call": "assistant",
-}
-"""Who speaks in a ShareGPT turn -> the role of a message."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +29,8 @@ class Shape:
     """Columns that are read, too, where a row has them."""
     fits: Callable[[Row], bool] | None = None
     """Tells by their content rows of it from others with the same columns."""
+    meant: Callable[[Row], bool] | None = None
+    """Tells by its content whether a row of a file whose kind nobody names is of this one."""
 
 
 def taken(*names: str, **renamed: str) -> Callable[[Row], Row]:
@@ -70,7 +57,10 @@ ALPACA = ("input", "system", "history")
 
 def instruction(row: Row, given: str = "input") -> list[Any]:
     """Give what an Alpaca row asks as messages: system, history, and the instruction with its input below it."""
-    earlier = [message for pair in row.get("history") or [] for message in (*asked(pair[0]), *answered(pair[1]))]
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise DataError('\'history\' must be a list of questions with their answers, such as [["...", "..."]]')
+    earlier = [message for pair in history for message in (*asked(pair[0]), *answered(pair[1]))]
     text = f"{row['instruction']}\n\n{row[given]}" if row.get(given) else row["instruction"]
     return [*_system(row), *earlier, *asked(text)]
 
@@ -81,8 +71,15 @@ def question(row: Row) -> list[Any]:
 
 
 def turns(row: Row, column: str = "conversations") -> list[Any]:
-    """Give a conversation with its system text, if it has one, in front."""
-    return [*_system(row), *_list(row[column])]
+    """Give a conversation with its system text, if it has one of its own, in front."""
+    return with_system(_list(row[column]), row.get("system"))
+
+
+def with_system(chat: list[Any], system: Any) -> list[Any]:
+    """Put a system text in front of a chat that does not begin with it already."""
+    begun = as_messages(chat[:1])
+    opening = [{"role": "system", "content": system}] if system else []
+    return chat if not opening or begun == opening else [*opening, *chat]
 
 
 def _list(value: Any) -> list[Any]:
@@ -110,20 +107,26 @@ def transcript(text: Any) -> list[Any]:
     if before.strip() or not rest:
         raise DataError("the text is no transcript: it does not begin with 'Human:' or 'Assistant:'")
     spoken = zip(rest[::2], rest[1::2], strict=True)
-    return [{"role": ROLES[name.lower()], "content": said.strip()} for name, said in spoken]
+    return [{"role": ROLE_OF[name.lower()], "content": said.strip()} for name, said in spoken]
 
 
 def _pair(row: Row) -> Row:
-    """Take a prompt and two answers; answers that repeat the prompt, as whole chats do, are read without it."""
+    """Take a prompt and two answers; answers that repeat the prompt, as whole chats do, are read without it.
+
+    Either may have more in front, as a system text: what is longer is the prompt.
+    """
     prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
         one, other = as_messages(chosen), as_messages(rejected)
         if _begins_with_a_question(one) and _begins_with_a_question(other):
             begun = as_messages(asked(prompt) if isinstance(prompt, str) else prompt)
             size = len(begun) if isinstance(begun, list) else 0
-            if one[:size] == begun == other[:size]:
+            if size and one[:size] == begun == other[:size]:
                 return {"prompt": begun, "chosen": one[size:], "rejected": other[size:]}
-            if isinstance(prompt, str):  # it is told apart, too: what both chats begin with counts
+            common, *answers = part_pair([], one, other)
+            if size and common and begun[-len(common) :] == common:
+                return {"prompt": begun, "chosen": answers[0], "rejected": answers[1]}
+            if size == 0 or isinstance(prompt, str) or common[-size:] == begun:  # what both chats begin with counts
                 return {"chosen": one, "rejected": other}
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -141,6 +144,7 @@ def _preferred(row: Row) -> Row:
         "prompt": _list(given.get("messages")),
         "chosen": row["preferred_output"],
         "rejected": row["non_preferred_output"],
+        **({"tools": given["tools"]} if given.get("tools") else {}),
     }
 
 
@@ -182,11 +186,28 @@ def _side(row: Row, side: str) -> Any:
     return answered(value) if isinstance(value, str) else [value] if isinstance(value, dict) else value
 
 
+def _answers(column: str) -> Callable[[Row], bool]:
+    """Tell chats that hold an answer from such as only ask."""
+    return lambda row: "assistant" in roles_in(row[column])
+
+
 DEMONSTRATIONS = (
     Shape("prompt-completion", ("prompt", "completion"), taken("prompt", "completion")),
-    Shape("messages", ("messages",), taken("messages")),
-    Shape("sharegpt", ("conversations",), lambda row: {"messages": turns(row)}, ("system",)),
-    Shape("conversation", ("conversation",), lambda row: {"messages": turns(row, "conversation")}, ("system",)),
+    Shape("messages", ("messages",), taken("messages"), meant=_answers("messages")),
+    Shape(
+        "sharegpt",
+        ("conversations",),
+        lambda row: {"messages": turns(row)},
+        ("system",),
+        meant=_answers("conversations"),
+    ),
+    Shape(
+        "conversation",
+        ("conversation",),
+        lambda row: {"messages": turns(row, "conversation")},
+        ("system",),
+        meant=_answers("conversation"),
+    ),
     Shape(
         "alpaca",
         ("instruction", "output"),
@@ -241,6 +262,7 @@ PREFERENCES = (
             "rejected": answered(_two(row)[1]),
         },
         ALPACA,
+        meant=lambda row: isinstance(row["output"], list),
     ),
     Shape(
         "question-chosen-rejected",
@@ -257,8 +279,29 @@ PREFERENCES = (
     ),
 )
 
+
+def label_of(value: Any) -> bool | None:
+    """Read a label, also from CSV, which knows text only, and from sets that count classes; None where it is none."""
+    return {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
+
+
+def rating_of(value: Any) -> float | None:
+    """Read a rating; None where it is no finite number."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    return number if math.isfinite(number) else None
+
+
+def _judged(mark: str) -> Callable[[Row], bool]:
+    """Tell ratings from other rows that have such a column: of classes, of films for adults."""
+    reader = label_of if mark == "label" else rating_of
+    return lambda row: reader(row[mark]) is not None
+
+
 RATINGS = tuple(
-    shape
+    replace(shape, meant=_judged(mark))
     for mark in ("rating", "label")
     for shape in (
         Shape(f"prompt-completion-{mark}", ("prompt", "completion", mark), taken("prompt", "completion", mark)),
@@ -326,38 +369,9 @@ def traits(row: Row) -> Iterator[str]:
         yield "content in parts"
     if "tools" in row or any(turn.get("tool_calls") for turn in chats):
         yield "tools"
+    if "system" in row:
+        yield "system texts"
     if any(is_transcript(value) for value in row.values()):
         yield TRANSCRIPTS
-    if {"chosen", "rejected"} == row.keys() - {"p_chosen"}:
+    if {"chosen", "rejected"} == row.keys() - {"p_chosen", "tools", "system"}:
         yield "implicit prompts"
-
-
-def as_messages(value: Any) -> Any:
-    """Give a chat's turns as messages; what is none is left as it is, for the checks to refuse."""
-    return [plain(turn) for turn in value] if isinstance(value, list) else value
-
-
-def plain(turn: Any) -> Any:
-    """Give one turn as a message: ShareGPT's names become ours, content in parts becomes one text."""
-    if not isinstance(turn, dict):
-        return turn
-    if "from" in turn and "value" in turn and "role" not in turn:
-        turn = {"role": ROLES.get(str(turn["from"]).lower(), turn["from"]), "content": turn["value"]}
-    content = turn.get("content")
-    if isinstance(content, list):
-        return {**turn, "content": _joined(content)}
-    if content is None and turn.get("tool_calls"):
-        return {**turn, "content": ""}
-    return turn
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Join the parts of a content that are text; anything else stays as it is, and is refused by the checks."""
-    texts = [_text_of(part) for part in parts]
-    return "".join(text for text in texts if text is not None) if None not in texts else parts
-
-
-def _text_of(part: Any) -> str | None:
-    if isinstance(part, dict):
-        part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
-    return part if isinstance(part, str) else None

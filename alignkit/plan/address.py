@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from alignkit.contract.files import FORMATS, files_in, files_matching, format_of, is_pattern
+from alignkit.contract.files import FORMATS, files_matching, format_of, is_pattern, whole_path
+from alignkit.contract.hubsets import VERSION as ROWS_VERSION
 from alignkit.contract.judges import RULE, JudgeFunction
 from alignkit.contract.kinds import (
     SOURCE_KINDS,
@@ -21,12 +22,13 @@ from alignkit.contract.kinds import (
     RewardModel,
 )
 from alignkit.contract.plugins import CLASH_REMEDY, Plugins
-from alignkit.contract.records import placed_rows
+from alignkit.contract.records import SLICE, placed_rows
+from alignkit.contract.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
 from alignkit.plan.folders import adapter_base, model_files
-from alignkit.plan.source import SHOWN, How, JudgeOptions, PolicyOptions, RecordOptions, Source, refused_rows
+from alignkit.plan.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""
@@ -127,7 +129,8 @@ class Resolver:
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository, re.ASCII):
             raise self.entry.refusal(f"{rest!r} is no name on the hub", "write hf:OWNER/NAME", self.word)
         commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else self.lock.get(address, "")
-        facts = ["hub", repository, commit, self._aside, self._options()] if commit else None
+        read = [ROWS_VERSION] if issubclass(self.kind, Records) else []
+        facts = ["hub", *read, repository, commit, self._aside, self._options()] if commit else None
         return self._made(address, "hub", facts, repository=repository, commit=commit)
 
     def _function(self, address: str, rest: str) -> Source:
@@ -204,33 +207,85 @@ class Resolver:
         return self._made(address, "folder", ["folder", content, below, self._options()], files=(path,))
 
     def _files(self, addresses: tuple[str, ...]) -> Source:
-        files = tuple(file for address in addresses for file in self._expand(address, self.word))
-        aside = tuple(self._expand(self._aside, "held_out")) if self._aside is not None else ()
+        assert isinstance(self.options, RecordOptions)
+        named = split_name(self.options.split)
+        found = [self._expand(address, self.word, named) for address in addresses]
+        files = tuple(file for one in found for file in one.files)
+        splits = tuple(dict.fromkeys(name for one in found for name in one.splits))
+        aside, aside_split = self._held_out(addresses, splits)
         content = [[self.hashes.of(file) for file in files], [self.hashes.of(file) for file in aside]]
         facts = ["files", [format_of(file) for file in (*files, *aside)], *content, self._options()]
-        source = self._made(", ".join(addresses), "files", facts, files=files, held_out_files=aside)
+        more = {"files": files, "held_out_files": aside, "splits": splits, "held_out_split": aside_split}
+        source = self._made(", ".join(addresses), "files", facts, **more)
         _peek(source)
         return source
 
-    def _expand(self, address: str, key: str) -> list[Path]:
-        """Find the files of an address: one, those of a folder, or those that match a pattern."""
+    def _held_out(self, addresses: tuple[str, ...], splits: tuple[str, ...]) -> tuple[tuple[Path, ...], str | None]:
+        """Find the files of the held-out rows where those have an address of their own: a file's, or a split's name."""
+        aside = self._aside
+        if aside is None:
+            return (), None
+        name = split_name(aside)
+        if name and split_called(name) in splits and not (self._base("held_out") / aside).exists():
+            found = [self._expand(address, self.word, name) for address in addresses]
+            return tuple(file for one in found for file in one.files), aside
+        return self._expand(aside, "held_out", None).files, None
+
+    def _expand(self, address: str, key: str, split: str | None) -> "Expanded":
+        """Find the files of an address: one, those of a split of a folder, or those that match a pattern."""
         inner = Path(address).expanduser()
         path = self._base(key) / inner
         named = self.entry.named
-        if path.is_file():
-            return [path.resolve()]
         if path.is_dir():
-            found = files_in(path)
-            problem = f"{named}: the folder {address!r} holds no file that can be read"
-            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz or .zst"
-        elif is_pattern(address):
+            return self._of_folder(path, address, key, split)
+        assert isinstance(self.options, RecordOptions)
+        for option, given in (("split", split), ("config", self.options.config)):
+            if given and key == self.word:
+                raise self.entry.refusal(f"{option} does not fit the address {address!r}", UNFITTING[option], option)
+        if path.is_file():
+            return Expanded((whole_path(path),))
+        if is_pattern(address):
             found = files_matching(inner, self._base(key))
             problem, remedy = f"{named}: no file matches {address!r}", "check the pattern"
         else:
             found, problem, remedy = [], f"{named}: there is no file {address!r}", _sibling(path)
         if not found:
             raise DataError(problem, self.entry.where(key), remedy)
-        return sorted(p.resolve() for p in found)
+        return Expanded(tuple(sorted(map(whole_path, found))))
+
+    def _of_folder(self, path: Path, address: str, key: str, split: str | None) -> "Expanded":
+        assert isinstance(self.options, RecordOptions)
+        config = self.options.config if key == self.word else None
+        try:
+            found, splits = files_of_split(path, split, config)
+        except DataError as error:
+            raise DataError(f"{self.entry.named}: {error.problem}", self.entry.where(key), error.remedy) from error
+        if not found:
+            problem = f"{self.entry.named}: the folder {address!r} holds no file that can be read"
+            remedy = f"files end in {', '.join(FORMATS)}, each also with .gz or .zst"
+            raise DataError(problem, self.entry.where(key), remedy)
+        return Expanded(tuple(found), splits)
+
+
+class Expanded(NamedTuple):
+    """The files of an address."""
+
+    files: tuple[Path, ...]
+    splits: tuple[str, ...] = ()
+    """The splits of a folder, of which they are one."""
+
+
+UNFITTING = {
+    "split": 'of files write a slice, such as "[:2000]"',
+    "config": "only data sets of the hub, and clones of them, have configurations",
+}
+"""Options that mean nothing with the address of a file -> what to do."""
+
+
+def split_name(said: str | None) -> str | None:
+    """Give the name in `train[:500]`; None where there is none."""
+    match = re.fullmatch(SLICE, said or "")
+    return (match["name"] if match else None) or None
 
 
 def _sibling(path: Path) -> str:
@@ -256,17 +311,10 @@ def _peek(source: Source) -> None:
 def _with_all_bad_rows(source: Source, artifact: Records, error: DataError) -> DataError:
     """List the first bad rows and count all, where that can be: a file may break off, or lie beyond a limit."""
     assert isinstance(source.options, RecordOptions)
-    first, bad, good = list[DataError](), 0, 0
-
-    def note(problem: DataError, _: object) -> None:
-        nonlocal bad
-        bad += 1
-        if len(first) < SHOWN:
-            first.append(problem)
-
+    bad, good = BadRows(), 0
     try:
         for part in artifact.parts:
-            good += sum(1 for _ in placed_rows(part, type(artifact).__name__, artifact.columns, note))
+            good += sum(1 for _ in placed_rows(part, type(artifact).__name__, artifact.columns, bad.note))
     except DataError:
         return error
-    return refused_rows(source.name, first, bad, good + bad, source.options) if bad else error
+    return bad.refusal(artifact.parts[0], good, source.options) if bad.count else error

@@ -27,13 +27,17 @@ NUMERICS = 1
 
 SHARED_SOURCES = (
     "learn/*.py",
+    "contract/arrow.py",
+    "contract/chats.py",
     "contract/files.py",
+    "contract/hubsets.py",
     "contract/jsontext.py",
     "contract/offline.py",
     "contract/online.py",
     "contract/records.py",
     "contract/settings.py",
     "contract/shapes.py",
+    "contract/values.py",
     "demo/*.py",
 )
 """The files of alignkit, besides a method's own, that can change a result."""

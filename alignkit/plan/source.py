@@ -1,14 +1,14 @@
 """A source: an artifact that a recipe starts from, with the options that say how it is read."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny
 
 from alignkit.contract.kinds import Artifact, FunctionReward, Judge, JudgeReward
-from alignkit.contract.records import Part
+from alignkit.contract.records import OtherFormError, Part
 from alignkit.contract.settings import Settings
 from alignkit.errors import DataError, Problem
 
@@ -21,9 +21,9 @@ class RecordOptions(Settings):
     format: str | None = None
     """The format of the rows, such as `sharegpt` or `alpaca`. Unset: told by their columns."""
     split: str | None = None
-    """A split of a hub data set, with a slice where wanted: `train[:2000]`. Files: a slice such as `[:2000]`."""
+    """A split of a hub data set or a folder, with a slice where wanted: `train[:2000]`. Of files a slice: `[:2000]`."""
     config: str | None = None
-    """The configuration of a hub data set that has several."""
+    """The configuration of a hub data set, or of a clone of one, that has several."""
     rows: PositiveInt | None = None
     """Take so many rows from the start."""
     keep: tuple[str, ...] = ()
@@ -33,24 +33,59 @@ class RecordOptions(Settings):
     max_bad: float = Field(default=0.001, ge=0, le=1)
     """Share of the rows that may be skipped."""
     held_out: float | str = Field(default=0.05)
-    """Share of the prompts that are kept aside to measure on; or a file, or a hub split, of its own."""
+    """Share of the prompts that are kept aside to measure on; or a file, or a split, of its own."""
 
 
 SHOWN = 5
 """Bad rows that are told one by one."""
 
 
-def refused_rows(name: str, first: Sequence[DataError], bad: int, total: int, options: RecordOptions) -> DataError:
-    """Make the error that lists a source's first bad rows and counts them all."""
-    problems = [error.problems[0] for error in first]
-    if bad > 1:
-        share = f"{bad} of {total} rows are bad"
+@dataclass
+class BadRows:
+    """The bad rows of a source: how many there are, and the first of them."""
+
+    count: int = 0
+    first: list[DataError] = field(default_factory=list)
+    of_other_form: int = 0
+    """Chats among plain text, or the other way round."""
+    other_form: OtherFormError | None = None
+    """The first of those."""
+
+    def note(self, error: DataError, _: object = None) -> None:
+        """Count one more, as `placed_rows` tells it."""
+        self.count += 1
+        if isinstance(error, OtherFormError):
+            self.of_other_form += 1
+            self.other_form = self.other_form or error
+            if self.of_other_form > 1:
+                return
+        if len(self.first) < SHOWN:
+            self.first.append(error)
+
+    def refusal(self, part: Part, good: int, options: RecordOptions) -> DataError:
+        """Return the error that lists the first bad rows of a source and counts them all."""
+        problems = [self._told(error, good) for error in self.first]
+        if self.count > 1:
+            problems.append(self._share(part, good + self.count, options))
+        return DataError.of(problems)
+
+    def _told(self, error: DataError, good: int) -> Problem:
+        problem = error.problems[0]
+        if not isinstance(error, OtherFormError):
+            return problem
+        forms = {error.form: self.of_other_form, ("plain" if error.form == "chat" else "chat"): good}
+        mixed = f"chats and plain text are mixed ({forms['chat']} chat, {forms['plain']} plain)"
+        return Problem(f"{mixed}; this is the first {error.form} row", problem.where, problem.remedy)
+
+    def _share(self, part: Part, total: int, options: RecordOptions) -> Problem:
+        share = f"{self.count} of {total} rows are bad"
         if options.on_bad_rows == "skip":
-            problem, remedy = f"{share}, more than max_bad {options.max_bad:g}", f"raise sources.{name}.max_bad"
+            problem, remedy = f"{share}, more than max_bad {options.max_bad:g}", f"raise {part.key('max_bad')}"
+        elif part.in_recipe:
+            problem, remedy = share, f'{part.key("on_bad_rows")} = "skip" leaves them out and counts them'
         else:
-            problem, remedy = share, f'sources.{name}.on_bad_rows = "skip" leaves them out and counts them'
-        problems.append(Problem(problem, f"source {name!r}", remedy))
-    return DataError.of(problems)
+            problem, remedy = share, "--fix NEW.jsonl writes the others to a new file"
+        return Problem(problem, f"source {part.name!r}" if part.in_recipe else part.name, remedy)
 
 
 class PolicyOptions(Settings):
@@ -105,6 +140,12 @@ class Source:
     """None where the commit of a hub source is not known yet."""
     files: tuple[Path, ...] = ()
     held_out_files: tuple[Path, ...] = ()
+    splits: tuple[str, ...] = ()
+    """The splits of the folder that it reads one of."""
+    held_out_split: str | None = None
+    """The one of them, with a slice, that holds the held-out rows."""
+    in_recipe: bool = True
+    """A recipe names it; else it is files by themselves."""
     repository: str = ""
     """The hub's name of it."""
     commit: str = ""
@@ -162,6 +203,7 @@ class Source:
             rows=options.rows,
             keep=options.keep,
             skip=options.on_bad_rows == "skip",
+            in_recipe=self.in_recipe,
             held_out=0.0 if isinstance(options.held_out, str) else options.held_out,
         )
         if self.how == "builtin":
@@ -169,7 +211,8 @@ class Source:
                 yield whole.model_copy(update={"paths": (place / f"{self.word}-{side}.jsonl",), "side": side})
         elif isinstance(options.held_out, str):
             yield whole.model_copy(update={"side": "train"})
-            aside = {"split": options.held_out} if whole.hub else {"split": None, "paths": self.held_out_files}
-            yield whole.model_copy(update=aside | {"side": "held_out", "rows": None})
+            split = options.held_out if whole.hub else self.held_out_split
+            paths = whole.paths if whole.hub else self.held_out_files
+            yield whole.model_copy(update={"split": split, "paths": paths, "side": "held_out", "rows": None})
         else:
             yield whole

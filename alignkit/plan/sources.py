@@ -156,7 +156,7 @@ def _check_fitting(entry: Entry, address: Address, options: Options) -> None:
 
 def _unfitting(scheme: str, split: str) -> Iterator[tuple[str, str]]:
     """Give the options that mean nothing with addresses of this scheme, each with the reason."""
-    if scheme != "hf":
+    if scheme == "builtin":
         yield "config", "only data sets of the hub have configurations"
     if scheme == "function":
         yield "label", "only text classifiers have labels"
@@ -164,5 +164,5 @@ def _unfitting(scheme: str, split: str) -> Iterator[tuple[str, str]]:
         yield "settings", "only reward functions have settings"
     if scheme == "builtin":
         yield "held_out", "built-in sources have held-out rows of their own"
-    if scheme != "hf" and not split.startswith("["):
-        yield "split", 'of files write a slice, such as "[:2000]"'
+    if scheme == "builtin" and not split.startswith("["):
+        yield "split", 'write a slice, such as "[:2000]"'

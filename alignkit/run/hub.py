@@ -1,16 +1,14 @@
 """Sources on the hub, by their commit: models and data sets whole, or of a data set the rows that are asked for."""
 
 import json
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignkit.contract.hubsets import check_names, rows_of_split, unreadable
 from alignkit.contract.kinds import Artifact, Records
-from alignkit.contract.records import Part, limits, split_of
+from alignkit.contract.records import Part, hub_set, limits, split_of
 from alignkit.errors import DataError
 from alignkit.plan.source import RecordOptions, Source
-from alignkit.run.failures import one_line
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 """What is fetched of a model: no code, and weights that are pickled only where it has no others."""
@@ -27,7 +25,7 @@ def write_rows(source: Source, folder: Path) -> None:
     for number, part in enumerate(_parts(source)):
         count = 0
         with (folder / _name(number, part)).open("w", encoding="utf-8") as lines:
-            for row in _rows(source, part):
+            for row in rows_of_split(hub_set(part, source.commit), *limits(part)):
                 lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 count += 1
         if not count:
@@ -57,30 +55,22 @@ def _name(number: int, part: Part) -> str:
     return f"{number}-{split_of(part).replace('/', '-')}.jsonl"
 
 
-def _rows(source: Source, part: Part) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    assert isinstance(source.options, RecordOptions)
-    try:
-        rows = load_dataset(
-            source.repository, source.options.config, split=split_of(part), revision=source.commit, streaming=True
-        )
-        yield from islice(rows, *limits(part))
-    except Exception as error:
-        raise _unreachable(source, error) from error
-
-
 def newest(source: Source, offline: bool) -> str:
     """Ask the hub for the commit that a source stands for now (offline: the local cache), and fetch what it needs."""
     revision = source.address.partition("@")[2] or "main"
-    if offline or not is_limited(source):
+    if offline or not issubclass(source.kind, Records):
         return snapshot(source, revision, offline).name
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().repo_info(source.repository, repo_type=_type(source), revision=revision).sha)
+        commit = str(HfApi().repo_info(source.repository, repo_type=_type(source), revision=revision).sha)
     except Exception as error:
         raise _unreachable(source, error) from error
+    if not is_limited(source):  # a wrong name is told before all of it is fetched
+        for part in _parts(source):
+            check_names(hub_set(part, commit))
+        snapshot(source, commit, offline)
+    return commit
 
 
 def snapshot(source: Source, revision: str, offline: bool) -> Path:
@@ -117,5 +107,4 @@ def _type(source: Source) -> str:
 
 
 def _unreachable(source: Source, error: Exception) -> DataError:
-    problem = f"source {source.name!r} cannot be fetched ({one_line(error)})"
-    return DataError(problem, source.address, "check name and network, or give a folder")
+    return unreadable(source.name, source.address, error)
