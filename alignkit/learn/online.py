@@ -122,7 +122,10 @@ def train_and_measure(
     stage: Stage,
 ) -> None:
     """Train from the stage's newest checkpoint, else from its start, and tell what held-out prompts say."""
-    opened = [Weighted(reward.name, open_reward(reward, cache=stage.cache), reward.weight) for reward in rewards]
+    opened = [
+        Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
+        for reward in rewards
+    ]
     limit = data.fitting_length(positions(models.policy), settings.max_length)
     room = limit - settings.generation.max_new_tokens
     asked, lengths = data.prompts(prompts.train(), tokenizer, room)

@@ -72,7 +72,7 @@ def evaluate(
     opened = [
         Weighted(
             reward.name,
-            open_reward(reward, cache=stage.cache),
+            open_reward(reward, cache=stage.cache, warn=stage.warn),
             reward.weight if reward.name in deciding else 0.0,
         )
         for reward in rewards

@@ -87,8 +87,8 @@ def scored(
     model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", precision: Precision
 ) -> Scored:
     """Score both sides of each pair."""
+    from alignkit.learn.classifiers import score_tokens
     from alignkit.learn.models import computing
-    from alignkit.learn.scores import score_tokens
 
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     with computing(precision):
