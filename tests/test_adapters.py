@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError
-from alignkit.learn.models import load_for_reward_training, load_policy, load_reward_model
+from alignkit.learn.models import load_for_reward_training, load_policy, load_reward_model, rows_of
 from alignkit.learn.saving import save_policy, save_reward
-from alignkit.run.fit import check_policy, check_reward, tokens_known
+from alignkit.run.fit import check_policy, check_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -126,7 +126,7 @@ def test_the_base_grows_to_the_size_of_the_adapters_own_weights(
 
     opened_as_by_peft(adapter)
 
-    assert tokens_known(adapter) == len(AutoTokenizer.from_pretrained(adapter))
+    assert rows_of(as_policy(adapter))[1] == len(AutoTokenizer.from_pretrained(adapter))
 
 
 def test_single_tokens_that_the_base_lacks_let_it_grow_to_the_tokenizer(

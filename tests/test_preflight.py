@@ -261,7 +261,46 @@ def test_tokens_that_the_model_does_not_know_are_told(recipe: Callable[..., Path
 
     (remark,) = found_of(recipe()).remarks
 
-    assert remark.problem.startswith("2 tokens of the tokenizer of 'base' are unknown to its model, which has ")
+    assert str(remark) == (
+        "source 'base': 2 tokens of the tokenizer of 'base' are unknown to its model, which has 384; "
+        "sources.base.grow_embedding = true gives them rows; or give the model's own tokenizer"
+    )
+
+
+def with_tags(folder: Path) -> None:
+    """Let rows hold tags that only the tokenizer knows."""
+    tokenizer = open_tokenizer(folder / "model")
+    tokenizer.add_tokens(["<tool>", "</tool>"])
+    tokenizer.save_pretrained(folder / "model")
+    ends = [" was bad", " was bad", *[" was <tool>good</tool>"] * 58]
+    rows = [{"prompt": f"the food {n}", "completion": end} for n, end in enumerate(ends)]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_with_tokens_that_the_model_lacks_are_refused_with_the_first_place(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    with_tags(tmp_path)
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/demos.jsonl:3: 58 of 60 rows of 'demos' hold tokens that 'base' has no weights for; "
+        "it has them for 384 tokens, and '<tool>' is number 384; sources.base.grow_embedding = true gives them rows "
+        "to be learnt, or give the model's tokenizer"
+    ]
+
+
+@pytest.mark.parametrize("lora", ["", "lora = { rank = 2 }"], ids=["full", "lora"])
+def test_a_word_in_the_recipe_lets_the_embedding_grow_and_it_stays_grown(
+    recipe: Callable[..., Path], tmp_path: Path, lora: str
+) -> None:
+    with_tags(tmp_path)
+    file = recipe("sft.epochs = 1", lora)
+    file.write_text(f"{file.read_text()}\n[stage.two]\nmethod = 'sft'\nsft.epochs = 1\n{lora}\n")
+
+    made = run_recipe(file, set={"base.grow_embedding": True}, runs=tmp_path / "runs").artifact("two")
+
+    assert isinstance(made, Policy)
+    assert load_policy(made)[0].get_input_embeddings().num_embeddings == 386
 
 
 def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

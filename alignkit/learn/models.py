@@ -34,7 +34,7 @@ from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.learn.adapters import merged, resized, task_of
+from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
 
@@ -96,7 +96,7 @@ def load_policy(
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
     tokenizer = open_tokenizer(policy.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, policy) else base
     if policy.load is None:
         model = _moved(model, device())
     if lora is not None:
@@ -114,7 +114,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     dtype = _type_of_weights(policy.path, lora, precision)
     model, base = _open(AutoModelForSequenceClassification, policy.path, dtype, policy.load, {"num_labels": 1})
     tokenizer = open_tokenizer(policy.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if policy.load is None:
@@ -175,7 +175,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     if isinstance(start, RewardModel):
         _give_bias(model, start.path)
     tokenizer = _tokenizer(start.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, start) else base
     head = score_head(model)
     bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
     if isinstance(start, RewardModel):
@@ -377,27 +377,63 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: Policy | RewardModel) -> bool:
+    """Grow the embedding for a pad token, or for all tokens where the source says so; say whether it had to grow."""
+    wanted = isinstance(start, Policy) and start.grow_embedding
+    embedding: Any = model.get_input_embeddings()
+    grown = wanted and len(tokenizer) > embedding.num_embeddings and resized(model, len(tokenizer))
+    return _give_pad(model, tokenizer) or grown
+
+
 def _give_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """See to a pad token that is not the end of a sequence; say whether the model's weights had to grow for it.
 
-    Taken in this order: what the tokenizer has; a token named like one; the unknown token; a new `<pad>`, for which the
-    embedding grows unless it has spare rows.
+    A new one is `<pad>`, for which the embedding grows unless it has spare rows.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, str(tokenizer.name_or_path), "name its eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos:
-        known = tokenizer.get_vocab()
-        names = [*PAD_NAMES, tokenizer.unk_token]
-        found = next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
-        tokenizer.add_special_tokens({"pad_token": found})
+    if tokenizer.pad_token != (name := pad_name(tokenizer)):
+        tokenizer.add_special_tokens({"pad_token": name})
     embedding: Any = model.get_input_embeddings()
     grown = tokenizer.pad_token_id >= embedding.num_embeddings and resized(model, len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return grown
+
+
+def pad_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Choose the pad token: the tokenizer's own, unless it ends sequences; one named like it; the unknown token.
+
+    Else it is `<pad>`, which the tokenizer may not have yet.
+    """
+    eos = tokenizer.eos_token_id
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != eos:
+        return str(tokenizer.pad_token)
+    known = tokenizer.get_vocab()
+    names = [str(name) for name in (*PAD_NAMES, tokenizer.unk_token)]
+    return next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
+
+
+def rows_of(policy: Policy) -> tuple[int, int]:
+    """Tell how many tokens a policy's embedding has rows for in its files, and how many once it is opened.
+
+    Told by config, tokenizer and the beginnings of files alone: the adapter on it may have grown it, a pad token may
+    need a row, and the source may ask for rows for all tokens of the tokenizer.
+    """
+    tokenizer, config = open_tokenizer(policy.path), open_config(policy.path)
+    in_files = known = int(config.get_text_config().vocab_size)
+    if is_adapter(policy.path):
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM
+            base = made.from_config(config, trust_remote_code=False)
+        known = vocabulary_of(policy.path, base, len(tokenizer))
+    if policy.grow_embedding:
+        known = max(known, len(tokenizer))
+    name = pad_name(tokenizer)
+    pad = tokenizer.get_vocab().get(name, len(tokenizer))
+    return in_files, known if pad < known else max(len(tokenizer), pad + 1)
 
 
 def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:

@@ -21,7 +21,7 @@ from alignkit.learn.gauge import gauge
 from alignkit.learn.models import arithmetic, device, open_config, positions_of
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.fit import check_layers, remarks_on
+from alignkit.run.fit import check_layers, check_tokens, remarks_on
 from alignkit.run.previews import count_tokens, opened, policy_of
 
 UNSET_LENGTH = 1024
@@ -115,11 +115,24 @@ class Estimator:
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
         told = list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
+        self._check_tokens(stage)
         rows = self._rows_of(stage, stage.settings)
         if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
             problem = f"the rows are not made yet; it is reckoned with one for each row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
+
+    def _check_tokens(self, stage: PlannedStage) -> None:
+        """Refuse rows with tokens that the stage's policy has no weights for."""
+        source = policy_of(self.plan, stage)
+        if source is None or stage.method.loop is None:
+            return
+        policy: Any = opened(source, self.runs, self.offline)
+        for name in (name for several in stage.inputs.values() for name in several if name in self.audits):
+            rows = self.plan.sources[name]
+            counted = count_tokens(rows, source, self.audits[name], stage.settings, self.runs, self.offline)
+            records: Any = opened(rows, self.runs, self.offline)
+            check_tokens(records, counted, policy, learn_of(stage.settings))
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""

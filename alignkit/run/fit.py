@@ -6,12 +6,15 @@ from typing import Any
 
 from alignkit.check.audit import Audit
 from alignkit.contract.adapters import is_adapter
-from alignkit.contract.kinds import RewardModel
+from alignkit.contract.kinds import Policy, Records, RewardModel
+from alignkit.contract.records import placed_rows
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.learn.adapters import check_fit, task_of, vocabulary_of
+from alignkit.learn.adapters import check_fit, task_of
+from alignkit.learn.counting import Counted, sequences
+from alignkit.learn.data import Learn
 from alignkit.learn.folders import chain_of, shapes_in
 from alignkit.learn.heads import head_of, labels_of, place_of
-from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer
+from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer, rows_of
 from alignkit.learn.sizes import built
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
@@ -35,7 +38,7 @@ def remarks_on(
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
     check_policy(artifact.path)
-    yield from unknown_tokens(source.name, tokenizer, tokens_known(artifact.path))
+    yield from unknown_tokens(source.name, tokenizer, rows_of(artifact)[1])
     read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
     if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
         problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
@@ -57,21 +60,40 @@ def check_policy(folder: Path) -> None:
         check_fit(adapter, built(open_config(adapter)), len(open_tokenizer(adapter)))
 
 
-def tokens_known(folder: Path) -> int:
-    """Say how many tokens a policy's embedding has rows for, once the adapter on it has grown it."""
-    config = open_config(folder)
-    known = int(config.get_text_config().vocab_size)
-    if not is_adapter(folder):
-        return known
-    return vocabulary_of(folder, built(config), len(open_tokenizer(folder)))
-
-
 def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
     """Tell of tokens that the model has no row for; a pad token is given one."""
     odd = [token for token in tokenizer.get_vocab().values() if token >= size and token != tokenizer.pad_token_id]
     if odd:
         problem = f"{len(odd)} tokens of the tokenizer of {name!r} are unknown to its model, which has {size}"
-        yield Problem(problem, f"source {name!r}", "text with one of them ends the stage; give the model's tokenizer")
+        remedy = f"sources.{name}.grow_embedding = true gives them rows; or give the model's own tokenizer"
+        yield Problem(problem, f"source {name!r}", remedy)
+
+
+def check_tokens(records: Records, counted: Counted, policy: Policy, learn: Learn) -> None:
+    """Refuse rows with tokens that the policy has no row in its embedding for: they would end the stage."""
+    known = rows_of(policy)[1]
+    beyond = sum(row.highest >= known for row in counted.rows)
+    if not beyond:
+        return
+    tokenizer = open_tokenizer(policy.path)
+    place, token = _first_beyond(records, tokenizer, known, learn)
+    share = f"{beyond} of {len(counted.rows)} rows" + (f" (every {counted.step}th was looked at)" * (counted.step > 1))
+    problem = (
+        f"{share} of {records.name!r} hold tokens that {policy.name!r} has no weights for; it has them for {known} "
+        f"tokens, and {tokenizer.convert_ids_to_tokens(token)!r} is number {token}"
+    )
+    remedy = f"sources.{policy.name}.grow_embedding = true gives them rows to be learnt, or give the model's tokenizer"
+    raise DataError(problem, place, remedy)
+
+
+def _first_beyond(records: Records, tokenizer: Any, known: int, learn: Learn) -> tuple[str, int]:
+    """Find the place of the first row with such a token, and the token."""
+    for part in records.parts:
+        for place, row in placed_rows(part, type(records).__name__, records.columns):
+            ids = [token for _, one in sequences(type(records), row, tokenizer, learn) for token in one.ids]
+            if max(ids, default=0) >= known:
+                return place, next(token for token in ids if token >= known)
+    raise LookupError(f"no row of {records.name} has such a token")
 
 
 def check_layers(layers: int, wanted: int | None) -> None:
