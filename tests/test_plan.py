@@ -696,3 +696,24 @@ def test_one_key_of_a_group_leaves_the_method_its_own_defaults_of_the_others(tmp
 
     settings: Any = plan.stages[0].settings
     assert (settings.optimisation.schedule, settings.optimisation.warmup) == ("cosine", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "figure", "remedy"),
+    [
+        ("finetune", "perplexty", "sft tells no such figure; did you mean 'perplexity'?"),
+        ("scores", "reward algn", "evaluate tells no such figure; did you mean 'reward align'?"),
+        ("align", "speed", "ppo tells no such figure; its figures are reward, reward/reward, kl, length, eos_rate"),
+    ],
+)
+def test_a_gate_on_a_figure_that_the_method_never_tells_is_refused(stage: str, figure: str, remedy: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_plan("rlhf.toml", set={f"{stage}.gates.{figure}.max": 10})
+
+    assert str(caught.value) == f"--set {stage}.gates.{figure}.max: stage {stage!r}: gates.{figure}: {remedy}"
+
+
+def test_a_gate_on_a_figure_of_a_policy_that_is_measured_is_planned() -> None:
+    plan = make_plan("rlhf.toml", set={"scores.gates.reward align.min": 1.0})
+
+    assert plan.stage("scores").gates == {"reward align": {"min": 1.0}}

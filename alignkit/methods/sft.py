@@ -50,7 +50,7 @@ class SFTSettings(Settings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-@method("sft", loop="language_model")
+@method("sft", loop="language_model", figures=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.learn.data import demonstrations, fitting_length, report
@@ -68,7 +68,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
     if held_out:
-        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
+        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision), len(held_out))
         show(stage, model, tokenizer, aside[: settings.samples], limit)
     else:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")
