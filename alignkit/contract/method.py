@@ -3,8 +3,9 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations, zip_longest
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
@@ -63,9 +64,7 @@ class Method:
         """Give the names of its figures where its inputs have these names."""
         names = list(self.figures)
         for role, given in inputs.items():
-            place = f"{{{role}}}"
-            while any(place in name for name in names):
-                names = [name.replace(place, one, 1) for name in names for one in (given if place in name else ("",))]
+            names = [filled for name in names for filled in _filled(name.split(f"{{{role}}}"), given)]
         return tuple(names)
 
     def tells(self, figure: str, inputs: Mapping[str, Sequence[str]]) -> bool:
@@ -79,6 +78,12 @@ class Method:
     @property
     def module(self) -> str:
         return self.run.__module__
+
+
+def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
+    """Put different ones of the given names between the parts."""
+    for chosen in permutations(given, len(parts) - 1):
+        yield "".join(text for pair in zip_longest(parts, chosen, fillvalue="") for text in pair)
 
 
 def method(

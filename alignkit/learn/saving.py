@@ -1,10 +1,12 @@
 """Save models so that any tool opens them rightly, and prove that what was saved is what was trained."""
 
 import importlib.util
+import io
 import json
 import os
 import shutil
 import struct
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +160,9 @@ def unpack(gguf: Path, folder: Path) -> None:
         raise RecipeError("reading .gguf files needs the package gguf", str(gguf), 'pip install "alignkit[gguf]"')
     where = {"gguf_file": gguf.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+        with redirect_stderr(io.StringIO()):  # a bar of its own that no setting of transformers hides
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error

@@ -64,7 +64,8 @@ def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
     """Tell of tokens that the model has no row for; a pad token is given one."""
     odd = [token for token in tokenizer.get_vocab().values() if token >= size and token != tokenizer.pad_token_id]
     if odd:
-        problem = f"{len(odd)} tokens of the tokenizer of {name!r} are unknown to its model, which has {size}"
+        some = "1 token" if len(odd) == 1 else f"{len(odd)} tokens"
+        problem = f"{some} of the tokenizer of {name!r} have no weights in its model, which knows {size}"
         remedy = f"sources.{name}.grow_embedding = true gives them rows; or give the model's own tokenizer"
         yield Problem(problem, f"source {name!r}", remedy)
 
