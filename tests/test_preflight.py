@@ -303,6 +303,28 @@ def test_a_word_in_the_recipe_lets_the_embedding_grow_and_it_stays_grown(
     assert load_policy(made)[0].get_input_embeddings().num_embeddings == 386
 
 
+def test_weights_of_other_sizes_than_the_config_says_are_refused_beforehand(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 400}))
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/model: the weights do not fit config.json: model.embed_tokens.weight is (384, 32) in "
+        "the files and (400, 32) by it; correct the config, or copy the folder again"
+    ]
+
+
+def test_a_model_that_is_no_decoder_is_refused_beforehand(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({"model_type": "t5"}))
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/model: transformers has no language model of the kind 't5'; "
+        "take a decoder, such as Llama, Qwen or Gemma"
+    ]
+
+
 def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflights.shutil, "disk_usage", lambda place: type("", (), {"free": 10})())
 

@@ -36,12 +36,13 @@ class Reader:
     warn: Warn | None = None
 
     def __post_init__(self) -> None:
-        self.limit = reading_limit(self.model, self.tokenizer)
+        self.decoder = scored_at_the_last_token(self.model)
+        self.limit = positions(self.model) if self.decoder else reading_limit(self.model, self.tokenizer)
         self._told = False
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
         """Give one logit of each answer, in their order."""
-        if scored_at_the_last_token(self.model):
+        if self.decoder:
             rows = [as_read(answer, self.tokenizer) for answer in answers]
             self._tell([len(row) for row in rows], "beginning")
             return score_tokens(self.model, rows, self.tokenizer, self.place)
@@ -79,23 +80,21 @@ class Reader:
         )
 
 
-def scored_at_the_last_token(model: PreTrainedModel | PeftModel) -> bool:
+def scored_at_the_last_token(model: PreTrainedModel) -> bool:
     """Say whether a classifier is a decoder whose `score` head reads the last token; encoders have other heads."""
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
-def reading_limit(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Tell how many tokens a classifier reads at most; None where nothing says so.
+def reading_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tell how many tokens a classifier that is no decoder reads at most; None where nothing says so.
 
     RoBERTa and those like it count positions from behind that of the pad token: they read fewer than they have. What
-    the tokenizer says counts for them too; decoders' tokenizers often speak of another model.
+    the tokenizer says counts, too; those of decoders often speak of another model.
     """
-    limits = [positions(model)]
+    limits = [positions(model), int(tokenizer.model_max_length)]
     for name, table in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
             limits.append(table.num_embeddings - table.padding_idx - 1)
-    if not scored_at_the_last_token(model):
-        limits.append(int(tokenizer.model_max_length))
     return min((limit for limit in limits if limit), default=None)
 
 
@@ -139,7 +138,7 @@ def score_tokens(
 
     A row longer than the model reads loses what follows its opening token, and keeps its end.
     """
-    limit = reading_limit(model, tokenizer)
+    limit = positions(model)
     rows = [shortened(row, limit, tokenizer) for row in rows]
 
     def batch(places: Sequence[int]) -> Mapping[str, Any]:

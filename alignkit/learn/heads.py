@@ -4,10 +4,11 @@ The config often does not say: OpenRLHF and others leave the number of labels ou
 name than transformers does. What a safetensors file says at its beginning is enough to know, before it is loaded.
 """
 
-import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,19 @@ def head_of(folder: Path) -> Head | None:
 
 
 def _names_of_heads(config: Any) -> list[str]:
-    """Give the names of the weights whose size is the number of labels; none where there is no such classifier.
+    """Give the names of the weights whose size is the number of labels.
 
     The classifier is built on the meta device, which holds no numbers, for two numbers of labels.
     """
+    kind: Any = type(config)
+    return list(_names_by(kind, config.to_json_string(use_diff=False)))
+
+
+@lru_cache(maxsize=32)
+def _names_by(kind: Any, config: str) -> Sequence[str]:
     sizes = []
     for labels in (2, 3):
-        wanted = copy.deepcopy(config)
+        wanted = kind.from_dict(json.loads(config))
         wanted.num_labels = labels
         make: Any = AutoModelForSequenceClassification
         try:

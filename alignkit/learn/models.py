@@ -327,8 +327,7 @@ def open_full(
 def _check_report(model: PreTrainedModel, report: Mapping[str, Any], folder: Path, whole: bool) -> None:
     """Refuse a model whose files lack weights or have some of other sizes; unless `whole`, its head may be new."""
     for name, theirs, ours in sorted(report["mismatched_keys"]):
-        problem = f"the weights do not fit config.json: {name} is {tuple(theirs)} in the files and {tuple(ours)} by it"
-        raise DataError(problem, str(folder), "correct the config, or copy the folder again")
+        raise misfit(folder, name, tuple(theirs), tuple(ours))
     weights = {name for name, _ in model.named_parameters()}
     inside = f"{model.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name in weights and (whole or name.startswith(inside)))
@@ -336,6 +335,12 @@ def _check_report(model: PreTrainedModel, report: Mapping[str, Any], folder: Pat
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         problem = f"{len(missing)} of the model's {len(weights)} weights are in none of its files ({some})"
         raise DataError(problem, str(folder), "give a folder that has all of them, of a model of this kind")
+
+
+def misfit(folder: Path, name: str, theirs: Sequence[int], ours: Sequence[int]) -> DataError:
+    """Word that a tensor has another shape in a folder's files than its config says."""
+    problem = f"the weights do not fit config.json: {name} is {tuple(theirs)} in the files and {tuple(ours)} by it"
+    return DataError(problem, str(folder), "correct the config, or copy the folder again")
 
 
 def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:

@@ -12,9 +12,9 @@ from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.learn.adapters import check_fit, task_of
 from alignkit.learn.counting import Counted, sequences
 from alignkit.learn.data import Learn
-from alignkit.learn.folders import chain_of, shapes_in
+from alignkit.learn.folders import chain_of, root_of, shapes_in
 from alignkit.learn.heads import head_of, labels_of, place_of
-from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer, rows_of
+from alignkit.learn.models import PLAIN_TEMPLATE, misfit, open_config, open_tokenizer, rows_of
 from alignkit.learn.sizes import built
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
@@ -53,11 +53,28 @@ def check_weights(folder: Path) -> None:
 
 def check_policy(folder: Path) -> None:
     """Refuse an adapter that gives no answers, does not fit its base, or cannot be merged into it."""
+    config = open_config(folder)
+    try:
+        model = built(config)
+    except ValueError as error:
+        problem = f"transformers has no language model of the kind {config.model_type!r}"
+        raise DataError(problem, str(folder), "take a decoder, such as Llama, Qwen or Gemma") from error
+    check_shapes(root_of(folder), model)
     for adapter in (place for place in chain_of(folder) if is_adapter(place)):
         if task_of(adapter) == "SEQ_CLS":
             problem = "the adapter belongs to a text classifier, which gives no answers"
             raise DataError(problem, str(adapter), "give an adapter of a language model, or use it as a reward")
         check_fit(adapter, built(open_config(adapter)), len(open_tokenizer(adapter)))
+
+
+def check_shapes(folder: Path, model: Any) -> None:
+    """Refuse weights of other sizes than the config says; `model` is what the config makes, on the meta device."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return  # their tensors are packed
+    found = shapes_in(folder)
+    for name, weight in model.named_parameters():
+        if found.get(name, tuple(weight.shape)) != tuple(weight.shape):
+            raise misfit(folder, name, found[name], tuple(weight.shape))
 
 
 def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
@@ -116,5 +133,8 @@ def check_reward(reward: RewardModel) -> None:
         problem = f"source {reward.name!r} has no weights of a score's head, so its scores would be noise"
         raise DataError(problem, str(reward.path), "give the folder of a reward model, or use it as a policy")
     labels = labels_of(reward.path, head)
-    if labels is not None:
-        place_of(reward, open_config(reward.path), labels)
+    if labels is None:
+        return
+    place_of(reward, open_config(reward.path), labels)
+    for adapter in (place for place in chain_of(reward.path) if is_adapter(place) and labels == 1):
+        check_fit(adapter, built(open_config(adapter), scores=True), len(open_tokenizer(adapter)))
