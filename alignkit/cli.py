@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from alignkit.errors import INTERRUPTED, AlignkitError, RecipeError
+from alignkit.errors import INTERRUPTED, AlignkitError, DataError, RecipeError
+from alignkit.plan import completion
 from alignkit.plan.tables import line_width, short
 
 if TYPE_CHECKING:
@@ -79,8 +80,16 @@ PLUGINS = click.option(
 )
 SET = click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change the recipe: align.method=dpo")
 SEED = click.option("--seed", type=click.IntRange(min=0), help="Take another seed than the recipe's.")
-UNTIL = click.option("--until", metavar="STAGE", help="Run no more than this stage and what it needs.")
-AGAIN = click.option("--again", metavar="STAGE", multiple=True, help="Run this stage although it is finished.")
+UNTIL = click.option(
+    "--until", metavar="STAGE", shell_complete=completion.stages, help="Run no more than this stage and what it needs."
+)
+AGAIN = click.option(
+    "--again",
+    metavar="STAGE",
+    multiple=True,
+    shell_complete=completion.stages,
+    help="Run this stage although it is finished.",
+)
 
 
 INLINE = click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
@@ -100,7 +109,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipes)
 @_options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
 @_options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
@@ -129,7 +138,7 @@ def recipe(
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipes)
 @_options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
@@ -148,7 +157,7 @@ def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> 
 
 
 @main.command()
-@click.argument("what", metavar="RECIPE|FILE")
+@click.argument("what", metavar="RECIPE|FILE", shell_complete=completion.recipes)
 @click.option("--as", "kind", metavar="KIND", help="What a FILE holds: demonstrations, preferences, ratings, ...")
 @_options(SET, SEED, RUNS, UNTIL, PLUGINS)
 @click.option(
@@ -259,8 +268,13 @@ def _smoke(
 
 
 @main.command()
-@click.argument("recipe")
-@click.option("--stage", metavar="STAGE", help="The stage to compare; unset: the last one that makes a policy.")
+@click.argument("recipe", shell_complete=completion.recipes)
+@click.option(
+    "--stage",
+    metavar="STAGE",
+    shell_complete=completion.stages,
+    help="The stage to compare; unset: the last one that makes a policy.",
+)
 @click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods.")
 @click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
@@ -330,7 +344,7 @@ def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.methods)
 @PLUGINS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
@@ -349,7 +363,12 @@ def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--template", metavar="NAME", default="rlhf", show_default=True, help="The packaged recipe to start from."
+    "--template",
+    metavar="NAME",
+    shell_complete=completion.templates,
+    default="rlhf",
+    show_default=True,
+    help="The packaged recipe to start from.",
 )
 def init(path: Path | None, template: str) -> None:
     """Write a recipe to start from, to PATH (default: NAME.toml), and its schema for editors. Never overwrites."""
@@ -458,7 +477,8 @@ def _run(
     except AlignkitError as error:
         _print_results(console, plan, runs, err=True)
         _print_problems(error)
-        click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
+        if error.status not in (RecipeError.status, DataError.status):  # the same command would only fail again
+            click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
         ctx.exit(error.status)
     return console, result
 

@@ -64,6 +64,8 @@ class RecordingStage:
     """Ask to stop once this step was logged."""
     logs: list[tuple[int, int | None, dict[str, float]]] = field(default_factory=list)
     figures: dict[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
+    measured: dict[str, int | None] = field(default_factory=dict)
+    """On how many rows each figure was measured."""
     samples: list[dict[str, str | float]] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
@@ -89,8 +91,16 @@ class RecordingStage:
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
         self.logs.append((step, of, dict(values)))
 
-    def figure(self, name: str, before: float | None, after: float | None, floor: float | None = None) -> None:
+    def figure(
+        self,
+        name: str,
+        before: float | None,
+        after: float | None,
+        floor: float | None = None,
+        rows: int | None = None,
+    ) -> None:
         self.figures[name] = (before, after, floor)
+        self.measured[name] = rows
 
     def sample(self, row: Mapping[str, str | float]) -> None:
         self.samples.append(dict(row))
@@ -305,6 +315,10 @@ def same_weights(one: Artifact, other: Artifact, within: float = 0.0) -> bool:
     return a.keys() == b.keys() and all(bool((a[name] - b[name]).abs().max() <= within) for name in a)
 
 
+def _several(given: Any) -> Sequence[Artifact]:
+    return given if isinstance(given, tuple) else (given,)
+
+
 class Conformance:
     """What every method that makes weights must keep. Made by `conformance`; each test stands for itself."""
 
@@ -328,6 +342,13 @@ class Conformance:
 
     def test_every_setting_is_documented(self) -> None:
         assert list(undocumented(self.method.settings)) == []
+
+    def test_what_it_tells_is_what_it_declares(self, tmp_path: Path) -> None:
+        inputs = self.given(tmp_path / "inputs")
+        stage = RecordingStage(tmp_path / "stage")
+        run_method(self.method, self.settings, stage, **inputs)
+        names = {role: [one.name for one in _several(given)] for role, given in inputs.items()}
+        assert [figure for figure in stage.figures if not self.method.tells(figure, names)] == []
 
     def test_the_summary_is_a_sentence(self) -> None:
         assert self.method.summary.endswith("."), self.method.summary

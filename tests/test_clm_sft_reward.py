@@ -104,17 +104,18 @@ def test_a_pair_is_shown_with_its_scores(policy, records, stage):
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("how was the food 0?", " it was good", " it was bad")
 
 
-def test_a_chain_of_adapters_stands_on_full_weights(policy, records, stage, tmp_path):
-    settings = SFTSettings(lora=LoRA(rank=2), **BRIEF)
-    first = sft(settings, stage, policy=policy, demos=records(Demonstrations, asked(8), asked(2)))
-    stage.root = tmp_path / "second"
+def test_what_a_chain_of_adapters_ends_in_is_saved_whole_and_the_next_one_names_it(policy, records, stage, tmp_path):
+    settings, made = SFTSettings(lora=LoRA(rank=2), **BRIEF), policy
+    for name in ("first", "second", "third"):
+        stage.root = tmp_path / name
+        made = sft(settings, stage, policy=made, demos=records(Demonstrations, asked(8), asked(2)))
 
-    second = sft(settings, stage, policy=first, demos=records(Demonstrations, asked(8), asked(2)))
-
-    assert json.loads((second.path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
-        second.path / "base"
-    )
-    assert (second.path / "base" / "model.safetensors").is_file()
+    first, second, third = (sorted((tmp_path / name).rglob("*config.json")) for name in ("first", "second", "third"))
+    named = json.loads((made.path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert [{file.name for file in files} & {"config.json"} for files in (first, second, third)] == [
+        set(), {"config.json"}, set(),
+    ]  # fmt: skip
+    assert named == str(second[0].parent)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ method = "tell"
 method = "evaluate"
 inputs.policies = ["start", "align"]
 inputs.rewards = ["truth"]
-gates.nothing.min = 3
+gates."reward align".min = 3
 evaluate = { prompts = 24, max_new_tokens = 6, max_length = 64, samples = 1 }
 """
 

@@ -264,3 +264,5 @@ def test_sizes_are_told_in_binary_units() -> None:
 
 def test_a_figure_without_a_floor_or_a_before_is_told_without_them() -> None:
     assert achieved(Figure("align", "EOS rate", None, 0.9)) == "EOS rate 0.9"
+    assert achieved(Figure("rm", "accuracy", 0.5, 1.0, 0.9, 4)) == "accuracy 0.5 -> 1 (floor 0.9, 4 rows)"
+    assert achieved(Figure("rm", "accuracy", None, 1.0, rows=400)) == "accuracy 1 (400 rows)"

@@ -89,6 +89,8 @@ def test_another_policy_has_a_kl_from_the_first_and_samples_beside_it(policy, ot
     assert set(stage.figures) == {
         f"reward {policy.name}", "reward other", f"win rate other over {policy.name}"
     }  # fmt: skip
+    assert all(evaluate.tells(figure, {"policies": (policy.name, "other")}) for figure in stage.figures)
+    assert set(stage.measured.values()) == {16}
 
 
 def test_kl_is_the_log_probability_under_the_policy_less_that_under_the_first(policy, other, records, stage) -> None:

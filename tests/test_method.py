@@ -237,3 +237,37 @@ def test_a_verifiable_reward_sees_the_columns_that_its_source_keeps() -> None:
 
     assert arithmetic(answers, Digits()) == [1.0, 0.0]
     assert (arithmetic.name, arithmetic.version, arithmetic.settings) == ("arithmetic", "2", Digits)
+
+
+def test_figures_are_named_after_the_inputs_that_a_recipe_gives() -> None:
+    @method("rate", figures=("loss", "reward {policies}", "{policies} over {policies}", "cost/{anything}"))
+    def rate(settings: Settings, stage: Stage, *, policies: tuple[Policy, ...]) -> Scores:
+        """Rate policies."""
+        raise NotImplementedError
+
+    inputs = {"policies": ("base", "align")}
+
+    assert rate.figure_names(inputs) == (
+        "loss", "reward base", "reward align", "base over align", "align over base", "cost/{anything}",
+    )  # fmt: skip
+    assert all(rate.tells(figure, inputs) for figure in ("loss", "reward base", "base over align", "cost/tokens"))
+    assert not any(rate.tells(figure, inputs) for figure in ("losses", "reward other", "base over base", "cost/"))
+
+
+def test_a_method_that_declares_no_figures_may_tell_any() -> None:
+    @method("rate")
+    def rate(settings: Settings, stage: Stage, *, policy: Policy) -> Scores:
+        """Rate a policy."""
+        raise NotImplementedError
+
+    assert rate.tells("anything", {})
+
+
+@pytest.mark.parametrize("figures", ["loss", ("",)])
+def test_figures_that_are_no_names_are_refused(figures: Any) -> None:
+    with pytest.raises(PluginError, match="its figures must be names, such as"):
+
+        @method("rate", figures=figures)
+        def rate(settings: Settings, stage: Stage, *, policy: Policy) -> Scores:
+            """Rate a policy."""
+            raise NotImplementedError

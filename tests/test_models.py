@@ -20,6 +20,7 @@ from alignkit.contract.rewards import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.learn import models
+from alignkit.learn.classifiers import as_read
 from alignkit.learn.folders import check_model_folder
 from alignkit.learn.models import (
     load_critic,
@@ -30,7 +31,7 @@ from alignkit.learn.models import (
     stop_tokens,
 )
 from alignkit.learn.saving import save_policy, save_reward, unpack
-from alignkit.learn.scores import as_read, open_reward
+from alignkit.learn.scores import open_reward
 
 ROWS = torch.arange(3, 15)[None]
 
@@ -96,27 +97,60 @@ def test_an_adapter_is_merged_where_no_other_is_put_on(policy, adapter):
     assert not torch.allclose(logits(model), logits(load_policy(policy)[0]))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's, at transformers
-def test_an_adapter_on_a_merged_one_keeps_its_base_where_the_folder_will_stand(adapter, tmp_path):
+def test_an_adapter_on_a_merged_one_is_saved_whole_and_opens_wherever_it_is_moved(adapter, tmp_path):
     partial, final = tmp_path / "align-1.partial", tmp_path / "align-1"
     model, tokenizer = load_policy(adapter, lora=LoRA(rank=2))
     save_policy(stirred(model), tokenizer, partial / "artifact", stands=final / "artifact")
     partial.rename(final)
     shutil.rmtree(adapter.path)
+    final.rename(tmp_path / "elsewhere")
 
-    theirs = AutoPeftModelForCausalLM.from_pretrained(final / "artifact")
-    ours, _ = load_policy(opened(final / "artifact"))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere" / "artifact")
+    ours, _ = load_policy(opened(tmp_path / "elsewhere" / "artifact"))
 
     same(logits(theirs), logits(model))
     same(logits(ours), logits(model))
 
 
-def test_a_folder_that_was_moved_still_finds_the_base_inside(adapter, tmp_path):
+def test_saving_a_merged_adapter_leaves_the_model_as_it_was(adapter, tmp_path):
     model, tokenizer = load_policy(adapter, lora=LoRA(rank=2))
-    save_policy(stirred(model), tokenizer, tmp_path / "here")
+    before = logits(stirred(model))
+
+    save_policy(model, tokenizer, tmp_path / "saved")
+
+    assert torch.equal(logits(model), before)
+
+
+def test_an_adapter_that_is_moved_with_its_base_is_opened_where_it_now_lies(policy, tmp_path):
+    shutil.copytree(policy.path, tmp_path / "here" / "model")
+    model, tokenizer = load_policy(opened(tmp_path / "here" / "model"), lora=LoRA(rank=2))
+    save_policy(stirred(model), tokenizer, tmp_path / "here" / "adapter")
+
     (tmp_path / "here").rename(tmp_path / "there")
 
-    same(logits(load_policy(opened(tmp_path / "there"))[0]), logits(model))
+    same(logits(load_policy(opened(tmp_path / "there" / "adapter"))[0]), logits(model))
+
+
+def test_a_base_from_the_hub_is_named_by_its_hub_name_and_commit(policy, tmp_path):
+    cached = tmp_path / "hub" / "models--owner--name" / "snapshots" / "0123abc"
+    shutil.copytree(policy.path, cached)
+    model, tokenizer = load_policy(opened(cached), lora=LoRA(rank=2))
+
+    save_policy(stirred(model), tokenizer, tmp_path / "adapter")
+
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0123abc")
+    same(logits(load_policy(opened(tmp_path / "adapter"))[0]), logits(model))
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_weights_are_as_readable_as_the_files_beside_them(policy, tmp_path, lora):
+    model, tokenizer = load_policy(policy, lora=lora)
+
+    save_policy(model, tokenizer, tmp_path / "saved")
+
+    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1
 
 
 def test_a_save_that_would_reload_as_another_model_is_a_bug_that_shows(policy, tmp_path, adapter):

@@ -479,9 +479,9 @@ FILE_MISTAKES = [
         "write its folder into base_model_name_or_path of adapter_config.json",
     ),
     (
-        "policy = 'twofold'",
-        "r.toml:16: source 'odd': the adapter's base '../adapter' is an adapter itself; merge that one into full "
-        "weights first",
+        "policy = 'several'",
+        "r.toml:16: source 'odd': FOLDER/several holds adapters in folders of their own (one, two); name one of them, "
+        "such as FOLDER/several/one",
     ),
     ("policy = 'garbled'", "FOLDER/garbled/adapter_config.json: the file is not JSON; copy it again"),
     ("text = 'empty.jsonl'", "FOLDER/empty.jsonl: the file is empty; give it rows, or take it out of the recipe"),
@@ -494,7 +494,7 @@ FILE_MISTAKES = [
 
 
 def write_adapter(folder: Path, base: str) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(base, "utf-8")
     (folder / "adapter_model.safetensors").write_bytes(b"adapter")
 
@@ -512,7 +512,8 @@ def models(desk: Desk) -> Desk:
     (sharded / "model.safetensors.index.json").write_text(index)
     write_adapter(desk.folder / "adapter", '{"base_model_name_or_path": "../model"}')
     write_adapter(desk.folder / "baseless", '{"base_model_name_or_path": "owner/name"}')
-    write_adapter(desk.folder / "twofold", '{"base_model_name_or_path": "../adapter"}')
+    for name in ("one", "two"):
+        write_adapter(desk.folder / "several" / name, '{"base_model_name_or_path": "../../model"}')
     write_adapter(desk.folder / "garbled", "{")
     (desk.folder / "empty.jsonl").write_text("")
     return desk
@@ -695,3 +696,24 @@ def test_one_key_of_a_group_leaves_the_method_its_own_defaults_of_the_others(tmp
 
     settings: Any = plan.stages[0].settings
     assert (settings.optimisation.schedule, settings.optimisation.warmup) == ("cosine", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "figure", "remedy"),
+    [
+        ("finetune", "perplexty", "sft tells no such figure; did you mean 'perplexity'?"),
+        ("scores", "reward algn", "evaluate tells no such figure; did you mean 'reward align'?"),
+        ("align", "speed", "ppo tells no such figure; its figures are reward, reward/reward, kl, length, eos_rate"),
+    ],
+)
+def test_a_gate_on_a_figure_that_the_method_never_tells_is_refused(stage: str, figure: str, remedy: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_plan("rlhf.toml", set={f"{stage}.gates.{figure}.max": 10})
+
+    assert str(caught.value) == f"--set {stage}.gates.{figure}.max: stage {stage!r}: gates.{figure}: {remedy}"
+
+
+def test_a_gate_on_a_figure_of_a_policy_that_is_measured_is_planned() -> None:
+    plan = make_plan("rlhf.toml", set={"scores.gates.reward align.min": 1.0})
+
+    assert plan.stage("scores").gates == {"reward align": {"min": 1.0}}

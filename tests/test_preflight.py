@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
 from alignkit.contract.settings import LoRA
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.learn import counting
 from alignkit.learn import estimate as estimating
 from alignkit.learn.estimate import LOOPS, Facts, Job
@@ -261,7 +261,68 @@ def test_tokens_that_the_model_does_not_know_are_told(recipe: Callable[..., Path
 
     (remark,) = found_of(recipe()).remarks
 
-    assert remark.problem.startswith("2 tokens of the tokenizer of 'base' are unknown to its model, which has ")
+    assert str(remark) == (
+        "source 'base': 2 tokens of the tokenizer of 'base' have no weights in its model, which knows 384; "
+        "sources.base.grow_embedding = true gives them rows; or give the model's own tokenizer"
+    )
+
+
+def with_tags(folder: Path) -> None:
+    """Let rows hold tags that only the tokenizer knows."""
+    tokenizer = open_tokenizer(folder / "model")
+    tokenizer.add_tokens(["<tool>", "</tool>"])
+    tokenizer.save_pretrained(folder / "model")
+    ends = [" was bad", " was bad", *[" was <tool>good</tool>"] * 58]
+    rows = [{"prompt": f"the food {n}", "completion": end} for n, end in enumerate(ends)]
+    (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_with_tokens_that_the_model_lacks_are_refused_with_the_first_place(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    with_tags(tmp_path)
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/demos.jsonl:3: 58 of 60 rows of 'demos' hold tokens that 'base' has no weights for; "
+        "it has them for 384 tokens, and '<tool>' is number 384; sources.base.grow_embedding = true gives them rows "
+        "to be learnt, or give the model's tokenizer"
+    ]
+
+
+@pytest.mark.parametrize("lora", ["", "lora = { rank = 2 }"], ids=["full", "lora"])
+def test_a_word_in_the_recipe_lets_the_embedding_grow_and_it_stays_grown(
+    recipe: Callable[..., Path], tmp_path: Path, lora: str
+) -> None:
+    with_tags(tmp_path)
+    file = recipe("sft.epochs = 1", lora)
+    file.write_text(f"{file.read_text()}\n[stage.two]\nmethod = 'sft'\nsft.epochs = 1\n{lora}\n")
+
+    made = run_recipe(file, set={"base.grow_embedding": True}, runs=tmp_path / "runs").artifact("two")
+
+    assert isinstance(made, Policy)
+    assert load_policy(made)[0].get_input_embeddings().num_embeddings == 386
+
+
+def test_weights_of_other_sizes_than_the_config_says_are_refused_beforehand(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 400}))
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/model: the weights do not fit config.json: model.embed_tokens.weight is (384, 32) in "
+        "the files and (400, 32) by it; correct the config, or copy the folder again"
+    ]
+
+
+def test_a_model_that_is_no_decoder_is_refused_beforehand(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({"model_type": "t5"}))
+
+    assert problems(found_of(recipe())) == [
+        f"stage 'one', {tmp_path}/model: transformers has no language model of the kind 't5'; "
+        "take a decoder, such as Llama, Qwen or Gemma"
+    ]
 
 
 def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,6 +493,80 @@ def test_an_evaluation_in_small_asks_as_many_prompts_as_a_few_seconds_allow(
 
     assert small.stage("one").settings.prompts == asked
     assert small.sources["prompts"].options.rows >= 2 * asked
+
+
+def test_what_is_wrong_with_several_stages_is_told_once() -> None:
+    said = [
+        Problem("the tokenizer is gone", "stage 'one', FOLDER", "add it"),
+        Problem("the tokenizer is gone", "stage 'two', FOLDER", "add it"),
+        Problem("too large", "stage 'two'", "take less"),
+        Problem("no disk", "FOLDER", "free some"),
+    ]
+
+    assert [str(one) for one in preflights.together(said)] == [
+        "stages 'one' and 'two', FOLDER: the tokenizer is gone; add it",
+        "stage 'two': too large; take less",
+        "FOLDER: no disk; free some",
+    ]
+
+
+def test_a_run_that_would_only_fail_again_is_not_told_to_go_on(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["recipe", str(recipe("max_length = 3")), "--runs", str(tmp_path / "runs")])
+
+    assert result.exit_code == 2
+    assert "go on with" not in result.output
+    assert result.stderr.endswith("or raise max_lost (0.05)\n")
+
+
+def test_a_gguf_file_is_checked_without_a_bar(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from test_models import write_gguf
+
+    write_gguf(Policy(name="p", fingerprint="0", path=tmp_path / "model"), tmp_path / "tiny.gguf")
+    file = recipe("lora = { rank = 2 }")
+    file.write_text(file.read_text().replace('"model"', '"tiny.gguf"'))
+
+    result = checked(file, "--runs", tmp_path / "runs", "--offline")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+DISK = """
+result = ["full", "whole", "scores"]
+[stage.full]
+method = "sft"
+inputs.policy = "base"
+sft.epochs = 1
+[stage.adapter]
+method = "sft"
+inputs.policy = "base"
+lora = { rank = 4 }
+sft.epochs = 1
+[stage.whole]
+method = "dpo"
+inputs.policy = "adapter"
+lora = { rank = 4 }
+[stage.scores]
+method = "reward"
+inputs.policy = "adapter"
+lora = { rank = 4 }
+"""
+
+
+@pytest.mark.slow
+def test_the_disk_that_stages_take_is_told_within_a_tenth(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    pairs = [{"prompt": f"the food {n}", "chosen": " was good", "rejected": " was bad"} for n in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    sources = 'pairs = { preferences = "p.jsonl" }'
+    file = recipe(sources=sources)
+    result, _, stages = DISK.lstrip().partition("\n")
+    file.write_text(result + "\n" + file.read_text().partition("[stage.one]")[0] + stages)
+
+    told = {one["stage"]: one["disk"] for one in found_of(file).stages}
+    made = run_recipe(file, runs=tmp_path / "runs").stages
+
+    taken = {one.name: sum(f.stat().st_size for f in one.folder.rglob("*") if f.is_file()) for one in made}
+    assert told == {name: pytest.approx(size, rel=0.1) for name, size in taken.items()}
 
 
 def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:

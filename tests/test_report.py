@@ -100,12 +100,12 @@ class Texts(HTMLParser):
 
 
 def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
-    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0, 2.0), facts=FACTS)
+    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0, 2.0, 40), facts=FACTS)
 
     seen = Texts(written(plan)).seen
 
-    start = seen.index("floor") + 1
-    assert seen[start : start + 10] == [
+    start = seen.index("rows") + 1
+    assert seen[start : start + 11] == [
         "first",
         "count",
         "finished",
@@ -116,6 +116,7 @@ def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
         "0",
         "5",
         "2",
+        "40",
     ]
     assert [seen[seen.index(word) + 1] for word in ("versions", "machine", "most memory")] == [
         "torch 2.13.0, trl 1.16.0",
@@ -214,7 +215,7 @@ def test_every_table_row_has_the_cells_of_its_head(plan: Plan) -> None:
 
     table = page[page.index("What came of it") :]
     rows = re.findall(r"<tr>.*?</tr>", table[: table.index("</table>")], re.DOTALL)
-    assert [len(re.findall(r"<t[hd]", row)) for row in rows] == [10, 10, 10, 10]
+    assert [len(re.findall(r"<t[hd]", row)) for row in rows] == [11, 11, 11, 11]
 
 
 def metrics(count: int) -> list[Metrics]:

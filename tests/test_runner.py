@@ -1,7 +1,6 @@
 """A run: what is finished is reused, what fails says so and keeps the rest, what is stopped goes on."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from alignkit import Event, Figure, Metrics, StageError, StageFinished, StageStarted, Text, run_recipe
+from alignkit import Event, Figure, Metrics, StageError, StageFinished, StageStarted, Text, Warned, run_recipe
 from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
@@ -176,17 +175,21 @@ def test_an_observer_hears_of_a_stage_in_order() -> None:
     assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
 
 
-def test_an_observer_that_fails_is_logged_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    calls = []
+def test_an_observer_that_fails_is_left_out_and_the_others_are_told_in_one_line() -> None:
+    calls, heard = list[Event](), list[Event]()
 
     def broken(event: Event) -> None:
         calls.append(event)
-        raise ValueError
+        raise ValueError("no such run")
 
-    with caplog.at_level(logging.ERROR):
-        run(observers=[broken])
+    run(observers=[broken, heard.append])
 
-    assert (len(calls), caplog.messages) == (1, ["the observer broken failed and is left out from now on"])
+    (warning,) = (event for event in heard if isinstance(event, Warned))
+    file = Path("runs/light/observers.log").resolve()
+    assert len(calls) == 1
+    assert warning.problem == "the observer broken failed (ValueError: no such run) and is left out from now on"
+    assert warning.remedy == f"{file} tells where"
+    assert file.read_text().startswith("broken:\nTraceback (most recent call last):\n")
 
 
 def test_a_plugin_that_fails_while_it_observes_does_not_disturb_another(here: Path) -> None:

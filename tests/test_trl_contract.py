@@ -10,10 +10,10 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.learn.classifiers import score_tokens
 from alignkit.learn.data import Pair, Tokens, answered, demonstration, demonstrations, preferences
 from alignkit.learn.measures import perplexity
 from alignkit.learn.models import load_for_reward_training, load_policy, padded, score_head, without_deprecations
-from alignkit.learn.scores import score_tokens
 from alignkit.learn.trainers import train_language_model, train_scores
 
 CHAT = [

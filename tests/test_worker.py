@@ -332,6 +332,24 @@ def test_rows_without_a_column_of_their_kind_are_refused(partial: Path) -> None:
     assert str(raised.value) == expected
 
 
+def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
+    heard: list[Event] = []
+    told = WorkingStage(order(), partial, Stop(), 0, heard.append)
+
+    told.figure("length", 3, 4)
+    told.figure("accuracy", 0.5, 1, floor=1, rows=4)
+    told.figure("margin", 0, 1, rows=4)
+
+    assert [event for event in heard if isinstance(event, Figure)][1] == Figure("first", "accuracy", 0.5, 1.0, 1.0, 4)
+    assert [event for event in heard if isinstance(event, Warned)] == [
+        Warned(
+            "first",
+            "accuracy was measured on 4 rows, which are too few to tell a difference from chance",
+            "keep at least 30 aside: raise the source's held_out, or give more rows",
+        )
+    ]
+
+
 def test_no_rows_are_a_failure(partial: Path) -> None:
     with pytest.raises(StageError, match=r"^it made no row at all; look at its warnings and its settings$"):
         stage(partial).save_rows(Text, [])

@@ -36,6 +36,8 @@ class Figure:
     before: float | None
     after: float | None
     floor: float | None = None
+    rows: int | None = None
+    """Held-out rows (pairs, prompts, answers) that it was measured on; None where it is no mean over rows."""
 
 
 @dataclass(frozen=True)

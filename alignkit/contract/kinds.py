@@ -94,6 +94,8 @@ class Policy(Artifact):
 
     load: Literal["4bit", "8bit"] | None = None
     """Quantise the frozen weights while loading."""
+    grow_embedding: bool = False
+    """Give tokens that the tokenizer has and the embedding has not rows of their own, each the mean of the others."""
 
 
 class Reward(Artifact):

@@ -3,8 +3,9 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations, zip_longest
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
@@ -13,6 +14,8 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
+"""A word in braces in the name of a figure, once what is special in it is escaped."""
 STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
 
@@ -53,6 +56,21 @@ class Method:
     run: Callable[..., Any] = field(repr=False)
     loop: Loop | None = None
     """None: nothing can be said of its time and memory before it was tried."""
+    figures: tuple[str, ...] = ()
+    """The names of the figures that it may tell; a role in braces stands for each of that role's artifacts, any other
+    word in braces for any text. Empty: it does not say."""
+
+    def figure_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Give the names of its figures where its inputs have these names."""
+        names = list(self.figures)
+        for role, given in inputs.items():
+            names = [filled for name in names for filled in _filled(name.split(f"{{{role}}}"), given)]
+        return tuple(names)
+
+    def tells(self, figure: str, inputs: Mapping[str, Sequence[str]]) -> bool:
+        """Say whether it may tell a figure of this name; one that does not declare any may tell all."""
+        patterns = (re.escape(name) for name in self.figure_names(inputs))
+        return not self.figures or any(re.fullmatch(ANY_TEXT.sub(".+", pattern), figure) for pattern in patterns)
 
     def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
         return self.run(settings, stage, **inputs)
@@ -62,10 +80,19 @@ class Method:
         return self.run.__module__
 
 
-def method(name: str, *, loop: Loop | None = None) -> Callable[[Callable[..., Any]], Method]:
+def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
+    """Put different ones of the given names between the parts."""
+    for chosen in permutations(given, len(parts) - 1):
+        yield "".join(text for pair in zip_longest(parts, chosen, fillvalue="") for text in pair)
+
+
+def method(
+    name: str, *, loop: Loop | None = None, figures: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
-    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need.
+    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need. `figures`
+    are the names of what it tells by `stage.figure`, so that a gate on another one is refused by the plan.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
@@ -84,9 +111,15 @@ def method(name: str, *, loop: Loop | None = None) -> Callable[[Callable[..., An
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        return Method(name, summary, settings, consumes, produces, function, loop)
+        return Method(name, summary, settings, consumes, produces, function, loop, _figures(name, function, figures))
 
     return wrap
+
+
+def _figures(name: str, function: Callable[..., Any], figures: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(figures, str) or "" in figures:
+        raise _wrong(name, function, 'its figures must be names, such as figures=("accuracy",)')
+    return tuple(figures)
 
 
 def _wrong(name: str, function: Callable[..., Any], why: str) -> PluginError:

@@ -57,8 +57,18 @@ class Stage(Protocol):
         """Tell the figures of one optimiser step (or update) out of so many."""
         ...
 
-    def figure(self, name: str, before: float | None, after: float | None, floor: float | None = None) -> None:
-        """Tell a result: what a measure was before and after, and what anybody reaches without learning."""
+    def figure(
+        self,
+        name: str,
+        before: float | None,
+        after: float | None,
+        floor: float | None = None,
+        rows: int | None = None,
+    ) -> None:
+        """Tell a result: what a measure was before and after, and what anybody reaches without learning.
+
+        `rows` says on how many held-out rows it was measured; where they are few, people are told so.
+        """
         ...
 
     def sample(self, row: Mapping[str, str | float]) -> None:

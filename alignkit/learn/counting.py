@@ -40,6 +40,8 @@ class Lengths(NamedTuple):
     """Of its sequences."""
     tokens: int
     """Of all its sequences together."""
+    highest: int = 0
+    """Number of its highest token, which the model may have no row for."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def lengths_of(sequences: Sequence[Tokens]) -> Lengths:
     """Weigh a row's sequences."""
     whole = [len(tokens.ids) for tokens in sequences]
     learnt = [sum(label != NOT_LEARNT for label in tokens.labels) for tokens in sequences]
-    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole))
+    highest = max(max(tokens.ids, default=0) for tokens in sequences)
+    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest)
 
 
 def all_text(row: data.Row) -> str:

@@ -18,6 +18,7 @@ from alignkit.learn import packing, trainers
 from alignkit.learn.gauge import Gauge
 from alignkit.learn.models import arithmetic, device
 from alignkit.learn.sizes import Sizes
+from alignkit.learn.training import SECONDS_BETWEEN_COMMITS
 
 MIB = 2**20
 FULL, ADAPTED = 1.35, 2.16
@@ -52,6 +53,8 @@ START = 0.1
 """Seconds that any stage takes to start and to end."""
 OPEN = 0.05
 """Seconds to open a further model, its weights apart, and to try whether it reads packed rows."""
+MOST_CHECKPOINTS = 3
+"""That lie on disk at once: two are kept while a third is written."""
 DISK_SPEED = 5e8
 """Bytes a second, written or read and checked."""
 
@@ -121,6 +124,10 @@ class Job:
     """Reward models."""
     policies: int = 1
     """That are given to be measured."""
+    whole: bool = False
+    """An adapter is merged and saved with its base, which lies in no folder."""
+    beside: float = 0.0
+    """Bytes of the files that an artifact has beside its weights, the tokenizer's above all."""
 
     @property
     def lora(self) -> bool:
@@ -333,11 +340,14 @@ def _stepping(trained: int, steps: float) -> float:
 def _need(
     job: Job, parts: dict[str, float], stepping: float, once: float, steps: float, learners: Sequence[Sizes]
 ) -> Need:
-    """Add what loading and saving takes; a checkpoint is written beside the one before."""
-    artifact = 4.0 * (job.policy.trained if job.lora else job.policy.weights) if learners else 0.0
+    """Add what loading and saving takes; a checkpoint is written beside those that are kept."""
+    trained, weights = job.policy.trained, job.policy.weights
+    saved = (weights - trained if job.whole else trained) if job.lora else weights
+    artifact = 4.0 * saved + job.beside if learners else 0.0
     moved = 4.0 * job.policy.weights + artifact
     seconds = START + stepping + once + moved / DISK_SPEED
-    checkpoints = sum(2 * 12.0 * sizes.trained for sizes in learners) if seconds > 120 else 0.0
+    written = min(MOST_CHECKPOINTS, int(seconds / SECONDS_BETWEEN_COMMITS))
+    checkpoints = written * sum(12.0 * sizes.trained for sizes in learners)
     return Need(parts, seconds, stepping, artifact + checkpoints, steps, job.facts.prompt, job.facts.answer)
 
 

@@ -5,35 +5,63 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
+from alignkit.contract.adapters import ADAPTER, base_folder, is_adapter, named_base
 from alignkit.errors import DataError
 
 REWARD_FILE = "reward.json"
 """Holds the mean and spread of a reward model's scores, beside its weights."""
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's tensors."""
 
 
 def base_of(adapter: Path) -> Path:
-    """Give the folder of the full weights that an adapter belongs to.
-
-    That is its own `base/`, else the folder that it names, else what the local cache holds under the hub name.
-    """
-    if (adapter / "base").is_dir():
-        return adapter / "base"
-    named = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
-    if named and Path(named).is_dir():
-        return Path(named)
+    """Give the folder that an adapter belongs to, which may be an adapter itself. Raises DataError where it is gone."""
     try:
-        return Path(snapshot_download(named, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
-        problem = f"the adapter's base {named!r} is neither a folder nor in the local cache"
-        remedy = "correct base_model_name_or_path in its adapter_config.json"
-        raise DataError(problem, str(adapter), remedy) from error
+        found = base_folder(adapter)
+    except (OSError, ValueError) as error:
+        raise DataError(f"not JSON ({error})", str(adapter / ADAPTER), "copy the adapter again") from error
+    if found is None:
+        problem = f"the adapter's base {named_base(adapter)[0]!r} is neither a folder nor in the local cache"
+        raise DataError(problem, str(adapter), f"correct base_model_name_or_path in its {ADAPTER}")
+    return found
+
+
+def chain_of(folder: Path) -> list[Path]:
+    """Give a model's folder and what it stands on: its base where it is an adapter, and so on to full weights.
+
+    Raises DataError where a base is gone, or where adapters name each other in a circle.
+    """
+    chain = [folder]
+    while is_adapter(chain[-1]):
+        base = base_of(chain[-1])
+        if any(base == known.resolve() for known in chain):
+            raise DataError("the adapter stands on itself", str(folder), f"correct its {ADAPTER}")
+        chain.append(base)
+    return chain
+
+
+def root_of(folder: Path) -> Path:
+    """Give the folder of the full weights that a model stands on: itself, but for adapters."""
+    return chain_of(folder)[-1]
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of all tensors in a folder's safetensors files by name; those of pickled files are not read.
+
+    What PEFT puts before the names of an adapter's tensors is left away. Raises DataError where a file cannot be read.
+    """
+    found = dict[str, tuple[int, ...]]()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                    found[name.removeprefix(PREFIX)] = tuple(tensors.get_slice(name).get_shape())
+        except (OSError, SafetensorError) as error:
+            problem = f"the weights cannot be read ({error})"
+            raise DataError(problem, str(file), "copy the file again") from error
+    return found
 
 
 def check_model_folder(folder: Path) -> None:

@@ -68,7 +68,8 @@ def tell(
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
         return
     was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
-    stage.figure("reward", was, now)
+    rows = len(after.rollout.answers)
+    stage.figure("reward", was, now, rows=rows)
     if now <= was:
         problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
         cut = 1 - fmean(after.rollout.finished)
@@ -78,11 +79,14 @@ def tell(
         else:
             stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
-        stage.figure(f"reward/{name}", *(float(m.scored.parts[name].mean()) for m in (before, after)))
+        old, new = (float(m.scored.parts[name].mean()) for m in (before, after))
+        stage.figure(f"reward/{name}", old, new, rows=rows)
     if after.kl is not None:
-        stage.figure("kl", before.kl, after.kl)
-    stage.figure("length", *(fmean(map(len, m.rollout.answers)) for m in (before, after)))
-    stage.figure("eos_rate", *(fmean(m.rollout.finished) for m in (before, after)))
+        stage.figure("kl", before.kl, after.kl, rows=rows)
+    length, new_length = (fmean(map(len, m.rollout.answers)) for m in (before, after))
+    stage.figure("length", length, new_length, rows=rows)
+    ended, ends = (fmean(m.rollout.finished) for m in (before, after))
+    stage.figure("eos_rate", ended, ends, rows=rows)
     texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]
     for row in range(min(samples, len(prompts))):
         stage.sample(

@@ -48,9 +48,9 @@ def perplexity(
     return math.exp(min(total / count, 700.0)) if count else math.nan
 
 
-def tell_perplexity(stage: Stage, before: float | None, after: float) -> None:
+def tell_perplexity(stage: Stage, before: float | None, after: float, rows: int | None = None) -> None:
     """Tell the perplexity of held-out text, and warn where training has not lowered it."""
-    stage.figure("perplexity", before, after)
+    stage.figure("perplexity", before, after, rows=rows)
     if before is not None and after >= before:
         problem = f"the perplexity of held-out text has not fallen ({before:.4g} -> {after:.4g})"
         stage.warn(problem, "lower the learning rate, train for fewer epochs, or look at the data")

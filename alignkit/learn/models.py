@@ -36,11 +36,14 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
-from alignkit.learn.folders import base_of, check_model_folder, is_adapter, normalisation_of, read_json
+from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, root_of
+from alignkit.learn.heads import bias_of, head_of, labels_of
 from alignkit.learn.packing import decoder_of
 from alignkit.learn.scorer import scorer_for, scorer_named_by
 from alignkit.learn.ways import ways_of_config
@@ -132,7 +135,7 @@ def load_policy(
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
     tokenizer = open_tokenizer(policy.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, policy) else base
     if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
     if policy.load is None:
@@ -154,7 +157,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     dtype = _type_of_weights(policy.path, lora, precision)
     model, base = _open(_scorer(policy), policy.path, dtype, policy.load, {"num_labels": 1})
     tokenizer = open_tokenizer(policy.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if policy.load is None:
@@ -168,15 +171,38 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
 def load_reward_model(
     reward: RewardModel, *, precision: Precision = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float, float]:
-    """Open a reward model, frozen, with the mean and spread of its scores (0 and 1 where nobody measured them)."""
-    fixed = {"num_labels": 1} if is_adapter(reward.path) else {}
-    model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, fixed)
+    """Open a reward model, frozen, with the mean and spread of its scores (0 and 1 where nobody measured them).
+
+    Its weights say how many labels it has, and its head may have another name than transformers gives it. Raises
+    DataError where it has no head: that would be drawn anew, and its scores be noise.
+    """
+    model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, head_options(reward.path), True)
     tokenizer = _tokenizer(reward.path)
     if tokenizer.pad_token_id is None:
         _give_pad(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    _give_bias(model, reward.path)
     mean, std = normalisation_of(reward.path)
     return _moved(model, device()).requires_grad_(False), tokenizer, mean, std
+
+
+def head_options(folder: Path) -> dict[str, Any]:
+    """Give what a classifier must be opened with for its head: the number of labels, and its name where it is odd."""
+    head = head_of(folder)
+    labels = labels_of(folder, head)
+    renamed = {"key_mapping": head.renaming} if head and head.renaming else {}
+    return renamed | ({"num_labels": labels} if labels is not None else {})
+
+
+def _give_bias(model: PreTrainedModel, folder: Path) -> None:
+    """Add what the head in the weights adds to every score, where transformers' own head has no place for it."""
+    layer: Any = dict(model.named_children()).get("score")
+    head = head_of(folder)
+    if layer is None or head is None or "bias" in dict(layer.named_parameters()):
+        return
+    bias = bias_of(head)
+    if bias is not None:
+        layer.register_parameter("bias", nn.Parameter(bias.to(layer.weight.dtype)))
 
 
 def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
@@ -186,9 +212,12 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     and the backbone (`model.base_model`) to value every token.
     """
     dtype = _type_of_weights(start.path, lora, precision)
-    model, base = _open(_scorer(start), start.path, dtype, None, {"num_labels": 1})
+    given = head_options(start.path) if isinstance(start, RewardModel) else {}
+    model, base = _open(_scorer(start), start.path, dtype, None, {"num_labels": 1} | given)
+    if isinstance(start, RewardModel):
+        _give_bias(model, start.path)
     tokenizer = _tokenizer(start.path)
-    base = None if _give_pad(model, tokenizer) else base
+    base = None if _make_room(model, tokenizer, start) else base
     head = score_head(model)
     bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
     if isinstance(start, RewardModel):
@@ -204,7 +233,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
 
 def open_config(folder: Path) -> Any:
     """Open the config of a model's folder, of its base where it is an adapter."""
-    folder = base_of(folder) if is_adapter(folder) else folder
+    folder = root_of(folder)
     check_model_folder(folder)
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
@@ -281,19 +310,26 @@ def _type_of_weights(folder: Path, lora: LoRA | None, precision: Precision) -> t
 
 
 def _open(
-    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
+    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any], whole: bool = False
 ) -> tuple[PreTrainedModel, Path | None]:
-    """Open full weights; give the folder that holds exactly them, or None where an adapter was merged."""
+    """Open full weights; give the folder that holds exactly them, or None where an adapter was merged.
+
+    `whole`: a classifier's head must be among the weights.
+    """
     if not is_adapter(folder):
-        return open_full(kind, folder, dtype, quantised, more), folder.resolve()
-    scores = read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+        return open_full(kind, folder, dtype, quantised, more, whole), folder.resolve()
+    scores = task_of(folder) == "SEQ_CLS"
+    if scores and kind is AutoModelForCausalLM:
+        problem = "the adapter belongs to a text classifier, which gives no answers"
+        raise DataError(problem, str(folder), "give an adapter of a language model, or use it as a reward")
     worn_by = kind if scores else AutoModelForCausalLM
-    base = open_full(worn_by, base_of(folder), torch.float32, None, {"num_labels": 1} if scores else {})
-    merged = worn(base, folder).merge_and_unload()
-    merged = merged if worn_by is kind else _scorer_of(merged)
-    for weight in merged.parameters():  # `merged.to` would round the buffers, too, rotary frequencies among them
+    base, _ = _open(worn_by, base_of(folder), torch.float32, None, head_options(folder) if scores else {})
+    model = merged(base, folder, len(_tokenizer(folder)))
+    model = model if worn_by is kind else _scorer_of(model)
+    for weight in model.parameters():  # `model.to` would round the buffers, too, rotary frequencies among them
         weight.data = weight.data.to(dtype)
-    return merged.eval(), None
+    model.train(False)
+    return model, None
 
 
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -312,11 +348,6 @@ def _scorer(start: Policy | RewardModel) -> Any:
     return scorer_named_by(config) if isinstance(start, RewardModel) else scorer_for(config)
 
 
-def worn(base: PreTrainedModel, adapter: Path) -> Any:
-    with without_deprecations():
-        return PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
-
-
 def _moved(model: Any, to: torch.device) -> PreTrainedModel:
     """Do what `model.to` does, which transformers has annotated wrongly."""
     moved: PreTrainedModel = model.to(to)
@@ -333,26 +364,58 @@ def without_deprecations() -> Iterator[None]:
 
 
 def open_full(
-    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any]
+    kind: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    quantised: Quantised,
+    more: Mapping[str, Any],
+    whole: bool = False,
 ) -> PreTrainedModel:
+    """Open a folder of full weights; `whole`: a classifier's head must be among them.
+
+    Raises DataError where a file cannot be read, and where weights are missing or have other sizes than the config
+    says: they would be drawn anew, and nobody told.
+    """
     check_model_folder(folder)
     options = dict(more) | ({"quantization_config": _quantisation(quantised)} if quantised else {})
     try:
-        model = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=any(folder.glob("*.safetensors")),
             weights_only=True,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, with their names
             **options,
         )
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
+    _check_report(model, report, folder, whole or kind is not AutoModelForSequenceClassification)
     model.eval()
     opened: PreTrainedModel = model
     return opened
+
+
+def _check_report(model: PreTrainedModel, report: Mapping[str, Any], folder: Path, whole: bool) -> None:
+    """Refuse a model whose files lack weights or have some of other sizes; unless `whole`, its head may be new."""
+    for name, theirs, ours in sorted(report["mismatched_keys"]):
+        raise misfit(folder, name, tuple(theirs), tuple(ours))
+    weights = {name for name, _ in model.named_parameters()}
+    inside = f"{model.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name in weights and (whole or name.startswith(inside)))
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        problem = f"{len(missing)} of the model's {len(weights)} weights are in none of its files ({some})"
+        raise DataError(problem, str(folder), "give a folder that has all of them, of a model of this kind")
+
+
+def misfit(folder: Path, name: str, theirs: Sequence[int], ours: Sequence[int]) -> DataError:
+    """Word that a tensor has another shape in a folder's files than its config says."""
+    problem = f"the weights do not fit config.json: {name} is {tuple(theirs)} in the files and {tuple(ours)} by it"
+    return DataError(problem, str(folder), "correct the config, or copy the folder again")
 
 
 def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
@@ -394,44 +457,63 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: Policy | RewardModel) -> bool:
+    """Grow the embedding for a pad token, or for all tokens where the source says so; say whether it had to grow."""
+    wanted = isinstance(start, Policy) and start.grow_embedding
+    embedding: Any = model.get_input_embeddings()
+    grown = wanted and len(tokenizer) > embedding.num_embeddings and resized(model, len(tokenizer))
+    return _give_pad(model, tokenizer) or grown
+
+
 def _give_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """See to a pad token that is not the end of a sequence; say whether the model's weights had to grow for it.
 
-    Taken in this order: what the tokenizer has; a token named like one; the unknown token; a new `<pad>`, for which the
-    embedding grows unless it has spare rows.
+    A new one is `<pad>`, for which the embedding grows unless it has spare rows.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, str(tokenizer.name_or_path), "name its eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos:
-        known = tokenizer.get_vocab()
-        names = [*PAD_NAMES, tokenizer.unk_token]
-        found = next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
-        tokenizer.add_special_tokens({"pad_token": found})
+    if tokenizer.pad_token != (name := pad_name(tokenizer)):
+        tokenizer.add_special_tokens({"pad_token": name})
     embedding: Any = model.get_input_embeddings()
-    grown = bool(tokenizer.pad_token_id >= embedding.num_embeddings)
-    if grown:
-        _grow(model, len(tokenizer))
+    grown = tokenizer.pad_token_id >= embedding.num_embeddings and resized(model, len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return grown
 
 
-def _grow(model: PreTrainedModel, size: int) -> None:
-    """Add rows to the embedding and to the language head, each the mean of the others: always the same ones.
+def pad_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Choose the pad token: the tokenizer's own, unless it ends sequences; one named like it; the unknown token.
 
-    With random rows a policy and its reference, opened one after the other, would differ.
+    Else it is `<pad>`, which the tokenizer may not have yet.
     """
-    grown: Any = model
-    known = grown.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for table in (grown.get_input_embeddings(), grown.get_output_embeddings()):
-            if table is not None:
-                rows = table.weight
-                rows[known:] = rows[:known].mean(dim=0)
+    eos = tokenizer.eos_token_id
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != eos:
+        return str(tokenizer.pad_token)
+    known = tokenizer.get_vocab()
+    names = [str(name) for name in (*PAD_NAMES, tokenizer.unk_token)]
+    return next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
+
+
+def rows_of(policy: Policy) -> tuple[int, int]:
+    """Tell how many tokens a policy's embedding has rows for in its files, and how many once it is opened.
+
+    Told by config, tokenizer and the beginnings of files alone: the adapter on it may have grown it, a pad token may
+    need a row, and the source may ask for rows for all tokens of the tokenizer.
+    """
+    tokenizer, config = open_tokenizer(policy.path), open_config(policy.path)
+    in_files = known = int(config.get_text_config().vocab_size)
+    if is_adapter(policy.path):
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM
+            base = made.from_config(config, trust_remote_code=False)
+        known = vocabulary_of(policy.path, base, len(tokenizer))
+    if policy.grow_embedding:
+        known = max(known, len(tokenizer))
+    name = pad_name(tokenizer)
+    pad = tokenizer.get_vocab().get(name, len(tokenizer))
+    return in_files, known if pad < known else max(len(tokenizer), pad + 1)
 
 
 def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | None) -> PeftModel:

@@ -128,7 +128,10 @@ def train_and_measure(
     generation = settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     limits = Limits(settings.batch, new, generation.penalty, replaced, taught)
-    opened = [Weighted(reward.name, open_reward(reward, cache=stage.cache), reward.weight) for reward in rewards]
+    opened = [
+        Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
+        for reward in rewards
+    ]
     limit = data.fitting_length(positions(models.policy), settings.max_length)
     room = limit - new
     asked, lengths = data.prompts(prompts.train(), tokenizer, room)

@@ -1,8 +1,12 @@
 """Save models so that any tool opens them rightly, and prove that what was saved is what was trained."""
 
 import importlib.util
+import io
 import json
+import os
+import shutil
 import struct
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignkit.contract.adapters import ADAPTER, BESIDE
 from alignkit.errors import DataError, RecipeError
+from alignkit.learn.adapters import ends_of, weights_beneath, weights_with, worn
 from alignkit.learn.folders import REWARD_FILE, read_json
-from alignkit.learn.models import evaluating, open_full, padded, stop_tokens, worn
+from alignkit.learn.models import evaluating, open_full, padded, stop_tokens
 from alignkit.learn.scorer import scorer_named_by
 
 
@@ -27,8 +33,9 @@ def save_policy(
 ) -> None:
     """Save a policy so that any tool opens it rightly, and prove it: the reloaded logits are compared.
 
-    An adapter is saved as one, and names its base by an absolute path. Where no folder holds that base (an adapter was
-    merged, the embedding grew), it is kept in `base/` inside. `stands` is where the folder will be once it is renamed.
+    An adapter is saved as one where a folder holds exactly its base; it names that by its path, or by its hub name and
+    commit where it comes from there. Where no folder does (another adapter was merged, the embedding grew), adapter
+    and base are merged and saved whole. `stands` is where the folder will be once it is renamed.
     """
     _save_stops(model, tokenizer, folder)
     _save(model, tokenizer, folder, stands or folder)
@@ -75,24 +82,58 @@ def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     tokenizer.save_pretrained(folder)
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)
-        return
-    named = model.peft_config["default"].base_model_name_or_path
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    if not named:
+    elif _base_named(model):
+        _save_adapter(model, _base_named(model), folder, stands)
+    elif getattr(model.get_base_model(), "is_quantized", False):  # nothing can be merged into it
         base: PreTrainedModel = model.get_base_model()
-        base.save_pretrained(folder / "base", state_dict=_weights_beneath(base))
+        base.save_pretrained(folder / "base", state_dict=weights_beneath(base))
         tokenizer.save_pretrained(folder / "base")
-        named = str((stands / "base").resolve())
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(read_json(file) | {"base_model_name_or_path": named}, indent=2, sort_keys=True), "utf-8")
+        _save_adapter(model, str((stands / "base").resolve()), folder, stands)
+    else:
+        _save_merged(model, folder)
+    as_readable_as_others(folder)
+
+
+def _base_named(model: PeftModel) -> str:
+    """Give the folder that holds exactly an adapter's base, if any does."""
+    return str(model.peft_config["default"].base_model_name_or_path or "")
+
+
+def _save_adapter(model: PeftModel, base: str, folder: Path, stands: Path) -> None:
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    file, named = folder / ADAPTER, _named(Path(base))
+    file.write_text(json.dumps(read_json(file) | named, indent=2, sort_keys=True), "utf-8")
+    beside = {"base": os.path.relpath(base, stands.resolve())}
+    (folder / BESIDE).write_text(json.dumps(named | beside) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks
 
 
-def _weights_beneath(base: PreTrainedModel) -> dict[str, Tensor]:
-    """Give a model's own weights by their own names, without the adapter's that stand among them."""
-    weights = base.state_dict()
-    own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
-    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): weights[name] for name in own}
+def _named(base: Path) -> dict[str, str]:
+    """Name an adapter's base as it is known everywhere: by its hub name and commit, if the hub's cache holds it."""
+    kept, folder = base.parent.name, base.parent.parent.name
+    if kept == "snapshots" and folder.startswith("models--"):
+        return {
+            "base_model_name_or_path": folder.removeprefix("models--").replace("--", "/"),
+            "revision": base.name,
+        }
+    return {"base_model_name_or_path": str(base)}
+
+
+def _save_merged(model: PeftModel, folder: Path) -> None:
+    """Save a model with its adapter merged, in fp32, and leave it as it is."""
+    base: PreTrainedModel = model.get_base_model()
+    weights = {name: w.float() if w.is_floating_point() else w for name, w in weights_with(model).items()}
+    base.save_pretrained(folder, state_dict=dict(weights))  # which it takes apart
+    ends = [weights[f"{name}.weight"] for name in ends_of(base)]
+    parted = {"tie_word_embeddings": False} if len(ends) > 1 and not torch.equal(ends[0], ends[-1]) else {}
+    file = folder / "config.json"
+    file.write_text(json.dumps(read_json(file) | {"dtype": "float32"} | parted, indent=2, sort_keys=True), "utf-8")
+
+
+def as_readable_as_others(folder: Path) -> None:
+    """Give weights, which safetensors writes for their owner's eyes only, the mode of the other files beside them."""
+    for file in folder.rglob("*.safetensors"):
+        shutil.copymode(next(one for one in file.parent.iterdir() if one.suffix == ".json"), file)
 
 
 def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
@@ -102,14 +143,15 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
         return  # opening it again would take the very memory that quantising saved
     dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
     more = {} if kind is AutoModelForCausalLM else {"num_labels": ours.config.num_labels}
-    named = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else str(folder)
-    again: Any = open_full(kind, Path(named) if named else folder / "base", dtype, None, more)
-    if isinstance(model, PeftModel):
+    named = isinstance(model, PeftModel) and _base_named(model)
+    again: Any = open_full(kind, Path(named) if named else folder, dtype if named else torch.float32, None, more)
+    if named:
         again = worn(again, folder)
     again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id
     with evaluating(model):
         expected, found = (_probe(m, tokenizer) for m in (model, again.to(ours.device).eval()))
-    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    near = 1e-3 if named or dtype == torch.float32 else 3e-2  # what half precision itself makes of the same weights
+    if not torch.allclose(expected, found, rtol=near, atol=near * float(expected.abs().max())):
         distance = float((expected - found).abs().max())
         raise RuntimeError(f"{folder}: the saved model's outputs differ from the trained one's by {distance:.3g}")
 
@@ -132,8 +174,9 @@ def unpack(gguf: Path, folder: Path) -> None:
         raise RecipeError("reading .gguf files needs the package gguf", str(gguf), 'pip install "alignkit[gguf]"')
     where = {"gguf_file": gguf.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+        with redirect_stderr(io.StringIO()):  # a bar of its own that no setting of transformers hides
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the file cannot be unpacked ({reason})", str(gguf), "check that it is whole") from error
@@ -143,3 +186,4 @@ def unpack(gguf: Path, folder: Path) -> None:
     model.config.__dict__.pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    as_readable_as_others(folder)

@@ -6,35 +6,35 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from alignkit.contract.judges import RULE, OpenJudge, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
 from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
-from alignkit.errors import JudgeError, RecipeError, near_miss
-from alignkit.learn.data import answered, prompt_ids, rendered
-from alignkit.learn.models import computing, evaluating, load_reward_model, padded, positions
+from alignkit.errors import JudgeError, RecipeError
+from alignkit.learn.classifiers import Reader, Warn
+from alignkit.learn.heads import place_of
+from alignkit.learn.models import computing, load_reward_model
 
-TOKENS_IN_A_PASS = 2**14
 FILE_PLUGIN = "alignkit_file_"
 """What the name of a module begins with that was loaded from a file given with -p."""
 
 
-def open_reward(reward: Reward, *, precision: Precision = "auto", cache: Path | None = None) -> Score:
+def open_reward(
+    reward: Reward, *, precision: Precision = "auto", cache: Path | None = None, warn: Warn | None = None
+) -> Score:
     """Open whatever scores answers as one function from answers to scores.
 
     A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by its
     own template. Its scores are normalised where their mean and spread were measured, and not yet weighted. A judge
-    keeps what it was told in the `cache`. Raises RecipeError where the label does not fit, no plugin offers the
+    keeps what it was told in the `cache`. `warn` (such as `stage.warn`) hears, once, of answers that the model cannot
+    read whole. Raises RecipeError where the label does not fit, no plugin offers the
     function, or the judge rates nothing.
     """
     if isinstance(reward, FunctionReward):
         return _function(reward)
     if isinstance(reward, RewardModel):
-        return _classifier(reward, precision)
+        return _classifier(reward, precision, warn)
     if isinstance(reward, JudgeReward):
         return _ratings(reward, cache)
     raise RecipeError(f"a {type(reward).__name__} cannot score answers", f"source {reward.name!r}")
@@ -96,72 +96,15 @@ def _loaded_files() -> list[Path]:
     return [Path(module.__file__) for module in modules if module.__file__]
 
 
-def _classifier(reward: RewardModel, precision: Precision) -> Score:
+def _classifier(reward: RewardModel, precision: Precision, warn: Warn | None) -> Score:
     model, tokenizer, mean, std = load_reward_model(reward, precision=precision)
-    place = _place_of(reward, model)
+    config: Any = model.config
+    place = place_of(reward, config, int(config.num_labels))
+    reader = Reader(reward.name, model, tokenizer, place, warn)
 
     def score(answers: Sequence[Answer]) -> list[float]:
         with computing(precision):
-            raw = score_tokens(model, [as_read(answer, tokenizer) for answer in answers], tokenizer, place)
+            raw = reader.scores(answers)
         return [(value - mean) / std for value in raw]
 
     return score
-
-
-def _place_of(reward: RewardModel, model: PreTrainedModel) -> int:
-    """Give the place of the class whose logit is the score."""
-    config: Any = model.config
-    names = [str(config.id2label[place]) for place in range(config.num_labels)]
-    where = f"sources.{reward.name}.label"
-    if reward.label is None:
-        if len(names) == 1:
-            return 0
-        remedy = f'name the one to be raised, such as label = "{names[-1]}"'
-        raise RecipeError(f"the classifier has several classes ({', '.join(names)})", where, remedy)
-    if reward.label not in names:
-        remedy = near_miss(reward.label, names) or f"it has {', '.join(names)}"
-        raise RecipeError(f"the classifier has no class {reward.label!r}", where, remedy)
-    return names.index(reward.label)
-
-
-def as_read(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode an answer as the model was taught to read it; one that was cut has no end-of-sequence token."""
-    asked = answer.row.get("prompt", answer.prompt)
-    prompt = answer.prompt if isinstance(asked, str) or tokenizer.chat_template is None else asked
-    if answer.finished and tokenizer.eos_token_id is not None:
-        return answered(prompt, answer.text, tokenizer).ids
-    if isinstance(prompt, str):
-        return prompt_ids(tokenizer, prompt + answer.text)
-    opened = rendered(tokenizer, prompt, asking=True)
-    found: list[int] = tokenizer(opened + answer.text, add_special_tokens=False)["input_ids"]
-    return found
-
-
-def score_tokens(
-    model: PreTrainedModel | PeftModel,
-    rows: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    place: int = 0,
-) -> list[float]:
-    """Give one logit of each row of tokens, in their order; a row longer than the model reads loses its beginning."""
-    rows = [row[-(positions(model) or len(row)) :] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores = [0.0] * len(rows)
-    start = 0
-    with evaluating(model):
-        while start < len(order):
-            group = _group(rows, order, start)
-            ids, mask = padded([rows[i] for i in group], tokenizer.pad_token_id, model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, place].float()
-            for i, value in zip(group, logits.tolist(), strict=True):
-                scores[i] = value
-            start += len(group)
-    return scores
-
-
-def _group(rows: Sequence[Sequence[int]], order: Sequence[int], start: int) -> list[int]:
-    """Take the next rows, in the order of their length, that fit in one pass."""
-    end = start + 1
-    while end < len(order) and len(rows[order[end]]) * (end + 1 - start) <= TOKENS_IN_A_PASS:
-        end += 1
-    return list(order[start:end])

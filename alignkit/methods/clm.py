@@ -44,7 +44,7 @@ class CLMSettings(Settings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", loop="language_model")
+@method("clm", loop="language_model", figures=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.learn.data import fitting_length

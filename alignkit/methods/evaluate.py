@@ -52,7 +52,7 @@ class EvaluateSettings(Settings):
     all."""
 
 
-@method("evaluate", loop="evaluation")
+@method("evaluate", loop="evaluation", figures=("reward {policies}", "win rate {policies} over {policies}"))
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,
@@ -72,7 +72,7 @@ def evaluate(
     opened = [
         Weighted(
             reward.name,
-            open_reward(reward, cache=stage.cache),
+            open_reward(reward, cache=stage.cache, warn=stage.warn),
             reward.weight if reward.name in deciding else 0.0,
         )
         for reward in rewards
@@ -235,9 +235,9 @@ def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
     first = table[0]
     for row in table:
         before = None if row is first else first["reward"]
-        stage.figure(f"reward {row['policy']}", before, row["reward"])
+        stage.figure(f"reward {row['policy']}", before, row["reward"], rows=row["prompts"])
     for row in table[1:]:
-        stage.figure(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], floor=0.5)
+        stage.figure(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], 0.5, row["prompts"])
 
 
 def show(

@@ -69,7 +69,7 @@ class GRPOSettings(GroupSettings):
     (DAPO); or over as many as answers may have, so that length pays nowhere (Dr. GRPO)."""
 
 
-@method("grpo", loop="online")
+@method("grpo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def grpo(
     settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

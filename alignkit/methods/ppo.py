@@ -98,7 +98,7 @@ class PPOSettings(OnlineSettings):
         return self
 
 
-@method("ppo", loop="online")
+@method("ppo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

@@ -56,7 +56,7 @@ class RewardSettings(Settings):
     """Held-out pairs that are shown with their scores."""
 
 
-@method("reward", loop="scores")
+@method("reward", loop="scores", figures=("accuracy",))
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.learn.data import fitting_length, preferences, report
@@ -89,8 +89,8 @@ def scored(
     model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", precision: Precision
 ) -> Scored:
     """Score both sides of each pair."""
+    from alignkit.learn.classifiers import score_tokens
     from alignkit.learn.models import computing
-    from alignkit.learn.scores import score_tokens
 
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     with computing(precision):
@@ -122,7 +122,7 @@ def tell(
         return
     rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
     floor, judge = floor_of_pairs(share_of_longer(held_out), *rows)
-    stage.figure("accuracy", before, after, floor)
+    stage.figure("accuracy", before, after, floor, len(held_out))
     if after <= floor:
         problem = f"the reward model's accuracy of {after:.3f} is none better than judging by {judge} ({floor:.3f})"
         stage.warn(problem, "train it longer or with another learning rate, or look at the pairs")

@@ -46,7 +46,7 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", loop="online")
+@method("rloo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def rloo(
     settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

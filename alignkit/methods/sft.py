@@ -54,7 +54,7 @@ SHOWN = 64
 """Tokens, at most, of answers that are shown, where nobody knows how many they need."""
 
 
-@method("sft", loop="language_model")
+@method("sft", loop="language_model", figures=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.learn.data import demonstrations, fitting_length, report
@@ -75,7 +75,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
     model.generation_config.max_new_tokens = answer_limit(list(learnt_runs(train)))
     made = stage.save_policy(model, tokenizer)
     if held_out:
-        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
+        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision), len(held_out))
         show(stage, model, tokenizer, aside[: settings.samples], limit)
     else:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")

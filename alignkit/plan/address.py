@@ -27,7 +27,7 @@ from alignkit.contract.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
-from alignkit.plan.folders import adapter_base, model_files
+from alignkit.plan.folders import adapter_bases, model_files
 from alignkit.plan.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
 
 Address = str | tuple[str, ...]
@@ -202,8 +202,9 @@ class Resolver:
             remedy = "give the model's folder, or a .gguf file" if self.kind is Policy else "give the model's folder"
             raise DataError(f"{named}: {address!r} is a file", self.where, remedy)
         content = [[file.name, self.hashes.of(file)] for file in model_files(path, named, self.where)]
-        base = adapter_base(path, named, self.where)
-        below = [[file.name, self.hashes.of(file)] for file in model_files(base, named, self.where)] if base else []
+        bases = adapter_bases(path, named, self.where)
+        beneath = [file for base in bases for file in model_files(base, named, self.where)]
+        below = [[file.name, self.hashes.of(file)] for file in beneath]
         return self._made(address, "folder", ["folder", content, below, self._options()], files=(path,))
 
     def _files(self, addresses: tuple[str, ...]) -> Source:

@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from alignkit.contract.adapters import ADAPTER, base_folder, is_adapter, named_base
 from alignkit.contract.files import refuse_pointer
 from alignkit.errors import DataError
 
@@ -20,7 +21,10 @@ def model_files(folder: Path, named: str, where: str) -> list[Path]:
     `named` and `where` say in messages whose folder it is, and where it is asked for.
     """
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    if not {"config.json", "adapter_config.json"} & set(names):
+    if not {"config.json", ADAPTER} & set(names):
+        if several := sorted(inner.name for inner in folder.iterdir() if inner.is_dir() and is_adapter(inner)):
+            problem = f"{named}: {folder} holds adapters in folders of their own ({', '.join(several)})"
+            raise DataError(problem, where, f"name one of them, such as {folder / several[0]}")
         problem = f"{named}: {folder} is no model folder (no config.json)"
         raise DataError(problem, where, "give a folder as transformers saves it")
     if not any(name.endswith(".safetensors") or fnmatch(name, PICKLED) for name in names):
@@ -40,22 +44,26 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
 
 
-def adapter_base(folder: Path, named: str, where: str) -> Path | None:
-    """Give the folder of the weights that a LoRA adapter belongs to; None where the folder is no adapter."""
-    if not (folder / "adapter_config.json").is_file():
-        return None
-    name = str(_read(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-    base = folder / name
-    if not name or not base.is_dir():
-        raise DataError(
-            f"{named}: the adapter's base {name!r} is not on this machine",
-            where,
-            "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
-        )
-    if (base / "adapter_config.json").is_file():
-        problem = f"{named}: the adapter's base {name!r} is an adapter itself"
-        raise DataError(problem, where, "merge that one into full weights first")
-    return base.resolve()
+def adapter_bases(folder: Path, named: str, where: str) -> list[Path]:
+    """Give the folders that a model stands on: none, or an adapter's base, and so on to full weights.
+
+    Raises DataError where one is not on this machine.
+    """
+    chain = [folder.resolve()]
+    while is_adapter(chain[-1]):
+        try:
+            base = base_folder(chain[-1])
+        except (ValueError, RecursionError) as error:
+            raise DataError("the file is not JSON", str(chain[-1] / ADAPTER), "copy it again") from error
+        if base is None or base.resolve() in chain:
+            name = named_base(chain[-1])[0]
+            raise DataError(
+                f"{named}: the adapter's base {name!r} is not on this machine",
+                where,
+                "download the base model and write its folder into base_model_name_or_path of adapter_config.json",
+            )
+        chain.append(base.resolve())
+    return chain[1:]
 
 
 def _read(path: Path) -> dict[str, Any]:

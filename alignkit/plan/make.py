@@ -84,6 +84,7 @@ class _Planner:
         self.errors += errors
         settings = self._settings(name, method)
         seed, gates, wires = self._seed(name), self._gates(name), self._wires(name, method)
+        self._check_gates(name, method, gates, wires)
         self.made[name] = method.produces
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
@@ -163,6 +164,15 @@ class _Planner:
                 where = self.recipe.where("stage", *f"{name}.{gate}".split("."))
                 self._refuse(problem, where, "write gates.accuracy.min = 0.65")
         return gates
+
+    def _check_gates(self, name: str, method: Method, gates: Mapping[str, object], wires: Wires) -> None:
+        """Refuse gates on figures that the method never tells."""
+        for figure in gates:
+            if not method.tells(figure, wires):
+                known = method.figure_names(wires)
+                problem = f"stage {name!r}: gates.{figure}: {method.name} tells no such figure"
+                remedy = near_miss(figure, known) or f"its figures are {', '.join(known)}"
+                self._refuse(problem, self.recipe.where("stage", name, "gates", figure), remedy)
 
     def _wires(self, name: str, method: Method) -> Wires:
         if not isinstance(self.recipe.stages[name].get("inputs", {}), dict):

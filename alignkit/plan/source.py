@@ -91,6 +91,9 @@ class BadRows:
 class PolicyOptions(Settings):
     load: Literal["4bit", "8bit"] | None = None
     """Quantise the frozen weights while loading (needs bitsandbytes and a GPU)."""
+    grow_embedding: bool = False
+    """Give tokens that the tokenizer has and the model has not (tags of your own) rows in its embedding, which training
+    then fills. They begin as the mean of the others."""
 
 
 class RewardOptions(Settings):
@@ -179,7 +182,7 @@ class Source:
         if isinstance(self.options, RecordOptions):
             return {"parts": tuple(self._parts(self.options, path))}
         if isinstance(self.options, PolicyOptions):
-            return {"load": self.options.load}
+            return {"load": self.options.load, "grow_embedding": self.options.grow_embedding}
         if isinstance(self.options, JudgeOptions):
             facts = {"address": self.options.address, "options": self.options.given.model_dump(mode="json")}
             if self.kind is not JudgeReward:

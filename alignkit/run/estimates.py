@@ -11,19 +11,26 @@ import psutil
 from pydantic import ValidationError
 
 from alignkit.check.audit import Audit
+from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
 from alignkit.learn.counting import Lengths, learn_of
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
+from alignkit.learn.folders import root_of
 from alignkit.learn.gauge import gauge
-from alignkit.learn.models import arithmetic, device, open_config, positions_of
+from alignkit.learn.models import arithmetic, device, open_config, positions_of, rows_of
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.fit import check_layers, remarks_on
+from alignkit.plan.source import Source
+from alignkit.run.fit import check_layers, check_tokens, remarks_on
 from alignkit.run.previews import count_tokens, opened, policy_of
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
+"""Files that transformers writes beside a model's weights."""
+RECORD = 8 * 1024
+"""Bytes of a short stage's records, of configs and of what stands at the beginning of files of tensors."""
 UNSET_LENGTH = 1024
 """Tokens, at most, where `max_length` says nothing."""
 CHANGES: Sequence[Mapping[str, Any]] = (
@@ -110,16 +117,52 @@ class Estimator:
             Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
             for one in self._reward_configs(stage)
         ]
-        return Job(settings, facts, sizes, gauge(config, lora, precision), rewards, policies)
+        costs = gauge(config, lora, precision)
+        whole, beside = bool(lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
+        return Job(settings, facts, sizes, costs, rewards, policies, whole, beside)
+
+    def _base_lies_in_a_folder(self, stage: PlannedStage) -> bool:
+        """Say whether a folder holds exactly the weights that a stage's policy begins with.
+
+        It does not where an adapter is merged, by the stage, or where the embedding grows.
+        """
+        role = next(role for role, given in stage.method.consumes.items() if Policy in given.kinds)
+        name = stage.inputs[role][0]
+        if name not in self.plan.sources:
+            before = self.plan.stage(name)
+            adapted = bool(getattr(before.settings, "lora", None))
+            return not (adapted and self._base_lies_in_a_folder(before))
+        policy: Any = opened(self.plan.sources[name], self.runs, self.offline)
+        in_files, once_opened = rows_of(policy)
+        return not is_adapter(policy.path) and in_files == once_opened
+
+    def _beside(self, source: Source) -> float:
+        """Weigh the files that are saved beside a policy's weights: its tokenizer's, and its config."""
+        policy: Any = opened(source, self.runs, self.offline)
+        folder = policy.path if (policy.path / TOKENIZER[0]).is_file() else root_of(policy.path)
+        return float(RECORD + sum((folder / name).stat().st_size for name in TOKENIZER if (folder / name).is_file()))
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
         told = list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
+        self._check_tokens(stage)
         rows = self._rows_of(stage, stage.settings)
         if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
             problem = f"the rows are not made yet; it is reckoned with one for each row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
+
+    def _check_tokens(self, stage: PlannedStage) -> None:
+        """Refuse rows with tokens that the stage's policy has no weights for."""
+        source = policy_of(self.plan, stage)
+        if source is None or stage.method.loop is None:
+            return
+        policy: Any = opened(source, self.runs, self.offline)
+        for name in (name for several in stage.inputs.values() for name in several if name in self.audits):
+            rows = self.plan.sources[name]
+            counted = count_tokens(rows, source, self.audits[name], stage.settings, self.runs, self.offline)
+            records: Any = opened(rows, self.runs, self.offline)
+            check_tokens(records, counted, policy, learn_of(stage.settings))
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""

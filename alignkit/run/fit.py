@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from alignkit.check.audit import Audit
-from alignkit.contract.kinds import RewardModel
+from alignkit.contract.adapters import is_adapter
+from alignkit.contract.kinds import Policy, Records, RewardModel
+from alignkit.contract.records import placed_rows
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.learn.folders import base_of, is_adapter, read_json
-from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer
+from alignkit.learn.adapters import check_fit, task_of
+from alignkit.learn.counting import Counted, sequences
+from alignkit.learn.data import Learn
+from alignkit.learn.folders import chain_of, root_of, shapes_in
+from alignkit.learn.heads import head_of, labels_of, place_of
+from alignkit.learn.models import PLAIN_TEMPLATE, misfit, open_config, open_tokenizer, rows_of
+from alignkit.learn.sizes import built
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
-
-HEADS = ("score.", "classifier.", "classification_head.", "logits_proj.", "head.", "cls.", "v_head.")
-"""How weights of a score's head begin."""
 
 
 def remarks_on(
@@ -24,18 +26,19 @@ def remarks_on(
     """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
     for name in (name for several in stage.inputs.values() for name in several if name in plan.sources):
         if issubclass(plan.sources[name].kind, RewardModel):
-            artifact: Any = opened(plan.sources[name], runs, offline)
-            check_head(name, artifact.path)
+            reward: Any = opened(plan.sources[name], runs, offline)
+            check_reward(reward)
     source = policy_of(plan, stage)
     if source is None:
         return
-    artifact = opened(source, runs, offline)
+    artifact: Any = opened(source, runs, offline)
     check_weights(artifact.path)
     tokenizer = open_tokenizer(artifact.path)
     if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
-    yield from unknown_tokens(source.name, tokenizer, open_config(artifact.path))
+    check_policy(artifact.path)
+    yield from unknown_tokens(source.name, tokenizer, rows_of(artifact)[1])
     read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
     if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
         problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
@@ -44,18 +47,71 @@ def remarks_on(
 
 def check_weights(folder: Path) -> None:
     """Refuse weights that are damaged or cut off: what a file of tensors says at its beginning does not fit it."""
-    for place in {folder, base_of(folder) if is_adapter(folder) else folder}:
-        for file in sorted(place.glob("*.safetensors")):
-            _names(file)
+    for place in chain_of(folder):
+        shapes_in(place)
 
 
-def unknown_tokens(name: str, tokenizer: Any, config: Any) -> Iterator[Problem]:
+def check_policy(folder: Path) -> None:
+    """Refuse an adapter that gives no answers, does not fit its base, or cannot be merged into it."""
+    config = open_config(folder)
+    try:
+        model = built(config)
+    except ValueError as error:
+        problem = f"transformers has no language model of the kind {config.model_type!r}"
+        raise DataError(problem, str(folder), "take a decoder, such as Llama, Qwen or Gemma") from error
+    check_shapes(root_of(folder), model)
+    for adapter in (place for place in chain_of(folder) if is_adapter(place)):
+        if task_of(adapter) == "SEQ_CLS":
+            problem = "the adapter belongs to a text classifier, which gives no answers"
+            raise DataError(problem, str(adapter), "give an adapter of a language model, or use it as a reward")
+        check_fit(adapter, built(open_config(adapter)), len(open_tokenizer(adapter)))
+
+
+def check_shapes(folder: Path, model: Any) -> None:
+    """Refuse weights of other sizes than the config says; `model` is what the config makes, on the meta device."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return  # their tensors are packed
+    found = shapes_in(folder)
+    for name, weight in model.named_parameters():
+        if found.get(name, tuple(weight.shape)) != tuple(weight.shape):
+            raise misfit(folder, name, found[name], tuple(weight.shape))
+
+
+def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
     """Tell of tokens that the model has no row for; a pad token is given one."""
-    size = int(config.get_text_config().vocab_size)
     odd = [token for token in tokenizer.get_vocab().values() if token >= size and token != tokenizer.pad_token_id]
     if odd:
-        problem = f"{len(odd)} tokens of the tokenizer of {name!r} are unknown to its model, which has {size}"
-        yield Problem(problem, f"source {name!r}", "text with one of them ends the stage; give the model's tokenizer")
+        some = "1 token" if len(odd) == 1 else f"{len(odd)} tokens"
+        problem = f"{some} of the tokenizer of {name!r} have no weights in its model, which knows {size}"
+        remedy = f"sources.{name}.grow_embedding = true gives them rows; or give the model's own tokenizer"
+        yield Problem(problem, f"source {name!r}", remedy)
+
+
+def check_tokens(records: Records, counted: Counted, policy: Policy, learn: Learn) -> None:
+    """Refuse rows with tokens that the policy has no row in its embedding for: they would end the stage."""
+    known = rows_of(policy)[1]
+    beyond = sum(row.highest >= known for row in counted.rows)
+    if not beyond:
+        return
+    tokenizer = open_tokenizer(policy.path)
+    place, token = _first_beyond(records, tokenizer, known, learn)
+    share = f"{beyond} of {len(counted.rows)} rows" + (f" (every {counted.step}th was looked at)" * (counted.step > 1))
+    problem = (
+        f"{share} of {records.name!r} hold tokens that {policy.name!r} has no weights for; it has them for {known} "
+        f"tokens, and {tokenizer.convert_ids_to_tokens(token)!r} is number {token}"
+    )
+    remedy = f"sources.{policy.name}.grow_embedding = true gives them rows to be learnt, or give the model's tokenizer"
+    raise DataError(problem, place, remedy)
+
+
+def _first_beyond(records: Records, tokenizer: Any, known: int, learn: Learn) -> tuple[str, int]:
+    """Find the place of the first row with such a token, and the token."""
+    for part in records.parts:
+        for place, row in placed_rows(part, type(records).__name__, records.columns):
+            ids = [token for _, one in sequences(type(records), row, tokenizer, learn) for token in one.ids]
+            if max(ids, default=0) >= known:
+                return place, next(token for token in ids if token >= known)
+    raise LookupError(f"no row of {records.name} has such a token")
 
 
 def check_layers(layers: int, wanted: int | None) -> None:
@@ -65,21 +121,20 @@ def check_layers(layers: int, wanted: int | None) -> None:
         raise RecipeError(problem, "trained_layers", f"set it below {layers}, or let all weights learn")
 
 
-def check_head(name: str, folder: Path) -> None:
-    """Refuse a reward model whose head was not saved: it would be drawn anew, and its scores be noise."""
-    files = sorted(folder.glob("*.safetensors"))
-    config = read_json(folder / ("adapter_config.json" if is_adapter(folder) else "config.json"))
-    if not files or any(head in str(config.get("modules_to_save")) for head in ("score", "classifier")):
+def check_reward(reward: RewardModel) -> None:
+    """Refuse a reward model whose head was not saved, or whose label is missing or unknown.
+
+    A head that is not there would be drawn anew, and its scores be noise.
+    """
+    check_weights(reward.path)
+    open_tokenizer(reward.path)
+    head = head_of(reward.path)
+    if head is None and any(reward.path.glob("*.safetensors")):
+        problem = f"source {reward.name!r} has no weights of a score's head, so its scores would be noise"
+        raise DataError(problem, str(reward.path), "give the folder of a reward model, or use it as a policy")
+    labels = labels_of(reward.path, head)
+    if labels is None:
         return
-    names = {key for file in files for key in _names(file)}
-    if not any(key.rpartition("model.")[2].startswith(HEADS) or key.startswith(HEADS) for key in names):
-        problem = f"source {name!r} has no weights of a score's head, so its scores would be noise"
-        raise DataError(problem, str(folder), "give the folder of a reward model, or use it as a policy")
-
-
-def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"the weights cannot be read ({error})", str(file), "copy the file again") from error
+    place_of(reward, open_config(reward.path), labels)
+    for adapter in (place for place in chain_of(reward.path) if is_adapter(place) and labels == 1):
+        check_fit(adapter, built(open_config(adapter), scores=True), len(open_tokenizer(adapter)))

@@ -1,27 +1,30 @@
 """From a stage's journal to those who watch the run."""
 
-import logging
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pluggy
 
-from alignkit.contract.events import Event, StageStarted
+from alignkit.contract.events import Event, StageStarted, Warned
 from alignkit.run import rundir
 from alignkit.run.durable import read_json
+from alignkit.run.failures import one_line
 from alignkit.run.journal import Follower
 from alignkit.run.order import Order
 from alignkit.run.results import Finished
 
 Observer = Callable[[Event], None]
 
-log = logging.getLogger(__name__)
-
 
 class Audience:
-    """All observers: plugins' hooks and given functions. One that fails is logged and left out."""
+    """All observers: plugins' hooks and given functions. One that fails is left out, and the others are told so.
 
-    def __init__(self, hooks: pluggy.PluginManager, observers: Sequence[Observer]) -> None:
+    What it raised is kept in the file `failures`.
+    """
+
+    def __init__(self, hooks: pluggy.PluginManager, observers: Sequence[Observer], failures: Path) -> None:
+        self._failures = failures
         watching = [hook.plugin for hook in hooks.hook.alignkit_event.get_hookimpls()]
         self._observers = [(str(hooks.get_name(plugin)), _only(hooks, plugin, watching)) for plugin in watching]
         self._observers += [
@@ -33,9 +36,15 @@ class Audience:
             name, observer = pair
             try:
                 observer(event)
-            except Exception:
+            except Exception as error:
                 self._observers.remove(pair)
-                log.exception("the observer %s failed and is left out from now on", name)
+                self._note(name, error)
+                problem = f"the observer {name} failed ({one_line(error)}) and is left out from now on"
+                self.tell(Warned(event.stage, problem, f"{self._failures} tells where"))
+
+    def _note(self, name: str, error: Exception) -> None:
+        with self._failures.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{name}:\n{''.join(traceback.format_exception(error))}\n")
 
 
 def _only(hooks: pluggy.PluginManager, plugin: object, watching: Sequence[object]) -> Observer:

@@ -7,6 +7,7 @@ runner writes what is asked into a folder (`ASKED`), and finds the answer there 
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from alignkit.run.estimates import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
-VERSION = 2
+VERSION = 3
 """Raised when what is looked at changes."""
 GIB = 2**30
+STAGE = re.compile(r"stage ('[^']*')(.*)", re.DOTALL)
+"""Where a problem is, if it begins with a stage."""
 
 
 @dataclass
@@ -82,6 +85,23 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
         if estimate.memory > room:
             found.problems.append(too_large(stage, estimate, room, estimator))
     found.problems += list(_disk_problems(disk, runs))
+    found.problems, found.remarks = together(found.problems), together(found.remarks)
+    return found
+
+
+def together(problems: Sequence[Problem]) -> list[Problem]:
+    """Tell once what is the same for several stages, with the names of all of them."""
+    alike = dict[tuple[str, str, str], list[str]]()
+    for one in problems:
+        told = STAGE.fullmatch(one.where)
+        stage, rest = told.groups() if told else ("", one.where)
+        names = alike.setdefault((rest, one.problem, one.remedy), [])
+        names += [stage] if stage not in names else []
+    found = []
+    for (rest, problem, remedy), names in alike.items():
+        stages = [name for name in names if name]
+        begin = f"stage{'s' * (len(stages) > 1)} {' and '.join(stages)}" if stages else ""
+        found.append(Problem(problem, begin + rest if begin else rest, remedy))
     return found
 
 

@@ -21,6 +21,8 @@ from alignkit.run.durable import publish, sync_and_list, sync_folder, write_json
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
+OBSERVERS = "observers.log"
+"""In a recipe's folder: what observers have raised."""
 
 
 def stage_folder(runs: Path, name: str, fingerprint: str) -> Path:

@@ -141,7 +141,7 @@ def run_plan(
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, report]).tell
+        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / rundir.OBSERVERS).tell
         checked = check and not inline and machine.processes == 1
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, checked)
         results = tuple(run.stages())
@@ -206,7 +206,9 @@ class _Run:
                 self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
                 return
         for remark in found.remarks:
-            self.tell(Warned(first, f"{remark.where}: {remark.problem}", remark.remedy))
+            stage = next((one.name for one in left if remark.where == f"stage {one.name!r}"), None)
+            problem = remark.problem if stage else f"{remark.where}: {remark.problem}"
+            self.tell(Warned(stage or first, problem, remark.remedy))
         if found.problems:
             raise RecipeError.of(found.problems)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 A = TypeVar("A", bound=Artifact)
+ENOUGH_ROWS = 30
+"""Held-out rows below which a figure says so little that people are told: a share of one half then has a standard
+error of 9 points and more."""
 
 
 class Left(BaseException):
@@ -88,10 +92,23 @@ class WorkingStage:
         plain = {name: float(value) for name, value in values.items()}
         self._tell(Metrics(self.name, step, of, plain, round(self.seconds, 3)))
 
-    def figure(self, name: str, before: float | None, after: float | None, floor: float | None = None) -> None:
-        figure = Figure(self.name, name, *(None if value is None else float(value) for value in (before, after, floor)))
+    def figure(
+        self,
+        name: str,
+        before: float | None,
+        after: float | None,
+        floor: float | None = None,
+        rows: int | None = None,
+    ) -> None:
+        was, now, least = (None if value is None else float(value) for value in (before, after, floor))
+        few = rows is not None and rows < ENOUGH_ROWS
+        told = any(figure.rows is not None and figure.rows < ENOUGH_ROWS for figure in self.figures)
+        figure = Figure(self.name, name, was, now, least, rows)
         self.figures.append(figure)
         self._tell(figure)
+        if few and not told:
+            problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
+            self.warn(problem, f"keep at least {ENOUGH_ROWS} aside: raise the source's held_out, or give more rows")
 
     def sample(self, row: Mapping[str, str | float]) -> None:
         self._tell(Sample(self.name, dict(row)))
@@ -183,7 +200,7 @@ class WorkingStage:
 
 
 def _plain_figure(figure: Figure) -> dict[str, Any]:
-    return {"name": figure.name, "before": figure.before, "after": figure.after, "floor": figure.floor}
+    return {key: value for key, value in asdict(figure).items() if key != "stage"}
 
 
 def _checked(row: Mapping[str, object], number: int, kind: type[Records], part: Part) -> Mapping[str, object]:

@@ -66,10 +66,11 @@ def size(count: float) -> str:
 
 
 def achieved(figure: Figure) -> str:
-    """Say what came of a measure: `perplexity 12.3 -> 5.1 (floor 6)`."""
+    """Say what came of a measure: `perplexity 12.3 -> 5.1 (floor 6, 200 rows)`."""
     before = "" if figure.before is None else f"{number(figure.before)} -> "
-    floor = "" if figure.floor is None else f" (floor {number(figure.floor)})"
-    return f"{figure.name} {before}{number(figure.after)}{floor}"
+    beside = [] if figure.floor is None else [f"floor {number(figure.floor)}"]
+    beside += [] if figure.rows is None else [f"{figure.rows} rows"]
+    return f"{figure.name} {before}{number(figure.after)}" + (f" ({', '.join(beside)})" if beside else "")
 
 
 def latest(figures: Iterable[Figure]) -> tuple[Figure, ...]:

@@ -51,7 +51,7 @@ class DPOSettings(OfflineSettings):
     """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
 
 
-@method("dpo", loop="pairs")
+@method("dpo", loop="pairs", figures=("accuracy", "margin"))
 def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
     from alignkit import load_policy, pair_logprobs, read_pairs, train_pairs
@@ -177,8 +177,8 @@ def tell(
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
     floor, judge = floor_of_pairs(longer, [pair.row for pair in train], [pair.row for pair in held_out])
-    stage.figure("accuracy", 0.5, accuracy, floor)
-    stage.figure("margin", 0.0, fmean(found))
+    stage.figure("accuracy", 0.5, accuracy, floor, len(found))
+    stage.figure("margin", 0.0, fmean(found), rows=len(found))
     if accuracy <= floor:
         problem = (
             f"the accuracy of {accuracy:.3f} on held-out pairs is none better than judging by {judge} ({floor:.3f})"

@@ -45,7 +45,7 @@ class KTOSettings(OfflineSettings):
     """Rows between which answers are swapped to estimate the KL divergence; they go through the model at once."""
 
 
-@method("kto", loop="answers")
+@method("kto", loop="answers", figures=("auc",))
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
     from datasets import Dataset
@@ -128,7 +128,7 @@ def tell(answers: Sequence[Judged], gains: Sequence[float], good_from: float, st
         stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
         return
     after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
-    stage.figure("auc", 0.5, after, floor)
+    stage.figure("auc", 0.5, after, floor, len(answers))
     if after <= floor:
         problem = (
             f"good held-out answers are told from bad ones (AUC {after:.3f}) none better than by length ({floor:.3f})"

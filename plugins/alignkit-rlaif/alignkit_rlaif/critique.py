@@ -27,6 +27,7 @@ from alignkit import (
 )
 from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, length_of, room_of
+from alignkit_rlaif.telling import FIGURES
 from alignkit_rlaif.wording import criticising, revising
 
 
@@ -37,7 +38,7 @@ class CritiqueSettings(JudgingSettings):
     """Who writes critique and revision: the policy itself, as in the paper, or the judge, where it can write."""
 
 
-@method("critique")
+@method("critique", figures=FIGURES)
 def critique(
     settings: CritiqueSettings,
     stage: Stage,
@@ -110,7 +111,7 @@ class ReviseSettings(Settings):
     """Leave out pairs whose `p_chosen` is lower."""
 
 
-@method("revise")
+@method("revise", figures=("demonstrations",))
 def revise(settings: ReviseSettings, stage: Stage, *, pairs: Preferences) -> Demonstrations:
     """Make demonstrations of the chosen answers, each once."""
     seen = set[str]()

@@ -20,6 +20,7 @@ from alignkit import Answer, Judge, OpenJudge, Policy, Preferences, Prompts, Sta
 from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, room_of
 from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
+from alignkit_rlaif.telling import FIGURES
 
 
 class RLAIFSettings(JudgingSettings):
@@ -31,7 +32,7 @@ class RLAIFSettings(JudgingSettings):
     """Which of them are compared: each answer once, or all with all, which is 6 pairs of 4 answers instead of 2."""
 
 
-@method("rlaif")
+@method("rlaif", figures=FIGURES)
 def rlaif(
     settings: RLAIFSettings,
     stage: Stage,
@@ -47,7 +48,7 @@ def rlaif(
     return preferences(settings, stage, policy, prompts, lambda: open_judge(judge, cache=stage.cache), constitution)
 
 
-@method("self-rlaif")
+@method("self-rlaif", figures=FIGURES)
 def self_rlaif(
     settings: RLAIFSettings,
     stage: Stage,

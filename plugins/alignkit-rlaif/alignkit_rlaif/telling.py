@@ -9,6 +9,12 @@ from alignkit import Stage, StageError
 
 FATES = ("pairs", "kept", "ties", "invalid", "equal", "cut", "worse")
 """What can become of a pair, after how many there were."""
+FIGURES = (
+    *FATES,
+    *("position_bias", "order_consistency", "option_mass", "longer_wins"),
+    *("requests", "tokens", "retries", "remembered"),
+)
+"""What a stage of labels tells: fates of pairs, how the judge does, and what it cost."""
 SHOWN = ("prompt", "chosen", "rejected", "p_chosen")
 """Columns of a row that are shown to people."""
 BIASED = 0.2

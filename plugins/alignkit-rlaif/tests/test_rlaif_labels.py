@@ -10,6 +10,7 @@ import pytest
 from alignkit_rlaif import rlaif
 from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import JudgingSettings, Pair, Prompted, drawn, label, opinions
+from alignkit_rlaif.telling import FIGURES
 from loopback import says, serving
 
 from alignkit import Answer, DataError, Judge, OpenJudge, Preferences, Prompts, Question, StageError, Text, Verdict
@@ -137,6 +138,7 @@ def test_what_is_dropped_is_counted(stage: RecordingStage) -> None:
         "pairs": 5, "kept": 1, "ties": 1, "invalid": 1, "equal": 1, "cut": 1,
         "position_bias": 0.0, "order_consistency": 0.5, "option_mass": 1.0, "longer_wins": 1.0,
     }  # fmt: skip
+    assert set(told) <= set(FIGURES)
 
 
 def test_of_a_judge_that_always_says_first_every_pair_is_a_tie_and_none_is_labelled(stage: RecordingStage) -> None:

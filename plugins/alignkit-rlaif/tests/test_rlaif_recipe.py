@@ -94,6 +94,7 @@ def test_what_was_asked_and_repeated_is_told(tmp_path: Path, tiny_policy: Policy
 
     assert stage.figures["requests"][1] == len(server.asked)
     assert stage.figures["tokens"][1] == 10 * len(server.asked)
+    assert all(rlaif.tells(figure, {}) for figure in stage.figures)
 
 
 def test_it_imports_what_alignkit_exports_and_nothing_else() -> None:

@@ -1,0 +1,184 @@
+"""How text classifiers read answers, and where what is too long for one is cut.
+
+A decoder (a reward model of ours, or OpenRLHF's) is scored at the last token that it reads, so it keeps the end of the
+text, behind the token that its tokenizer begins every text with. Any other classifier (BERT, RoBERTa, BART, XLNet)
+reads what its own tokenizer makes of the text: special tokens at both ends, segments, and the tokenizer's
+`truncation_side` and `padding_side`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.contract.rewards import Answer
+from alignkit.learn.data import answered, prompt_ids, rendered
+from alignkit.learn.models import evaluating, padded, positions
+
+TOKENS_IN_A_PASS = 2**14
+Warn = Callable[[str, str], None]
+"""Takes what is wrong, and what to do."""
+
+
+@dataclass
+class Reader:
+    """A classifier that scores answers, and tells once where it could not read all of one."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    place: int
+    """Of the logit that is the score."""
+    warn: Warn | None = None
+
+    def __post_init__(self) -> None:
+        self.decoder = scored_at_the_last_token(self.model)
+        self.limit = positions(self.model) if self.decoder else reading_limit(self.model, self.tokenizer)
+        self._told = False
+
+    def scores(self, answers: Sequence[Answer]) -> list[float]:
+        """Give one logit of each answer, in their order."""
+        if self.decoder:
+            rows = [as_read(answer, self.tokenizer) for answer in answers]
+            self._tell([len(row) for row in rows], "beginning")
+            return score_tokens(self.model, rows, self.tokenizer, self.place)
+        return self._by_tokenizer([text_of(answer, self.tokenizer) for answer in answers])
+
+    def _by_tokenizer(self, texts: Sequence[str]) -> list[float]:
+        """Score texts as their tokenizer frames, cuts and pads them."""
+        tokenizer, known = self.tokenizer, inspect.signature(self.model.forward).parameters
+        read = [_framed(tokenizer, text, None) for text in texts]
+        lengths = [len(one["input_ids"]) for one in read]
+        self._tell(lengths, "end" if tokenizer.truncation_side == "right" else "beginning")
+        rows = [
+            _framed(tokenizer, text, self.limit) if self.limit and length > self.limit else one
+            for text, length, one in zip(texts, lengths, read, strict=True)
+        ]
+        tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # the advice is not for rows of a batch
+
+        def batch(places: Sequence[int]) -> Mapping[str, Any]:
+            columns = {key: [rows[place][key] for place in places] for key in rows[0]}
+            filled = tokenizer.pad(columns, return_tensors="pt").to(self.model.device)
+            return {key: value for key, value in filled.items() if key in known}
+
+        return _logits(self.model, [len(row["input_ids"]) for row in rows], batch, self.place)
+
+    def _tell(self, lengths: Sequence[int], lost: str) -> None:
+        """Warn, once, of answers that are longer than the model reads."""
+        cut = sum(length > self.limit for length in lengths) if self.limit else 0
+        if not cut or self._told or self.warn is None:
+            return
+        self._told = True
+        self.warn(
+            f"{cut} of {len(lengths)} answers are longer with their prompts than {self.name!r} reads "
+            f"({self.limit} tokens), and are scored without their {lost}; the longest has {max(lengths)}",
+            "lower generation.max_new_tokens or take shorter prompts, or a reward model that reads more",
+        )
+
+
+def scored_at_the_last_token(model: PreTrainedModel) -> bool:
+    """Say whether a classifier is a decoder whose `score` head reads the last token; encoders have other heads."""
+    return isinstance(getattr(model, "score", None), nn.Linear)
+
+
+def reading_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tell how many tokens a classifier that is no decoder reads at most; None where nothing says so.
+
+    RoBERTa and those like it count positions from behind that of the pad token: they read fewer than they have. What
+    the tokenizer says counts, too; those of decoders often speak of another model.
+    """
+    limits = [positions(model), int(tokenizer.model_max_length)]
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            limits.append(table.num_embeddings - table.padding_idx - 1)
+    return min((limit for limit in limits if limit), default=None)
+
+
+def text_of(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give prompt and answer as one text; a chat is rendered by the classifier's own template."""
+    asked = answer.row.get("prompt", answer.prompt)
+    if isinstance(asked, str) or tokenizer.chat_template is None:
+        return answer.prompt + answer.text
+    return rendered(tokenizer, [*asked, {"role": "assistant", "content": answer.text}])
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> dict[str, list[int]]:
+    """Encode a text with the tokenizer's own special tokens, unless it begins with one; cut to the limit."""
+    framed = bool(tokenizer.cls_token) and text.startswith(str(tokenizer.cls_token))
+    found: Any = tokenizer(
+        text, add_special_tokens=not framed, truncation=limit is not None, max_length=limit, verbose=False
+    )
+    return dict(found)
+
+
+def as_read(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Encode an answer as a decoder was taught to read it; one that was cut has no end-of-sequence token."""
+    asked = answer.row.get("prompt", answer.prompt)
+    prompt = answer.prompt if isinstance(asked, str) or tokenizer.chat_template is None else asked
+    if answer.finished and tokenizer.eos_token_id is not None:
+        return answered(prompt, answer.text, tokenizer).ids
+    if isinstance(prompt, str):
+        return prompt_ids(tokenizer, prompt + answer.text)
+    opened = rendered(tokenizer, prompt, asking=True)
+    found: list[int] = tokenizer(opened + answer.text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def score_tokens(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    place: int = 0,
+) -> list[float]:
+    """Give one logit of each row of tokens, in their order, by a decoder.
+
+    A row longer than the model reads loses what follows its opening token, and keeps its end.
+    """
+    limit = positions(model)
+    rows = [shortened(row, limit, tokenizer) for row in rows]
+
+    def batch(places: Sequence[int]) -> Mapping[str, Any]:
+        ids, mask = padded([rows[i] for i in places], tokenizer.pad_token_id, model.device)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    return _logits(model, [len(row) for row in rows], batch, place)
+
+
+def shortened(row: Sequence[int], limit: int | None, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """Keep the end of a row, and its first token where that opens every text."""
+    if limit is None or len(row) <= limit:
+        return row
+    opens = row[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+    return [row[0], *row[len(row) - limit + 1 :]] if opens else row[-limit:]
+
+
+def _logits(
+    model: PreTrainedModel | PeftModel,
+    lengths: Sequence[int],
+    batch: Callable[[Sequence[int]], Mapping[str, Any]],
+    place: int,
+) -> list[float]:
+    """Run rows through a classifier, short ones first; `batch` makes the model's arguments of the places of some."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    scores = [0.0] * len(lengths)
+    start = 0
+    with evaluating(model):
+        while start < len(order):
+            group = _group(lengths, order, start)
+            logits = model(**batch(group)).logits[:, place].float()
+            for i, value in zip(group, logits.tolist(), strict=True):
+                scores[i] = value
+            start += len(group)
+    return scores
+
+
+def _group(lengths: Sequence[int], order: Sequence[int], start: int) -> list[int]:
+    """Take the next rows, in the order of their length, that fit in one pass."""
+    end = start + 1
+    while end < len(order) and lengths[order[end]] * (end + 1 - start) <= TOKENS_IN_A_PASS:
+        end += 1
+    return list(order[start:end])
