@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.stage import Stage
@@ -20,6 +21,12 @@ Chat = Sequence[Turn]
 Learn = Literal["all", "last"]
 Tools = Sequence[Mapping[str, Any]] | None
 """JSON schemas of what a chat may call."""
+
+RAISED = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a chat template may end in: its own refusals, and what Python raises at its expressions and filters."""
+
+PROBE = "q7x"
+"""An answer that stands in no template's own text."""
 
 NOT_LEARNT = -100
 """The label of a token that the loss leaves out, as torch has it."""
@@ -215,14 +222,54 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
 def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False, tools: Tools = None) -> str:
     """Render a chat by the tokenizer's template, with the opening of an answer where `asking`.
 
-    Raises DataError where the chat has tools and the template has no place for them.
+    Raises DataError where the chat has tools and the template has no place for them, and with what the template said
+    where it refuses the chat.
     """
     if tools and "tools" not in str(tokenizer.chat_template):
         remedy = "take the column tools out, or start from a policy whose template knows them"
         raise DataError("the rows have tools, and the chat template has no place for them", "chat template", remedy)
     turns: list[Any] = [dict(turn) for turn in chat]
     given: list[Any] | None = [dict(tool) for tool in tools] if tools else None
-    return cast("str", tokenizer.apply_chat_template(turns, given, tokenize=False, add_generation_prompt=asking))
+    try:
+        return cast("str", tokenizer.apply_chat_template(turns, given, tokenize=False, add_generation_prompt=asking))
+    except RAISED as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"the chat template refuses the chat: {said}"
+        remedy = "correct the row or leave it out, or start from a policy whose template takes such chats"
+        raise DataError(problem, "chat template", remedy) from error
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Give the tokens that close an answer by the chat template, such as those of `<|im_end|>` or `<end_of_turn>`.
+
+    It is the special or added token right behind the answer that ends a chat. Empty where the template closes answers
+    by no such token, or refuses a question and an answer.
+    """
+    end = _behind(tokenizer, _PROBED)
+    found = _marked(tokenizer, end)
+    if end and end == _behind(tokenizer, _PROBED, asking=True):  # it may be the heading of a next answer
+        inside = _behind(tokenizer, [*_PROBED, *_PROBED[:1]])
+        found = found if not inside or _marked(tokenizer, inside) == found else None
+    return frozenset() if found is None else frozenset([found])
+
+
+_PROBED: Chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False) -> str:
+    """Give what a template writes behind an answer; nothing where it refuses the chat or loses the answer."""
+    try:
+        _, answer, rest = rendered(tokenizer, chat, asking=asking).rpartition(PROBE)
+    except DataError:
+        return ""
+    return rest.lstrip() if answer else ""
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """Give the special or added token that a text begins with."""
+    first = next(iter(_encode(tokenizer, text, special=False)), None)
+    known = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return first if first in known else None
 
 
 def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn, tools: Tools = None) -> Tokens:

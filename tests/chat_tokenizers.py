@@ -1,0 +1,48 @@
+"""Byte-level tokenizers with chat templates, made on the spot."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CORPUS = (
+    "What colour is the door by the boat? The lamp by the stone is red, and the chair is blue. "
+    "Answer in one line. Nobody has painted the field since the winter. I saw it, so I know."
+)
+
+
+@cache
+def make_tokenizer(
+    template: str,
+    marks: tuple[str, ...],
+    *,
+    eos: str,
+    bos: str | None = None,
+    pad: str | None = None,
+    special: bool = True,
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with a template, whose marks are one token each; `special` says whether it lists them all."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(marks),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator([CORPUS], trainer)
+    if bos:
+        begin = (bos, made.token_to_id(bos))
+        made.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[begin])
+    named = {name: mark for name, mark in (("eos_token", eos), ("bos_token", bos), ("pad_token", pad)) if mark}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
+    if special and (others := _others(marks, list(named.values()))):
+        tokenizer.add_special_tokens({"extra_special_tokens": others})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _others(marks: Sequence[str], named: Sequence[str]) -> list[str]:
+    return [mark for mark in marks if mark not in named]
