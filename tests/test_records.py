@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from alignkit.contract import jsontext
 from alignkit.contract.files import FORMATS, rows_of
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
-from alignkit.contract.records import Part, key_of, on_held_out_side, with_prompt
+from alignkit.contract.records import Part, Record, key_of, on_held_out_side, with_prompt
 from alignkit.errors import DataError
 
 PAIRS = [
@@ -75,6 +76,35 @@ def refusal(folder: Path, kind: type[Records], path: Path, **options: Any) -> st
     with pytest.raises(DataError) as raised:
         list(records(kind, path, **options).train())
     return str(raised.value).replace(str(folder), "FOLDER")
+
+
+# Places
+
+
+def test_a_row_knows_its_place_and_whether_its_source_skips_bad_rows(tmp_path: Path) -> None:
+    path = put(tmp_path, [{"text": "a"}, {"text": "b"}])
+
+    first, second = records(Text, path, skip=True).train()
+
+    assert (first.place, first.skip, second.place) == (f"{path}:1", True, f"{path}:2")
+    assert not next(records(Text, path).train()).skip
+
+
+def test_a_row_is_a_dictionary_to_everything_else() -> None:
+    row = Record.at("rows.jsonl:3", {"text": "a"}, skip=True)
+
+    unpickled = pickle.loads(pickle.dumps(row))
+
+    assert (row, json.dumps(row)) == ({"text": "a"}, '{"text": "a"}')
+    assert (unpickled, unpickled.place, unpickled.skip) == (row, "rows.jsonl:3", True)
+
+
+def test_other_values_of_a_row_stand_at_its_place() -> None:
+    row = Record.at("rows.jsonl:3", {"text": "a"}, skip=True)
+
+    other = row.with_values({**row, "text": "b"})
+
+    assert (other, other.place, other.skip) == ({"text": "b"}, "rows.jsonl:3", True)
 
 
 # Formats

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.records import CERTAINTY, Part, Row, read_side
+from alignkit.contract.records import CERTAINTY, Part, Record, Row, read_side
 
 
 class Artifact(BaseModel):
@@ -34,11 +34,11 @@ class Records(Artifact):
 
     parts: tuple[Part, ...]
 
-    def train(self) -> Iterator[Row]:
-        """Give the rows to learn from, in the order of the files."""
+    def train(self) -> Iterator[Record]:
+        """Give the rows to learn from, in the order of the files; each knows its place."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=False)
 
-    def held_out(self) -> Iterator[Row]:
+    def held_out(self) -> Iterator[Record]:
         """Give the rows kept aside to measure on."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=True)
 

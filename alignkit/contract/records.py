@@ -12,11 +12,35 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.files import Found, Placed, found_in
+from alignkit.contract.files import Found, found_in
 from alignkit.contract.shapes import SHAPES, Shape, answered, as_messages, asked, shape_of, taken, traits
 from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]
+
+
+class Record(dict[str, Any]):
+    """A row that knows where it stands. It is equal to, pickled and written as the dictionary of its values.
+
+    A copy by `{**row}` or `row | {...}` is a plain dictionary; `with_values` keeps the place.
+    """
+
+    place: str = ""
+    """`file:line` or `file, row n`; empty where nothing is known of it."""
+    skip: bool = False
+    """Its source leaves bad rows out (`on_bad_rows = "skip"`)."""
+
+    @classmethod
+    def at(cls, place: str, values: Mapping[str, Any], *, skip: bool = False) -> "Record":
+        """Return a row of these values that stands at a place."""
+        record = cls(values)
+        record.place, record.skip = place, skip
+        return record
+
+    def with_values(self, values: Mapping[str, Any]) -> "Record":
+        """Return a row of other values that stands at the same place."""
+        return Record.at(self.place, values, skip=self.skip)
+
 
 CERTAINTY = "p_chosen"
 """Preferences may say how likely it is that the chosen answer is the better one."""
@@ -61,7 +85,9 @@ SLICE = r"(?P<name>[\w./-]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
 """A split and a slice of it, either of which may be left out."""
 
 
-def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad | None = None) -> Placed:
+def placed_rows(
+    part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad | None = None
+) -> Iterator[tuple[str, Record]]:
     """Give a part's rows, checked and with our columns, each with its place.
 
     `wanted` are the sets of columns of the kind. The first row tells the format of all. Where a row is in none or in
@@ -86,7 +112,7 @@ def placed_rows(part: Part, kind: str, wanted: Sequence[Sequence[str]], bad: Bad
                 bad(error, None if isinstance(row, DataError) else row)
             continue
         first = shape
-        yield place, values
+        yield place, Record.at(place, values, skip=part.skip)
 
 
 class Format(NamedTuple):
@@ -386,7 +412,7 @@ def _expect(fine: bool, meant: Any, value: Any, column: str, place: str, what: s
     raise DataError(f"{column!r} must be {what}, and is {shown}", place, "correct the row or leave it out")
 
 
-def read_side(parts: Sequence[Part], kind: str, wanted: Sequence[Sequence[str]], held_out: bool) -> Iterator[Row]:
+def read_side(parts: Sequence[Part], kind: str, wanted: Sequence[Sequence[str]], held_out: bool) -> Iterator[Record]:
     """Give the rows of one side of all parts, one part after another."""
     for part in parts:
         if part.side == ("train" if held_out else "held_out"):
