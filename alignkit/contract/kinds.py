@@ -82,6 +82,8 @@ class Policy(Artifact):
 
     load: Literal["4bit", "8bit"] | None = None
     """Quantise the frozen weights while loading."""
+    chat_template: str | None = None
+    """The template that chats are rendered by, in place of the tokenizer's own."""
 
 
 class Reward(Artifact):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,8 +15,8 @@ from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, 
 from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
-from alignkit.errors import JudgeError, RecipeError, near_miss
-from alignkit.learn.data import answered, prompt_ids, rendered
+from alignkit.errors import DataError, JudgeError, RecipeError, near_miss
+from alignkit.learn.data import answered, prompt_ids, prompt_text, text_ids, turn_ends
 from alignkit.learn.models import computing, evaluating, load_reward_model, padded, positions
 
 TOKENS_IN_A_PASS = 2**14
@@ -125,16 +126,21 @@ def _place_of(reward: RewardModel, model: PreTrainedModel) -> int:
 
 
 def as_read(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode an answer as the model was taught to read it; one that was cut has no end-of-sequence token."""
-    asked = answer.row.get("prompt", answer.prompt)
+    """Encode an answer as the model was taught to read it; one that was cut has no end-of-sequence token.
+
+    A chat is rendered by the model's own template, with its tools. An answer that the template would render otherwise
+    than it stands, such as one without the thought that the template opens, is read as it was given.
+    """
+    asked, tools = answer.row.get("prompt", answer.prompt), answer.row.get("tools")
     prompt = answer.prompt if isinstance(asked, str) or tokenizer.chat_template is None else asked
-    if answer.finished and tokenizer.eos_token_id is not None:
-        return answered(prompt, answer.text, tokenizer).ids
+    ends = answer.finished and tokenizer.eos_token_id is not None
+    if ends:
+        with suppress(DataError):
+            return answered(prompt, answer.text, tokenizer, tools).ids
     if isinstance(prompt, str):
         return prompt_ids(tokenizer, prompt + answer.text)
-    opened = rendered(tokenizer, prompt, asking=True)
-    found: list[int] = tokenizer(opened + answer.text, add_special_tokens=False)["input_ids"]
-    return found
+    found = text_ids(tokenizer, prompt_text(tokenizer, prompt, tools) + answer.text)
+    return [*found, next(iter(turn_ends(tokenizer)), tokenizer.eos_token_id)] if ends else found
 
 
 def score_tokens(

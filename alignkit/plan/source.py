@@ -56,6 +56,9 @@ def refused_rows(name: str, first: Sequence[DataError], bad: int, total: int, op
 class PolicyOptions(Settings):
     load: Literal["4bit", "8bit"] | None = None
     """Quantise the frozen weights while loading (needs bitsandbytes and a GPU)."""
+    chat_template: str | None = None
+    """A file with the chat template (Jinja) that renders chats in place of the tokenizer's own, in all stages that come
+    from this policy; it is saved with what they make."""
 
 
 class RewardOptions(Settings):
@@ -108,6 +111,8 @@ class Source:
     repository: str = ""
     """The hub's name of it."""
     commit: str = ""
+    chat_template: str | None = None
+    """What the file of that option holds."""
 
     @property
     def shown(self) -> str:
@@ -138,7 +143,7 @@ class Source:
         if isinstance(self.options, RecordOptions):
             return {"parts": tuple(self._parts(self.options, path))}
         if isinstance(self.options, PolicyOptions):
-            return {"load": self.options.load}
+            return {"load": self.options.load, "chat_template": self.chat_template}
         if isinstance(self.options, JudgeOptions):
             facts = {"address": self.options.address, "options": self.options.given.model_dump(mode="json")}
             if self.kind is not JudgeReward:

@@ -6,11 +6,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from alignkit.check.audit import Audit
 from alignkit.contract.kinds import RewardModel
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.learn.folders import base_of, is_adapter, read_json
-from alignkit.learn.models import PLAIN_TEMPLATE, open_config, open_tokenizer
+from alignkit.learn.models import open_config, policy_tokenizer
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
 
@@ -18,9 +17,7 @@ HEADS = ("score.", "classifier.", "classification_head.", "logits_proj.", "head.
 """How weights of a score's head begin."""
 
 
-def remarks_on(
-    plan: Plan, stage: PlannedStage, audits: dict[str, Audit], runs: Path, offline: bool
-) -> Iterator[Problem]:
+def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Iterator[Problem]:
     """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
     for name in (name for several in stage.inputs.values() for name in several if name in plan.sources):
         if issubclass(plan.sources[name].kind, RewardModel):
@@ -31,15 +28,11 @@ def remarks_on(
         return
     artifact = opened(source, runs, offline)
     check_weights(artifact.path)
-    tokenizer = open_tokenizer(artifact.path)
+    tokenizer = policy_tokenizer(artifact)
     if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
     yield from unknown_tokens(source.name, tokenizer, open_config(artifact.path))
-    read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
-    if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
-        problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
-        yield Problem(problem, f"stage {stage.name!r}", "see the rendered rows; give it a chat_template if it has one")
 
 
 def check_weights(folder: Path) -> None:
