@@ -35,7 +35,8 @@ from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError
 
 if TYPE_CHECKING:
     from alignkit.compare.compare import compare_recipe
-    from alignkit.learn.answers import answer_logprobs, sample_answers
+    from alignkit.learn.answers import answer_logprobs, fitting_prompts, sample_answers
+    from alignkit.learn.data import prompt_ids, prompt_text
     from alignkit.learn.measures import floor_of_pairs
     from alignkit.learn.models import load_policy
     from alignkit.learn.offline import (
@@ -61,12 +62,15 @@ _LATER = {
     "answer_logprobs": "alignkit.learn.answers",
     "answer_sums": "alignkit.learn.offline",
     "compare_recipe": "alignkit.compare.compare",
+    "fitting_prompts": "alignkit.learn.answers",
     "floor_of_pairs": "alignkit.learn.measures",
     "load_policy": "alignkit.learn.models",
     "open_judge": "alignkit.learn.scores",
     "open_reward": "alignkit.learn.scores",
     "over_pairs": "alignkit.learn.offline",
     "pair_logprobs": "alignkit.learn.offline",
+    "prompt_ids": "alignkit.learn.data",
+    "prompt_text": "alignkit.learn.data",
     "read_answers": "alignkit.learn.offline",
     "read_pairs": "alignkit.learn.offline",
     "run_recipe": "alignkit.run.runner",
@@ -133,6 +137,7 @@ __all__ = [
     "answer_logprobs",
     "answer_sums",
     "compare_recipe",
+    "fitting_prompts",
     "floor_of_pairs",
     "hookimpl",
     "judge",
@@ -143,6 +148,8 @@ __all__ = [
     "open_reward",
     "over_pairs",
     "pair_logprobs",
+    "prompt_ids",
+    "prompt_text",
     "read_answers",
     "read_pairs",
     "reward",

@@ -218,8 +218,8 @@ def check(
 
         known = {one.source: one for one in found}
         try:
-            seen = list(previews(plan, known, selection["runs"], offline))
             needs = preflight(plan, known, selection["runs"], offline)
+            seen = list(previews(plan, known, selection["runs"], offline))
         except AlignkitError as problem:
             errors.append(problem)
         if needs.problems:

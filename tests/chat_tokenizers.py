@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from alignkit.learn.data import NOT_LEARNT, Tokens
 
 CORPUS = (
     "What colour is the door by the boat? The lamp by the stone is red, and the chair is blue. "
@@ -46,3 +49,24 @@ def make_tokenizer(
 
 def _others(marks: Sequence[str], named: Sequence[str]) -> list[str]:
     return [mark for mark in marks if mark not in named]
+
+
+def decoded(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """Give tokens as text, special ones included."""
+    return str(tokenizer.decode(list(ids)))
+
+
+def learnt(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
+    """Give the parts of a sequence that are learnt."""
+    return _parts(tokenizer, tokens, learnt=True)
+
+
+def unlearnt(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
+    """Give the parts of a sequence that are not learnt."""
+    return _parts(tokenizer, tokens, learnt=False)
+
+
+def _parts(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, *, learnt: bool) -> list[str]:
+    pairs = zip(tokens.ids, tokens.labels, strict=True)
+    groups = groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT)
+    return [decoded(tokenizer, [token for token, _ in group]) for is_learnt, group in groups if is_learnt is learnt]

@@ -369,9 +369,12 @@ def test_what_a_tokenizer_cannot_take_is_told_beside_the_audit(tmp_path: Path, m
 
     result = checked("r.toml")
 
-    assert result.exit_code == 65
+    assert result.exit_code == 2
     assert result.stdout.startswith("chats: read as chat demonstrations (messages), tools\n")
-    assert result.stderr.startswith("error: chat template: the rows have tools")
+    assert result.stderr == (
+        f"error: stage 'sft', {tmp_path / 'rows.jsonl'}:1: the row has tools, and the chat template has no place for "
+        'them; take the column tools out, or give the source of the policy another template: chat_template = "FILE"\n'
+    )
 
 
 def test_fix_of_a_recipe_is_refused() -> None:

@@ -22,7 +22,6 @@ from alignkit.learn.data import (
     prompt_text,
     prompts,
     report,
-    spoken,
 )
 from alignkit.learn.models import PLAIN_TEMPLATE
 
@@ -106,29 +105,6 @@ def test_a_template_that_closes_no_answer_is_helped_out(tokenizer):
         tokenizer.chat_template = PLAIN_TEMPLATE
 
     assert tokens.ids[-1] == tokens.labels[-1] == tokenizer.eos_token_id
-
-
-def test_a_template_that_renders_a_beginning_differently_is_refused(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    try:
-        with pytest.raises(DataError) as caught:
-            spoken(CHAT, tokenizer)
-    finally:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-
-    assert str(caught.value) == (
-        "chat template: the chat template renders the beginning of a chat differently once more follows; "
-        'use one that does not, or the last turn alone (learn = "last")'
-    )
-
-
-def test_a_chat_without_an_assistant_is_refused(tokenizer):
-    with pytest.raises(DataError) as caught:
-        demonstration({"messages": CHAT[:1]}, tokenizer)
-
-    assert str(caught.value) == (
-        "{'role': 'user', 'content': 'how are you?'}: a chat has no assistant turn, so nothing can be learnt from it"
-    )
 
 
 def test_a_chat_prompt_is_text_with_the_opening_of_an_answer(tokenizer):
@@ -267,6 +243,6 @@ def test_tools_that_the_template_would_leave_out_are_refused(tokenizer):
         demonstration({"messages": CHAT[:2], "tools": TOOLS}, tokenizer)
 
     assert str(refused.value) == (
-        "chat template: the rows have tools, and the chat template has no place for them; "
-        "take the column tools out, or start from a policy whose template knows them"
+        "chat template: the row has tools, and the chat template has no place for them; take the column tools out, or "
+        'give the source of the policy another template: chat_template = "FILE"'
     )

@@ -142,15 +142,30 @@ def test_fewer_prompts_than_wanted_are_told(policy, records, stage) -> None:
     ]
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_for_every_policy(policy, records, stage) -> None:
-    long = [{"prompt": "how was the day? " * 40}]
+LONG = [{"prompt": "how was the day? " * 40}]
 
+
+def test_a_prompt_that_leaves_no_room_is_left_out_for_all_and_told(policy, other, records, stage) -> None:
+    settings = SETTINGS.model_copy(update={"max_lost": 0.5, "prompts": 3})
+    prompts = records(Prompts, [], LONG + asked(3))
+
+    scores = evaluate(settings, stage, policies=(policy, other), rewards=(GOLD,), prompts=prompts)
+
+    assert [row["prompts"] for row in scores.rows()] == [3, 3]
+    ((problem, remedy),) = stage.warnings
+    assert remedy == "raise max_length if they matter"
+    assert problem == (
+        "of 4 prompts, 1 left out: they do not fit in max_length 64 with an answer of 6 (the longest has 202 tokens)"
+    )
+
+
+def test_too_many_prompts_that_leave_no_room_are_refused(policy, records, stage) -> None:
     with pytest.raises(DataError) as error:
-        evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3) + long))
+        evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3) + LONG))
 
     assert str(error.value) == (
-        "1 of 4 prompts leave no room for an answer of 6 tokens in max_length 64; raise max_length, or "
-        "take them out of the source"
+        "of 4 prompts, 1 left out: they do not fit in max_length 64 with an answer of 6 (the longest has 202 tokens); "
+        "raise max_length, or max_lost (now 0.05) if that is meant"
     )
 
 

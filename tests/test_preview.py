@@ -76,6 +76,7 @@ FORMS: dict[str, list[Any]] = {
     "plain": [PLAIN, {"prompt": "my room", "completion": " is warm"}, {"prompt": "no", "completion": " rain today"}],
     "chat": [{"messages": CHAT[:2]}, {"messages": [{"role": "system", "content": "warm"}, *CHAT[:2]]}],
     "turns": [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}],
+    "weights": [{"messages": [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT[2:]]}, {"messages": CHAT}],
     "tools": [{"messages": CHAT, "tools": TOOLS}, {"messages": CHAT[:2], "tools": TOOLS}],
 }
 
@@ -122,13 +123,10 @@ def test_lengths_are_counted_and_what_is_too_long_is_told(tiny_policy: Any, reco
     dropped = previewed(tiny_policy, records(Prompts, asked), SFTSettings(max_length=20))
 
     assert (cut.counted, cut.over, sum(cut.lengths)) == (3, 1, 3)
-    told = (
-        "  !  1 of 3 rows are longer than that, and lose their end, or are left out where nothing of the answer remains"
-    )
-    assert told in show_preview("s", "d", cut, colour=False)
-    assert "  !  1 of 2 rows are longer than that, and are left out whole; none is cut" in show_preview(
-        "s", "d", dropped, colour=False
-    )
+    told = show_preview("s", "d", cut, colour=False)
+    assert "  !  1 of 3 rows are longer than 20 tokens, and lose their end" in told
+    told = show_preview("s", "d", dropped, colour=False)
+    assert "  !  1 of 2 rows are longer than 20 tokens, and are left out whole; none is cut" in told
 
 
 def test_rows_with_a_special_token_as_text_are_counted(tiny_policy: Any, records: Any) -> None:

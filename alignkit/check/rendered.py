@@ -36,8 +36,11 @@ class Preview:
     """99 of 100 rows are no longer."""
     longest: int
     limit: int
+    """The longest sequence, `max_length`."""
+    room: int
+    """The longest row; less than the limit where an answer to it must fit, too."""
     over: int
-    """Counted rows with a sequence longer than the limit."""
+    """Counted rows with a sequence longer than that."""
     fate: str
     """What happens to those rows."""
     lengths: tuple[int, ...]
@@ -46,6 +49,8 @@ class Preview:
     """Counted rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
     same: int
     """Counted pairs whose two sides are the same tokens."""
+    refused: int
+    """Rows that the chat template refuses, among as many as were counted; they are not counted."""
     samples: tuple[Sample, ...]
     steps: int | None
     """None where the method counts none."""

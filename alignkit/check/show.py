@@ -97,6 +97,7 @@ def tokens(found: Preview) -> str:
     return (
         f"{found.tokens} tokens in {found.counted}{part} rows, the middle row has {found.median:g}, 99 % at most "
         f"{found.most}, the longest {found.longest}; max_length is {found.limit}"
+        + (f", {found.limit - found.room} of it for an answer" if found.room < found.limit else "")
         + (f"; {found.steps} {found.steps_are}" if found.steps else "")
     )
 
@@ -109,7 +110,9 @@ def token_lengths(found: Preview) -> list[tuple[str, int]]:
 def concerns(found: Preview) -> Iterator[str]:
     """Tell what does not fit, and which rows hold special tokens as text."""
     if found.over:
-        yield f"{found.over} of {found.counted} rows are longer than that, and {found.fate}"
+        yield f"{found.over} of {found.counted} rows are longer than {found.room} tokens, and {found.fate}"
+    if found.refused:
+        yield f"{found.refused} rows are refused by the chat template, and are no part of these figures"
     if found.same:
         yield f"{found.same} of {found.counted} pairs are the same to the model, and teach nothing; take them out"
     if found.special:

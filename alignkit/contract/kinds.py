@@ -96,6 +96,8 @@ class Policy(Artifact):
     """Quantise the frozen weights while loading."""
     grow_embedding: bool = False
     """Give tokens that the tokenizer has and the embedding has not rows of their own, each the mean of the others."""
+    chat_template: str | None = None
+    """The template that chats are rendered by, in place of the tokenizer's own."""
 
 
 class Reward(Artifact):

@@ -1,7 +1,7 @@
 """What methods of any package do with texts: sample answers, and read log-probabilities of tokens."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -80,6 +80,25 @@ def exact_groups(model: Model, prompts: Sequence[Tokens], answers: Sequence[Toke
     return apart_beyond([rows], prompts, answers, alone_beyond(model))
 
 
+class FittingPrompts(NamedTuple):
+    """The rows whose prompts can be asked, and how many of the others are too long, or refused by the template."""
+
+    rows: list[Mapping[str, Any]]
+    lost: int
+    refused: int
+
+
+def fitting_prompts(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> FittingPrompts:
+    """Give the rows whose prompts have so many tokens at most.
+
+    Raises DataError with the place of a row that the chat template refuses, unless its source leaves bad rows out.
+    """
+    kept, lengths = data.prompts(rows, tokenizer, limit)
+    return FittingPrompts([prompt.row for prompt in kept], lengths.dropped, lengths.refused)
+
+
 def sample_answers(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
@@ -100,6 +119,9 @@ def sample_answers(
     if lengths.dropped:
         problem = f"{lengths.dropped} of {lengths.rows} prompts leave no room for an answer of {max_new_tokens} tokens"
         raise DataError(f"{problem} in {limit}", remedy="raise max_length, or take them out of the source")
+    if lengths.refused:
+        problem = f"the chat template refuses {lengths.refused} of {len(rows)} prompts"
+        raise DataError(problem, remedy="leave them out; `alignkit check` names them and says why")
     asked = [prompt for prompt in prompts for _ in range(answers)]
     was_training = model.training
     tokens, finished = rollouts.sample_answers(

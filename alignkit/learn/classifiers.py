@@ -8,6 +8,7 @@ reads what its own tokenizer makes of the text: special tokens at both ends, seg
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.rewards import Answer
-from alignkit.learn.data import answered, prompt_ids, rendered
+from alignkit.errors import DataError
+from alignkit.learn.data import answered, prompt_ids, prompt_text, text_ids, turn_ends
 from alignkit.learn.models import evaluating, padded, positions
+from alignkit.learn.templates import rendered
 
 TOKENS_IN_A_PASS = 2**14
 Warn = Callable[[str, str], None]
@@ -103,7 +106,10 @@ def text_of(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> str:
     asked = answer.row.get("prompt", answer.prompt)
     if isinstance(asked, str) or tokenizer.chat_template is None:
         return answer.prompt + answer.text
-    return rendered(tokenizer, [*asked, {"role": "assistant", "content": answer.text}])
+    chat = [*asked, {"role": "assistant", "content": answer.text}]
+    with suppress(DataError):
+        return rendered(tokenizer, chat, tools=answer.row.get("tools"))
+    return answer.prompt + answer.text
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> dict[str, list[int]]:
@@ -116,16 +122,21 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) ->
 
 
 def as_read(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode an answer as a decoder was taught to read it; one that was cut has no end-of-sequence token."""
-    asked = answer.row.get("prompt", answer.prompt)
+    """Encode an answer as the model was taught to read it; one that was cut has no end-of-sequence token.
+
+    A chat is rendered by the model's own template, with its tools. An answer that the template would render otherwise
+    than it stands, such as one without the thought that the template opens, is read as it was given.
+    """
+    asked, tools = answer.row.get("prompt", answer.prompt), answer.row.get("tools")
     prompt = answer.prompt if isinstance(asked, str) or tokenizer.chat_template is None else asked
-    if answer.finished and tokenizer.eos_token_id is not None:
-        return answered(prompt, answer.text, tokenizer).ids
+    ends = answer.finished and tokenizer.eos_token_id is not None
+    if ends:
+        with suppress(DataError):
+            return answered(prompt, answer.text, tokenizer, tools).ids
     if isinstance(prompt, str):
         return prompt_ids(tokenizer, prompt + answer.text)
-    opened = rendered(tokenizer, prompt, asking=True)
-    found: list[int] = tokenizer(opened + answer.text, add_special_tokens=False)["input_ids"]
-    return found
+    found = text_ids(tokenizer, prompt_text(tokenizer, prompt, tools) + answer.text)
+    return [*found, next(iter(turn_ends(tokenizer)), tokenizer.eos_token_id)] if ends else found
 
 
 def score_tokens(

@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
 from alignkit.contract.settings import Settings
+from alignkit.errors import DataError
 from alignkit.learn import data
 from alignkit.learn.data import NOT_LEARNT, Tokens
+from alignkit.learn.templates import Learn
 
 MOST = 10_000
 """Rows that are counted at most."""
@@ -42,6 +44,8 @@ class Lengths(NamedTuple):
     """Of all its sequences together."""
     highest: int = 0
     """Number of its highest token, which the model may have no row for."""
+    begins: int = 0
+    """Where the first token that is learnt stands; behind the last where none is."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +60,38 @@ class Counted:
     """Rows whose own text holds one of the tokenizer's special tokens, such as that of an answer's end."""
     same: int = 0
     """Pairs whose two sides are the same tokens: what differs in their text, a chat template has left away."""
+    refused: int = 0
+    """Rows that the chat template refuses, which are not among the others."""
 
     @property
     def rows(self) -> tuple[Lengths, ...]:
         return (*self.train, *self.held_out)
 
 
-def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, learn: data.Learn = "all") -> Counted:
+def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Counted:
     """Count the tokens of a source's rows."""
     step, special = max(1, math.ceil(sum(rows) / MOST)), [str(token) for token in tokenizer.all_special_tokens]
-    marked = same = 0
+    marked = same = refused = 0
 
     def lengths(side: Iterable[data.Row]) -> Iterator[Lengths]:
-        nonlocal marked, same
+        nonlocal marked, same, refused
         for row in islice(side, 0, None, step):
+            try:
+                encoded = [tokens for _, tokens in sequences(type(records), row, tokenizer, learn)]
+            except DataError:  # told by what renders all rows
+                refused += 1
+                continue
             text = all_text(row)
             marked += any(token in text for token in special)
-            encoded = [tokens for _, tokens in sequences(type(records), row, tokenizer, learn)]
             same += len(encoded) == 2 and encoded[0].ids == encoded[1].ids
             yield lengths_of(encoded)
 
-    return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked, same)
+    return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked, same, refused)
 
 
-def learn_of(settings: Settings) -> data.Learn:
+def learn_of(settings: Settings) -> Learn:
     """Tell which turns of a chat a stage learns."""
-    learn: data.Learn = getattr(settings, "learn", "all")
+    learn: Learn = getattr(settings, "learn", "all")
     return learn
 
 
@@ -90,7 +100,48 @@ def lengths_of(sequences: Sequence[Tokens]) -> Lengths:
     whole = [len(tokens.ids) for tokens in sequences]
     learnt = [sum(label != NOT_LEARNT for label in tokens.labels) for tokens in sequences]
     highest = max(max(tokens.ids, default=0) for tokens in sequences)
-    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest)
+    begins = max(_begins(tokens) for tokens in sequences)
+    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest, begins)
+
+
+def _begins(tokens: Tokens) -> int:
+    return next((place for place, label in enumerate(tokens.labels) if label != NOT_LEARNT), len(tokens.labels))
+
+
+def one_by_one(loop: str | None, kind: type[Records], rows: Sequence[Lengths]) -> Sequence[Lengths]:
+    """Give the rows as a loop takes them: that over single answers takes the two of a pair apart."""
+    if loop != "answers" or not issubclass(kind, Preferences):
+        return rows
+    sizes = ((row, size) for row in rows for size in (row.longest, row.tokens - row.longest))
+    return [row._replace(longest=size, tokens=size) for row, size in sizes]
+
+
+class Fate(NamedTuple):
+    """What becomes of rows that are too long, as `data.Lengths` counts it."""
+
+    over: int
+    """They are cut or left out."""
+    left_out: int
+
+
+def fate_of(kind: type[Records], rows: Sequence[Lengths], room: int) -> Fate:
+    """Count the rows that are longer than there is room: a demonstration loses its end if some of its answer remains,
+    raw text goes on in a next block, any other row is left out."""
+    over = [row for row in rows if row.longest > room]
+    if issubclass(kind, Text):
+        return Fate(len(over), 0)
+    kept = sum(row.begins < room for row in over) if issubclass(kind, Demonstrations) else 0
+    return Fate(len(over), len(over) - kept)
+
+
+def room(kind: type[Records], limit: int, new_tokens: int) -> int:
+    """Give the longest sequence of a kind's rows that a stage takes: a prompt must leave room for its answer."""
+    return limit - new_tokens if issubclass(kind, Prompts) else limit
+
+
+def new_tokens_of(settings: Any) -> int:
+    """Tell how long the answers are that a stage has sampled, at most; 0 where its settings do not say."""
+    return int(getattr(getattr(settings, "generation", settings), "max_new_tokens", 0))
 
 
 def all_text(row: data.Row) -> str:
@@ -100,18 +151,18 @@ def all_text(row: data.Row) -> str:
 
 
 def sequences(
-    kind: type[Records], row: data.Row, tokenizer: PreTrainedTokenizerBase, learn: data.Learn = "all"
+    kind: type[Records], row: data.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
 ) -> Iterator[tuple[str, Tokens]]:
     """Encode a row of a kind; give each of its sequences with its role."""
     if issubclass(kind, Demonstrations):
         yield "demonstration", data.demonstration(row, tokenizer, learn)
     elif issubclass(kind, Preferences):
         for side in ("chosen", "rejected"):
-            yield side, data.answered(row["prompt"], row[side], tokenizer)
+            yield side, data.side(row, side, tokenizer)
     elif issubclass(kind, Ratings):
-        yield "answer", data.answered(row["prompt"], row["completion"], tokenizer)
+        yield "answer", data.side(row, "completion", tokenizer)
     elif issubclass(kind, Prompts):
-        ids = data.prompt_ids(tokenizer, row["prompt"])
+        ids = data.prompt_ids(tokenizer, row["prompt"], row.get("tools"))
         yield "prompt", Tokens(ids, [NOT_LEARNT] * len(ids))
     elif issubclass(kind, Text):
         ids = next(data.documents([row["text"]], tokenizer))

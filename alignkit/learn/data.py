@@ -1,32 +1,24 @@
 """Records to tokens: what a model reads, which of its tokens are learnt, and what does not fit.
 
 Strings are taken as they stand, prompt and answer joined, and closed by the end-of-sequence token. Chats are rendered
-by the tokenizer's template. Nothing is cut or left out without being counted.
+by the tokenizer's template (`alignkit.learn.templates`). Nothing is cut or left out without being counted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.contract.records import Record
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError
+from alignkit.learn import templates
+from alignkit.learn.templates import Chat, Learn, Tools
 
 Row = Mapping[str, Any]
-Turn = Mapping[str, Any]
-Chat = Sequence[Turn]
-Learn = Literal["all", "last"]
-Tools = Sequence[Mapping[str, Any]] | None
-"""JSON schemas of what a chat may call."""
-
-RAISED = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What a chat template may end in: its own refusals, and what Python raises at its expressions and filters."""
-
-PROBE = "q7x"
-"""An answer that stands in no template's own text."""
+T = TypeVar("T")
 
 NOT_LEARNT = -100
 """The label of a token that the loss leaves out, as torch has it."""
@@ -67,11 +59,57 @@ class Lengths:
     """Rows left out."""
     longest: int = 0
     """Tokens of the longest row before anything was cut."""
+    answer: int = 0
+    """Tokens of the limit that are kept free for an answer."""
+    refused: int = 0
+    """Rows, besides, that the chat template refuses and that are left out, as their source says."""
 
     @property
     def lost(self) -> float:
         """The share of rows that are cut or left out."""
         return (self.cut + self.dropped) / max(self.rows, 1)
+
+
+def encoded(rows: Iterable[Row], encode: Callable[[Row], T]) -> Iterator[tuple[Row, T | None]]:
+    """Encode rows one by one; None for one that cannot be encoded and whose source leaves bad rows out.
+
+    Raises DataError with the row's place where its source does not.
+    """
+    for row in rows:
+        try:
+            found = encode(row)
+        except DataError as error:
+            if not (isinstance(row, Record) and row.skip):
+                raise at_place(error, row) from error
+            yield row, None
+            continue
+        yield row, found
+
+
+def at_place(error: DataError, row: Row) -> DataError:
+    """Say of an error in a row where the row stands, if that is known."""
+    place = row.place if isinstance(row, Record) else ""
+    return DataError(error.problem, place or error.where, error.remedy)
+
+
+def at_same_place(row: Row, values: Mapping[str, Any]) -> Row:
+    """Make a row of other values that stands where a row does."""
+    return row.with_values(values) if isinstance(row, Record) else values
+
+
+def fitting(
+    rows: Iterable[Row], limit: int, encode: Callable[[Row], T], size: Callable[[T], int]
+) -> tuple[list[T], Lengths]:
+    """Encode rows, and leave out those that are longer than the limit; `size` counts a row's tokens."""
+    kept, lengths = list[T](), Lengths(limit)
+    for _, found in encoded(rows, encode):
+        if found is None:
+            lengths = replace(lengths, refused=lengths.refused + 1)
+            continue
+        lengths = counted(lengths, size(found), dropped=size(found) > limit)
+        if size(found) <= limit:
+            kept.append(found)
+    return kept, lengths
 
 
 def demonstrations(
@@ -82,8 +120,10 @@ def demonstrations(
     A row longer than the limit loses its end, or is left out where none of its answer remains.
     """
     kept, lengths = list[Tokens](), Lengths(limit)
-    for row in rows:
-        whole = demonstration(row, tokenizer, learn)
+    for _, whole in encoded(rows, lambda row: demonstration(row, tokenizer, learn)):
+        if whole is None:
+            lengths = replace(lengths, refused=lengths.refused + 1)
+            continue
         short = Tokens(whole.ids[:limit], whole.labels[:limit])
         fits = any(label != NOT_LEARNT for label in short.labels)
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
@@ -94,25 +134,63 @@ def demonstrations(
 
 def preferences(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
     """Encode pairs; one with a side longer than the limit is left out, since a cut answer has no end to be judged."""
-    kept, lengths = list[Pair](), Lengths(limit)
+
+    def pair(row: Row) -> Pair:
+        chosen, rejected = (side(row, name, tokenizer).ids for name in ("chosen", "rejected"))
+        return Pair(chosen, rejected, row)
+
+    return fitting(rows, limit, pair, lambda pair: max(len(pair.chosen), len(pair.rejected)))
+
+
+class Asked(NamedTuple):
+    """Who is asked: the tokenizer of a policy, and how long a prompt with its answer may be."""
+
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+
+
+def different(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the first row of each prompt."""
+    seen = set[str]()
     for row in rows:
-        chosen, rejected = (answered(row["prompt"], row[side], tokenizer).ids for side in ("chosen", "rejected"))
-        longest = max(len(chosen), len(rejected))
-        lengths = counted(lengths, longest, dropped=longest > limit)
-        if longest <= limit:
-            kept.append(Pair(chosen, rejected, row))
+        if (prompt := repr(row["prompt"])) not in seen:
+            seen.add(prompt)
+            yield row
+
+
+def asked_of_all(rows: Iterable[Row], asked: Sequence[Asked], count: int, answer: int) -> tuple[list[Row], Lengths]:
+    """Take the first so many prompts, each once, that leave every policy room for an answer of so many tokens.
+
+    A prompt that does not in one of them is left out for all.
+    """
+    kept, lengths = list[Row](), Lengths(min(one.limit for one in asked), answer=answer)
+
+    def over(row: Row) -> tuple[int, int]:
+        """Give the tokens of the prompt where it is longest, and by how much it is too long for some policy."""
+        sizes = [len(prompt_ids(one.tokenizer, row["prompt"], row.get("tools"))) for one in asked]
+        return max(sizes), max(size + answer - one.limit for size, one in zip(sizes, asked, strict=True))
+
+    for row, found in encoded(different(rows), over):
+        if found is None:
+            lengths = replace(lengths, refused=lengths.refused + 1)
+            continue
+        longest, excess = found
+        lengths = counted(lengths, longest, dropped=excess > 0)
+        if excess <= 0:
+            kept.append(row)
+        if len(kept) == count:
+            break
     return kept, lengths
 
 
 def prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Prompt], Lengths]:
     """Encode prompts; one longer than the limit is left out, since its end is the question."""
-    kept, lengths = list[Prompt](), Lengths(limit)
-    for row in rows:
-        ids = prompt_ids(tokenizer, row["prompt"])
-        lengths = counted(lengths, len(ids), dropped=len(ids) > limit)
-        if len(ids) <= limit:
-            kept.append(Prompt(ids, prompt_text(tokenizer, row["prompt"]), row))
-    return kept, lengths
+
+    def prompt(row: Row) -> Prompt:
+        asked, tools = row["prompt"], row.get("tools")
+        return Prompt(prompt_ids(tokenizer, asked, tools), prompt_text(tokenizer, asked, tools), row)
+
+    return fitting(rows, limit, prompt, lambda prompt: len(prompt.ids))
 
 
 def counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) -> Lengths:
@@ -126,21 +204,39 @@ def counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) 
     )
 
 
-def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
-    """Tell what does not fit, before anything is trained; raises DataError where that is too much, or all."""
-    if not lengths.rows:
-        raise DataError(f"there are no {what} to learn from", remedy="check the source and held_out")
-    if not lengths.cut + lengths.dropped:
-        return
+def lost(what: str, lengths: Lengths) -> str:
+    """Say how many rows do not fit."""
     parts = [f"{n} {word}" for n, word in ((lengths.cut, "cut short"), (lengths.dropped, "left out")) if n]
-    problem = (
-        f"of {lengths.rows} {what}, {' and '.join(parts)}: they do not fit in max_length {lengths.limit} "
+    answer = f" with an answer of {lengths.answer}" if lengths.answer else ""
+    return (
+        f"of {lengths.rows} {what}, {' and '.join(parts)}: they do not fit in max_length {lengths.limit}{answer} "
         f"(the longest has {lengths.longest} tokens)"
     )
-    if lengths.lost > max_lost or lengths.dropped == lengths.rows:
-        raise DataError(problem, remedy=f"raise max_length, or max_lost (now {max_lost:g}) if that is meant")
-    if stage.latest() is None:  # else it was told before the stage was interrupted
-        stage.warn(problem, "raise max_length if they matter")
+
+
+def too_much_lost(what: str, lengths: Lengths, max_lost: float) -> DataError | None:
+    """Give the error where more rows than the share `max_lost` do not fit, or none is left."""
+    if not lengths.rows:
+        refused = f"the chat template refuses all {lengths.refused} {what}"
+        problem = refused if lengths.refused else f"there are no {what} to learn from"
+        return DataError(problem, remedy="check the source and held_out")
+    if lengths.lost <= max_lost and lengths.dropped < lengths.rows:
+        return None
+    remedy = f"raise max_length, or max_lost (now {max_lost:g}) if that is meant"
+    return DataError(lost(what, lengths), remedy=remedy)
+
+
+def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
+    """Tell what does not fit, before anything is trained; raises DataError where that is too much, or all."""
+    if error := too_much_lost(what, lengths, max_lost):
+        raise error
+    if stage.latest() is not None:
+        return  # it was told before the stage was interrupted
+    if lengths.refused:
+        problem = f"{lengths.refused} {what} are left out: the chat template refuses them"
+        stage.warn(problem, "`alignkit check` names the first of them and says why")
+    if lengths.cut + lengths.dropped:
+        stage.warn(lost(what, lengths), "raise max_length if they matter")
 
 
 def fitting_length(positions: int | None, max_length: int | None, at_most: int = 1024) -> int:
@@ -170,27 +266,75 @@ def parted(row: Row) -> tuple[str | Chat, str | Chat]:
 
 
 def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Tokens:
-    """Encode one row, whole: `prompt` and `completion`, or chat `messages`, with the `tools` that it may call."""
-    if "messages" in row:
-        return _chat(row["messages"], tokenizer, learn, row.get("tools"))
-    return answered(row["prompt"], row["completion"], tokenizer, row.get("tools"))
+    """Encode one row, whole: `prompt` and `completion`, or chat `messages`, with the `tools` that it may call.
+
+    Turns of weight 0 are not learnt. Raises DataError where the chat template refuses a chat, or where an answer cannot
+    be found in what it renders.
+    """
+    if chat := demonstrated(row, learn):
+        return _chat(*chat, tokenizer, row.get("tools"))
+    return _joined(row["prompt"], row["completion"], tokenizer)
+
+
+def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Encode a row's prompt with one of its answers, such as `chosen`, shown the tools that it may call."""
+    return answered(row["prompt"], row[name], tokenizer, row.get("tools"))
 
 
 def answered(prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Tokens:
     """Encode a prompt with its answer and the end-of-sequence token, the answer to be learnt.
 
     The prompt's tokens are those that a policy would be asked with: where joining the two strings would merge tokens
-    across the seam, they are encoded apart. Raises DataError where one is a string and the other a chat.
+    across the seam, they are encoded apart. Of an answer of several turns the last one of the assistant is the answer,
+    whatever its weight, and what stands before it belongs to the prompt.
     """
     if isinstance(prompt, str) and isinstance(answer, str):
-        asked = prompt_ids(tokenizer, prompt)
-        ids = _encode(tokenizer, prompt + answer)
-        if ids[: len(asked)] != asked:
-            ids = asked + _encode(tokenizer, answer, special=False)
-        ids = _ended(ids, tokenizer)
-        return Tokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
-    turns = [*_as_chat(prompt, "user"), *_as_chat(answer, "assistant")]
-    return _chat(turns, tokenizer, "last", tools)
+        return _joined(prompt, answer, tokenizer)
+    return _chat(*with_answer(prompt, answer), tokenizer, tools)
+
+
+class Learnt(NamedTuple):
+    """A chat, and the places of its turns that are learnt."""
+
+    turns: Chat
+    places: list[int]
+
+
+def demonstrated(row: Row, learn: Learn) -> Learnt | None:
+    """Give a demonstration as a chat; None where prompt and answer are strings."""
+    if "messages" in row:
+        return Learnt(row["messages"], templates.learnt_turns(row["messages"], learn))
+    if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+        return None
+    before = _as_chat(row["prompt"], "user")
+    turns = [*before, *_as_chat(row["completion"], "assistant")]
+    return Learnt(turns, templates.learnt_turns(turns, learn, len(before)))
+
+
+def with_answer(prompt: str | Chat, answer: str | Chat) -> Learnt:
+    """Give a prompt with its answer as a chat, of which the last turn of the assistant is learnt."""
+    before = _as_chat(prompt, "user")
+    turns = [*before, *_as_chat(answer, "assistant")]
+    return Learnt(turns, templates.said_by_assistant(turns, len(before))[-1:])
+
+
+def answered_text(
+    prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
+) -> tuple[str, str]:
+    """Give what `answered` encodes as two texts: what is asked, and the answer with the closing of its turn."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return prompt, answer
+    text, ((start, _),) = templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
+    return text[:start], text[start:]
+
+
+def _joined(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    asked = prompt_ids(tokenizer, prompt)
+    ids = _encode(tokenizer, prompt + answer)
+    if ids[: len(asked)] != asked:
+        ids = asked + _encode(tokenizer, answer, special=False)
+    ids = _ended(ids, tokenizer)
+    return Tokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
 
 
 def _as_chat(text: str | Chat, role: str) -> Chat:
@@ -199,14 +343,14 @@ def _as_chat(text: str | Chat, role: str) -> Chat:
     return text
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: Tools = None) -> list[int]:
     """Encode what a policy is asked; an answer's first token comes right behind.
 
     A chat is rendered with the opening of the assistant's turn. An empty prompt is the begin- or end-of-sequence token,
     since something must stand before an answer.
     """
     if not isinstance(prompt, str):
-        return _encode(tokenizer, rendered(tokenizer, prompt, asking=True), special=False)
+        return text_ids(tokenizer, prompt_text(tokenizer, prompt, tools))
     ids = _encode(tokenizer, prompt)
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]  # some tokenizers close every text
@@ -214,69 +358,34 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[i
     return ids or [cast("int", start)]
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode a text that was rendered: nothing is put before it or behind it."""
+    return _encode(tokenizer, text, special=False)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: Tools = None) -> str:
     """Give what a policy is asked as text: a string as it is, a chat as its template renders it."""
-    return prompt if isinstance(prompt, str) else rendered(tokenizer, prompt, asking=True)
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False, tools: Tools = None) -> str:
-    """Render a chat by the tokenizer's template, with the opening of an answer where `asking`.
-
-    Raises DataError where the chat has tools and the template has no place for them, and with what the template said
-    where it refuses the chat.
-    """
-    if tools and "tools" not in str(tokenizer.chat_template):
-        remedy = "take the column tools out, or start from a policy whose template knows them"
-        raise DataError("the rows have tools, and the chat template has no place for them", "chat template", remedy)
-    turns: list[Any] = [dict(turn) for turn in chat]
-    given: list[Any] | None = [dict(tool) for tool in tools] if tools else None
-    try:
-        return cast("str", tokenizer.apply_chat_template(turns, given, tokenize=False, add_generation_prompt=asking))
-    except RAISED as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        problem = f"the chat template refuses the chat: {said}"
-        remedy = "correct the row or leave it out, or start from a policy whose template takes such chats"
-        raise DataError(problem, "chat template", remedy) from error
+    return prompt if isinstance(prompt, str) else templates.rendered(tokenizer, prompt, asking=True, tools=tools)
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Give the tokens that close an answer by the chat template, such as those of `<|im_end|>` or `<end_of_turn>`.
+    """Give the tokens that close an answer by the chat template, such as that of `<|im_end|>` or `<end_of_turn>`.
 
-    It is the special or added token right behind the answer that ends a chat. Empty where the template closes answers
-    by no such token, or refuses a question and an answer.
+    Empty where the template closes answers by no special or added token, or refuses a question and an answer.
     """
-    end = _behind(tokenizer, _PROBED)
-    found = _marked(tokenizer, end)
-    if end and end == _behind(tokenizer, _PROBED, asking=True):  # it may be the heading of a next answer
-        inside = _behind(tokenizer, [*_PROBED, *_PROBED[:1]])
-        found = found if not inside or _marked(tokenizer, inside) == found else None
+    found = templates.closing(tokenizer)
     return frozenset() if found is None else frozenset([found])
 
 
-_PROBED: Chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+def _chat(turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Tokens:
+    """Encode a chat up to its last learnt answer, those at these places to be learnt.
 
-
-def _behind(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False) -> str:
-    """Give what a template writes behind an answer; nothing where it refuses the chat or loses the answer."""
-    try:
-        _, answer, rest = rendered(tokenizer, chat, asking=asking).rpartition(PROBE)
-    except DataError:
-        return ""
-    return rest.lstrip() if answer else ""
-
-
-def _marked(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """Give the special or added token that a text begins with."""
-    first = next(iter(_encode(tokenizer, text, special=False)), None)
-    known = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    return first if first in known else None
-
-
-def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn, tools: Tools = None) -> Tokens:
-    """Encode a chat; where a token would reach into an answer, the answer is encoded apart, as a policy gives it."""
-    text, spans = spoken(turns, tokenizer, learn, tools)
+    Where the tokens before an answer are not those that a policy would be asked with, the answer is encoded apart, as a
+    policy gives it.
+    """
+    text, spans = templates.spoken(turns, places, tokenizer, tools)
     tokens = _placed(text, tokenizer)
-    if any(start < begin < end for _, start, end in tokens for begin, _ in spans):
+    if not all(_as_asked(text, begin, tokens, tokenizer) for begin, _ in spans):
         cuts = [0, *(begin for begin, _ in spans), len(text)]
         tokens = [
             (token, start + offset, end + offset)
@@ -285,9 +394,24 @@ def _chat(turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn, tools: 
         ]
     ids = [token for token, _, _ in tokens]
     labels = [token if any(_within(start, end, span) for span in spans) else NOT_LEARNT for token, start, end in tokens]
-    if labels[-1] != NOT_LEARNT and ids[-1] not in tokenizer.all_special_ids:  # the template closes no answer
+    if ids[-1] not in {*tokenizer.all_special_ids, *turn_ends(tokenizer)}:  # the template closes no answer
         ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     return Tokens(ids, labels)
+
+
+def _as_asked(
+    text: str, begin: int, tokens: Sequence[tuple[int, int, int]], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Say whether the tokens before an answer are those of the text before it alone.
+
+    They differ where a token reaches into the answer. Behind several white spaces they may differ even so: what parts
+    a text into words takes white space at its end together, and leaves the last one to a word that follows.
+    """
+    if any(start < begin < end for _, start, end in tokens):
+        return False
+    if not text[max(0, begin - 2) : begin].isspace():
+        return True
+    return [token for token, _, end in tokens if end <= begin] == text_ids(tokenizer, text[:begin])
 
 
 def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
@@ -298,33 +422,6 @@ def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, in
 
 def _within(start: int, end: int, span: tuple[int, int]) -> bool:
     return start >= span[0] and span[0] < end <= span[1]
-
-
-def spoken(
-    turns: Chat, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all", tools: Tools = None
-) -> tuple[str, list[tuple[int, int]]]:
-    """Render a chat; give the text and the spans in it that the assistant says, the closing of its turns included.
-
-    White space at the end, which some templates leave behind the closing, is taken off: an answer ends with its end.
-
-    Raises DataError where there is no such turn, or where the template renders the beginning of a chat differently
-    once more follows, so that what was said cannot be found.
-    """
-    text = rendered(tokenizer, turns, tools=tools).rstrip()
-    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not places:
-        raise DataError("a chat has no assistant turn, so nothing can be learnt from it", repr(turns[0])[:60])
-    said = places if learn == "all" else places[-1:]
-    return text, [_span(text, turns, place, tokenizer, tools) for place in said]
-
-
-def _span(text: str, turns: Chat, place: int, tokenizer: PreTrainedTokenizerBase, tools: Tools) -> tuple[int, int]:
-    before = rendered(tokenizer, turns[:place], asking=True, tools=tools) if place else ""
-    after = rendered(tokenizer, turns[: place + 1], tools=tools).rstrip()
-    if not (text.startswith(before) and text.startswith(after)):
-        problem = "the chat template renders the beginning of a chat differently once more follows"
-        raise DataError(problem, "chat template", 'use one that does not, or the last turn alone (learn = "last")')
-    return len(before), len(after)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:

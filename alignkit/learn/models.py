@@ -134,7 +134,7 @@ def load_policy(
     check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
     model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
-    tokenizer = open_tokenizer(policy.path)
+    tokenizer = policy_tokenizer(policy)
     base = None if _make_room(model, tokenizer, policy) else base
     if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
@@ -156,7 +156,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision)
     model, base = _open(_scorer(policy), policy.path, dtype, policy.load, {"num_labels": 1})
-    tokenizer = open_tokenizer(policy.path)
+    tokenizer = policy_tokenizer(policy)
     base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
@@ -216,7 +216,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     model, base = _open(_scorer(start), start.path, dtype, None, {"num_labels": 1} | given)
     if isinstance(start, RewardModel):
         _give_bias(model, start.path)
-    tokenizer = _tokenizer(start.path)
+    tokenizer = policy_tokenizer(start) if isinstance(start, Policy) else _tokenizer(start.path)
     base = None if _make_room(model, tokenizer, start) else base
     head = score_head(model)
     bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
@@ -435,11 +435,16 @@ def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
     )
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a policy's folder, with a chat template: its own, else a plain one."""
+def policy_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a policy, with the chat template that its source gives, if it gives one."""
+    return open_tokenizer(policy.path, policy.chat_template)
+
+
+def open_tokenizer(folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a policy's folder, with a chat template: the one given, else its own, else a plain one."""
     tokenizer = _tokenizer(folder)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    if template is not None or tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE if template is None else template
     return tokenizer
 
 

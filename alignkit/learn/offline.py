@@ -75,6 +75,8 @@ class Judged(NamedTuple):
     prompt: list[int]
     answer: list[int]
     row: Row
+    texts: tuple[str, str] = ("", "")
+    """Both as text, for trainers that make their own tokens; a chat is rendered, and its answer closed."""
 
 
 class JudgedAnswers(NamedTuple):
@@ -130,34 +132,33 @@ def _alone(rows: Iterator[Row]) -> Iterator[Row]:
         if "chosen" not in row:
             yield row
             continue
+        shared = {name: row[name] for name in ("prompt", "tools") if name in row}
         for side, label in (("chosen", True), ("rejected", False)):
-            yield {"prompt": row["prompt"], "completion": row[side], "label": label}
+            yield data.at_same_place(row, {**shared, "completion": row[side], "label": label})
 
 
 def _judged(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Judged], Lengths]:
-    kept, lengths = list[Judged](), Lengths(limit)
-    for row in rows:
-        both = Judged(*_side(row, "completion", tokenizer), row)
-        longest = len(both.prompt) + len(both.answer)
-        lengths = data.counted(lengths, longest, dropped=longest > limit)
-        if longest <= limit:
-            kept.append(both)
-    return kept, lengths
+    def judged(row: Row) -> Judged:
+        texts = data.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
+        return Judged(*_side(row, "completion", tokenizer), row, texts)
+
+    return data.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
 
 
 def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
-    kept, lengths = list[Pair](), Lengths(limit)
-    for row in rows:
+    def pair(row: Row) -> Pair:
         chosen, rejected = (_side(row, side, tokenizer) for side in ("chosen", "rejected"))
-        longest = max(len(side.prompt) + len(side.answer) for side in (chosen, rejected))
-        lengths = data.counted(lengths, longest, dropped=longest > limit)
-        if longest <= limit:
-            kept.append(Pair(chosen, rejected, row.get("p_chosen", 1.0), row))
-    return kept, lengths
+        return Pair(chosen, rejected, row.get("p_chosen", 1.0), row)
+
+    return data.fitting(rows, limit, pair, lambda pair: max(_length(pair.chosen), _length(pair.rejected)))
+
+
+def _length(side: Answered) -> int:
+    return len(side.prompt) + len(side.answer)
 
 
 def _side(row: Row, side: str, tokenizer: PreTrainedTokenizerBase) -> Answered:
-    ids, labels = data.answered(row["prompt"], row[side], tokenizer)
+    ids, labels = data.side(row, side, tokenizer)
     start = next(place for place, label in enumerate(labels) if label != data.NOT_LEARNT)
     return Answered(ids[:start], ids[start:])
 

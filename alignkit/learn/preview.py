@@ -4,7 +4,8 @@ It is made by the very functions that encode rows for training, so what is shown
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 from statistics import median
 from typing import Any
@@ -14,46 +15,69 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.check.rendered import Piece, Preview, Sample
 from alignkit.contract.kinds import Demonstrations, Policy, Records, Text
 from alignkit.contract.settings import Settings
+from alignkit.errors import DataError
 from alignkit.learn import data
-from alignkit.learn.counting import Counted, Rows, learn_of, sequences
+from alignkit.learn.counting import Counted, Fate, Rows, fate_of, learn_of, new_tokens_of, one_by_one, room, sequences
 from alignkit.learn.data import NOT_LEARNT, Tokens
-from alignkit.learn.models import open_config, open_tokenizer, positions_of
+from alignkit.learn.models import open_config, policy_tokenizer, positions_of
+from alignkit.learn.templates import Learn
 
 SAMPLES = 3
-FATES: Mapping[type[Records], str] = {
-    Text: "go on in a next block; nothing is cut off or left out",
-    Demonstrations: "lose their end, or are left out where nothing of the answer remains",
-    Records: "are left out whole; none is cut",
-}
-"""What becomes of a row that is longer than the limit."""
 FIRST_BITS = 4
 """The first bar of a histogram has up to 2 ** 4 tokens."""
 
 
-def preview(policy: Policy, records: Records, settings: Settings, counted: Counted, rows: Rows) -> Preview:
-    """Tell what the stage will make of the rows."""
-    tokenizer = open_tokenizer(policy.path)
+def preview(
+    policy: Policy, records: Records, settings: Settings, counted: Counted, rows: Rows, loop: str | None = None
+) -> Preview:
+    """Tell what a stage that runs this loop will make of the rows; an evaluation reads those held out and no others."""
+    aside = loop == "evaluation"
+    tokenizer = policy_tokenizer(policy)
     limit = data.fitting_length(positions_of(open_config(policy.path)), getattr(settings, "max_length", None))
-    lengths = sorted(row.longest for row in counted.rows)
-    first, learn = islice(records.train(), SAMPLES), learn_of(settings)
-    samples = [list(sequences(type(records), row, tokenizer, learn)) for row in first]
+    longest = room(type(records), limit, new_tokens_of(settings))
+    read = one_by_one(loop, type(records), counted.held_out if aside else counted.rows)
+    lengths, fate = sorted(row.longest for row in read), fate_of(type(records), read, longest)
+    samples = islice(_samples(records, tokenizer, learn_of(settings), aside), SAMPLES)
     return Preview(
         counted=len(lengths),
-        of=rows.train + rows.held_out,
-        tokens=sum(row.tokens for row in counted.rows),
+        of=rows.held_out if aside else rows.train + rows.held_out,
+        tokens=sum(row.tokens for row in read),
         median=median(lengths) if lengths else 0.0,
         most=lengths[99 * (len(lengths) - 1) // 100] if lengths else 0,
         longest=lengths[-1] if lengths else 0,
         limit=limit,
-        fate=next(words for kind, words in FATES.items() if isinstance(records, kind)),
+        room=longest,
+        fate=words_on(type(records), fate),
         lengths=histogram(lengths),
         special=counted.special,
         same=counted.same,
-        over=sum(length > limit for length in lengths),
+        refused=counted.refused,
+        over=fate.over,
         samples=tuple(Sample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row),
         steps=steps(type(records), rows.train, settings, counted, limit),
         steps_are="updates" if hasattr(settings, "updates") else "optimiser steps",
     )
+
+
+def _samples(
+    records: Records, tokenizer: PreTrainedTokenizerBase, learn: Learn, aside: bool
+) -> Iterator[list[tuple[str, Tokens]]]:
+    """Yield the rows that the chat template does not refuse."""
+    for row in records.held_out() if aside else records.train():
+        with suppress(DataError):
+            yield list(sequences(type(records), row, tokenizer, learn))
+
+
+def words_on(kind: type[Records], fate: Fate) -> str:
+    """Say what becomes of rows that are too long."""
+    if issubclass(kind, Text):
+        return "go on in a next block; nothing is cut off or left out"
+    if not issubclass(kind, Demonstrations):
+        return "are left out whole; none is cut"
+    cut = fate.over - fate.left_out
+    parts = [f"{cut} lose their end" if fate.left_out else "lose their end"] if cut else []
+    left_out = f"{fate.left_out} are left out, since nothing of the answer would remain" if fate.left_out else ""
+    return " and ".join([*parts, left_out] if left_out else parts)
 
 
 def histogram(lengths: Sequence[int]) -> tuple[int, ...]:

@@ -7,12 +7,12 @@ each: the mean of every reward, KL from the first policy, length, share of answe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
@@ -25,6 +25,7 @@ from alignkit.errors import DataError, RecipeError, near_miss
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignkit.learn.data import Asked
     from alignkit.learn.scoring import Weighted
 
 CONFIDENCE = 1.96
@@ -43,8 +44,10 @@ class EvaluateSettings(Settings):
     samples: NonNegativeInt = 8
     """How many prompts are shown with every policy's answer."""
     max_length: PositiveInt | None = None
-    """Longest prompt with its answer, in tokens; a longer one is refused, since all policies must answer the same
-    prompts. Unset: what the model reads, at most 1024."""
+    """Longest prompt with its answer, in tokens; a prompt that leaves no room for `max_new_tokens` in one of the
+    policies is left out for all: they must answer the same prompts. Unset: what the model reads, at most 1024."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the prompts that may be left out for their length; more stops the stage."""
     precision: Precision = "auto"
     """Arithmetic of the models."""
     deciding: tuple[str, ...] = ()
@@ -66,7 +69,7 @@ def evaluate(
     from alignkit.learn.scoring import Weighted
 
     deciding = chosen(settings, rewards)
-    rows = asked(stage, prompts, settings.prompts)
+    rows = asked(settings, stage, policies, prompts)
     results = [answer(settings, stage, policy, rows, compared=i > 0) for i, policy in enumerate(policies)]
     divergences = divergence(settings, policies[0], results)
     opened = [
@@ -118,45 +121,49 @@ def chosen(settings: EvaluateSettings, rewards: Sequence[Reward]) -> list[str]:
     return list(settings.deciding) or names
 
 
-def asked(stage: Stage, prompts: Prompts, count: int) -> list[dict[str, Any]]:
-    """Take the first held-out prompts, each once; warn where there are fewer than wanted."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in prompts.held_out():
-        rows.setdefault(repr(row["prompt"]), row)
-        if len(rows) == count:
-            break
-    if not rows:
+def asked(
+    settings: EvaluateSettings, stage: Stage, policies: Sequence[Policy], prompts: Prompts
+) -> "list[Mapping[str, Any]]":
+    """Take the first held-out prompts that all policies have room for, each once; warn where there are too few."""
+    from alignkit.learn import data
+
+    readers = [reader(settings, policy) for policy in policies]
+    rows, lengths = data.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
+    if not lengths.rows + lengths.refused:
         raise DataError(
             "no prompt is held out, so there is nothing to evaluate on",
             f"source {prompts.name!r}",
             "raise its held_out",
         )
-    if len(rows) < count:
+    data.report(stage, "prompts", lengths, settings.max_lost)
+    if len(rows) < settings.prompts:
         stage.warn(
-            f"only {len(rows)} different prompts are held out, {count} are wanted; the intervals are wider",
+            f"only {len(rows)} different prompts are held out, {settings.prompts} are wanted; the intervals are wider",
             "raise the source's held_out, or give it more prompts",
         )
-    return list(rows.values())
+    return rows
+
+
+def reader(settings: EvaluateSettings, policy: Policy) -> "Asked":
+    """Give a policy's tokenizer, and how long a prompt with its answer may be."""
+    from alignkit.learn.data import Asked, fitting_length
+    from alignkit.learn.models import open_config, policy_tokenizer, positions_of
+
+    longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
+    return Asked(policy_tokenizer(policy), longest)
 
 
 def answer(
-    settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[dict[str, Any]], *, compared: bool
+    settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[Mapping[str, Any]], *, compared: bool
 ) -> Result:
     """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     from alignkit.learn import data
     from alignkit.learn.answers import sequence_logprobs
-    from alignkit.learn.models import computing, load_policy, positions, stop_tokens
+    from alignkit.learn.models import computing, load_policy, stop_tokens
     from alignkit.learn.rollouts import generator_for, sample_answers
 
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
-    longest = data.fitting_length(positions(model), settings.max_length)
-    prompts, lengths = data.prompts(rows, tokenizer, longest - settings.max_new_tokens)
-    if lengths.dropped:
-        problem = f"{lengths.dropped} of {lengths.rows} prompts leave no room for an answer"
-        raise DataError(
-            f"{problem} of {settings.max_new_tokens} tokens in max_length {longest}",
-            remedy="raise max_length, or take them out of the source",
-        )
+    prompts, _ = data.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
         tokens, finished = sample_answers(

@@ -135,7 +135,7 @@ def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pa
     for pair, (chosen, rejected) in zip(pairs, scores, strict=False):
         stage.sample(
             {
-                "prompt": prompt_text(tokenizer, pair.row["prompt"]),
+                "prompt": prompt_text(tokenizer, pair.row["prompt"], pair.row.get("tools")),
                 "chosen": shown(pair.row["chosen"]),
                 "rejected": shown(pair.row["rejected"]),
                 "chosen_score": round(chosen, 4),

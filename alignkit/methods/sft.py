@@ -86,13 +86,17 @@ def show(
     stage: Stage, model: "Model", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Mapping[str, Any]], limit: int
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
-    from alignkit.learn.data import parted, prompts, shown
+    from alignkit.learn.data import at_same_place, parted, prompts, shown
     from alignkit.learn.models import stop_tokens, taught_length
     from alignkit.learn.rollouts import generator_for, sample_answers
 
     new = min(taught_length(model) or SHOWN, limit // 2)
-    parts = [parted(row) for row in rows]
-    asked = [{"prompt": prompt, "reference": shown(answer)} for prompt, answer in parts if prompt]
+    parts = [(row, *parted(row)) for row in rows]
+    asked = [
+        at_same_place(row, {"prompt": prompt, "reference": shown(answer), "tools": row.get("tools")})
+        for row, prompt, answer in parts
+        if prompt
+    ]
     fitting, _ = prompts(asked, tokenizer, limit - new)
     if not fitting:
         return

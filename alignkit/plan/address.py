@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.records import SLICE, placed_rows
 from alignkit.contract.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
+from alignkit.plan.chat_template import KEY, read_chat_template
 from alignkit.plan.entry import Entry
 from alignkit.plan.fingerprint import FileHashes, code_identity, digest
 from alignkit.plan.folders import adapter_bases, model_files
@@ -100,14 +102,28 @@ class Resolver:
     def _made(self, address: str, how: How, facts: list[Any] | None, **more: Any) -> Source:
         kind = {"function": FunctionReward}.get(how, RewardModel if self.kind is Reward else self.kind)
         fingerprint = digest([kind.__name__, *facts]) if facts is not None else None
+        if self._template is not None:
+            more["chat_template"] = self._template
         return Source(self.entry.name, kind, self.word, address, how, self.options, fingerprint, **more)
 
     def _options(self) -> dict[str, Any]:
-        """Give the options as they count; an address of held-out rows counts by what lies there."""
+        """Give the options as they count; an address of held-out rows counts by what lies there, a chat template, where
+        one is given, by what it says."""
         options: dict[str, Any] = self.options.model_dump(mode="json")
+        if isinstance(self.options, PolicyOptions):
+            del options["chat_template"]
+            options |= {} if self._template is None else {"chat_template": self._template}
         if self._aside is not None:
             del options["held_out"]
         return options
+
+    @cached_property
+    def _template(self) -> str | None:
+        """The chat template that the source gives."""
+        given = self.options.chat_template if isinstance(self.options, PolicyOptions) else None
+        if given is None:
+            return None
+        return read_chat_template(self.entry, (self._base(KEY) / Path(given).expanduser()).resolve(), given)
 
     @property
     def _aside(self) -> str | None:

@@ -94,6 +94,9 @@ class PolicyOptions(Settings):
     grow_embedding: bool = False
     """Give tokens that the tokenizer has and the model has not (tags of your own) rows in its embedding, which training
     then fills. They begin as the mean of the others."""
+    chat_template: str | None = None
+    """A file with the chat template (Jinja) that renders chats in place of the tokenizer's own, in all stages that come
+    from this policy; it is saved with what they make."""
 
 
 class RewardOptions(Settings):
@@ -152,6 +155,8 @@ class Source:
     repository: str = ""
     """The hub's name of it."""
     commit: str = ""
+    chat_template: str | None = None
+    """What the file of that option holds."""
 
     @property
     def shown(self) -> str:
@@ -182,7 +187,12 @@ class Source:
         if isinstance(self.options, RecordOptions):
             return {"parts": tuple(self._parts(self.options, path))}
         if isinstance(self.options, PolicyOptions):
-            return {"load": self.options.load, "grow_embedding": self.options.grow_embedding}
+            options = self.options
+            return {
+                "load": options.load,
+                "grow_embedding": options.grow_embedding,
+                "chat_template": self.chat_template,
+            }
         if isinstance(self.options, JudgeOptions):
             facts = {"address": self.options.address, "options": self.options.given.model_dump(mode="json")}
             if self.kind is not JudgeReward:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,8 @@ from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
-from alignkit.learn.counting import Lengths, learn_of
+from alignkit.learn.counting import Lengths, fate_of, learn_of, one_by_one
+from alignkit.learn.counting import room as longest_row
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
 from alignkit.learn.folders import root_of
 from alignkit.learn.gauge import gauge
@@ -144,7 +146,7 @@ class Estimator:
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
-        told = list(remarks_on(self.plan, stage, dict(self.audits), self.runs, self.offline))
+        told = list(remarks_on(self.plan, stage, self.runs, self.offline))
         self._check_tokens(stage)
         rows = self._rows_of(stage, stage.settings)
         if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
@@ -200,10 +202,10 @@ class Estimator:
         if source is None or rows is None:
             return None
         name, new = rows
-        limit = getattr(settings, "max_length", None)
-        key = (name, f"{source.name} {limit} {learn_of(settings)} {new}")
+        said = [getattr(settings, name, None) for name in ("max_length", "max_lost")]
+        key = (name, f"{source.name} {said} {learn_of(settings)} {new} {stage.method.loop}")
         if key not in self._facts:
-            self._facts[key] = self._count(name, source.name, limit, settings, new)
+            self._facts[key] = self._count(name, source.name, settings, new, stage.method.loop)
         facts, kind = self._facts[key], self.plan.sources[name].kind
         if stage.method.loop == "answers" and issubclass(kind, Preferences):  # each pair is two of them
             return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
@@ -224,22 +226,25 @@ class Estimator:
         makers = [one for one in made if issubclass(one.made, Records)]
         return self._rows_of(makers[0], makers[0].settings) if makers else None
 
-    def _count(self, name: str, policy: str, limit: int | None, settings: Settings, new: int) -> Facts:
+    def _count(self, name: str, policy: str, settings: Settings, new: int, loop: str | None) -> Facts:
         source, audit = self.plan.sources[name], self.audits[name]
         counted = count_tokens(source, self.plan.sources[policy], audit, settings, self.runs, self.offline)
+        limit: int | None = getattr(settings, "max_length", None)
         fits, rows = data.fitting_length(positions_of(self._config(policy)), limit), counted.rows
+        assert issubclass(source.kind, Records)
         if issubclass(source.kind, Text):
             measured = math.ceil(int(getattr(settings, "measured", 0)) / counted.step)
             sides = (counted.train, counted.held_out[:measured])
             tokens, aside = (counted.step * sum(row.tokens for row in side) for side in sides)
             size = min(fits, tokens or 1)
             return Facts(math.ceil(tokens / size), math.ceil(aside / size), 0.0, float(size), size)
-        room = fits - (new if issubclass(source.kind, Prompts) else 0)
-        lost, allowed = fmean(row.longest > room for row in rows), float(getattr(settings, "max_lost", 1.0))
-        if lost > allowed:
-            problem = f"{lost:.0%} of {len(rows)} rows are longer than {max(room, 0)} tokens"
-            remedy = f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
-            raise DataError(problem, f"source {name!r}", remedy)
+        if not rows:
+            raise DataError("the chat template refuses all rows", f"source {name!r}", "correct them")
+        room = longest_row(source.kind, fits, new)
+        evaluates = loop == "evaluation"  # what that leaves out, `Chats.look` has counted
+        read = one_by_one(loop, source.kind, counted.held_out if evaluates else counted.train)
+        allowed = 1.0 if evaluates else float(getattr(settings, "max_lost", 1.0))
+        lost = check_lost(name, source.kind, read or rows, room, allowed)
         longest = max(1, min(room, max(row.longest for row in rows)))
         prompt, answer = means(rows)
         if issubclass(source.kind, Demonstrations):  # they lose their end
@@ -253,8 +258,20 @@ class Estimator:
         """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
         for name in self.audits:
             if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
-                return self._count(name, policy, None, Settings(), 0).answer
+                with suppress(DataError):  # told where a stage reads these rows
+                    return self._count(name, policy, Settings(), 0, None).answer
         return None
+
+
+def check_lost(name: str, kind: type[Records], rows: Sequence[Lengths], room: int, allowed: float) -> float:
+    """Give the share of the rows that are cut or left out; raises DataError where that is too much, or all."""
+    fate = fate_of(kind, rows, room)
+    lost = fate.over / len(rows)
+    if lost > allowed or fate.left_out == len(rows):
+        problem = f"{lost:.0%} of {len(rows)} rows are longer than {max(room, 0)} tokens"
+        remedy = f"raise max_length, shorten them, or raise max_lost ({allowed:g})"
+        raise DataError(problem, f"source {name!r}", remedy)
+    return lost
 
 
 def means(counted: Sequence[Lengths]) -> tuple[float, float]:

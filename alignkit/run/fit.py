@@ -4,25 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkit.check.audit import Audit
 from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Policy, Records, RewardModel
 from alignkit.contract.records import placed_rows
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.learn.adapters import check_fit, task_of
 from alignkit.learn.counting import Counted, sequences
-from alignkit.learn.data import Learn
 from alignkit.learn.folders import chain_of, root_of, shapes_in
 from alignkit.learn.heads import head_of, labels_of, place_of
-from alignkit.learn.models import PLAIN_TEMPLATE, misfit, open_config, open_tokenizer, rows_of
+from alignkit.learn.models import misfit, open_config, open_tokenizer, policy_tokenizer, rows_of
 from alignkit.learn.sizes import built
+from alignkit.learn.templates import Learn
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.previews import opened, policy_of
 
 
-def remarks_on(
-    plan: Plan, stage: PlannedStage, audits: dict[str, Audit], runs: Path, offline: bool
-) -> Iterator[Problem]:
+def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Iterator[Problem]:
     """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
     for name in (name for several in stage.inputs.values() for name in several if name in plan.sources):
         if issubclass(plan.sources[name].kind, RewardModel):
@@ -33,16 +30,12 @@ def remarks_on(
         return
     artifact: Any = opened(source, runs, offline)
     check_weights(artifact.path)
-    tokenizer = open_tokenizer(artifact.path)
+    tokenizer = policy_tokenizer(artifact)
     if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
         raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
     check_policy(artifact.path)
     yield from unknown_tokens(source.name, tokenizer, rows_of(artifact)[1])
-    read = [audits[name] for several in stage.inputs.values() for name in several if name in audits]
-    if tokenizer.chat_template == PLAIN_TEMPLATE and any(audit.chats for audit in read):
-        problem = f"the tokenizer of {source.name!r} has no chat template, so chats are written with plain headings"
-        yield Problem(problem, f"stage {stage.name!r}", "see the rendered rows; give it a chat_template if it has one")
 
 
 def check_weights(folder: Path) -> None:
@@ -108,7 +101,10 @@ def _first_beyond(records: Records, tokenizer: Any, known: int, learn: Learn) ->
     """Find the place of the first row with such a token, and the token."""
     for part in records.parts:
         for place, row in placed_rows(part, type(records).__name__, records.columns):
-            ids = [token for _, one in sequences(type(records), row, tokenizer, learn) for token in one.ids]
+            try:
+                ids = [token for _, one in sequences(type(records), row, tokenizer, learn) for token in one.ids]
+            except DataError:  # the chat template refuses it, which is told apart
+                continue
             if max(ids, default=0) >= known:
                 return place, next(token for token in ids if token >= known)
     raise LookupError(f"no row of {records.name} has such a token")

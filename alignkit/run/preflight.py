@@ -9,7 +9,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from alignkit.run.failures import one_line
 from alignkit.run.words import duration, size
 
 if TYPE_CHECKING:
+    from alignkit.run.chats import Chats
     from alignkit.run.estimates import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
@@ -56,12 +57,15 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
     from alignkit.learn.estimate import machine_memory
     from alignkit.learn.packing import FAILURES
     from alignkit.run.architecture import architecture
+    from alignkit.run.chats import Chats
     from alignkit.run.estimates import Estimator
 
     found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
-    disk = 0.0
+    chats, disk = Chats(plan, audits, runs, offline), 0.0
     for stage in plan.stages:
         if not stage.wanted:
+            continue
+        if not _take(found, stage, chats):
             continue
         try:
             found.remarks += estimator.remarks(stage)
@@ -103,6 +107,18 @@ def together(problems: Sequence[Problem]) -> list[Problem]:
         begin = f"stage{'s' * (len(stages) > 1)} {' and '.join(stages)}" if stages else ""
         found.append(Problem(problem, begin + rest if begin else rest, remedy))
     return found
+
+
+def _take(found: Preflight, stage: PlannedStage, chats: "Chats") -> bool:
+    """Look at the chats of a stage; say whether it can be trained on them."""
+    try:
+        told = chats.look(stage)
+    except AlignkitError as error:
+        found.problems += _of_stage(stage, error.problems)
+        return False
+    found.problems += told.problems
+    found.remarks += told.remarks
+    return not told.problems
 
 
 def _of_stage(stage: PlannedStage, problems: Sequence[Problem]) -> list[Problem]:
@@ -171,22 +187,41 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Pa
 def answer(folder: Path) -> None:
     """Check what is asked in a folder, and write there what was found."""
     from alignkit.contract.plugins import load_plugins
-    from alignkit.run.fetch import audits
     from alignkit.run.previews import previews
 
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
     plan = plan_recipe(read_recipe(Path(asked["recipe"]), asked["set"]), load_plugins(files), runs=runs, files=files)
-    plan = replace(plan, stages=tuple(replace(stage, wanted=stage.name in asked["stages"]) for stage in plan.stages))
-    used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}
-    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
-    known, _ = audits(sources, runs, asked["offline"])
-    audits_by_name = {one.source: one for one in known}
+    plan, audits_by_name = _left(plan, asked["stages"], runs, asked["offline"])
     found = preflight(plan, audits_by_name, runs, asked["offline"])
     write_json(folder / FOUND, asdict(found))
     if not found.problems:
         with suppress(AlignkitError):  # for the report alone: a method of its own kind may read rows that ours cannot
             list(previews(plan, audits_by_name, runs, asked["offline"]))
+
+
+def look_at_chats(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> Preflight:
+    """Look at the chats of these stages, and at nothing else."""
+    from alignkit.run.chats import Chats
+
+    found = Preflight()
+    plan, known = _left(plan, stages, runs, offline)
+    chats = Chats(plan, known, runs, offline)
+    for stage in plan.stages:
+        if stage.wanted:
+            _take(found, stage, chats)
+    return found
+
+
+def _left(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> tuple[Plan, dict[str, Audit]]:
+    """Give the plan with these stages wanted and no others, and what is in the sources that they read."""
+    from alignkit.run.fetch import audits
+
+    plan = replace(plan, stages=tuple(replace(stage, wanted=stage.name in stages) for stage in plan.stages))
+    used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}
+    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
+    known, _ = audits(sources, runs, offline)
+    return plan, {one.source: one for one in known}
 
 
 def found_in(folder: Path) -> Preflight | None:

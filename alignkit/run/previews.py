@@ -48,21 +48,22 @@ def previews(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool)
         for name in (name for several in stage.inputs.values() for name in several if name in audits):
             note = _note(stage, name, runs)
             if (found := _known(note)) is None:
-                found = _preview(plan.sources[name], policy, audits[name], stage.settings, runs, offline)
+                found = _preview(plan.sources[name], policy, audits[name], stage, runs, offline)
                 if note:
                     write_json(note, found.as_dict())
             yield StagePreview(stage.name, name, found)
 
 
-def _preview(source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool) -> Preview:
+def _preview(source: Source, policy: Source, audit: Audit, stage: PlannedStage, runs: Path, offline: bool) -> Preview:
     from alignkit.learn.counting import Rows
     from alignkit.learn.preview import preview
 
     model, records = opened(policy, runs, offline), opened(source, runs, offline)
     assert isinstance(model, Policy)
     assert isinstance(records, Records)
-    counted = count_tokens(source, policy, audit, settings, runs, offline)
-    return preview(model, records, settings, counted, Rows(audit.rows, audit.held_out))
+    counted = count_tokens(source, policy, audit, stage.settings, runs, offline)
+    rows = Rows(audit.rows, audit.held_out)
+    return preview(model, records, stage.settings, counted, rows, stage.method.loop)
 
 
 def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
@@ -87,7 +88,7 @@ def count_tokens(
 ) -> "Counted":
     """Count the tokens of a source's rows by a policy's tokenizer, once for each content of both."""
     from alignkit.learn.counting import Counted, Lengths, Rows, count, learn_of
-    from alignkit.learn.models import open_tokenizer
+    from alignkit.learn.models import policy_tokenizer
 
     learn = learn_of(settings)
     content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), policy.fingerprint, learn]
@@ -99,7 +100,7 @@ def count_tokens(
     records, model = opened(source, runs, offline), opened(policy, runs, offline)
     assert isinstance(records, Records)
     assert isinstance(model, Policy)
-    found = count(records, Rows(audit.rows, audit.held_out), open_tokenizer(model.path), learn)
+    found = count(records, Rows(audit.rows, audit.held_out), policy_tokenizer(model), learn)
     if source.fingerprint and policy.fingerprint:
         write_text(note, json.dumps(asdict(found)))
     return found

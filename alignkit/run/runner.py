@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.events import Figure, StageFinished, Warned
-from alignkit.contract.kinds import Artifact
-from alignkit.errors import AlignkitError, RecipeError, StageError
+from alignkit.contract.kinds import Artifact, Policy, Records
+from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
 from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.show import as_dict
@@ -142,8 +142,7 @@ def run_plan(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
         tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / rundir.OBSERVERS).tell
-        checked = check and not inline and machine.processes == 1
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, checked)
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
 
@@ -176,8 +175,10 @@ class _Run:
                 fetched = fetch(self._needed(finished), self.runs, self.offline)
                 for remark in (remark for one in fetched.values() for remark in one.remarks):
                     self.tell(Warned(stage.name, f"{remark.where}: {remark.problem}", remark.remedy))
-                if self.check:
+                if self.check and not self.inline and self.machine.processes == 1:
                     self._preflight(stage.name, finished)
+                elif self.check:
+                    self._look_at_chats(stage.name, finished)
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
@@ -191,7 +192,7 @@ class _Run:
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
         left = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
-        if not any(stage.method.loop for stage in left):
+        if not any(stage.method.loop or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
         found = preflight.found_in(folder)
@@ -205,12 +206,24 @@ class _Run:
                 problem = f"the plan could not be checked beforehand (exit status {status})"
                 self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
                 return
-        for remark in found.remarks:
+        self._heed(first, left, found.problems, found.remarks)
+
+    def _look_at_chats(self, first: str, finished: Mapping[str, Finished]) -> None:
+        """Render all chats of what is left in this process; raises RecipeError where a template refuses them."""
+        set_environment(self.offline)
+        left = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+        found = preflight.look_at_chats(self.plan, [stage.name for stage in left], self.runs, self.offline)
+        self._heed(first, left, found.problems, found.remarks)
+
+    def _heed(
+        self, first: str, left: Sequence[PlannedStage], problems: Sequence[Problem], remarks: Sequence[Problem]
+    ) -> None:
+        for remark in remarks:
             stage = next((one.name for one in left if remark.where == f"stage {one.name!r}"), None)
             problem = remark.problem if stage else f"{remark.where}: {remark.problem}"
             self.tell(Warned(stage or first, problem, remark.remedy))
-        if found.problems:
-            raise RecipeError.of(found.problems)
+        if problems:
+            raise RecipeError.of(problems)
 
     def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
         self.tell(
@@ -278,6 +291,13 @@ class _Run:
                 passed_on += 1
         watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
+
+
+def _reads(stage: PlannedStage, plan: Plan) -> bool:
+    """Say whether a stage reads rows of a source by a policy's template."""
+    names = [name for several in stage.inputs.values() for name in several]
+    rows = any(name in plan.sources and issubclass(plan.sources[name].kind, Records) for name in names)
+    return rows and any(Policy in given.kinds for given in stage.method.consumes.values())
 
 
 def check_gates(stage: PlannedStage, made: Finished) -> None:

@@ -5,15 +5,16 @@ the log-probability by which the policy exceeds its start, and pushes it above (
 times the KL divergence from the start, estimated on answers swapped between the prompts of `kl_rows` rows.
 
 The trainer is TRL's, driven as a stage: an example of how any trainer of TRL or transformers becomes a method. It
-takes text, and makes its own tokens of it; ours tell beforehand what does not fit.
+takes text, and makes its own tokens of it; ours tell beforehand what does not fit, and render chats.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from random import Random
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -21,6 +22,8 @@ from alignkit import OfflineSettings, Policy, Preferences, Ratings, RecipeError,
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from alignkit import Judged
 
@@ -63,7 +66,7 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
     good_from = threshold(train, settings)
     before = answer_sums(model, held_out, settings)
     rows = [train[place] for place in order_of_rows(len(train), settings, stage.seed)]
-    columns = {column: [row.row[column] for row in rows] for column in ("prompt", "completion")}
+    reader, columns = texts_for_trainer(rows, tokenizer)
     labels = [is_good(row, good_from) for row in rows]
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
     options = trainer_options(model, stage, settings, len(rows), longest) | {
@@ -83,12 +86,36 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
             desirable_weight=settings.desirable_weight,
             undesirable_weight=undesirable_weight,
         )
-        return KTOTrainer(model=model, ref_model=start, args=args, train_dataset=data, processing_class=tokenizer)
+        return KTOTrainer(model=model, ref_model=start, args=args, train_dataset=data, processing_class=reader)
 
     run_trainer(make, stage)
     made = stage.save_policy(model, tokenizer)
     tell(held_out, (answer_sums(model, held_out, settings) - before).tolist(), good_from, stage)
     return made
+
+
+def texts_for_trainer(
+    rows: Sequence[Judged], tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedTokenizerBase, dict[str, list[Any]]]:
+    """Give the trainer's tokenizer and its columns: strings as they stand, chats as our own text.
+
+    A chat is rendered already, so it goes as two turns to a template that puts contents one behind the other: what is
+    asked, what is answered and what ends it is then the same in all methods.
+    """
+    names = ("prompt", "completion")
+    if all(isinstance(row.row[name], str) for row in rows for name in names):
+        return tokenizer, {name: [row.row[name] for row in rows] for name in names}
+    reader = copy.deepcopy(tokenizer)
+    reader.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    end = str(tokenizer.eos_token)
+    closed = [row.answer[-1] == tokenizer.eos_token_id and not row.texts[1].endswith(end) for row in rows]
+    return reader, {
+        "prompt": [[{"role": "user", "content": row.texts[0]}] for row in rows],
+        "completion": [
+            [{"role": "assistant", "content": row.texts[1] + (end if ended else "")}]
+            for row, ended in zip(rows, closed, strict=True)
+        ],
+    }
 
 
 def threshold(answers: Sequence[Judged], settings: KTOSettings) -> float:

@@ -1,9 +1,12 @@
 """KTO through TRL's trainer: what every method must keep, its start, its sides, and what it tells."""
 
+import shutil
+
 import pytest
 from alignkit_dpo.kto import KTOSettings, area, balance, kto, order_of_rows, threshold
+from transformers import AutoTokenizer
 
-from alignkit import Judged, Preferences, Ratings, RecipeError
+from alignkit import Judged, Preferences, Ratings, RecipeError, load_policy, read_answers
 from alignkit.testing import RecordingStage, conformance, run_method, same_weights
 
 SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "kl_rows": 8, "precision": "fp32"}
@@ -67,6 +70,48 @@ def test_pairs_are_taken_side_by_side(tiny_policy, stage, records) -> None:
     run_method(kto, SETTINGS | {"epochs": 3}, stage, policy=tiny_policy, answers=records(Preferences, pairs, pairs[:4]))
 
     assert stage.figures["auc"][1] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # what our libraries say to each other
+def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(tiny_policy, stage, records, monkeypatch) -> None:
+    policy, seen = with_template(tiny_policy, stage.folder / "model", TURNS), []
+
+    def watched(make, _):
+        data = make().train_dataset
+        seen.extend(zip(data["prompt_ids"], data["completion_ids"], strict=True))
+
+    monkeypatch.setattr("alignkit.run_trainer", watched, raising=False)
+    chats = [
+        {
+            "prompt": [{"role": "user", "content": f"how {n}"}],
+            "completion": [{"role": "assistant", "content": "fine"}],
+            "label": bool(n % 2),
+        }
+        for n in range(8)
+    ]
+    answers = records(Ratings, chats)
+    run_method(kto, SETTINGS | {"batch": 8}, stage, policy=policy, answers=answers)
+
+    model, tokenizer = load_policy(policy)
+    ours = read_answers(answers, model, tokenizer, KTOSettings(), stage).train
+    assert sorted(seen) == sorted((row.prompt, row.answer) for row in ours)
+    assert tokenizer.decode(ours[0].answer) == "fine<eos>"
+
+
+TURNS = (
+    "{% for m in messages %}{{ ' ' + m.role + ':' + m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    " assistant:"
+)
+"""It asks for an answer whether it is told to or not."""
+
+
+def with_template(policy, folder, template):
+    shutil.copytree(policy.path, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return policy.model_copy(update={"path": folder})
 
 
 def judged(**row):

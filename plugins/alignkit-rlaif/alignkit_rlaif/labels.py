@@ -99,17 +99,24 @@ Keep = Callable[[float], bool]
 def fitting(prompts: Prompts, room: int, tokenizer: PreTrainedTokenizerBase, stage: Stage) -> list[Prompted]:
     """Give the prompts that leave room for an answer, each with its side, which is that of the pairs made from it.
 
-    The others are counted and told. Raises DataError where none is left.
+    The others are counted and told, and so are those that the chat template refuses where their source leaves bad rows
+    out. Raises DataError where none is left.
     """
-    sides = ((False, prompts.train()), (True, prompts.held_out()))
-    given = [Prompted(row, held_out) for held_out, rows in sides for row in rows]
-    fit = [one for one in given if length_of(one.row["prompt"], tokenizer) <= room]
-    problem = f"{len(given) - len(fit)} of {len(given)} prompts are left out: they leave no room for an answer"
-    if not fit:
+    from alignkit import fitting_prompts
+
+    sides = [fitting_prompts(rows, tokenizer, room) for rows in (prompts.train(), prompts.held_out())]
+    kept = [Prompted(row, held_out) for held_out, side in zip((False, True), sides, strict=True) for row in side.rows]
+    lost, refused = sum(side.lost for side in sides), sum(side.refused for side in sides)
+    problem = f"{lost} of {lost + len(kept)} prompts are left out: they leave no room for an answer"
+    if not kept:
         raise DataError(problem, remedy="raise max_length, or lower max_new_tokens")
-    if len(fit) < len(given) and stage.latest() is None:  # else it was told before the stage was interrupted
+    if stage.latest() is not None:  # it was told before the stage was interrupted
+        return kept
+    if lost:
         stage.warn(problem, "raise max_length if they matter")
-    return fit
+    if refused:
+        stage.warn(f"{refused} prompts are left out: the chat template refuses them", "`alignkit check` says why")
+    return kept
 
 
 def room_of(model: PreTrainedModel | PeftModel, settings: JudgingSettings) -> int:
@@ -120,11 +127,9 @@ def room_of(model: PreTrainedModel | PeftModel, settings: JudgingSettings) -> in
 
 def length_of(prompt: str | Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> int:
     """Count the tokens of what a policy is asked, a chat with the opening of its answer."""
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt)["input_ids"])
-    turns = [dict(turn) for turn in prompt]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    from alignkit import prompt_ids
+
+    return len(prompt_ids(tokenizer, prompt))
 
 
 def drawn(principles: Sequence[str], count: int, random: Random) -> tuple[str, ...]:

@@ -104,9 +104,9 @@ def option_tokens(
     tokenizer: PreTrainedTokenizerBase, chat: wording.Chat, options: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
     """Encode a chat with each option behind it, parted where the options begin to differ."""
-    opened = str(
-        tokenizer.apply_chat_template([dict(turn) for turn in chat], tokenize=False, add_generation_prompt=True)
-    )
+    from alignkit import prompt_text
+
+    opened = prompt_text(tokenizer, chat)
     whole = [list(tokenizer(opened + option, add_special_tokens=False)["input_ids"]) for option in options]
     shared = next(i for i in range(len(whole[0])) if len({tuple(ids[i : i + 1]) for ids in whole}) > 1)
     return [(ids[:shared], ids[shared:]) for ids in whole]

@@ -1,9 +1,10 @@
 """What language models are asked that judge, and how their replies are read."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from alignkit import Answer, Question, Verdict
 
@@ -72,11 +73,15 @@ def _part(name: str, text: str) -> str:
 
 
 def asked(answer: Answer) -> str:
-    """Give what an answer was asked, as text for a reader: a chat as its turns."""
-    prompt = answer.row.get("prompt", answer.prompt)
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
+    """Give what an answer was asked, as text for a reader: a chat as its turns, below the tools that it may call."""
+    prompt, tools = answer.row.get("prompt", answer.prompt), answer.row.get("tools")
+    lines = [f"Tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
+    return "\n".join([*lines, prompt] if isinstance(prompt, str) else [*lines, *map(_turn, prompt)])
+
+
+def _turn(turn: Mapping[str, Any]) -> str:
+    calls = f" {json.dumps(turn['tool_calls'], ensure_ascii=False)}" if turn.get("tool_calls") else ""
+    return f"{turn['role'].capitalize()}: {turn['content']}{calls}"
 
 
 def verdict_of(weights: Mapping[str, float], text: str) -> Verdict:

@@ -60,6 +60,19 @@ def test_a_chat_is_shown_with_its_turns() -> None:
     assert asked(Answer("<rendered>", "So.", True, {"prompt": CHAT})) == "User: Hi\nAssistant: Yes?\nUser: Why?"
 
 
+def test_the_tools_that_could_be_called_are_shown_with_the_calls() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    call = {"function": {"name": "look", "arguments": {"thing": "door"}}}
+    chat = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "red"}]
+
+    assert asked(Answer("", "So.", True, {"prompt": chat, "tools": tools})) == (
+        'Tools: [{"type": "function", "function": {"name": "look"}}]\n'
+        "User: Hi\n"
+        'Assistant:  [{"function": {"name": "look", "arguments": {"thing": "door"}}}]\n'
+        "Tool: red"
+    )
+
+
 def test_without_a_principle_the_reader_decides() -> None:
     answer = Answer("Why?", "So.", True)
     plain = "Judge by this: The better reply is the one that the person who asked would rather have."

@@ -1,0 +1,97 @@
+"""All chats of a source as one model's template renders them: what it refuses, and what it leaves away.
+
+Chats are rendered by the very functions that encode them for training; nothing is made into tokens.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records
+from alignkit.errors import DataError
+from alignkit.learn import data, templates
+from alignkit.learn.data import Learnt, Row
+from alignkit.learn.templates import Learn
+from alignkit.plan.source import SHOWN
+
+
+@dataclass
+class Rendering:
+    """What became of a source's chats."""
+
+    rows: int = 0
+    refused: int = 0
+    """Rows that cannot be learnt from, or asked, by this template."""
+    first: list[list[str]] = field(default_factory=list)
+    """The first of these: problem, place and remedy."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Keys of turns that the template does not mention, and how many turns have each."""
+    changed: int = 0
+    """Answers that are learnt otherwise than they stand."""
+    first_changed: str = ""
+    """Where the first of them stands."""
+
+    @property
+    def errors(self) -> list[DataError]:
+        return [DataError(*one) for one in self.first]
+
+
+def render_all(records: Records, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Rendering:
+    """Render every chat of a source."""
+    found, keys = Rendering(), Counter[str]()
+    for row in chain(records.train(), records.held_out()):
+        found.rows += 1
+        keys.update(key for turn in turns_of(row) for key, value in turn.items() if value is not None)
+        try:
+            changed = _render(type(records), row, tokenizer, learn)
+        except DataError as error:
+            found.refused += 1
+            if len(found.first) < SHOWN:
+                placed = data.at_place(error, row)
+                found.first.append([placed.problem, placed.where, placed.remedy])
+            continue
+        if changed and not found.changed:
+            found.first_changed = row.place
+        found.changed += changed
+    found.unread = {key: keys[key] for key in templates.unread_keys(tokenizer, sorted(keys))}
+    return found
+
+
+def turns_of(row: Row) -> Iterator[dict[str, Any]]:
+    """Yield all turns of a row's chats."""
+    for name in ("prompt", "completion", "messages", "chosen", "rejected"):
+        value = row.get(name)
+        if isinstance(value, list):
+            yield from value
+
+
+def _render(kind: type[Records], row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> int:
+    """Render a row's chats, and count the learnt answers that do not stand in the text as they are in the row."""
+    if issubclass(kind, Prompts):
+        data.prompt_text(tokenizer, row["prompt"], row.get("tools"))
+        return 0
+    return sum(_changed(chat, tokenizer, row) for chat in _chats(kind, row, learn))
+
+
+def _chats(kind: type[Records], row: Row, learn: Learn) -> Iterator[Learnt]:
+    if issubclass(kind, Demonstrations):
+        if chat := data.demonstrated(row, learn):
+            yield chat
+        return
+    pair = ("chosen", "rejected") if issubclass(kind, Preferences) else ()
+    for name in ("completion",) if issubclass(kind, Ratings) else pair:
+        if not (isinstance(row["prompt"], str) and isinstance(row[name], str)):
+            yield data.with_answer(row["prompt"], row[name])
+
+
+def _changed(chat: Learnt, tokenizer: PreTrainedTokenizerBase, row: Row) -> int:
+    """Count answers of which something is missing, white space aside; what was asked with may begin them."""
+    text, spans = templates.spoken(*chat, tokenizer, row.get("tools"))
+    contents = ["".join(str(chat.turns[place].get("content") or "").split()) for place in chat.places]
+    said = ["".join(text[max(0, begin - len(content)) : end].split())
+            for (begin, end), content in zip(spans, contents, strict=True)]  # fmt: skip
+    return sum(content not in answer for content, answer in zip(contents, said, strict=True))

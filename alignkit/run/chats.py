@@ -1,0 +1,229 @@
+"""Every chat of a plan's sources, as the models of its stages will render it.
+
+What a chat template refuses, or renders so that an answer cannot be found, is found before anything is trained. What
+was found is kept by the content that it is of.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from alignkit.check.audit import Audit
+from alignkit.contract.kinds import Judge, JudgeReward, Policy, Prompts, Records, RewardModel
+from alignkit.errors import DataError, Problem
+from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.source import BadRows, RecordOptions, Source
+from alignkit.run import rundir
+from alignkit.run.durable import read_json, write_text
+from alignkit.run.previews import opened, policy_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignkit.learn.rendering import Rendering
+    from alignkit.learn.templates import Learn
+
+VERSION = 1
+"""Raised when what is looked at changes."""
+GIVE = 'give the source of the policy another template: chat_template = "FILE"'
+
+
+class Told(NamedTuple):
+    """What is wrong with a stage's chats, and what had better be known of them."""
+
+    problems: list[Problem]
+    remarks: list[Problem]
+
+
+@dataclass
+class Chats:
+    """Looks at the chats of one plan's stages; what was told of a source once is not told again."""
+
+    plan: Plan
+    audits: Mapping[str, Audit]
+    """By the source's name."""
+    runs: Path
+    offline: bool
+    _told: set[str] = field(default_factory=set)
+
+    def look(self, stage: PlannedStage) -> Told:
+        """Render all chats that a stage reads, by the template of each of its models.
+
+        A method that runs none of our loops may read rows in its own way: of those, what is no prompt is told and not
+        refused.
+        """
+        from alignkit.learn.counting import learn_of
+
+        told = Told(self._new(list(self._judges(stage))), [])
+        for name in self._sources(stage):
+            for reader in self._readers(stage):
+                if reader.reward and not issubclass(self.plan.sources[name].kind, Prompts):
+                    continue
+                found = self._rendering(name, reader, learn_of(stage.settings))
+                wrong = list(self._refused(name, found, reader))
+                strict = stage.method.loop or issubclass(self.plan.sources[name].kind, Prompts)
+                where = f"stage {stage.name!r}"
+                (told.problems if strict else told.remarks).extend(
+                    Problem(one.problem, f"{where}, {one.where}", one.remedy) for one in self._new(wrong)
+                )
+                if not wrong:
+                    told.remarks.extend(self._new(self._remarks(name, found, reader)))
+        if stage.method.loop == "evaluation" and not told.problems:
+            told.problems.extend(self._left_out(stage))
+        return told
+
+    def _judges(self, stage: PlannedStage) -> Iterator[Problem]:
+        """Refuse judges that are policies and whose template takes no question, or none after an answer."""
+        from alignkit.learn.templates import PROBED, rendered
+
+        for name in self._named(stage):
+            source = self.plan.sources.get(name)
+            if source is None or not issubclass(source.kind, Judge | JudgeReward) or source.how == "judge":
+                continue
+            tokenizer = self._tokenizer(source)
+            try:
+                for chat in (PROBED[:1], [*PROBED, *PROBED[:1]]):
+                    rendered(tokenizer, chat, asking=True)
+            except DataError as error:
+                remedy = "take a judge whose template takes questions and answers in turn"
+                yield Problem(error.problem, f"stage {stage.name!r}, source {name!r}", remedy)
+
+    def _left_out(self, stage: PlannedStage) -> Iterator[Problem]:
+        """Refuse an evaluation that would leave out too many prompts, by the function that leaves them out."""
+        from alignkit.learn.data import Asked, asked_of_all, fitting_length, too_much_lost
+        from alignkit.learn.models import open_config, positions_of
+
+        settings: Any = stage.settings
+        names = [name for name in self._named(stage) if name in self.audits]
+        prompts: list[Any] = [opened(self.plan.sources[name], self.runs, self.offline) for name in names]
+        asked = []
+        for reader in self._readers(stage):
+            if reader.reward:
+                continue
+            model: Any = opened(reader.source, self.runs, self.offline)
+            longest = fitting_length(positions_of(open_config(model.path)), settings.max_length)
+            asked.append(Asked(reader.tokenizer, longest))
+        held_out = chain.from_iterable(one.held_out() for one in prompts)
+        _, lengths = asked_of_all(held_out, asked, settings.prompts, settings.max_new_tokens)
+        error = too_much_lost("prompts", lengths, settings.max_lost)
+        if error and lengths.rows:
+            yield Problem(error.problem, f"stage {stage.name!r}", error.remedy)
+
+    def _new(self, problems: Iterator[Problem] | list[Problem]) -> list[Problem]:
+        new = [one for one in problems if str(one) not in self._told]
+        self._told.update(map(str, new))
+        return new
+
+    def _sources(self, stage: PlannedStage) -> list[str]:
+        """Name the sources of chats that a stage reads."""
+        return [name for name in self._named(stage) if name in self.audits and self.audits[name].chats]
+
+    def _named(self, stage: PlannedStage) -> list[str]:
+        return [name for several in stage.inputs.values() for name in several]
+
+    def _readers(self, stage: PlannedStage) -> "list[_Reader]":
+        """Give the tokenizers that a stage reads chats by: of its policies, and of the reward models that judge."""
+        found: dict[str, _Reader] = {}
+        for role, several in stage.inputs.items():
+            for name in several:
+                source = self._start(name)
+                reward = RewardModel in stage.method.consumes[role].kinds or self._makes_rewards(name)
+                if source and (reward or Policy in stage.method.consumes[role].kinds):
+                    found.setdefault(source.name, _Reader(source, self._tokenizer(source), reward))
+        return [one for one in found.values() if not (one.reward and one.plain)]
+
+    def _makes_rewards(self, name: str) -> bool:
+        made = self.plan.sources[name].kind if name in self.plan.sources else self.plan.stage(name).made
+        return issubclass(made, RewardModel)
+
+    def _start(self, name: str) -> Source | None:
+        """Follow a model back to the source that its tokenizer comes from."""
+        if name in self.plan.sources:
+            source = self.plan.sources[name]
+            return source if issubclass(source.kind, Policy | RewardModel) else None
+        stage = self.plan.stage(name)
+        return policy_of(self.plan, stage) if issubclass(stage.made, Policy | RewardModel) else None
+
+    def _tokenizer(self, source: Source) -> "PreTrainedTokenizerBase":
+        from alignkit.learn.models import open_tokenizer
+
+        artifact: Any = opened(source, self.runs, self.offline)
+        return open_tokenizer(artifact.path, source.chat_template)
+
+    def _rendering(self, name: str, reader: "_Reader", learn: "Learn") -> "Rendering":
+        """Render a source's chats, or give what was found before."""
+        from alignkit.learn.rendering import Rendering, render_all
+
+        source = self.plan.sources[name]
+        content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn]
+        text = json.dumps(content, sort_keys=True)
+        note = rundir.cache_folder(self.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if facts := read_json(note):
+            return Rendering(**facts)
+        records = opened(source, self.runs, self.offline)
+        assert isinstance(records, Records)
+        found = render_all(records, reader.tokenizer, learn)
+        if source.fingerprint and reader.source.fingerprint:
+            write_text(note, json.dumps(asdict(found)))
+        return found
+
+    def _refused(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
+        """Give what refuses a source: rows that the template refuses, unless so many may be left out."""
+        options, audit = self.plan.sources[name].options, self.audits[name]
+        assert isinstance(options, RecordOptions)
+        total, bad = found.rows + audit.bad, found.refused + audit.bad
+        if not found.refused or (options.on_bad_rows == "skip" and bad <= options.max_bad * total):
+            return
+        errors = [_for_reward(one, reader) for one in found.errors] if reader.reward else found.errors
+        artifact: Any = self.plan.sources[name].artifact()
+        yield from BadRows(bad, list(errors)).refusal(artifact.parts[0], total - bad, options).problems
+
+    def _remarks(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
+        from alignkit.learn.templates import learnt_heading
+
+        template = f"the chat template of {reader.source.name!r}"
+        where = f"source {name!r}"
+        if found.refused:
+            problem = f"{template} refuses {found.refused} of {found.rows} rows, which are left out, such as"
+            yield Problem(f"{problem} {found.errors[0].where}: {found.errors[0].problem}", where, GIVE)
+        if reader.reward:
+            return
+        if found.changed:
+            problem = f"{template} renders {found.changed} answers otherwise than they stand, such as that of"
+            remedy = f"see the rendered rows; if that is not meant, {GIVE}"
+            yield Problem(f"{problem} {found.first_changed}", where, remedy)
+        for key, turns in found.unread.items():
+            yield Problem(f"{template} does not read {key}, which {turns} turns have", where, f"take it out, or {GIVE}")
+        if reader.plain:
+            problem = f"the tokenizer of {reader.source.name!r} has no chat template, so chats are written with plain"
+            remedy = 'see the rendered rows; chat_template = "FILE" gives it one'
+            yield Problem(f"{problem} headings", f"source {reader.source.name!r}", remedy)
+        if heading := learnt_heading(reader.tokenizer):
+            problem = f"{template} does not ask for an answer (add_generation_prompt), so its heading {heading!r} is"
+            yield Problem(f"{problem} learnt as part of the answer", f"source {reader.source.name!r}", GIVE)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A tokenizer that reads chats, and where it comes from."""
+
+    source: Source
+    tokenizer: "PreTrainedTokenizerBase"
+    reward: bool
+    """It is that of a reward model, which reads prompts with answers that are not known yet."""
+
+    @property
+    def plain(self) -> bool:
+        from alignkit.learn.models import PLAIN_TEMPLATE
+
+        return bool(self.tokenizer.chat_template == PLAIN_TEMPLATE)
+
+
+def _for_reward(error: DataError, reader: _Reader) -> DataError:
+    """Say whose template refuses a prompt: a reward model's own cannot be given by its source."""
+    problem = f"{error.problem} (it is that of the reward model {reader.source.name!r})"
+    return DataError(problem, error.where, "correct the row, or take a reward model whose template takes it")
