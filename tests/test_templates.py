@@ -9,6 +9,7 @@ from chat_tokenizers import decoded, learnt, make_tokenizer, unlearnt
 from alignkit.contract.records import Record
 from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
+from alignkit.learn.classifiers import as_read
 from alignkit.learn.data import (
     Lengths,
     answered,
@@ -21,7 +22,6 @@ from alignkit.learn.data import (
     turn_ends,
 )
 from alignkit.learn.models import PLAIN_TEMPLATE
-from alignkit.learn.classifiers import as_read
 from alignkit.learn.templates import learnt_heading, rendered, unread_keys
 
 CHATML = (

@@ -17,6 +17,7 @@ from alignkit.contract.settings import Settings
 from alignkit.errors import DataError
 from alignkit.learn import data
 from alignkit.learn.data import NOT_LEARNT, Tokens
+from alignkit.learn.lengths import UNSET_ANSWER, learnt_runs
 from alignkit.learn.templates import Learn
 
 MOST = 10_000
@@ -46,6 +47,8 @@ class Lengths(NamedTuple):
     """Number of its highest token, which the model may have no row for."""
     begins: int = 0
     """Where the first token that is learnt stands; behind the last where none is."""
+    run: int = 0
+    """Of its longest answer: of the tokens that are learnt one behind the other."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def lengths_of(sequences: Sequence[Tokens]) -> Lengths:
     learnt = [sum(label != NOT_LEARNT for label in tokens.labels) for tokens in sequences]
     highest = max(max(tokens.ids, default=0) for tokens in sequences)
     begins = max(_begins(tokens) for tokens in sequences)
-    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest, begins)
+    run = max(learnt_runs(sequences), default=0)
+    return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest, begins, run)
 
 
 def _begins(tokens: Tokens) -> int:
@@ -140,8 +144,9 @@ def room(kind: type[Records], limit: int, new_tokens: int) -> int:
 
 
 def new_tokens_of(settings: Any) -> int:
-    """Tell how long the answers are that a stage has sampled, at most; 0 where its settings do not say."""
-    return int(getattr(getattr(settings, "generation", settings), "max_new_tokens", 0))
+    """Tell how long the answers are that a stage has sampled, at most; 0 where it samples none."""
+    found = getattr(getattr(settings, "generation", settings), "max_new_tokens", 0)
+    return UNSET_ANSWER if found is None else int(found)
 
 
 def all_text(row: data.Row) -> str:

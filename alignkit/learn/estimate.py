@@ -16,6 +16,7 @@ import torch
 from alignkit.contract.method import Loop
 from alignkit.learn import packing, trainers
 from alignkit.learn.gauge import Gauge
+from alignkit.learn.lengths import UNSET_ANSWER
 from alignkit.learn.models import arithmetic, device
 from alignkit.learn.sizes import Sizes
 from alignkit.learn.training import SECONDS_BETWEEN_COMMITS
@@ -35,8 +36,6 @@ CHUNKS = 5
 """Chunks of logits that reading answers holds at once."""
 TWICE = 0.45
 """Share of the policy's weights that a stage which samples holds twice for a while, as measured."""
-UNSET_ANSWER = 64
-"""Tokens of an answer, at most, where neither settings nor rows say so."""
 SHOWN_TOKENS = 64
 """Tokens, at most, of answers that are shown."""
 TRL_START = 0.25

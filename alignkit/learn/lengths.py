@@ -8,6 +8,8 @@ from alignkit.learn.data import NOT_LEARNT, Tokens
 
 COVERED = 0.95
 """Share of the answers that need no more."""
+UNSET_ANSWER = 64
+"""Tokens of an answer, at most, where neither settings nor rows say so."""
 SPARE = 1.25
 STEP, MOST = 16, 1024
 

@@ -42,7 +42,7 @@ from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, near_miss
 from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
-from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, root_of
+from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
 from alignkit.learn.packing import decoder_of
 from alignkit.learn.scorer import scorer_for, scorer_named_by
@@ -273,12 +273,23 @@ def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
     return frozenset([cast("int", tokenizer.eos_token_id), *more]) | turn_ends(tokenizer)
 
 
+def taught_by(folder: Path) -> int | None:
+    """Give how many tokens the answers needed that the policy in a folder was taught by; None where it says nothing."""
+    file = next((one for one in (folder, root_of(folder)) if (one / GENERATION_CONFIG_NAME).is_file()), None)
+    found = read_json(file / GENERATION_CONFIG_NAME).get("max_new_tokens") if file else None
+    return _within(found, positions_of(open_config(folder)))
+
+
+def _within(length: int | None, positions: int | None) -> int | None:
+    """Leave half of a model's positions to the prompt."""
+    return None if not length else min(int(length), positions // 2) if positions else int(length)
+
+
 def taught_length(model: PreTrainedModel | PeftModel) -> int | None:
     """Give how many tokens the answers needed that the policy was taught by; None where nothing says so."""
     config = getattr(model, "generation_config", None)
     found = getattr(config, "max_new_tokens", None)
-    known = positions(model)
-    return None if not found else min(int(found), known // 2) if known else int(found)
+    return _within(found, positions(model))
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:

@@ -24,6 +24,7 @@ from alignkit.learn import data, held_out, layouts, losses
 from alignkit.learn.data import Prompt
 from alignkit.learn.held_out import Measured
 from alignkit.learn.layouts import Models, Reading
+from alignkit.learn.lengths import UNSET_ANSWER
 from alignkit.learn.models import positions, taught_length
 from alignkit.learn.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
 from alignkit.learn.scores import open_reward
@@ -39,8 +40,6 @@ from alignkit.learn.training import (
 )
 from alignkit.learn.watch import Limits, Watch
 
-ANSWER = 64
-"""Tokens of an answer, at most, by a policy of which nobody knows how long its answers are."""
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
 POLICY_FIGURES = {
@@ -164,7 +163,7 @@ def settled(settings: SettingsT, models: Models) -> SettingsT:
     """Say how long answers may be, where the settings leave that to the policy, which was taught by some."""
     if settings.generation.max_new_tokens is not None:
         return settings
-    generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy) or ANSWER})
+    generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy) or UNSET_ANSWER})
     return settings.model_copy(update={"generation": generation})
 
 

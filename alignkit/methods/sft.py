@@ -50,10 +50,6 @@ class SFTSettings(Settings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-SHOWN = 64
-"""Tokens, at most, of answers that are shown, where nobody knows how many they need."""
-
-
 @method("sft", loop="language_model", figures=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
@@ -72,7 +68,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
     train_language_model(model, tokenizer, train, stage, settings)
-    model.generation_config.max_new_tokens = answer_limit(list(learnt_runs(train)))
+    model.generation_config.max_new_tokens = answer_limit([max(learnt_runs([row])) for row in train])
     made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision), len(held_out))
@@ -87,10 +83,11 @@ def show(
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
     from alignkit.learn.data import at_same_place, parted, prompts, shown
+    from alignkit.learn.lengths import UNSET_ANSWER
     from alignkit.learn.models import stop_tokens, taught_length
     from alignkit.learn.rollouts import generator_for, sample_answers
 
-    new = min(taught_length(model) or SHOWN, limit // 2)
+    new = min(taught_length(model) or UNSET_ANSWER, limit // 2)
     parts = [(row, *parted(row)) for row in rows]
     asked = [
         at_same_place(row, {"prompt": prompt, "reference": shown(answer), "tools": row.get("tools")})

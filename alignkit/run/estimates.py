@@ -17,15 +17,17 @@ from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.learn import data
-from alignkit.learn.counting import Lengths, fate_of, learn_of, one_by_one
+from alignkit.learn.counting import Lengths, fate_of, learn_of, new_tokens_of, one_by_one
 from alignkit.learn.counting import room as longest_row
 from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
 from alignkit.learn.folders import root_of
 from alignkit.learn.gauge import gauge
+from alignkit.learn.lengths import UNSET_ANSWER
 from alignkit.learn.models import arithmetic, device, open_config, positions_of, rows_of
 from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.source import Source
+from alignkit.run.answer_length import remarks_on_answers, settled
 from alignkit.run.fit import check_layers, check_tokens, remarks_on
 from alignkit.run.previews import count_tokens, opened, policy_of
 
@@ -95,7 +97,7 @@ class Estimator:
 
     def estimate(self, stage: PlannedStage, settings: Settings) -> Estimate | None:
         """Estimate a stage with these settings; None where its method does not say how it works."""
-        job = self.job(stage, settings)
+        job = self.job(stage, settled(self.plan, stage, settings, self.audits, self.runs, self.offline))
         if job is None or stage.method.loop is None:
             return None
         return Estimate(stage.name, stage.method.name, LOOPS[stage.method.loop](job), self._libraries)
@@ -147,6 +149,7 @@ class Estimator:
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
         told = list(remarks_on(self.plan, stage, self.runs, self.offline))
+        told += remarks_on_answers(self.plan, stage, self.audits, self.runs, self.offline)
         self._check_tokens(stage)
         rows = self._rows_of(stage, stage.settings)
         if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
@@ -286,8 +289,7 @@ def _trained_layers(settings: Any) -> int | None:
 
 
 def _new_tokens(settings: Any) -> int:
-    generation = getattr(settings, "generation", settings)
-    return int(getattr(generation, "max_new_tokens", 64))
+    return new_tokens_of(settings) or UNSET_ANSWER
 
 
 def _changed(settings: Settings, change: Mapping[str, Any]) -> tuple[str, object, Settings | None]:

@@ -24,7 +24,7 @@ from alignkit.run.worker import prepare
 if TYPE_CHECKING:
     from alignkit.learn.counting import Counted
 
-VERSION = 3
+VERSION = 4
 """Raised when what is counted or shown changes."""
 
 
@@ -48,22 +48,33 @@ def previews(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool)
         for name in (name for several in stage.inputs.values() for name in several if name in audits):
             note = _note(stage, name, runs)
             if (found := _known(note)) is None:
-                found = _preview(plan.sources[name], policy, audits[name], stage, runs, offline)
+                found = _preview(plan, name, policy, audits, stage, runs, offline)
                 if note:
                     write_json(note, found.as_dict())
             yield StagePreview(stage.name, name, found)
 
 
-def _preview(source: Source, policy: Source, audit: Audit, stage: PlannedStage, runs: Path, offline: bool) -> Preview:
+def _preview(
+    plan: Plan,
+    name: str,
+    policy: Source,
+    audits: Mapping[str, Audit],
+    stage: PlannedStage,
+    runs: Path,
+    offline: bool,
+) -> Preview:
     from alignkit.learn.counting import Rows
     from alignkit.learn.preview import preview
+    from alignkit.run.answer_length import settled
 
+    source, audit = plan.sources[name], audits[name]
     model, records = opened(policy, runs, offline), opened(source, runs, offline)
     assert isinstance(model, Policy)
     assert isinstance(records, Records)
     counted = count_tokens(source, policy, audit, stage.settings, runs, offline)
     rows = Rows(audit.rows, audit.held_out)
-    return preview(model, records, stage.settings, counted, rows, stage.method.loop)
+    settings = settled(plan, stage, stage.settings, audits, runs, offline)
+    return preview(model, records, settings, counted, rows, stage.method.loop)
 
 
 def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
