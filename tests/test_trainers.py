@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.errors import NotFiniteError, RecipeError
@@ -12,7 +13,7 @@ from alignkit.learn import trainers
 from alignkit.learn.data import Pair, Tokens
 from alignkit.learn.models import load_for_reward_training, load_policy
 from alignkit.learn.trainers import micro_batch, order_of_rows, train_language_model, train_scores
-from alignkit.testing import LeftError, RecordingStage
+from alignkit.testing import LeftError, RecordingStage, write_tiny_policy
 
 
 class Training(Settings):
@@ -43,6 +44,51 @@ def trained(policy, stage, rows, training=None, lora=None):
     model, tokenizer = load_policy(policy, lora=lora)
     train_language_model(model, tokenizer, rows, stage, training or Training())
     return model
+
+
+def test_what_a_trainer_sets_in_a_config_is_taken_back(tmp_path):
+    torch.manual_seed(0)
+    tiny = write_tiny_policy(tmp_path / "tiny")
+    config = Qwen3MoeConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    for file in tiny.path.glob("*.safetensors"):
+        file.unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(tiny.path)
+    model, tokenizer = load_policy(tiny)
+    before = model.config.to_dict(), model.generation_config.to_dict()
+
+    train_language_model(model, tokenizer, even(4), RecordingStage(tmp_path / "stage"), Training())
+
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    assert before[0]["output_router_logits"] is False
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "expected"),
+    [(16, 4, (4, 2)), (14, 4, (2, 4)), (11, 4, (4, 2)), (13, 4, (1, 8)), (6, 8, (8, 1)), (22, 2, (2, 4))],
+)
+def test_the_last_batch_falls_into_equal_parts(rows, micro, expected):
+    options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+
+    found = trainers._in_equal_parts(options, rows)
+
+    assert tuple(found.values()) == expected
+
+
+def test_a_reward_model_does_not_depend_on_how_many_pairs_go_at_once(policy, tmp_path, monkeypatch):
+    rows = [Pair([5 + i, 6, 7, 8 + i], [9, 5 + i, 4], {}) for i in range(14)]
+    found = []
+    for name, tokens in (("whole", 10_000), ("parts", 35)):
+        monkeypatch.setattr(trainers, "tokens_in_a_pass", lambda layers, width, tokens=tokens: tokens)
+        torch.manual_seed(1)
+        model, tokenizer = load_for_reward_training(policy)
+        train_scores(model, tokenizer, rows, RecordingStage(tmp_path / name), Training(batch=8, epochs=1.0))
+        found.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [even(22), ragged(22)], ids=["random", "grouped by length"])

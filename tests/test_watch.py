@@ -2,9 +2,12 @@
 
 import pytest
 
-from alignkit.learn.watch import Watch
+from alignkit.learn.watch import Limits, Watch
 
+LIMITS = Limits(answers=64, longest=24, penalty=1.0, replaced=True)
 HEALTHY = {
+    "objective/scores": 0.2,
+    "objective/scores_std": 0.5,
     "objective/kl": 3.0,
     "length": 20.0,
     "eos_rate": 0.9,
@@ -16,7 +19,7 @@ HEALTHY = {
 
 def told(*updates: dict[str, float]) -> list[str]:
     watch = Watch()
-    return [sign.name for figures in updates for sign in watch.see(figures)]
+    return [sign.name for figures in updates for sign in watch.see(figures, LIMITS)]
 
 
 def test_a_healthy_run_shows_no_sign() -> None:
@@ -28,7 +31,6 @@ def test_a_healthy_run_shows_no_sign() -> None:
     [
         ("kl", {"objective/kl": 80.0}),
         ("length", {"length": 40.0, "val/length_corr": 0.9}),
-        ("eos", {"eos_rate": 0.1}),
         ("entropy", {"policy/entropy_avg": 0.1}),
         ("critic", {"val/explained_var": -0.3}),
         ("groups", {"val/groups_without_signal": 0.95}),
@@ -50,7 +52,49 @@ def test_a_young_critic_has_time() -> None:
 
 def test_a_sign_names_figures_and_a_remedy() -> None:
     watch = Watch()
-    seen = [sign for figures in [HEALTHY] * 8 + [HEALTHY | {"eos_rate": 0.1}] * 8 for sign in watch.see(figures)]
+    updates = [HEALTHY] * 8 + [HEALTHY | {"eos_rate": 0.1}] * 8
+    seen = [sign for figures in updates for sign in watch.see(figures, LIMITS)]
 
-    assert seen[0].problem == "only 30% of the answers still end by themselves, 90% did"
-    assert seen[0].remedy == "raise generation.penalty or generation.max_new_tokens"
+    assert seen[1].problem == "only 30% of the answers still end by themselves, 90% did"
+    assert seen[1].remedy == "raise generation.penalty or generation.max_new_tokens"
+
+
+def test_answers_that_are_cut_are_told_from_the_first_update_on() -> None:
+    (sign,) = Watch().see(HEALTHY | {"eos_rate": 0.0625}, LIMITS)
+
+    assert sign.problem == "60 of 64 answers were cut at 24 tokens and score -1 instead of by the reward"
+    assert sign.remedy == (
+        'raise generation.max_new_tokens, to 48, or set generation.unfinished = "subtract" and generation.penalty = 0'
+    )
+
+
+def test_the_remedy_knows_how_long_the_answers_were_that_the_policy_was_taught_by() -> None:
+    (sign,) = Watch().see(HEALTHY | {"eos_rate": 0.0}, LIMITS._replace(replaced=False, taught=112))
+
+    assert sign.problem == "64 of 64 answers were cut at 24 tokens"
+    assert sign.remedy == "raise generation.max_new_tokens, to 112 (what its own demonstrations needed)"
+
+
+def test_updates_whose_answers_all_score_the_same_are_counted_from_the_start() -> None:
+    flat, watch = HEALTHY | {"objective/scores_std": 0.0}, Watch()
+
+    counts = [(watch.see(figures, LIMITS), watch.flat)[1] for figures in (flat, flat, HEALTHY, flat)]
+
+    assert counts == [1, 2, 2, 2]
+
+
+def test_what_has_no_signal_is_told_with_its_reason() -> None:
+    flat, cut = HEALTHY | {"objective/scores_std": 0.0}, Watch()
+    for _ in range(3):
+        cut.see(flat | {"objective/scores": -1.0, "eos_rate": 0.0}, LIMITS)
+    alike = Watch()
+    alike.see(flat, LIMITS)
+
+    assert cut.without_signal(LIMITS).problem == (
+        "all answers of each of 3 updates score the same (-1), so nothing is learnt: 64 of 64 answers were cut at 24 "
+        "tokens and score -1 instead of by the reward"
+    )
+    assert alike.without_signal(LIMITS)[1:] == (
+        "all answers of the update score the same (0.2), so nothing is learnt",
+        "use a reward that tells answers apart, or set patience = 0 to go on all the same",
+    )

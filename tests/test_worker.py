@@ -74,6 +74,18 @@ def test_a_finished_stage_leaves_its_artifact_its_journal_its_log_and_no_scraps(
     assert (status, names) == (0, ["artifact", "events.jsonl", "log.txt", "metrics.jsonl", "stage.json"])
 
 
+def test_what_fails_once_the_result_is_saved_costs_nothing_but_a_warning(partial: Path) -> None:
+    status = run(partial, settings={"fail": "afterwards"})
+
+    folder = finished(partial).folder
+    (warned,) = [event for event in read_journal("first", folder) if isinstance(event, Warned)]
+    assert (status, (folder / "artifact" / "data.jsonl").read_text()) == (0, '{"text": "a row"}\n')
+    assert (warned.problem, warned.remedy) == (
+        "the result is saved, but what was to be measured and shown of it failed (ValueError: what is shown cannot be)",
+        "log.txt in the stage's folder tells why",
+    )
+
+
 def test_it_tells_steps_figures_and_samples_in_their_order(partial: Path) -> None:
     run(partial)
 

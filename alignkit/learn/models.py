@@ -404,7 +404,7 @@ def open_full(
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
-    _check_report(model, report, folder, whole or kind is not AutoModelForSequenceClassification)
+    _check_report(model, report, folder, whole or kind is AutoModelForCausalLM)
     model.eval()
     opened: PreTrainedModel = model
     return opened

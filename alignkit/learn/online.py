@@ -154,8 +154,9 @@ def train_and_measure(
     latest, timer = stage.latest(), CommitTimer()
     before = load(state, latest) if latest else measure()
     train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
-    if settings.patience and state.watch.flat == settings.updates:
-        raise without_signal(state.watch, limits)
+    if settings.patience and state.watch.flat == settings.updates:  # too few updates to call it a failure
+        sign = state.watch.without_signal(limits)
+        stage.warn(sign.problem, sign.remedy)
     return lambda: held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples, limits)
 
 

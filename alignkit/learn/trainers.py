@@ -127,6 +127,7 @@ def train_scores(
     data = Dataset.from_dict({"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs]})
     data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
     options = trainer_options(model, stage, training, len(data), 2 * max(lengths))
+    options |= _in_equal_parts(options, len(data))
 
     def make() -> Trainer:
         args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
@@ -134,6 +135,19 @@ def train_scores(
         return trainer
 
     run_trainer(make, stage)
+
+
+def _in_equal_parts(options: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """Part the batch so that the last, short one falls into equal parts or is one part, too.
+
+    Its loss is the mean of its parts' means: unequal ones would weigh rows by how many go through the model at once.
+    """
+    micro = int(options["per_device_train_batch_size"])
+    batch = micro * int(options["gradient_accumulation_steps"])
+    last = rows % batch
+    sizes = (size for size in range(micro, 0, -1) if batch % size == 0 and (last % size == 0 or last <= size))
+    size = next(sizes)
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size}
 
 
 def order_of_rows(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from alignkit import NotFiniteError, Settings, Stage, Text, hookimpl, method
 
-How = Literal["no", "bug", "user", "memory", "disk", "killed", "exit", "nothing", "foreign", "segfault"]
+How = Literal["no", "bug", "user", "memory", "disk", "killed", "exit", "nothing", "foreign", "segfault", "afterwards"]
 
 
 class CountSettings(Settings):
@@ -38,6 +38,9 @@ def count(settings: CountSettings, stage: Stage) -> Text:
         if step == settings.at and not start:
             _fail(settings.fail, stage)
         stage.commit(step, lambda folder, step=step: _write(folder / "step.txt", str(step)))  # type: ignore[misc]
+    if settings.fail == "afterwards":
+        stage.save_rows(Text, [{"text": "a row"}])
+        raise ValueError("what is shown cannot be")
     stage.figure("steps", 0, settings.steps)
     stage.sample({"prompt": "how far?", "answer": str(settings.steps)})
     if settings.fail == "nothing":
