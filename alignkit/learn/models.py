@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, cast
@@ -518,6 +519,14 @@ def rows_of(policy: Policy) -> tuple[int, int]:
     Told by config, tokenizer and the beginnings of files alone: the adapter on it may have grown it, a pad token may
     need a row, and the source may ask for rows for all tokens of the tokenizer.
     """
+    files = (file for file in policy.path.iterdir() if file.suffix in (".json", ".safetensors"))
+    state = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files))
+    return _rows_of(policy, state)
+
+
+@lru_cache(maxsize=64)
+def _rows_of(policy: Policy, state: object) -> tuple[int, int]:
+    """Tell it for a folder in this state: opening a large tokenizer takes a second."""
     tokenizer, config = open_tokenizer(policy.path), open_config(policy.path)
     in_files = known = int(config.get_text_config().vocab_size)
     if is_adapter(policy.path):
@@ -525,8 +534,7 @@ def rows_of(policy: Policy) -> tuple[int, int]:
             made: Any = AutoModelForCausalLM
             base = made.from_config(config, trust_remote_code=False)
         known = vocabulary_of(policy.path, base, len(tokenizer))
-    if policy.grow_embedding:
-        known = max(known, len(tokenizer))
+    known = max(known, len(tokenizer)) if policy.grow_embedding else known
     name = pad_name(tokenizer)
     pad = tokenizer.get_vocab().get(name, len(tokenizer))
     return in_files, known if pad < known else max(len(tokenizer), pad + 1)

@@ -12,7 +12,7 @@ class ORPOSettings(OfflineSettings):
     """Weight of the odds ratio beside the likelihood of the chosen answer."""
 
 
-@method("orpo")
+@method("orpo", figures=("accuracy",))
 def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Learn the chosen answers and push the rejected ones away, in one stage."""
     from alignkit import load_policy, over_pairs, pair_logprobs, read_pairs, train_pairs
@@ -30,7 +30,7 @@ def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Prefere
     train_pairs(model, train, loss, settings, stage)
     if held_out:
         right = over_pairs(model, held_out, lambda part: (loss(part)[1]["odds"] > 0).float(), settings)
-        stage.figure("accuracy", None, right.mean().item(), floor=0.5)
+        stage.figure("accuracy", None, right.mean().item(), floor=0.5, rows=len(held_out))
     return stage.save_policy(model, tokenizer)
 
 
