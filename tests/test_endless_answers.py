@@ -47,13 +47,14 @@ def test_answers_that_are_cut_and_paid_alike_end_the_stage_with_what_to_do(stage
 
 
 def test_with_the_remedy_the_run_learns(stage, tmp_path) -> None:
-    inputs, longer = write_inputs(grpo, tmp_path), {"updates": 30, "batch": 32, "learning_rate": 2e-3}
-    generation = {"max_new_tokens": 2, "unfinished": "subtract", "penalty": 0.0}
+    inputs, longer = write_inputs(grpo, tmp_path), {"updates": 60, "batch": 32, "answers": 8, "learning_rate": 1e-2}
+    generation = {"max_new_tokens": 4, "unfinished": "subtract", "penalty": 0.0}
 
-    run_method(grpo, {**ONLINE, **longer, "generation": generation}, stage, **inputs)
+    run_method(grpo, {**ONLINE, **longer, "kl": {"coef": 0.0}, "generation": generation}, stage, **inputs)
 
     scores = [values["objective/scores"] for _, _, values in stage.logs]
-    assert fmean(scores[-5:]) > fmean(scores[:5]) + 1.0
+    assert fmean(scores[-10:]) > fmean(scores[:10]) + 1.0
+    assert stage.warnings == []
 
 
 def test_a_stage_with_patience_0_goes_on(stage, tmp_path) -> None:

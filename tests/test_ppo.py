@@ -369,7 +369,7 @@ def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, sta
 
 def test_a_run_that_goes_wrong_is_warned_of_in_the_stage(policy, prompts, stage) -> None:
     reward = FunctionReward(name="gold", fingerprint="0", path=Path(), function="reviews-gold")
-    given = whole(updates=9, learning_rate=0.3, epochs=4, kl=KL(coef=0), layout="shared")
+    given = whole(updates=9, learning_rate=0.3, epochs=4, kl=KL(coef=0), layout="shared", patience=0)
 
     ppo(given, stage, policy=policy, rewards=(reward,), prompts=prompts)
 

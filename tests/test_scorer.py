@@ -19,7 +19,7 @@ CONFIGS = {
     "granite": lambda size: GraniteConfig(vocab_size=size, num_key_value_heads=2, **SMALL),
     "mamba": lambda size: MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=8),
     "bart's decoder": lambda size: BartConfig(
-        vocab_size=size, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48
+        vocab_size=size, num_labels=1, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48
     ),
 }
 IDS = torch.arange(5, 17)[None]

@@ -164,15 +164,13 @@ def settled(settings: SettingsT, models: Models) -> SettingsT:
     """Say how long answers may be, where the settings leave that to the policy, which was taught by some."""
     if settings.generation.max_new_tokens is not None:
         return settings
-    generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy) or UNSET_ANSWER})
+    generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy)})
     return settings.model_copy(update={"generation": generation})
 
 
 def longest_answer(settings: OnlineSettings) -> int:
-    """Give the tokens after which answers are cut; raises StageError where nobody has settled that."""
-    if settings.generation.max_new_tokens is None:
-        raise StageError("generation.max_new_tokens is not settled", remedy="call `settled` first")
-    return settings.generation.max_new_tokens
+    """Give the tokens after which answers are cut."""
+    return settings.generation.max_new_tokens or UNSET_ANSWER
 
 
 def without_signal(watch: Watch, limits: Limits) -> StageError:

@@ -17,6 +17,8 @@ FAR = 30.0
 """Nats by which an answer's log-probability may exceed the start's; what people still like lies below 10 or so."""
 CUT = 0.5
 """Share of the answers that may be cut before it is told."""
+ENDING = 0.1
+"""Share of the answers that ended at the start, below which it says nothing that fewer do."""
 FLAT = 1e-6
 """The standard deviation of scores below which they are all the same."""
 WATCHED = (
@@ -99,14 +101,15 @@ class Watch:
         last = _means(self.last)
         updates = "the update" if self.updates == 1 else f"each of {self.updates} updates"
         problem = f"all answers of {updates} score the same ({last['objective/scores']:.4g}), so nothing is learnt"
-        if (cut := 1 - last["eos_rate"]) >= CUT:
+        if limits.replaced and (cut := 1 - last["eos_rate"]) >= CUT:
             return Sign("flat", f"{problem}: {limits.told(cut)}", limits.remedy)
         return Sign("flat", problem, "use a reward that tells answers apart, or set patience = 0 to go on all the same")
 
 
 def of_answers(now: Mapping[str, float], limits: Limits) -> Iterator[Sign]:
     """Give what goes wrong with answers from the first update on."""
-    if (cut := 1 - now["eos_rate"]) > CUT:
+    cut = 1 - now["eos_rate"]
+    if cut > CUT and (limits.replaced or limits.penalty):  # else it is meant so
         yield Sign("cut", limits.told(cut), limits.remedy)
 
 
@@ -119,7 +122,7 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
     if longer and length_pays:
         problem = f"answers grew from {was['length']:.0f} to {now['length']:.0f} tokens, and scores follow their length"
         yield Sign("length", problem, "read the samples: is longer better? Else add a reward that charges for length")
-    if now["eos_rate"] < 0.5 * was["eos_rate"]:
+    if now["eos_rate"] < 0.5 * was["eos_rate"] and was["eos_rate"] > ENDING:
         problem = f"only {now['eos_rate']:.0%} of the answers still end by themselves, {was['eos_rate']:.0%} did"
         yield Sign("eos", problem, "raise generation.penalty or generation.max_new_tokens")
     if now["policy/entropy_avg"] < 0.2 * was["policy/entropy_avg"]:
