@@ -75,7 +75,8 @@ def _made_class(config: type) -> type[PreTrainedModel]:
     known = config in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     name = f"{stem}WithScore" if known else f"{stem}ForSequenceClassification"
     # transformers reads the source of a class's module to learn what its architecture can.
-    return type(name, (_Scorer, family[-1]), {"causal": language_model, "__module__": language_model.__module__})
+    facts = {"causal": language_model, "config_class": config, "__module__": language_model.__module__}
+    return type(name, (_Scorer, family[-1]), facts)
 
 
 class _Scorer:

@@ -101,11 +101,12 @@ def _fails(config: Any, error: BaseException) -> Problem:
 
 def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
     """Give what is tried, each with a miniature of its own."""
-    yield lambda: _saved_and_opened(_small(config))
+    yield lambda: _saved_and_opened(_small(config), AutoModelForCausalLM)
     if uses.loop == "language_model":
         yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
     if uses.loop == "scores":
         yield lambda: _teach_scores(_scorer(config), tokenizer)
+        yield lambda: _saved_and_opened(_scorer(config), scorer_for(config))
     if uses.loop in LEARNING:
         yield lambda: _learns(_adapted(_small(config), uses), ways)
     if uses.layout == "separate":
@@ -172,12 +173,13 @@ def _shares(model: Any, uses: Uses, ways: Ways) -> None:
         Trunk.cut(model, 1, LAID_OUT[form])
 
 
-def _saved_and_opened(model: PreTrainedModel) -> None:
+def _saved_and_opened(model: PreTrainedModel, kind: Any) -> None:
     """Save a model, open it again, and compare what they compute."""
     ids = torch.arange(3, 3 + LENGTH)[None]
+    model.requires_grad_(False).train(False)
     with TemporaryDirectory() as folder, torch.no_grad():
         model.save_pretrained(folder)
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        again = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         again.requires_grad_(False).train(False)
         expected, found = (one(input_ids=ids, use_cache=False).logits for one in (model, again))
     if not agree(found, expected):
