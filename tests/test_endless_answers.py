@@ -37,7 +37,8 @@ def test_answers_that_are_cut_and_paid_alike_end_the_stage_with_what_to_do(stage
 
     problem = "16 of 16 answers were cut at 2 tokens and score -1 instead of by the reward"
     remedy = (
-        'raise generation.max_new_tokens, to 4, or set generation.unfinished = "subtract" and generation.penalty = 0'
+        'set generation.unfinished = "subtract" and generation.penalty = 0, so that the reward counts, or raise '
+        "generation.max_new_tokens"
     )
     assert stage.warnings[0] == (f"update 1: {problem}", remedy)
     assert str(caught.value) == (

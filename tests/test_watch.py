@@ -64,7 +64,8 @@ def test_answers_that_are_cut_are_told_from_the_first_update_on() -> None:
 
     assert sign.problem == "60 of 64 answers were cut at 24 tokens and score -1 instead of by the reward"
     assert sign.remedy == (
-        'raise generation.max_new_tokens, to 48, or set generation.unfinished = "subtract" and generation.penalty = 0'
+        'set generation.unfinished = "subtract" and generation.penalty = 0, so that the reward counts, or raise '
+        "generation.max_new_tokens"
     )
 
 
@@ -72,7 +73,10 @@ def test_the_remedy_knows_how_long_the_answers_were_that_the_policy_was_taught_b
     (sign,) = Watch().see(HEALTHY | {"eos_rate": 0.0}, LIMITS._replace(replaced=False, taught=112))
 
     assert sign.problem == "64 of 64 answers were cut at 24 tokens"
-    assert sign.remedy == "raise generation.max_new_tokens, to 112 (what its own demonstrations needed)"
+    assert sign.remedy == (
+        "raise generation.max_new_tokens to 112, what the policy's demonstrations needed, or set generation.unfinished "
+        '= "subtract" and generation.penalty = 0, so that the reward counts'
+    )
 
 
 def test_updates_whose_answers_all_score_the_same_are_counted_from_the_start() -> None:

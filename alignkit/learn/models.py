@@ -556,7 +556,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
     try:
         with without_deprecations(), warnings.catch_warnings():
             # PEFT looks for fused experts among the layers of a mixture of experts, and says so of itself.
-            warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
             adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
         raise _no_such_layers(model, lora) from error

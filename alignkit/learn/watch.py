@@ -57,12 +57,12 @@ class Limits(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        longer = self.taught if self.taught and self.taught > self.longest else 2 * self.longest
-        known = " (what its own demonstrations needed)" if longer == self.taught else ""
-        raised = f"raise generation.max_new_tokens, to {longer}{known}"
-        if not self.replaced:
-            return raised
-        return f'{raised}, or set generation.unfinished = "subtract" and generation.penalty = 0'
+        """Say what to change; how long answers must be to end is a guess where nobody taught the policy any."""
+        paid = 'set generation.unfinished = "subtract" and generation.penalty = 0, so that the reward counts'
+        if self.taught and self.taught > self.longest:
+            raised = f"generation.max_new_tokens to {self.taught}, what the policy's demonstrations needed"
+            return f"raise {raised}, or {paid}"
+        return f"{paid}, or raise generation.max_new_tokens"
 
     def told(self, share: float) -> str:
         """Say how many answers are cut, and what becomes of them."""

@@ -1,0 +1,60 @@
+"""How long it takes to try a recipe's stages on a miniature of its model, for each architecture; the bar is 3 seconds.
+
+    OMP_WAIT_POLICY=passive python benchmarks/miniatures.py [NAME ...]
+
+All of a model: how it reads and decodes, and a step of SFT, reward, DPO, PPO in each layout and GRPO.
+"""
+
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from architectures import ARCHITECTURES
+
+from alignkit.learn.models import open_tokenizer
+from alignkit.learn.trial import Uses, tried
+from alignkit.testing import write_tiny_policy
+
+USES = {
+    "sft": Uses("language_model"),
+    "reward": Uses("scores"),
+    "dpo": Uses("pairs"),
+    "ppo": Uses("online", "separate"),
+    "ppo, shared": Uses("online", "shared"),
+    "ppo, frozen": Uses("online", "frozen", trained_layers=True),
+    "grpo": Uses("online"),
+}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    names, whole = sys.argv[1:] or list(ARCHITECTURES), []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = open_tokenizer(write_tiny_policy(Path(folder) / "tiny").path)
+        tried(AutoConfig.for_model("llama", hidden_size=128), tokenizer, USES["sft"], Path("warm"))
+        for name in names:
+            kind, more = ARCHITECTURES[name]
+            config, each = AutoConfig.for_model(kind, **more), {}
+            for use, how in USES.items():
+                began = time.perf_counter()
+                tried(config, tokenizer, how, Path(name))
+                each[use] = time.perf_counter() - began
+            whole.append(sum(each.values()))
+            print(f"{name:24} {whole[-1]:5.2f} s  " + "  ".join(f"{use} {took:.2f}" for use, took in each.items()))
+    print(f"all of a model: median {statistics.median(whole):.2f} s, longest {max(whole):.2f} s")
+
+
+if __name__ == "__main__":
+    main()
