@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from transformers import AutoConfig
+from transformers import AutoConfig, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
@@ -576,3 +576,42 @@ def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert result.stderr.endswith("--smoke is for a recipe, and this is a file; leave it out\n")
+
+
+def test_a_length_that_cuts_the_recipes_own_answers_is_told(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    long = [{"prompt": f"the food {n}", "completion": " was good and good and good"} for n in range(60)]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    (tmp_path / "asks.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in long))
+    write_tiny_reward(tmp_path / "judge")
+    sources = 'asks = { prompts = "asks.jsonl" }\nrm = { reward = "judge/reward" }\n[stage.taught]\nmethod = "sft"'
+
+    short = found_of(recipe("grpo.generation.max_new_tokens = 4", method="grpo", sources=sources))
+    unset = found_of(recipe(method="grpo", sources=sources))
+
+    assert [str(remark) for remark in short.remarks if "cut" in remark.problem] == [
+        "stage 'one': 60 of 60 answers of the recipe's own rows are longer than generation.max_new_tokens (4), so that "
+        "such answers would be cut; the middle one has 7 tokens; --set one.grpo.generation.max_new_tokens=16"
+    ]
+    assert [remark for remark in unset.remarks if "cut" in remark.problem] == []
+
+
+def test_what_depends_on_the_architecture_is_refused_before_the_first_stage(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = OpenAIGPTConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    for file in (tmp_path / "model").glob("*.safetensors"):
+        file.unlink()
+    OpenAIGPTLMHeadModel(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "asks.jsonl").write_text("".join(json.dumps({"prompt": f"the food {n}"}) + "\n" for n in range(60)))
+    write_tiny_reward(tmp_path / "judge")
+    sources = 'asks = { prompts = "asks.jsonl" }\nrm = { reward = "judge/reward" }\n[stage.taught]\nmethod = "sft"'
+    file = recipe('ppo.layout = "frozen"', "ppo.trained_layers = 1", method="ppo", sources=sources)
+
+    with pytest.raises(RecipeError) as caught:
+        run_recipe(file, runs=tmp_path / "runs", offline=True)
+
+    assert str(caught.value) == (
+        "stage 'one', trained_layers: an OpenAIGPTLMHeadModel cannot be cut into frozen and trained layers; let all "
+        "weights learn"
+    )
+    assert list((tmp_path / "runs" / "stages").glob("taught-*")) == []

@@ -22,7 +22,7 @@ from alignkit.contract.plugins import Origin
 FORMAT = 1
 """Raised when the form of fingerprints or of stage folders changes."""
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised when shared training code changes results (installed alignkit; a checkout counts by its sources)."""
 
 SHARED_SOURCES = (

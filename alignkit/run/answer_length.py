@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from alignkit.check.audit import Audit
-from alignkit.contract.kinds import Demonstrations, Preferences
+from alignkit.contract.kinds import Demonstrations, Policy, Preferences
 from alignkit.contract.settings import Settings
 from alignkit.errors import Problem
 from alignkit.learn.lengths import UNSET_ANSWER, answer_limit
@@ -52,8 +52,6 @@ def _taught(plan: Plan, stage: PlannedStage, audits: Mapping[str, Audit], runs: 
 
 def _maker(plan: Plan, stage: PlannedStage) -> PlannedStage | None:
     """Give the stage that makes a stage's policy."""
-    from alignkit.contract.kinds import Policy
-
     role = next((role for role, given in stage.method.consumes.items() if Policy in given.kinds), None)
     names = stage.inputs.get(role, ()) if role else ()
     return plan.stage(names[0]) if names and names[0] not in plan.sources else None
@@ -101,8 +99,8 @@ def remarks_on_answers(
     if not lengths or longer <= FEW * len(lengths):
         return
     problem = (
-        f"{longer} of {len(lengths)} answers of the recipe's own rows are longer than {key} ({longest}); the middle "
-        f"one has {median(lengths):.0f} tokens, and answers that are cut teach little"
+        f"{longer} of {len(lengths)} answers of the recipe's own rows are longer than {key} ({longest}), so that such "
+        f"answers would be cut; the middle one has {median(lengths):.0f} tokens"
     )
     setting = f"{stage.name}.{stage.method.name}.{key}"
     yield Problem(problem, f"stage {stage.name!r}", f"--set {setting}={answer_limit(lengths)}")
