@@ -6,13 +6,33 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import STOP, llama_config
-from transformers import LlamaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import (
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
+    Lfm2Config,
+    LlamaForCausalLM,
+    MambaConfig,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    OPTConfig,
+    PhiConfig,
+    StableLmConfig,
+)
 
 from alignkit.errors import RecipeError
 from alignkit.learn.layouts import Models, ValueHead, logprobs_and_values, policy_logprobs, read
-from alignkit.learn.packing import packs, padded
+from alignkit.learn.miniature import miniature
+from alignkit.learn.packing import LAID_OUT, packs, padded
 from alignkit.learn.rollouts import Rollout, answer_mask
 from alignkit.learn.trunk import Trunk
+from alignkit.learn.ways import form_of
 
 VOCABULARY = 30
 ROLLOUT = Rollout(
@@ -84,6 +104,47 @@ def test_a_pass_over_kept_states_gives_what_reading_gave() -> None:
     torch.testing.assert_close(logprobs.detach(), reading.logprobs[chosen, :width])
     torch.testing.assert_close(values.detach(), reading.values[chosen, :width])
     torch.testing.assert_close(policy_logprobs(models, prompts, answers).detach(), logprobs.detach())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(),
+        GPTNeoXConfig(),
+        OPTConfig(word_embed_proj_dim=32),
+        PhiConfig(),
+        Gemma2Config(final_logit_softcapping=5.0),
+        Gemma3TextConfig(),
+        BloomConfig(),
+        FalconConfig(alibi=True),
+        GPTJConfig(),
+        StableLmConfig(),
+        GraniteConfig(logits_scaling=8.0, embedding_multiplier=12.0),
+        CohereConfig(),
+        Lfm2Config(num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2),
+        MambaConfig(),
+    ],
+    ids=lambda config: config.model_type,
+)
+@torch.no_grad()
+def test_a_body_that_is_shared_or_cut_computes_what_each_row_alone_does_in_any_architecture(config) -> None:
+    model, plain = miniature(config), miniature(config)
+    form = form_of(model)
+    trunk = Trunk.cut(model, 1, LAID_OUT[form])
+    for weight in trunk.upper.layers.parameters():
+        weight += 0.05  # as if it had learnt
+    moved = dict(model.named_parameters())
+    models = Models(model, None, None, frozenset([STOP]), form=form, trunk=trunk)
+
+    found = read(models, ROLLOUT)
+
+    for row, (prompt, answer) in enumerate(zip(ROLLOUT.prompts, ROLLOUT.answers, strict=True)):
+        ids, taken = torch.tensor([prompt + answer]), torch.tensor(answer)[:, None]
+        for name, weights, logprobs in (("start", None, found.reference), ("policy", moved, found.logprobs)):
+            logits = torch.func.functional_call(plain, weights or {}, (), {"input_ids": ids, "use_cache": False}).logits
+            expected = logits[0].log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, taken)[:, 0]
+            torch.testing.assert_close(logprobs[row, : len(answer)], expected, atol=2e-5, rtol=0, msg=name)
+    assert not torch.allclose(found.logprobs, found.reference)
 
 
 def test_frozen_layers_get_no_gradient_and_the_start_stays() -> None:

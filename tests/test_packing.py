@@ -8,25 +8,33 @@ from torch import Tensor
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
     PreTrainedModel,
+    RobertaConfig,
 )
 
 from alignkit.learn import packing
+from alignkit.learn.miniature import miniature
 from alignkit.learn.models import without_deprecations
 from alignkit.learn.packing import (
     Head,
     by_prompt,
     chosen_logprobs,
+    find_head,
     head_of,
     hidden_before_answers,
     logprobs_and_entropy,
     logprobs_of,
     pack,
     packs,
+    padded,
 )
 from alignkit.learn.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
 
@@ -182,6 +190,68 @@ def test_chunks_of_logits_change_nothing(frozen, kept, monkeypatch: pytest.Monke
 
     torch.testing.assert_close(found, straight)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected)
+
+
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["computed again", "kept"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
+@pytest.mark.parametrize(("scale", "cap"), [(0.25, None), (1.0, 3.0), (2.0, 3.0)])
+def test_a_factor_and_a_soft_cap_of_logits_have_their_gradient(scale, cap, frozen, kept, monkeypatch) -> None:
+    torch.manual_seed(0)
+    hidden, head = 3 * torch.randn(11, 8), torch.nn.Linear(8, VOCABULARY).requires_grad_(not frozen)
+    learnt = [hidden.requires_grad_(), *(() if frozen else (head.weight, head.bias))]
+    targets = torch.arange(11)
+    logits = head(hidden) * scale
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    straight = (logits / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+    expected = torch.autograd.grad(straight.square().sum(), learnt)
+    monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
+    monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
+
+    found = chosen_logprobs(hidden, Head(head, scale, cap), targets, temperature=0.5)
+
+    torch.testing.assert_close(found, straight)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected, rtol=1e-4, atol=1e-5)
+    again, entropy = logprobs_and_entropy(hidden, Head(head, scale, cap), targets, temperature=0.5)
+    odds = (logits / 0.5).softmax(-1)
+    torch.testing.assert_close(again, straight.detach())
+    torch.testing.assert_close(entropy, -(odds * odds.log()).sum(-1).detach())
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "cap"),
+    [
+        (GraniteConfig(logits_scaling=8.0), 0.125, None),
+        (CohereConfig(logit_scale=0.25, tie_word_embeddings=False), 0.25, None),
+        (Gemma2Config(final_logit_softcapping=5.0), 1.0, 5.0),
+        (OPTConfig(word_embed_proj_dim=32), 1.0, None),
+    ],
+    ids=["granite", "cohere", "gemma2", "opt, projected"],
+)
+def test_what_a_model_does_to_its_logits_is_found(config, scale, cap) -> None:
+    head = find_head(miniature(config))
+
+    assert (round(head.scale, 4), head.cap) == (scale, cap)
+
+
+def test_logits_that_are_made_otherwise_are_found_out() -> None:
+    model = miniature(RobertaConfig(is_decoder=True))
+
+    assert find_head(model) is None
+    with pytest.raises(TypeError) as caught:
+        head_of(model)
+    assert str(caught.value) == "the logits of a RobertaForCausalLM are not made by a linear layer"
+
+
+def test_padded_rows_give_what_packed_ones_give(model) -> None:
+    expected = logprobs_of(model, padded(*rows()))
+
+    assert packs(model)
+    torch.testing.assert_close(logprobs_of(model, pack(*rows())), expected, rtol=0, atol=1e-5)
+    first = padded(*rows())
+    states = first.apart(first.inputs["input_ids"].flatten()[:, None].float())
+    found = padded(rows()[0][2:4], rows()[1][2:4]).together(states[2:4])
+    ids = padded(rows()[0][2:4], rows()[1][2:4]).inputs["input_ids"]
+    assert found.view(ids.shape).tolist() == ids.tolist()
 
 
 def test_values_of_a_critic_are_those_of_padded_rows() -> None:
