@@ -1,11 +1,13 @@
 """Answers that do not end: told in the first update, with a remedy by which the run learns."""
 
+import os
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from alignkit.contract.kinds import Demonstrations, Policy
+from alignkit.contract.kinds import Demonstrations, FunctionReward, Policy, Prompts
+from alignkit.contract.plugins import load_plugins
 from alignkit.contract.records import Part
 from alignkit.errors import StageError
 from alignkit.learn.data import NOT_LEARNT, Tokens
@@ -119,3 +121,54 @@ def test_answers_are_runs_of_learnt_tokens() -> None:
     rows = [Tokens([1] * 6, [NOT_LEARNT, 1, 1, NOT_LEARNT, 1, NOT_LEARNT]), Tokens([1], [NOT_LEARNT])]
 
     assert list(learnt_runs(rows)) == [2, 1]
+
+
+@pytest.mark.real
+def test_a_real_model_that_ends_no_answer_learns_with_the_remedy(stage, tmp_path) -> None:
+    data = Path(os.environ["ALIGNKIT_DATA"])
+    stories = Policy(name="stories", fingerprint="0", path=data / "models" / "stories260K")
+    inputs = {"policy": stories, "prompts": prompts_in(data), "rewards": (vowels(tmp_path),)}
+    settings = {"updates": 40, "batch": 64, "answers": 8, "learning_rate": 3e-4}
+
+    with pytest.raises(StageError) as caught:
+        run_method(grpo, {**settings, "generation": {"max_new_tokens": 24}}, stage, **inputs)
+
+    assert stage.warnings[0][0].startswith("update 1: 64 of 64 answers were cut at 24 tokens")
+    assert 'set generation.unfinished = "subtract" and generation.penalty = 0' in str(caught.value)
+    again = RecordingStage(tmp_path / "again")
+    remedy = {"max_new_tokens": 24, "unfinished": "subtract", "penalty": 0}
+    run_method(grpo, {**settings, "generation": remedy}, again, **inputs)
+    before, after, _ = again.figures["reward"]
+    assert after > before + 1.0
+
+
+def prompts_in(data: Path) -> Prompts:
+    file = data / "prompts_sentiment.jsonl.gz"
+    part = Part(name="asks", paths=(file,), rows=800, held_out=0.05)
+    return Prompts(name="asks", fingerprint="0", path=file, parts=(part,))
+
+
+VOWELS = '''from alignkit import Settings, hookimpl, reward
+
+
+class VowelsSettings(Settings):
+    """It has none."""
+
+
+@reward("vowels")
+def vowels(answers, settings: VowelsSettings) -> list[float]:
+    """Pay for vowels, by their share."""
+    return [10 * sum(sign in "aeiou" for sign in one.text) / max(1, len(one.text)) for one in answers]
+
+
+@hookimpl
+def alignkit_rewards():
+    return [vowels]
+'''
+
+
+def vowels(folder: Path) -> FunctionReward:
+    """Give a reward that a small model learns quickly."""
+    (folder / "vowels.py").write_text(VOWELS)
+    load_plugins([folder / "vowels.py"])
+    return FunctionReward(name="vowels", fingerprint="0", path=folder, function="vowels")

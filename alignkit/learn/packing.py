@@ -225,7 +225,10 @@ def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     if inner.base_model is not inner:
         decoder: nn.Module = inner.base_model
         return decoder
-    return next(part for part in inner.children() if isinstance(part, PreTrainedModel))  # Llama 4 misnames it
+    parts = [part for part in inner.children() if isinstance(part, PreTrainedModel)]  # Llama 4 misnames it
+    if not parts:
+        raise LookupError(f"a {type(inner).__name__} has no part that ends with its last hidden states")
+    return parts[0]
 
 
 def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:

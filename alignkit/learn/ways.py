@@ -22,7 +22,6 @@ from alignkit.learn.packing import (
     LONG_PROBE_LENGTHS,
     PROBE_LENGTHS,
     agree,
-    decoder_of,
     find_head,
     packs,
     padded,
@@ -156,7 +155,7 @@ def is_causal(model: PreTrainedModel) -> bool:
     ids = torch.tensor([probe_rows(model, PROBE_LENGTHS)[0][2]], device=model.device)
     other, half = ids.clone(), ids.shape[1] // 2
     other[:, half:] = (other[:, half:] + 1) % int(model.config.get_text_config().vocab_size)
-    one, two = (decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[:, :half] for row in (ids, other))
+    one, two = (model(input_ids=row, use_cache=False).logits[:, :half] for row in (ids, other))
     return agree(two, one)
 
 
