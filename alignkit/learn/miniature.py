@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignkit.learn.packing import FAILURES
+from alignkit.learn.packing import FAILURES, name_decoder
 
 WINDOW = 8
 """Tokens that a layer with a window looks back."""
@@ -112,10 +112,11 @@ def _made(config: Any) -> PreTrainedModel | None:
             if weights > WEIGHTS:
                 return None
             model: PreTrainedModel = make.from_config(config, trust_remote_code=False, dtype=torch.float32).eval()
+            name_decoder(model)
             stir(model)
             with torch.no_grad():
                 found = model(input_ids=torch.arange(2 * WINDOW)[None] % 32 + 3, use_cache=False).logits
-        except (*FAILURES, AssertionError, ImportError):
+        except FAILURES:
             return None
     return model if bool(found.isfinite().all()) else None
 
@@ -217,7 +218,9 @@ def _fewer_layers(facts: Mapping[str, Any], least: int) -> dict[str, Any]:
     """Keep a few layers, one of each kind that there is among them."""
     depth = next((_number(facts[name]) for name in DEPTHS if _number(facts.get(name))), 0)
     lists = {
-        key: list(value) for key, value in facts.items() if isinstance(value, list | tuple) and len(value) == depth
+        key: list(value)
+        for key, value in facts.items()
+        if isinstance(value, list | tuple) and len(value) == depth and key not in DERIVED
     }
     kept = sorted(_one_of_each(lists.values(), depth, min(least, depth)))
     found: dict[str, Any] = {name: len(kept) for name in DEPTHS if _number(facts.get(name))}

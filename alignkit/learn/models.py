@@ -45,7 +45,7 @@ from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
 from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
-from alignkit.learn.packing import decoder_of
+from alignkit.learn.packing import decoder_of, name_decoder
 from alignkit.learn.scorer import scorer_for, scorer_named_by
 from alignkit.learn.ways import ways_of_config
 
@@ -407,6 +407,7 @@ def open_full(
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
     _check_report(model, report, folder, whole or kind is AutoModelForCausalLM)
     model.eval()
+    name_decoder(model)
     opened: PreTrainedModel = model
     return opened
 
@@ -547,7 +548,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=list(_read_by_kernels(model)) if isinstance(lora.targets, str) else None,
+        exclude_modules=list(_unfit_for_adapters(model)) if isinstance(lora.targets, str) else None,
         task_type=task,  # SEQ_CLS also trains and saves the head, without which a reward model is noise
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -564,9 +565,16 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
     return adapted.eval()
 
 
-def _read_by_kernels(model: PreTrainedModel) -> Sequence[str]:
-    """Name the layers of state-space models whose weights are read past their `forward`, where no adapter acts."""
-    return ("out_proj", "conv1d") if any(name.endswith("A_log") for name, _ in model.named_parameters()) else ()
+def _unfit_for_adapters(model: PreTrainedModel) -> Sequence[str]:
+    """Name the layers that are linear and on which no adapter acts as it should.
+
+    State-space models have kernels that read weights past a layer's `forward`; routers of experts (Llama 4) are linear
+    layers that give more than one tensor.
+    """
+    read_by_kernels = any(name.endswith("A_log") for name, _ in model.named_parameters())
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    others = {name.rpartition(".")[2] for name, part in linear if type(part).forward is not nn.Linear.forward}
+    return sorted(others | ({"out_proj", "conv1d"} if read_by_kernels else set()))
 
 
 def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:

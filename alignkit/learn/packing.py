@@ -35,8 +35,18 @@ PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
 """Prompts and answers that a model is tried on; the first two share their prompt."""
 LONG_PROBE_LENGTHS = ((3, 17), (3, 5), (19, 2), (1, 12), (10, 14))
 """The same for a miniature, whose windows and chunks are shorter than these rows."""
-FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, NotImplementedError)
-"""What a model raises that was never meant to get packed rows."""
+FAILURES = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+)
+"""What a model raises that was never meant for what is tried with it."""
 
 
 class Rows(NamedTuple):
@@ -222,13 +232,17 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """Give the part of a model that ends with its last hidden states, adapters included."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if inner.base_model is not inner:
-        decoder: nn.Module = inner.base_model
-        return decoder
-    parts = [part for part in inner.children() if isinstance(part, PreTrainedModel)]  # Llama 4 misnames it
-    if not parts:
+    if inner.base_model is inner:
         raise LookupError(f"a {type(inner).__name__} has no part that ends with its last hidden states")
-    return parts[0]
+    decoder: nn.Module = inner.base_model
+    return decoder
+
+
+def name_decoder(model: PreTrainedModel) -> None:
+    """Tell a model the name of its decoder where its architecture says another (Llama 4), so that all find it."""
+    parts = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
+    if model.base_model is model and parts:
+        model.base_model_prefix = parts[0]
 
 
 def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:

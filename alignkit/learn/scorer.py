@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from alignkit.learn.packing import FAILURES, decoder_of
+from alignkit.learn.packing import FAILURES, decoder_of, name_decoder
 
 
 def scorer_for(config: Any) -> Any:
@@ -89,6 +89,7 @@ class _Scorer:
         super().__init__(config)  # type: ignore[call-arg]  # of the architecture
         ours: Any = self
         whole = self.causal(config)
+        name_decoder(whole)
         decoder = decoder_of(whole)
         type(ours).base_model_prefix = next(name for name, part in whole.named_children() if part is decoder)
         setattr(ours, ours.base_model_prefix, decoder)

@@ -88,7 +88,7 @@ def _tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: P
             attempt()
         except AlignkitError as error:
             problems += error.problems
-        except (*FAILURES, AssertionError, ImportError) as error:
+        except FAILURES as error:
             problems.append(_fails(config, error))
     return Trial(tuple(dict.fromkeys(problems)), tuple(_slower(config, uses, ways, where)))
 
@@ -228,6 +228,9 @@ class _Trying:
     stopping: bool = False
 
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        """Tell nobody."""
+
+    def warn(self, problem: str, remedy: str) -> None:
         """Tell nobody."""
 
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
