@@ -36,7 +36,7 @@ llama qwen2 qwen3 mistral ministral gemma gemma3_text gemma4_text phi phi3 smoll
 seed_oss ernie4_5 apertus nemotron deepseek_v3 gpt2 gpt_neox opt gpt_bigcode gpt_neo gptj codegen bloom
 falcon mpt stablelm xglm
 cohere cohere2 gemma2 qwen3_moe olmoe glm4_moe minimax_m2 gpt_oss llama4_text qwen3_next qwen3_5_text jamba falcon_h1
-nemotron_h mamba mamba2 rwkv recurrent_gemma xlstm
+nemotron_h mamba mamba2 rwkv recurrent_gemma
 """
 """Types of models as transformers makes them by default."""
 ARCHITECTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {name: (name, {}) for name in PLAIN.split()} | {

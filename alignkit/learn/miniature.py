@@ -95,7 +95,7 @@ def miniature(config: Any) -> PreTrainedModel | None:
 
     It reads any of the model's first tokens (its vocabulary is small), and is the same in every call.
     """
-    for small in (_small(config), _shallow(config)):
+    for small in (_small(config), _shallow(config), _config(config.get_text_config(), {})):  # it may be small already
         if small is not None and (model := _made(small)) is not None:
             return model
     return None

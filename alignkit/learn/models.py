@@ -45,7 +45,7 @@ from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
 from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
-from alignkit.learn.packing import decoder_of, name_decoder
+from alignkit.learn.packing import FAILURES, decoder_of, name_decoder
 from alignkit.learn.scorer import scorer_for, scorer_named_by
 from alignkit.learn.ways import ways_of_config
 
@@ -560,7 +560,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
             warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
             adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
-        raise _no_such_layers(model, lora) from error
+        raise _no_such_layers(model, lora, error) from error
     adapted.peft_config["default"].base_model_name_or_path = str(base or "")
     return adapted.eval()
 
@@ -573,12 +573,25 @@ def _unfit_for_adapters(model: PreTrainedModel) -> Sequence[str]:
     """
     read_by_kernels = any(name.endswith("A_log") for name, _ in model.named_parameters())
     linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    others = {name.rpartition(".")[2] for name, part in linear if type(part).forward is not nn.Linear.forward}
+    own = {type(part): part for _, part in linear if type(part).forward is not nn.Linear.forward}
+    odd = {kind for kind, part in own.items() if not _gives_a_tensor(part)}
+    others = {name.rpartition(".")[2] for name, part in linear if type(part) in odd}
     return sorted(others | ({"out_proj", "conv1d"} if read_by_kernels else set()))
 
 
-def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:
+@torch.no_grad()
+def _gives_a_tensor(layer: nn.Linear) -> bool:
+    try:
+        return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)
+    except FAILURES:
+        return False
+
+
+def _no_such_layers(model: PreTrainedModel, lora: LoRA, error: ValueError) -> RecipeError:
     names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+    if isinstance(lora.targets, str):
+        problem = f"no layer of the model can have an adapter ({str(error).splitlines()[0]})"
+        return RecipeError(problem, "lora.targets", f"name some of its layers: {', '.join(names)}")
     asked = ", ".join(lora.targets)
     hints = (near_miss(target, names) for target in lora.targets)
     hint = next((h for h in hints if h), f"it has {', '.join(names)}")

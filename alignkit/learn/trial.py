@@ -32,8 +32,8 @@ from alignkit.learn.ways import Ways, form_by, ways_of_config
 SAMPLING = ("online", "evaluation")
 LEARNING = ("pairs", "online")
 """Loops of ours, which read log-probabilities of answers."""
-LENGTH = 12
-"""Tokens of a row that a step is taken on."""
+LENGTH = 41
+"""Tokens of a row that a step is taken on: more than a miniature's windows and chunks have, and no multiple of them."""
 
 
 @dataclass(frozen=True)
