@@ -221,11 +221,17 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """Give the part of a model that ends with its last hidden states, adapters included."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if inner.base_model is not inner:
-        decoder: nn.Module = inner.base_model
-        return decoder
-    return next(part for part in inner.children() if isinstance(part, PreTrainedModel))  # Llama 4 misnames it
+    inner: Any = _inner(model)
+    decoder: nn.Module = name_decoder(inner).base_model
+    return decoder
+
+
+def name_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model tell which part of it is the decoder: trainers ask, and Llama 4 gives a name that no part has."""
+    if model.base_model is model:
+        parts = (name for name, part in model.named_children() if isinstance(part, PreTrainedModel))
+        model.base_model_prefix = next(parts, model.base_model_prefix)
+    return model
 
 
 def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:
