@@ -257,8 +257,9 @@ def positions(model: PreTrainedModel | PeftModel) -> int | None:
 
 
 def positions_of(config: Any) -> int | None:
-    """Tell it by the model's config alone."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Tell it by the model's config alone; MPT has a name of its own for it."""
+    facts = config.get_text_config()
+    found = getattr(facts, "max_position_embeddings", None) or getattr(facts, "max_seq_len", None)
     return int(found) if found and found > 0 else None
 
 
@@ -547,7 +548,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=list(_read_by_kernels(model)) if isinstance(lora.targets, str) else None,
+        exclude_modules=_unfit_for_adapters(model) if isinstance(lora.targets, str) else None,
         task_type=task,  # SEQ_CLS also trains and saves the head, without which a reward model is noise
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -564,9 +565,21 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
     return adapted.eval()
 
 
-def _read_by_kernels(model: PreTrainedModel) -> Sequence[str]:
-    """Name the layers of state-space models whose weights are read past their `forward`, where no adapter acts."""
-    return ("out_proj", "conv1d") if any(name.endswith("A_log") for name, _ in model.named_parameters()) else ()
+def _unfit_for_adapters(model: PreTrainedModel) -> list[str]:
+    """Name linear layers on which an adapter would do nothing, or would fail.
+
+    State-space models read the weights of some past their `forward`. A router that is a linear layer (Llama 4) gives
+    several things.
+    """
+    past = (
+        ("out_proj", "conv1d", "dt_proj") if any(name.endswith("A_log") for name, _ in model.named_parameters()) else ()
+    )
+    routers = (
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).__name__.endswith("Router")
+    )
+    return [*past, *dict.fromkeys(routers)]
 
 
 def _no_such_layers(model: PreTrainedModel, lora: LoRA) -> RecipeError:
