@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import RewardModel
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.learn.folders import chain_of, read_json, root_of, shapes_in
+from alignkit.learn.folders import chain_of, pickled_in, read_json, root_of, shapes_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 OTHERS = re.compile(
@@ -119,7 +119,8 @@ def bias_of(head: Head) -> Tensor | None:
                 if name.endswith(f"{head.name}.bias"):
                     bias: Tensor = tensors.get_tensor(name)
                     return bias
-    return None
+    pickled = pickled_in(head.folder, "cpu")
+    return next((tensor for name, tensor in pickled.items() if name.endswith(f"{head.name}.bias")), None)
 
 
 def labels_of(folder: Path, head: Head | None) -> int | None:

@@ -6,6 +6,7 @@ weights, or a LoRA adapter whose full-weights base stands elsewhere or in its ow
 
 import copy
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,13 @@ from weakref import WeakKeyDictionary
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,7 +49,7 @@ from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
 from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
-from alignkit.learn.packing import decoder_of
+from alignkit.learn.packing import FAILURES, decoder_of
 from alignkit.learn.scorer import scorer_for, scorer_named_by
 from alignkit.learn.ways import ways_of_config
 
@@ -179,7 +183,8 @@ def load_reward_model(
     """
     model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, head_options(reward.path), True)
     tokenizer = _tokenizer(reward.path)
-    if tokenizer.pad_token_id is None:
+    embedding: Any = model.get_input_embeddings()
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= getattr(embedding, "num_embeddings", math.inf):
         _give_pad(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _give_bias(model, reward.path)
@@ -233,10 +238,23 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
 
 
 def open_config(folder: Path) -> Any:
-    """Open the config of a model's folder, of its base where it is an adapter."""
+    """Open the config of a model's folder, of its base where it is an adapter. Raises DataError where none opens it."""
     folder = root_of(folder)
     check_model_folder(folder)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (*FAILURES, StrictDataclassError) as error:
+        raise _odd_config(folder / "config.json", error) from error
+
+
+def _odd_config(file: Path, error: Exception) -> DataError:
+    """Word why transformers does not open a config."""
+    kind = read_json(file).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        problem = f"transformers {transformers.__version__} knows no architecture {kind!r}"
+        return DataError(problem, str(file), "install a transformers that does, or correct model_type")
+    told = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return DataError(f"the model's config cannot be read ({told})", str(file), "correct it, or copy the folder again")
 
 
 def check_causal(config: Any, where: Path) -> None:
@@ -469,7 +487,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if (folder / "config.json").is_file():
+            open_config(folder)  # the reason, where this fails
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the tokenizer cannot be opened ({reason})", str(folder), "add its tokenizer files") from error
     return tokenizer
