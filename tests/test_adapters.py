@@ -10,12 +10,27 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    JambaConfig,
+    Llama4TextConfig,
+    Qwen3MoeConfig,
+)
 
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError
-from alignkit.learn.models import load_for_reward_training, load_policy, load_reward_model, rows_of
+from alignkit.learn.adapters import weights_with
+from alignkit.learn.miniature import miniature
+from alignkit.learn.models import (
+    adapted_model,
+    load_for_reward_training,
+    load_policy,
+    load_reward_model,
+    rows_of,
+)
 from alignkit.learn.saving import save_policy, save_reward
 from alignkit.run.fit import check_policy, check_reward
 
@@ -177,6 +192,22 @@ def test_an_adapter_on_an_adapter_stands_on_both(base: Callable[..., Path], tmp_
     check_policy(second)
 
     same(logits(load_policy(as_policy(second))[0]), expected)
+
+
+@pytest.mark.parametrize("config", [Qwen3MoeConfig(), Llama4TextConfig(), JambaConfig()])
+@torch.no_grad()
+def test_what_an_adapter_on_all_layers_changes_is_what_it_changes_once_it_is_merged(config: Any) -> None:
+    base, model = miniature(config), adapted_model(miniature(config), LoRA(rank=2), "CAUSAL_LM", None)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.1)
+    plain, expected = (one(input_ids=ROWS, use_cache=False).logits for one in (base, model))
+
+    base.load_state_dict(weights_with(model))
+
+    torch.testing.assert_close(base(input_ids=ROWS, use_cache=False).logits, expected, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(plain, expected, atol=0.1)
 
 
 def test_one_of_several_adapters_is_named_by_its_folder(base: Callable[..., Path], tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "MPNetConfig": {**WIDE, "max_position_embeddings": READS + 2},
     "LongformerConfig": {**WIDE, "max_position_embeddings": READS + 1, "attention_window": 8},
     "ElectraConfig": {**WIDE, "embedding_size": 32, "max_position_embeddings": READS},
+    "ConvBertConfig": {**WIDE, "embedding_size": 32, "head_ratio": 1, "max_position_embeddings": READS},
     "AlbertConfig": {**WIDE, "embedding_size": 32, "max_position_embeddings": READS},
     "DebertaV2Config": {**WIDE, "max_position_embeddings": READS},
     "DistilBertConfig": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": READS},
@@ -111,6 +112,20 @@ def test_a_classifier_scores_long_answers_as_its_own_tokenizer_cuts_them(
     found = open_reward(reward)(answers(SHORT, LONG, finished=False))
 
     assert found == pytest.approx([by_transformers(reward, "how are you?" + text) for text in (SHORT, LONG)], abs=1e-4)
+
+
+def test_a_score_does_not_depend_on_longer_rows_whose_rotary_frequencies_are_others(
+    classifier: Callable[..., RewardModel],
+) -> None:
+    half = WIDE["hidden_size"] // WIDE["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [4.0] * half}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, **factors}
+    more = {"rope_parameters": rope, "original_max_position_embeddings": 16}
+    reward = classifier("Phi3Config", tokenizer={"add_bos_token": False}, **more)
+
+    (alone,), (together, _) = open_reward(reward)(answers(" fine")), open_reward(reward)(answers(" fine", SHORT * 2))
+
+    assert together == pytest.approx(alone, abs=1e-5)
 
 
 def test_what_was_cut_is_told_once_with_the_count(classifier: Callable[..., RewardModel]) -> None:

@@ -11,8 +11,11 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BloomConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    MambaConfig,
+    MptConfig,
 )
 
 from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
@@ -27,6 +30,7 @@ from alignkit.learn.models import (
     load_for_reward_training,
     load_policy,
     load_reward_model,
+    positions_of,
     score_head,
     stop_tokens,
 )
@@ -289,6 +293,14 @@ def refusal(call, *args, **kwargs):
     with pytest.raises((DataError, RecipeError, PluginError)) as caught:
         call(*args, **kwargs)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "reads"),
+    [(GPT2Config(n_positions=96), 96), (MptConfig(max_seq_len=64), 64), (BloomConfig(), None), (MambaConfig(), None)],
+)
+def test_a_config_says_how_many_tokens_its_model_reads(config, reads):
+    assert positions_of(config) == reads
 
 
 def test_a_folder_that_is_missing_is_refused(tmp_path):

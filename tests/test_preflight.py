@@ -1,14 +1,18 @@
 """Preflight: what stages will need, what does not fit, and every stage in small; nothing is trained to find it out."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from click.testing import CliRunner, Result
-from transformers import AutoConfig, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForMaskedLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig
 
 from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
@@ -226,6 +230,106 @@ def test_a_reward_model_without_a_head_is_refused(recipe: Callable[..., Path], t
     assert problems(good) == []
     assert problems(bad)[0].startswith("stage 'one', ")
     assert "source 'rm' has no weights of a score's head, so its scores would be noise" in problems(bad)[0]
+
+
+def with_reward(folder: Path) -> str:
+    """Write a reward model and prompts; give their sources."""
+    (folder / "p.jsonl").write_text("".join(json.dumps({"prompt": f"the food {n}"}) + "\n" for n in range(40)))
+    write_tiny_reward(folder / "made")
+    (folder / "made" / "reward").rename(folder / "rm")
+    return 'rm = { reward = "rm" }\nasked = { prompts = "p.jsonl" }'
+
+
+def pickled(folder: Path, without: str = "") -> None:
+    """Let a folder's weights lie in a pickled file, without those of one name."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save({name: weight for name, weight in weights.items() if name != without}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_the_head_of_a_pickled_reward_model_is_looked_for_beforehand(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=with_reward(tmp_path))
+    config = json.loads((tmp_path / "rm" / "config.json").read_text())
+    plain = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+    (tmp_path / "rm" / "config.json").write_text(json.dumps(plain))
+    pickled(tmp_path / "rm")
+    good = problems(found_of(file))
+
+    (tmp_path / "rm" / "pytorch_model.bin").unlink()
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "rm")
+    pickled(tmp_path / "rm")
+
+    assert good == []
+    assert problems(found_of(file)) == [
+        f"stage 'one', {tmp_path}/rm: source 'rm' has no weights of a score's head, so its scores would be noise; give "
+        "the folder of a reward model, or use it as a policy"
+    ]
+
+
+def test_tokens_that_a_reward_model_lacks_are_told_and_prompts_with_them_are_refused(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=with_reward(tmp_path))
+    tokenizer = open_tokenizer(tmp_path / "rm")
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path / "rm")
+    told = found_of(file)
+
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"<tool> {n}"}) + "\n" for n in range(40)))
+
+    assert problems(told) == []
+    assert (
+        "source 'rm': 1 token of the tokenizer of 'rm' has no weights in its model, which knows 384; give the model's "
+        "own tokenizer: an answer with such a token would end the stage"
+    ) in [str(remark) for remark in told.remarks]
+    assert problems(found_of(file)) == [
+        f"stage 'one', {tmp_path}/p.jsonl:1: 40 of 40 rows of 'asked' hold tokens that 'rm' has no weights for; it has "
+        "them for 384 tokens, and '<tool>' is number 384; give the model's tokenizer"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (
+            {"num_attention_heads": 5},
+            "the model's config cannot be read (The hidden size (32) is not a multiple of the number of attention "
+            "heads (5)); correct it, or copy the folder again",
+        ),
+        (
+            {"hidden_size": "32"},
+            "the model's config cannot be read (Field 'hidden_size' expected int, got str (value: '32')); correct it, "
+            "or copy the folder again",
+        ),
+        (
+            {"model_type": "llama9"},
+            f"transformers {transformers.__version__} knows no architecture 'llama9'; install a transformers that "
+            "does, or correct model_type",
+        ),
+    ],
+)
+def test_a_config_that_transformers_does_not_read_is_told_by_its_file(
+    recipe: Callable[..., Path], tmp_path: Path, changed: dict[str, Any], problem: str
+) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+    assert problems(found_of(recipe())) == [f"stage 'one', {file}: {problem}"]
+
+
+def test_every_policy_of_a_stage_is_looked_at(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    sources = f'{with_reward(tmp_path)}\nother = {{ policy = "other" }}'
+    file = recipe('inputs.policies = ["base", "other"]', method="evaluate", sources=sources)
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    config = RobertaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "other")
+
+    assert problems(found_of(file)) == [
+        f"stage 'one', {tmp_path}/other: the model (roberta) is no causal language model: its tokens see what follows "
+        "them; give a decoder as policy; an encoder can score answers, as a reward"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,21 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_models import llama_config
-from transformers import AutoModelForCausalLM, BartConfig, GraniteConfig, LlamaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, BambaConfig, BartConfig, GraniteConfig, LlamaConfig, MambaConfig
 
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
-from alignkit.learn.models import load_critic, load_for_reward_training, load_reward_model, open_config, score_head
+from alignkit.learn.classifiers import score_tokens
+from alignkit.learn.models import (
+    load_critic,
+    load_for_reward_training,
+    load_policy,
+    load_reward_model,
+    open_config,
+    score_head,
+)
 from alignkit.learn.packing import decoder_of
-from alignkit.learn.saving import save_reward
+from alignkit.learn.saving import save_policy, save_reward
 from alignkit.learn.scorer import scorer_for, scorer_named_by
 from alignkit.testing import write_tiny_policy
 
@@ -19,9 +27,14 @@ CONFIGS = {
     "granite": lambda size: GraniteConfig(vocab_size=size, num_key_value_heads=2, **SMALL),
     "mamba": lambda size: MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=8),
     "bart's decoder": lambda size: BartConfig(
-        vocab_size=size, num_labels=1, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48
+        vocab_size=size, num_labels=1, d_model=32, decoder_layers=2, decoder_attention_heads=2,
+        decoder_ffn_dim=48,
     ),
-}
+    "bamba": lambda size: BambaConfig(
+        vocab_size=size, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16,
+        mamba_d_state=8, mamba_chunk_size=8, **SMALL,
+    ),
+}  # fmt: skip
 IDS = torch.arange(5, 17)[None]
 
 
@@ -77,6 +90,22 @@ def test_a_critic_begins_with_the_scores_of_the_reward_model(policy, tmp_path) -
     torch.testing.assert_close(critic(input_ids=IDS).logits, (model(input_ids=IDS).logits - 0.5) / 2.0)
 
 
+@pytest.mark.parametrize("policy", ["bart's decoder"], indirect=True)
+def test_a_decoder_that_no_cache_fits_is_saved_and_scores_all_the_same(policy, tmp_path) -> None:
+    config = BartConfig.from_pretrained(policy.path)
+    config.encoder_layers = 1  # transformers makes the decoder's cache by this number
+    AutoModelForCausalLM.from_config(config).save_pretrained(policy.path)
+    model, tokenizer = load_policy(policy)
+    scorer, _ = load_for_reward_training(policy)
+
+    save_policy(model, tokenizer, tmp_path / "policy")
+    save_reward(scorer, tokenizer, tmp_path / "saved", 0.0, 1.0)
+
+    assert score_tokens(scorer, IDS.tolist(), tokenizer) == pytest.approx(
+        scorer(input_ids=IDS, use_cache=False).logits.flatten().tolist()
+    )
+
+
 def test_classifiers_of_transformers_are_taken_where_they_are_decoders_with_a_score() -> None:
     ours = {name: scorer_for(make(100)).__name__ for name, make in CONFIGS.items()}
 
@@ -84,6 +113,7 @@ def test_classifiers_of_transformers_are_taken_where_they_are_decoders_with_a_sc
         "granite": "GraniteForSequenceClassification",
         "mamba": "MambaForSequenceClassification",
         "bart's decoder": "BartWithScore",
+        "bamba": "BambaForSequenceClassification",
     }
     assert scorer_for(llama_config(100)).__name__ == "AutoModelForSequenceClassification"
     assert scorer_named_by(BartConfig(architectures=["BartForSequenceClassification"])).__name__ == (

@@ -6,6 +6,8 @@ import pytest
 from transformers import (
     BertConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeHybridConfig,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
@@ -33,11 +35,16 @@ CONFIGS = {
     "qwen3-moe": Qwen3MoeConfig,
     "lfm2": lambda: Lfm2Config(num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2),
     "mamba": MambaConfig,
+    "granite-moe": GraniteMoeConfig,
+    "granite 4, dense": lambda: GraniteMoeHybridConfig(
+        num_local_experts=0, num_hidden_layers=2, layer_types=["mamba", "attention"]
+    ),
 }
 USES = {
     "sft": Uses.of("language_model", SFTSettings()),
     "sft with LoRA": Uses.of("language_model", SFTSettings(lora=LoRA())),
     "reward": Uses("scores"),
+    "reward with LoRA": Uses("scores", lora=LoRA()),
     "dpo": Uses("pairs"),
     "ppo": Uses.of("online", PPOSettings()),
     "ppo, shared": Uses.of("online", PPOSettings(layout="shared")),
@@ -100,6 +107,17 @@ def test_what_fails_in_a_step_is_refused_by_its_reason(tokenizer, monkeypatch: p
     assert problems(LlamaConfig(), "sft", tokenizer) == [
         "a small model of the architecture 'llama' fails at what this stage does (AttributeError: it has no such "
         "thing); take another method or another model"
+    ]
+
+
+def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_them(tokenizer) -> None:
+    config = RobertaConfig(is_decoder=True)
+
+    found = tried(config, tokenizer, Uses("answers"), FOLDER)
+
+    assert [str(problem) for problem in found.problems] == [
+        "the logits of a RobertaForCausalLM are not made as TRL's trainer makes them; take a method that compares "
+        "pairs, or another model"
     ]
 
 

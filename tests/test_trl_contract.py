@@ -7,13 +7,22 @@ import socket
 import pytest
 import torch
 from datasets import Dataset
+from transformers import GraniteConfig, RecurrentGemmaConfig, RobertaConfig
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.learn.classifiers import score_tokens
-from alignkit.learn.data import Pair, Tokens, answered, demonstration, demonstrations, preferences
+from alignkit.learn.data import NOT_LEARNT, Pair, Tokens, answered, demonstration, demonstrations, preferences
 from alignkit.learn.measures import perplexity
-from alignkit.learn.models import load_for_reward_training, load_policy, padded, score_head, without_deprecations
+from alignkit.learn.miniature import miniature
+from alignkit.learn.models import (
+    adapted_model,
+    load_for_reward_training,
+    load_policy,
+    padded,
+    score_head,
+    without_deprecations,
+)
 from alignkit.learn.trainers import train_language_model, train_scores
 
 CHAT = [
@@ -60,6 +69,27 @@ def test_the_loss_is_the_mean_cross_entropy_of_all_learnt_tokens(policy, stage):
     train_language_model(model, tokenizer, rows, stage, Once())
 
     assert stage.logs[0][2]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RobertaConfig(is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        RecurrentGemmaConfig(),
+        GraniteConfig(logits_scaling=8.0),
+    ],
+)
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_the_loss_is_that_of_the_models_own_logits(config, lora, policy, stage):
+    model, (_, tokenizer) = miniature(config), load_policy(policy)
+    rows = [Tokens(ids, [NOT_LEARNT, *ids[1:]]) for ids in (list(range(3, 3 + length)) for length in (4, 9, 17))]
+    expected = math.log(perplexity(model, rows, tokenizer))
+    model = adapted_model(model, lora, "CAUSAL_LM", None) if lora else model
+
+    train_language_model(model, tokenizer, rows, stage, Once())
+
+    assert stage.logs[0][2]["loss"] == pytest.approx(expected, abs=1e-4)
+    assert stage.logs[0][2]["tokens_per_second"] > 0
 
 
 def test_the_loss_of_pairs_is_that_of_bradley_and_terry(policy, stage):

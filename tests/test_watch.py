@@ -79,6 +79,15 @@ def test_the_remedy_knows_how_long_the_answers_were_that_the_policy_was_taught_b
     )
 
 
+def test_no_remedy_says_what_is_set_already() -> None:
+    free = LIMITS._replace(replaced=False, penalty=0.0)
+
+    assert free.remedy == "raise generation.max_new_tokens"
+    assert free._replace(taught=112).remedy == (
+        "raise generation.max_new_tokens to 112, what the policy's demonstrations needed"
+    )
+
+
 def test_updates_whose_answers_all_score_the_same_are_counted_from_the_start() -> None:
     flat, watch = HEALTHY | {"objective/scores_std": 0.0}, Watch()
 

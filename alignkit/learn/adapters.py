@@ -30,6 +30,8 @@ MISFIT = re.compile(
 """How torch tells of a tensor that does not fit: its name, its shape in the file, and that in the model."""
 TABLES = ("weight", "base_layer.weight", "modules_to_save.weight", "lora_B.weight")
 """Tensors of an adapter on an embedding or a language head that have a row for each token."""
+AROUND = ("base_layer", "original_module")
+"""What PEFT calls a layer inside one of its own."""
 TURNED = ("lora_embedding_A",)
 """Those that have a column for each."""
 
@@ -252,8 +254,11 @@ def weights_with(model: PeftModel) -> dict[str, torch.Tensor]:
     weights = weights_beneath(base)
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight"):
-            under = module.get_base_layer().weight.detach()
-            weights[f"{name}.weight"] = under.float() + module.get_delta_weight("default").detach().float()
+            # The experts of a mixture are parameters, each of several under a wrapper of its own around the others'.
+            inner = getattr(module, "parameter_name", "weight")
+            under = getattr(module.get_base_layer(), inner).detach()
+            changed = under.float() + module.get_delta_weight("default").detach().float()
+            weights[own_name(f"{name}.{inner}")] = changed
         elif hasattr(module, "modules_to_save"):
             for inner, weight in module.modules_to_save["default"].state_dict().items():
                 weights[f"{name}.{inner}"] = weight
@@ -264,4 +269,9 @@ def weights_beneath(base: nn.Module) -> dict[str, torch.Tensor]:
     """Give a model's own weights by their own names, without the adapter's that stand among them."""
     weights = base.state_dict()
     own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
-    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): weights[name] for name in own}
+    return {own_name(name): weights[name] for name in own}
+
+
+def own_name(name: str) -> str:
+    """Give a weight the name that it has without an adapter around it, or several inside each other."""
+    return ".".join(part for part in name.split(".") if part not in AROUND)

@@ -7,11 +7,14 @@ reads what its own tokenizer makes of the text: special tokens at both ends, seg
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +24,7 @@ from alignkit.errors import DataError
 from alignkit.learn.data import answered, prompt_ids, prompt_text, text_ids, turn_ends
 from alignkit.learn.models import evaluating, padded, positions
 from alignkit.learn.templates import rendered
+from alignkit.learn.ways import alone_beyond
 
 TOKENS_IN_A_PASS = 2**14
 Warn = Callable[[str, str], None]
@@ -154,7 +158,7 @@ def score_tokens(
 
     def batch(places: Sequence[int]) -> Mapping[str, Any]:
         ids, mask = padded([rows[i] for i in places], tokenizer.pad_token_id, model.device)
-        return {"input_ids": ids, "attention_mask": mask}
+        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 
     return _logits(model, [len(row) for row in rows], batch, place)
 
@@ -167,19 +171,19 @@ def shortened(row: Sequence[int], limit: int | None, tokenizer: PreTrainedTokeni
     return [row[0], *row[len(row) - limit + 1 :]] if opens else row[-limit:]
 
 
-def _logits(
-    model: PreTrainedModel | PeftModel,
-    lengths: Sequence[int],
-    batch: Callable[[Sequence[int]], Mapping[str, Any]],
-    place: int,
-) -> list[float]:
-    """Run rows through a classifier, short ones first; `batch` makes the model's arguments of the places of some."""
+Batch = Callable[[Sequence[int]], Mapping[str, Any]]
+"""Makes the model's arguments of the rows at these places."""
+
+
+def _logits(model: PreTrainedModel | PeftModel, lengths: Sequence[int], batch: Batch, place: int) -> list[float]:
+    """Run rows through a classifier, short ones first; they go alone where others beside them change their scores."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     scores = [0.0] * len(lengths)
     start = 0
     with evaluating(model):
+        shared = _shared_up_to(model, lengths, order, batch)
         while start < len(order):
-            group = _group(lengths, order, start)
+            group = _group(lengths, order, start, shared)
             logits = model(**batch(group)).logits[:, place].float()
             for i, value in zip(group, logits.tolist(), strict=True):
                 scores[i] = value
@@ -187,9 +191,35 @@ def _logits(
     return scores
 
 
-def _group(lengths: Sequence[int], order: Sequence[int], start: int) -> list[int]:
-    """Take the next rows, in the order of their length, that fit in one pass."""
+_filled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether rows that are filled up score as they do alone, where it was tried."""
+
+
+def _shared_up_to(
+    model: PreTrainedModel | PeftModel, lengths: Sequence[int], order: Sequence[int], batch: Batch
+) -> float:
+    """Tell the length up to which rows may go through the model together; it is tried once, on two of them."""
+    beyond = alone_beyond(model) or math.inf
+    within = [i for i in order if lengths[i] <= beyond]
+    if model not in _filled and within and lengths[within[0]] < lengths[within[-1]]:
+        _filled[model] = _same_filled(model, within[0], within[-1], batch)
+    return beyond if _filled.get(model, True) else 0
+
+
+def _same_filled(model: PreTrainedModel | PeftModel, short: int, long: int, batch: Batch) -> bool:
+    """Tell whether a row scores beside a longer one as it does alone; FNet and ConvBERT do not look at the mask."""
+    both, alone = model(**batch([short, long])).logits.float(), model(**batch([short])).logits.float()
+    half = model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
+    return bool((both[0] - alone[0]).abs().max() <= (0.1 if half else 1e-3) * both.abs().max())
+
+
+def _group(lengths: Sequence[int], order: Sequence[int], start: int, shared: float) -> list[int]:
+    """Take the next rows, in the order of their length, that fit in one pass and are no longer than `shared`."""
     end = start + 1
-    while end < len(order) and lengths[order[end]] * (end + 1 - start) <= TOKENS_IN_A_PASS:
+    while (
+        end < len(order)
+        and lengths[order[end]] <= shared
+        and lengths[order[end]] * (end + 1 - start) <= TOKENS_IN_A_PASS
+    ):
         end += 1
     return list(order[start:end])

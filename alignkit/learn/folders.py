@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from alignkit.contract.adapters import ADAPTER, base_folder, is_adapter, named_base
@@ -48,9 +50,10 @@ def root_of(folder: Path) -> Path:
 
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of all tensors in a folder's safetensors files by name; those of pickled files are not read.
+    """Give the shapes of all tensors in a folder's weights by name.
 
-    What PEFT puts before the names of an adapter's tensors is left away. Raises DataError where a file cannot be read.
+    What PEFT puts before the names of an adapter's tensors is left away. Of pickled files nothing is told that torch
+    does not tell without their numbers. Raises DataError where a safetensors file cannot be read.
     """
     found = dict[str, tuple[int, ...]]()
     for file in sorted(folder.glob("*.safetensors")):
@@ -61,6 +64,20 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
         except (OSError, SafetensorError) as error:
             problem = f"the weights cannot be read ({error})"
             raise DataError(problem, str(file), "copy the file again") from error
+    return found or {
+        name.removeprefix(PREFIX): tuple(weight.shape) for name, weight in pickled_in(folder, "meta").items()
+    }
+
+
+def pickled_in(folder: Path, where: str) -> dict[str, torch.Tensor]:
+    """Give the tensors of a folder's pickled files, on the device `where`; none of files that cannot be read so."""
+    found = dict[str, torch.Tensor]()
+    for file in sorted((*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model*.bin"))):
+        try:
+            read = torch.load(file, map_location=where, mmap=True, weights_only=True)
+        except (OSError, EOFError, ValueError, RuntimeError, UnpicklingError):
+            return {}  # what is wrong with them is told where they are opened
+        found |= {name: one for name, one in read.items() if isinstance(one, torch.Tensor)}
     return found
 
 

@@ -4,11 +4,10 @@ The config often does not say: OpenRLHF and others leave the number of labels ou
 name than transformers does. What a safetensors file says at its beginning is enough to know, before it is loaded.
 """
 
-import json
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import RewardModel
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.learn.folders import chain_of, read_json, root_of, shapes_in
+from alignkit.learn.folders import chain_of, pickled_in, read_json, root_of, shapes_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 OTHERS = re.compile(
@@ -72,15 +71,19 @@ def _names_of_heads(config: Any) -> list[str]:
 
     The classifier is built on the meta device, which holds no numbers, for two numbers of labels.
     """
-    kind: Any = type(config)
-    return list(_names_by(kind, config.to_json_string(use_diff=False)))
+    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+    if key not in _names_of:
+        _names_of[key] = _tried_names(config)
+    return _names_of[key]
 
 
-@lru_cache(maxsize=32)
-def _names_by(kind: Any, config: str) -> Sequence[str]:
+_names_of: dict[str, list[str]] = {}
+
+
+def _tried_names(config: Any) -> list[str]:
     sizes = []
     for labels in (2, 3):
-        wanted = kind.from_dict(json.loads(config))
+        wanted = copy.deepcopy(config)
         wanted.num_labels = labels
         make: Any = AutoModelForSequenceClassification
         try:
@@ -116,7 +119,8 @@ def bias_of(head: Head) -> Tensor | None:
                 if name.endswith(f"{head.name}.bias"):
                     bias: Tensor = tensors.get_tensor(name)
                     return bias
-    return None
+    pickled = pickled_in(head.folder, "cpu")
+    return next((tensor for name, tensor in pickled.items() if name.endswith(f"{head.name}.bias")), None)
 
 
 def labels_of(folder: Path, head: Head | None) -> int | None:

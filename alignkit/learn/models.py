@@ -6,6 +6,7 @@ weights, or a LoRA adapter whose full-weights base stands elsewhere or in its ow
 
 import copy
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,13 @@ from weakref import WeakKeyDictionary
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -179,7 +183,8 @@ def load_reward_model(
     """
     model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, head_options(reward.path), True)
     tokenizer = _tokenizer(reward.path)
-    if tokenizer.pad_token_id is None:
+    embedding: Any = model.get_input_embeddings()
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= getattr(embedding, "num_embeddings", math.inf):
         _give_pad(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _give_bias(model, reward.path)
@@ -233,10 +238,23 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
 
 
 def open_config(folder: Path) -> Any:
-    """Open the config of a model's folder, of its base where it is an adapter."""
+    """Open the config of a model's folder, of its base where it is an adapter. Raises DataError where none opens it."""
     folder = root_of(folder)
     check_model_folder(folder)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (*FAILURES, StrictDataclassError) as error:
+        raise _odd_config(folder / "config.json", error) from error
+
+
+def _odd_config(file: Path, error: Exception) -> DataError:
+    """Word why transformers does not open a config."""
+    kind = read_json(file).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        problem = f"transformers {transformers.__version__} knows no architecture {kind!r}"
+        return DataError(problem, str(file), "install a transformers that does, or correct model_type")
+    told = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return DataError(f"the model's config cannot be read ({told})", str(file), "correct it, or copy the folder again")
 
 
 def check_causal(config: Any, where: Path) -> None:
@@ -257,8 +275,9 @@ def positions(model: PreTrainedModel | PeftModel) -> int | None:
 
 
 def positions_of(config: Any) -> int | None:
-    """Tell it by the model's config alone."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Tell it by the model's config alone; MPT has a name of its own for it."""
+    facts = config.get_text_config()
+    found = getattr(facts, "max_position_embeddings", None) or getattr(facts, "max_seq_len", None)
     return int(found) if found and found > 0 else None
 
 
@@ -469,7 +488,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if (folder / "config.json").is_file():
+            open_config(folder)  # the reason, where this fails
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the tokenizer cannot be opened ({reason})", str(folder), "add its tokenizer files") from error
     return tokenizer
@@ -548,7 +569,7 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=list(_unfit_for_adapters(model)) if isinstance(lora.targets, str) else None,
+        exclude_modules=_unfit_for_adapters(model) if isinstance(lora.targets, str) else None,
         task_type=task,  # SEQ_CLS also trains and saves the head, without which a reward model is noise
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -565,18 +586,18 @@ def adapted_model(model: PreTrainedModel, lora: LoRA, task: Task, base: Path | N
     return adapted.eval()
 
 
-def _unfit_for_adapters(model: PreTrainedModel) -> Sequence[str]:
+def _unfit_for_adapters(model: PreTrainedModel) -> list[str]:
     """Name the layers that are linear and on which no adapter acts as it should.
 
-    State-space models have kernels that read weights past a layer's `forward`; routers of experts (Llama 4) are linear
-    layers that give more than one tensor.
+    State-space models read the weights of some past their `forward`; routers of experts (Llama 4) are linear layers
+    that give more than one tensor.
     """
-    read_by_kernels = any(name.endswith("A_log") for name, _ in model.named_parameters())
+    read_past = any(name.endswith("A_log") for name, _ in model.named_parameters())
     linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     own = {type(part): part for _, part in linear if type(part).forward is not nn.Linear.forward}
     odd = {kind for kind, part in own.items() if not _gives_a_tensor(part)}
     others = {name.rpartition(".")[2] for name, part in linear if type(part) in odd}
-    return sorted(others | ({"out_proj", "conv1d"} if read_by_kernels else set()))
+    return sorted(others | ({"out_proj", "conv1d", "dt_proj"} if read_past else set()))
 
 
 @torch.no_grad()

@@ -231,18 +231,20 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """Give the part of a model that ends with its last hidden states, adapters included."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = _inner(model)
+    name_decoder(inner)
     if inner.base_model is inner:
         raise LookupError(f"a {type(inner).__name__} has no part that ends with its last hidden states")
     decoder: nn.Module = inner.base_model
     return decoder
 
 
-def name_decoder(model: PreTrainedModel) -> None:
-    """Tell a model the name of its decoder where its architecture says another (Llama 4), so that all find it."""
-    parts = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
-    if model.base_model is model and parts:
-        model.base_model_prefix = parts[0]
+def name_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model tell which part of it is the decoder: trainers ask, and Llama 4 gives a name that no part has."""
+    if model.base_model is model:
+        parts = (name for name, part in model.named_children() if isinstance(part, PreTrainedModel))
+        model.base_model_prefix = next(parts, model.base_model_prefix)
+    return model
 
 
 def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:

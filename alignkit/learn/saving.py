@@ -161,7 +161,7 @@ def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBas
     ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
     short = [*ordinary[8:], tokenizer.eos_token_id]
     rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)
-    output: Tensor = model(input_ids=rows, attention_mask=mask).logits.float()
+    output: Tensor = model(input_ids=rows, attention_mask=mask, use_cache=False).logits.float()
     return output if output.dim() == 2 else output[mask.bool()]
 
 

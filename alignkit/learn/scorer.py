@@ -22,7 +22,8 @@ from alignkit.learn.packing import FAILURES, decoder_of, name_decoder
 
 def scorer_for(config: Any) -> Any:
     """Give what opens a language model's weights under a head with one score: transformers' class, else our own."""
-    return AutoModelForSequenceClassification if _has_score(config) else _our_class(type(config))
+    known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or _has_score(config)
+    return AutoModelForSequenceClassification if known else _our_class(type(config))
 
 
 def scorer_named_by(config: Any) -> Any:

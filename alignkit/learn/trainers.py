@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggin
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,8 +37,9 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.learn.data import Pair, Tokens, padding_share
-from alignkit.learn.models import arithmetic, device, restore_configs, without_deprecations
+from alignkit.learn.data import NOT_LEARNT, Pair, Tokens, padding_share
+from alignkit.learn.models import arithmetic, device, padded, restore_configs, without_deprecations
+from alignkit.learn.packing import find_head
 from alignkit.learn.saving import without_patches
 from alignkit.learn.training import CommitTimer
 
@@ -71,6 +74,13 @@ NAMES = {
     "rewards/margins": "rewards/margins",
 }
 """Their name of a figure -> ours; others are left out."""
+TOKENS = ("num_tokens", "num_input_tokens_seen")
+"""What TRL and transformers call the tokens that were read."""
+TRL_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+TRL_CAP = "final_logit_softcapping"
+"""Where TRL finds, in a config, what logits are multiplied by, and their soft cap."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configs call the number of experts of a layer."""
 
 
 class Training(Protocol):
@@ -105,13 +115,46 @@ def train_language_model(
     data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
     options = trainer_options(model, stage, training, len(data), max(lengths)) | _balance(model, stage)
 
-    def make() -> Trainer:
+    def by_trl() -> Trainer:
         # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
-        args = SFTConfig(**options, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
+        more = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        args = SFTConfig(**options, **more)
         trainer: Trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
         return trainer
 
-    run_trainer(make, stage)
+    def by_own_logits() -> Trainer:
+        args = TrainingArguments(**options, include_num_input_tokens_seen="non_padding")
+        collated = partial(_padded_rows, pad=tokenizer.pad_token_id)
+        return Trainer(model, args, collated, data, processing_class=tokenizer, compute_loss_func=_mean_loss)
+
+    run_trainer(by_trl if trl_makes_its_logits(model) else by_own_logits, stage)
+
+
+def trl_makes_its_logits(model: Model) -> bool:
+    """Say whether TRL's trainers, which make logits of the last hidden states themselves, make those of the model.
+
+    They know a linear layer, a factor and a soft cap, by these names in a config. RoBERTa and ModernBERT as decoders
+    have more layers in their head, and RecurrentGemma calls its cap otherwise: their losses would be others.
+    """
+    head, facts = find_head(model), model.config.get_text_config()
+    if head is None:
+        return False
+    named = any(getattr(facts, name, None) is not None for name in TRL_FACTORS)
+    return head.cap == getattr(facts, TRL_CAP, None) and (head.scale == 1.0 or named)
+
+
+def _padded_rows(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, Tensor]:
+    """Fill rows up on the right; all tables are (n, t)."""
+    ids, mask = padded([row["input_ids"] for row in rows], pad)
+    labels, _ = padded([row["labels"] for row in rows], NOT_LEARNT)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """Compute the mean negative log-likelihood of a step's labels (n, t), by a model's own logits (n, t, v)."""
+    logits, targets = outputs["logits"][:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_LEARNT, reduction="sum")
+    return total / num_items_in_batch
 
 
 def train_scores(
@@ -271,6 +314,7 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     """
     with without_deprecations():
         trainer = make()
+    _count_experts(trainer)
     trainer.remove_callback(PrinterCallback)
     watch = _Watch(stage, Path(str(trainer.args.output_dir)))
     trainer.add_callback(watch)
@@ -286,6 +330,22 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     model.zero_grad(set_to_none=True)
     model.eval()
     shutil.rmtree(watch.folder, ignore_errors=True)
+
+
+def _count_experts(trainer: Any) -> None:
+    """Let a trainer of TRL find how many experts share the tokens, for its loss on routers; without any, there is none.
+
+    It looks under one name for the count, which Granite, Phi-MoE, JetMoE and Llama 4 call otherwise; dense models of
+    Granite 4 have the config of a mixture, without experts.
+    """
+    facts = trainer.model.config.get_text_config()
+    counts = [getattr(facts, name, None) for name in EXPERTS]
+    if not hasattr(facts, "output_router_logits"):
+        return
+    if 0 in counts:
+        trainer.aux_loss_enabled = facts.output_router_logits = False
+    elif counts[0] is None and any(counts):
+        facts.num_experts = next(filter(None, counts))  # until `restore_configs`
 
 
 @dataclass
@@ -334,7 +394,7 @@ class _Watch(TrainerCallback):
             return  # the trainer's summary at the end
         if not math.isfinite(figures["loss"]):
             raise _not_finite(state.global_step, "the loss")
-        tokens, now = float((logs or {}).get("num_tokens", 0.0)), time.monotonic()
+        tokens, now = max(float((logs or {}).get(name, 0.0)) for name in TOKENS), time.monotonic()
         figures["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
         self.tokens, self.began = tokens, now
         self.stage.log(state.global_step, state.max_steps, figures)

@@ -17,23 +17,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from alignkit.contract.method import Loop
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import AlignkitError, DataError, Problem
+from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
+from alignkit.learn.adapters import weights_with
 from alignkit.learn.data import Pair, Tokens
 from alignkit.learn.layouts import no_shared_body
 from alignkit.learn.miniature import miniature
-from alignkit.learn.models import adapted_model, check_causal, score_head
+from alignkit.learn.models import Task, adapted_model, check_causal, score_head
 from alignkit.learn.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
 from alignkit.learn.rollouts import answer_logprobs
 from alignkit.learn.scorer import scorer_for
-from alignkit.learn.trainers import train_language_model, train_scores
+from alignkit.learn.trainers import train_language_model, train_scores, trl_makes_its_logits
 from alignkit.learn.trunk import Trunk
 from alignkit.learn.ways import Ways, form_by, ways_of_config
 
 SAMPLING = ("online", "evaluation")
-LEARNING = ("pairs", "online")
+LEARNING = ("pairs", "answers", "online")
 """Loops of ours, which read log-probabilities of answers."""
 LENGTH = 41
 """Tokens of a row that a step is taken on: more than a miniature's windows and chunks have, and no multiple of them."""
+STIRRED = 0.02
+"""Standard deviation of the weights of an adapter that is merged for a try."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,17 @@ def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways:
     yield lambda: _saved_and_opened(_small(config), AutoModelForCausalLM)
     if uses.loop == "language_model":
         yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
+    if uses.loop == "scores" or uses.layout == "separate":
+        yield lambda: _check_score(_scorer(config))
     if uses.loop == "scores":
-        yield lambda: _teach_scores(_scorer(config), tokenizer)
+        yield lambda: _teach_scores(_adapted(_scorer(config), uses, "SEQ_CLS"), tokenizer)
         yield lambda: _saved_and_opened(_scorer(config), scorer_for(config))
     if uses.loop in LEARNING:
         yield lambda: _learns(_adapted(_small(config), uses), ways)
-    if uses.layout == "separate":
-        yield lambda: _check_score(_scorer(config))
+    if uses.loop == "answers":
+        yield lambda: _check_head(_small(config))
+    if uses.lora:
+        yield lambda: _merges(_adapted(_small(config), uses), _small(config))
     if uses.layout == "shared" or uses.trained_layers:
         yield lambda: _shares(_small(config), uses, ways)
 
@@ -121,8 +128,8 @@ def _small(config: Any) -> PreTrainedModel:
     return made
 
 
-def _adapted(small: PreTrainedModel, uses: Uses) -> Any:
-    return adapted_model(small, uses.lora, "CAUSAL_LM", None) if uses.lora else small
+def _adapted(small: PreTrainedModel, uses: Uses, task: Task = "CAUSAL_LM") -> Any:
+    return adapted_model(small, uses.lora, task, None) if uses.lora else small
 
 
 def _scorer(config: Any) -> Any:
@@ -147,7 +154,6 @@ def _teach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def _teach_scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Take a step as `reward` does."""
     ids = list(range(3, 3 + LENGTH))
-    score_head(model)
     with TemporaryDirectory() as folder:
         train_scores(model, tokenizer, [Pair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), _Training())
 
@@ -171,6 +177,27 @@ def _shares(model: Any, uses: Uses, ways: Ways) -> None:
         raise no_shared_body(model)
     if uses.trained_layers:
         Trunk.cut(model, 1, LAID_OUT[form])
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits a trainer of TRL would make otherwise than it does itself."""
+    if not trl_makes_its_logits(model):
+        problem = f"the logits of a {type(model).__name__} are not made as TRL's trainer makes them"
+        raise RecipeError(problem, remedy="take a method that compares pairs, or another model")
+
+
+@torch.no_grad()
+def _merges(adapted: Any, plain: PreTrainedModel) -> None:
+    """Compare what an adapter changes with what it changes once it is merged, as a later stage will find it."""
+    ids = torch.arange(3, 3 + LENGTH)[None]
+    chance = torch.Generator().manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=STIRRED, generator=chance)
+    plain.load_state_dict(weights_with(adapted))
+    found, expected = (one(input_ids=ids, use_cache=False).logits for one in (plain, adapted))
+    if not agree(found, expected):
+        raise RuntimeError("merging its adapter makes another model of it")
 
 
 def _saved_and_opened(model: PreTrainedModel, kind: Any) -> None:

@@ -58,11 +58,14 @@ class Limits(NamedTuple):
     @property
     def remedy(self) -> str:
         """Say what to change; how long answers must be to end is a guess where nobody taught the policy any."""
+        raised = "raise generation.max_new_tokens"
+        taught = self.taught and self.taught > self.longest
+        if taught:
+            raised += f" to {self.taught}, what the policy's demonstrations needed"
+        if not self.replaced and not self.penalty:
+            return raised
         paid = 'set generation.unfinished = "subtract" and generation.penalty = 0, so that the reward counts'
-        if self.taught and self.taught > self.longest:
-            raised = f"generation.max_new_tokens to {self.taught}, what the policy's demonstrations needed"
-            return f"raise {raised}, or {paid}"
-        return f"{paid}, or raise generation.max_new_tokens"
+        return f"{raised}, or {paid}" if taught else f"{paid}, or {raised}"
 
     def told(self, share: float) -> str:
         """Say how many answers are cut, and what becomes of them."""

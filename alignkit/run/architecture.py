@@ -6,14 +6,20 @@ from typing import Any
 from alignkit.learn.models import open_config, open_tokenizer
 from alignkit.learn.trial import Trial, Uses, tried
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.previews import opened, policy_of
+from alignkit.plan.source import Source
+from alignkit.run.previews import opened, policies_of
 
 
 def architecture(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Trial:
-    """Try what a stage will do with its policy; nothing is tried where it has none."""
-    source = policy_of(plan, stage)
-    if source is None:
-        return Trial()
+    """Try what a stage will do with its policies; nothing is tried where it has none."""
+    uses = Uses.of(stage.method.loop, stage.settings)
+    trials = [_tried(source, uses, runs, offline) for source in policies_of(plan, stage)]
+    return Trial(
+        tuple(dict.fromkeys(problem for trial in trials for problem in trial.problems)),
+        tuple(dict.fromkeys(remark for trial in trials for remark in trial.remarks)),
+    )
+
+
+def _tried(source: Source, uses: Uses, runs: Path, offline: bool) -> Trial:
     artifact: Any = opened(source, runs, offline)
-    config, tokenizer = open_config(artifact.path), open_tokenizer(artifact.path)
-    return tried(config, tokenizer, Uses.of(stage.method.loop, stage.settings), artifact.path)
+    return tried(open_config(artifact.path), open_tokenizer(artifact.path), uses, artifact.path)

@@ -28,8 +28,8 @@ from alignkit.learn.sizes import sizes_of
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.source import Source
 from alignkit.run.answer_length import remarks_on_answers, settled
-from alignkit.run.fit import check_layers, check_tokens, remarks_on
-from alignkit.run.previews import count_tokens, opened, policy_of
+from alignkit.run.fit import check_layers, check_tokens, remarks_on, unscored_tokens
+from alignkit.run.previews import count_tokens, opened, policies_of, policy_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
 """Files that transformers writes beside a model's weights."""
@@ -158,16 +158,25 @@ class Estimator:
         return told
 
     def _check_tokens(self, stage: PlannedStage) -> None:
-        """Refuse rows with tokens that the stage's policy has no weights for."""
-        source = policy_of(self.plan, stage)
-        if source is None or stage.method.loop is None:
+        """Refuse rows with tokens that one of the stage's policies, or a reward model, has no weights for."""
+        if stage.method.loop is None:
             return
-        policy: Any = opened(source, self.runs, self.offline)
-        for name in (name for several in stage.inputs.values() for name in several if name in self.audits):
-            rows = self.plan.sources[name]
-            counted = count_tokens(rows, source, self.audits[name], stage.settings, self.runs, self.offline)
-            records: Any = opened(rows, self.runs, self.offline)
-            check_tokens(records, counted, policy, learn_of(stage.settings))
+        given = [name for several in stage.inputs.values() for name in several]
+        for source in [*self._odd_rewards(given), *policies_of(self.plan, stage)]:
+            model: Any = opened(source, self.runs, self.offline)
+            for name in (name for name in given if name in self.audits):
+                rows = self.plan.sources[name]
+                counted = count_tokens(rows, source, self.audits[name], stage.settings, self.runs, self.offline)
+                records: Any = opened(rows, self.runs, self.offline)
+                check_tokens(records, counted, model, learn_of(stage.settings))
+
+    def _odd_rewards(self, names: Sequence[str]) -> Iterator[Source]:
+        """Give the reward models among these sources whose tokenizers have tokens that they have no weights for."""
+        for source in (self.plan.sources[name] for name in names if name in self.plan.sources):
+            if issubclass(source.kind, RewardModel):
+                reward: Any = opened(source, self.runs, self.offline)
+                if unscored_tokens(reward):
+                    yield source
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""

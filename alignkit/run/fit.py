@@ -16,7 +16,7 @@ from alignkit.learn.models import misfit, open_config, open_tokenizer, policy_to
 from alignkit.learn.sizes import built
 from alignkit.learn.templates import Learn
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.previews import opened, policy_of
+from alignkit.run.previews import opened, policies_of
 
 
 def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Iterator[Problem]:
@@ -25,17 +25,20 @@ def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> It
         if issubclass(plan.sources[name].kind, RewardModel):
             reward: Any = opened(plan.sources[name], runs, offline)
             check_reward(reward)
-    source = policy_of(plan, stage)
-    if source is None:
-        return
-    artifact: Any = opened(source, runs, offline)
-    check_weights(artifact.path)
-    tokenizer = policy_tokenizer(artifact)
+            yield from _remarks_on_reward(reward)
+    for source in policies_of(plan, stage):
+        artifact: Any = opened(source, runs, offline)
+        yield from _remarks_on_policy(source.name, artifact)
+
+
+def _remarks_on_policy(name: str, policy: Policy) -> Iterator[Problem]:
+    check_weights(policy.path)
+    tokenizer = policy_tokenizer(policy)
     if tokenizer.eos_token_id is None:
         problem = "the tokenizer has no end-of-sequence token, so answers could not end"
-        raise DataError(problem, f"source {source.name!r}", "name its eos_token in tokenizer_config.json")
-    check_policy(artifact.path)
-    yield from unknown_tokens(source.name, tokenizer, rows_of(artifact)[1])
+        raise DataError(problem, f"source {name!r}", "name its eos_token in tokenizer_config.json")
+    check_policy(policy.path)
+    yield from unknown_tokens(name, tokenizer, rows_of(policy)[1])
 
 
 def check_weights(folder: Path) -> None:
@@ -80,21 +83,43 @@ def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
         yield Problem(problem, f"source {name!r}", remedy)
 
 
-def check_tokens(records: Records, counted: Counted, policy: Policy, learn: Learn) -> None:
-    """Refuse rows with tokens that the policy has no row in its embedding for: they would end the stage."""
-    known = rows_of(policy)[1]
+def unscored_tokens(reward: RewardModel) -> int:
+    """Count the tokens of a reward model's tokenizer that it has no row for; a pad token is given one."""
+    tokenizer, known = open_tokenizer(reward.path), known_tokens(reward.path)
+    numbers = [] if is_adapter(reward.path) else tokenizer.get_vocab().values()
+    return sum(number >= known and number != tokenizer.pad_token_id for number in numbers)
+
+
+def _remarks_on_reward(reward: RewardModel) -> Iterator[Problem]:
+    if odd := unscored_tokens(reward):
+        some = "1 token" if odd == 1 else f"{odd} tokens"
+        told = f"{some} of the tokenizer of {reward.name!r} {'has' if odd == 1 else 'have'} no weights in its model"
+        problem = f"{told}, which knows {known_tokens(reward.path)}"
+        remedy = "give the model's own tokenizer: an answer with such a token would end the stage"
+        yield Problem(problem, f"source {reward.name!r}", remedy)
+
+
+def check_tokens(records: Records, counted: Counted, model: Policy | RewardModel, learn: Learn) -> None:
+    """Refuse rows with tokens that a model has no row in its embedding for: they would end the stage."""
+    trained = isinstance(model, Policy)
+    known = rows_of(model)[1] if isinstance(model, Policy) else known_tokens(model.path)
     beyond = sum(row.highest >= known for row in counted.rows)
     if not beyond:
         return
-    tokenizer = open_tokenizer(policy.path)
+    tokenizer = open_tokenizer(model.path)
     place, token = _first_beyond(records, tokenizer, known, learn)
     share = f"{beyond} of {len(counted.rows)} rows" + (f" (every {counted.step}th was looked at)" * (counted.step > 1))
     problem = (
-        f"{share} of {records.name!r} hold tokens that {policy.name!r} has no weights for; it has them for {known} "
+        f"{share} of {records.name!r} hold tokens that {model.name!r} has no weights for; it has them for {known} "
         f"tokens, and {tokenizer.convert_ids_to_tokens(token)!r} is number {token}"
     )
-    remedy = f"sources.{policy.name}.grow_embedding = true gives them rows to be learnt, or give the model's tokenizer"
-    raise DataError(problem, place, remedy)
+    grown = f"sources.{model.name}.grow_embedding = true gives them rows to be learnt, or "
+    raise DataError(problem, place, grown * trained + "give the model's tokenizer")
+
+
+def known_tokens(folder: Path) -> int:
+    """Tell how many tokens a reward model has weights for."""
+    return int(open_config(folder).get_text_config().vocab_size)
 
 
 def _first_beyond(records: Records, tokenizer: Any, known: int, learn: Learn) -> tuple[str, int]:
@@ -125,7 +150,7 @@ def check_reward(reward: RewardModel) -> None:
     check_weights(reward.path)
     open_tokenizer(reward.path)
     head = head_of(reward.path)
-    if head is None and any(reward.path.glob("*.safetensors")):
+    if head is None and shapes_in(reward.path):
         problem = f"source {reward.name!r} has no weights of a score's head, so its scores would be noise"
         raise DataError(problem, str(reward.path), "give the folder of a reward model, or use it as a policy")
     labels = labels_of(reward.path, head)

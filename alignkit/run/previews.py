@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from alignkit.check.audit import Audit
 from alignkit.check.rendered import Preview
-from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.kinds import Policy, Records, RewardModel
 from alignkit.contract.settings import Settings
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.source import Source
@@ -97,9 +97,9 @@ def _known(note: Path | None) -> Preview | None:
 def count_tokens(
     source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool
 ) -> "Counted":
-    """Count the tokens of a source's rows by a policy's tokenizer, once for each content of both."""
+    """Count the tokens of a source's rows by the tokenizer of a policy, or of a reward model, once for each content."""
     from alignkit.learn.counting import Counted, Lengths, Rows, count, learn_of
-    from alignkit.learn.models import policy_tokenizer
+    from alignkit.learn.models import open_tokenizer, policy_tokenizer
 
     learn = learn_of(settings)
     content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), policy.fingerprint, learn]
@@ -110,23 +110,34 @@ def count_tokens(
         return Counted(**{**facts, **sides})
     records, model = opened(source, runs, offline), opened(policy, runs, offline)
     assert isinstance(records, Records)
-    assert isinstance(model, Policy)
-    found = count(records, Rows(audit.rows, audit.held_out), policy_tokenizer(model), learn)
+    assert isinstance(model, Policy | RewardModel)
+    tokenizer = policy_tokenizer(model) if isinstance(model, Policy) else open_tokenizer(model.path)
+    found = count(records, Rows(audit.rows, audit.held_out), tokenizer, learn)
     if source.fingerprint and policy.fingerprint:
         write_text(note, json.dumps(asdict(found)))
     return found
 
 
 def policy_of(plan: Plan, stage: PlannedStage) -> Source | None:
-    """Follow a stage's policy back to the source that it comes from: its tokenizer is the same all the way."""
-    by_name = {one.name: one for one in plan.stages}
-    role = next((role for role, given in stage.method.consumes.items() if Policy in given.kinds), None)
-    names = stage.inputs.get(role, ()) if role else ()
-    if not names:
-        return None
-    if names[0] in plan.sources:
-        return plan.sources[names[0]]
-    return policy_of(plan, by_name[names[0]])
+    """Follow a stage's policy, the first of several, back to the source that it comes from.
+
+    Its tokenizer is the same all the way.
+    """
+    return next(iter(policies_of(plan, stage)), None)
+
+
+def policies_of(plan: Plan, stage: PlannedStage) -> list[Source]:
+    """Follow all policies that a stage takes back to the sources that they come from, each named once."""
+    found: dict[str, Source] = {}
+    for name in (name for role in policy_roles(stage) for name in stage.inputs.get(role, ())):
+        beginnings = [plan.sources[name]] if name in plan.sources else policies_of(plan, plan.stage(name))[:1]
+        found |= {source.name: source for source in beginnings}
+    return list(found.values())
+
+
+def policy_roles(stage: PlannedStage) -> list[str]:
+    """Name the roles in which a stage takes policies, the one that it is about first."""
+    return [role for role, given in stage.method.consumes.items() if Policy in given.kinds]
 
 
 def opened(source: Source, runs: Path, offline: bool) -> object:
