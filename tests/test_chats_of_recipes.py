@@ -221,6 +221,27 @@ def test_what_had_better_be_known_of_a_template_is_told_once(recipe: Callable[..
     ]
 
 
+@pytest.mark.parametrize("kind", ["demonstrations", "prompts", "preferences"])
+def test_turns_that_a_template_leaves_away_are_told(recipe: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    silent = NO_SYSTEM.replace("{{ raise_exception('System role not supported') }}", "")
+    without = "{% for m in messages if m.role != 'system' %}"
+    write_template(tmp_path / "model", silent.replace("{% for m in messages %}", without))
+    stage = {
+        "demonstrations": SFT,
+        "prompts": ("[stage.one]", 'method = "grpo"', "inputs.rewards = ['gold']"),
+        "preferences": ("[stage.one]", 'method = "dpo"'),
+    }
+
+    found = found_of(recipe(kind, *stage[kind], more='gold = { reward = "function:reviews-gold" }'))
+
+    assert not found.problems
+    turns = 2 if kind == "preferences" else 1  # of a pair both sides are looked at
+    assert (
+        f"source 'rows': the chat template of 'base' does not show {turns} turns of the role 'system' as they stand, "
+        f"such as in {tmp_path / kind}.jsonl:3; see the rendered rows; if that is not meant, {ANOTHER}"
+    ) in list(map(str, found.remarks))
+
+
 def test_chats_are_rendered_once_for_each_content(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

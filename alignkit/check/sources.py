@@ -10,7 +10,7 @@ from alignkit.contract.records import split_of
 from alignkit.contract.splits import split_called
 from alignkit.plan.source import RecordOptions, Source
 
-VERSION = 6
+VERSION = 7
 """Raised when what an audit looks at changes."""
 
 

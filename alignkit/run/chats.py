@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignkit.learn.rendering import Rendering
     from alignkit.learn.templates import Learn
 
-VERSION = 1
+VERSION = 2
 """Raised when what is looked at changes."""
 GIVE = 'give the source of the policy another template: chat_template = "FILE"'
 
@@ -196,6 +196,10 @@ class Chats:
             problem = f"{template} renders {found.changed} answers otherwise than they stand, such as that of"
             remedy = f"see the rendered rows; if that is not meant, {GIVE}"
             yield Problem(f"{problem} {found.first_changed}", where, remedy)
+        for role, turns in found.unshown.items():
+            problem = f"{template} does not show {turns} turns of the role {role!r} as they stand, such as in"
+            remedy = f"see the rendered rows; if that is not meant, {GIVE}"
+            yield Problem(f"{problem} {found.first_unshown}", where, remedy)
         for key, turns in found.unread.items():
             yield Problem(f"{template} does not read {key}, which {turns} turns have", where, f"take it out, or {GIVE}")
         if reader.plain:
