@@ -225,6 +225,7 @@ def test_a_chat_that_does_not_say_what_is_learnt_is_refused(tmp_path: Path, turn
 # What counts as the answer
 
 
+TRANSCRIPT = "\n\nHuman: a?\n\nAssistant:"
 THANKS = {"role": "user", "content": "thanks"}
 
 
@@ -348,6 +349,16 @@ BEFORE = (
             "'prompt' ends with an answer, so it asks nothing; take that turn out of the prompt",
         ),
         (
+            Preferences,
+            {"chosen": f"{TRANSCRIPT} b\n\nHuman: thanks", "rejected": f"{TRANSCRIPT} c\n\nHuman: no"},
+            f"'chosen' goes on with 'Human:' behind its answer; end it with the answer, {LEAVE_OUT}",
+        ),
+        (
+            Preferences,
+            {"prompt": TRANSCRIPT, "chosen": " b", "rejected": " c\n\nHuman: no"},
+            f"'rejected' goes on with 'Human:' behind its answer; end it with the answer, {LEAVE_OUT}",
+        ),
+        (
             Ratings,
             {"prompt": [USER], "completion": [bot("b"), THANKS], "label": True},
             "'completion' does not end with an answer of the assistant, but with a turn of the role 'user'; "
@@ -444,4 +455,4 @@ def test_answers_of_several_turns_are_told(tmp_path: Path) -> None:
 
     found = audit(records(Preferences, put(tmp_path, [row])), RecordOptions())
 
-    assert ("answers", "1 have several turns: calls of tools and what follows them") in list(facts(found))
+    assert ("answers", "1 have several turns; the last of them is the answer") in list(facts(found))
