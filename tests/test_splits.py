@@ -91,7 +91,8 @@ TREES = [
     {"a/train.jsonl": rows("one"), "b/train.jsonl": rows("two"), "a/test.jsonl": rows("test")},
     {"one.jsonl": rows("one"), "two.csv": rows("two"), "README.txt": "Read me.", "LICENSE.txt": "MIT",
      "state_of_things.md": "no rows"},
-    {"train.jsonl": rows("one"), "more.jsonl": rows("two")},
+    {"trainset.jsonl": rows("one"), "train_data.csv": rows("two"), "testset.jsonl": rows("test")},
+    {"training_data.jsonl": rows("one"), "train_2.jsonl": rows("two"), "holdout.jsonl": rows("test")},
     {"contest.jsonl": rows("one"), "trainer.jsonl": rows("two")},
     {"data/part-00000-of-00002.jsonl": rows("one"), "data/part-00001-of-00002.jsonl": rows("two")},
 ]  # fmt: skip
@@ -104,7 +105,7 @@ def test_of_a_folder_the_split_train_is_read(desk: Desk, tree: dict[str, Any]) -
     assert words(planned(desk, options="held_out = 0.0")) == {"one", "two"}
 
 
-@pytest.mark.parametrize("tree", TREES[:5])
+@pytest.mark.parametrize("tree", [tree for tree in TREES if any(row == rows("test") for row in tree.values())])
 @pytest.mark.parametrize("said", ['split = "test"', 'split = "test[:1]"'])
 def test_another_split_is_read_where_it_is_named(desk: Desk, tree: dict[str, Any], said: str) -> None:
     write(desk.folder / "set", tree)
@@ -261,6 +262,18 @@ def test_a_card_that_says_nothing_of_files_is_no_matter(desk: Desk, readme: str)
             "",
             "r.toml:6: source 'demos': the folder has files of the splits test, train, and more.jsonl beside them; "
             'name the files to read, or a pattern, such as "set/train.jsonl"',
+        ),
+        (
+            {"train.jsonl": rows("a"), "stats.json": "{}"},
+            "",
+            "r.toml:6: source 'demos': the folder has files of the split train, and stats.json beside them; "
+            'name the files to read, or a pattern, such as "set/train.jsonl"',
+        ),
+        (
+            {"state.json": '{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}'},
+            "",
+            "r.toml:6: source 'demos': the folder lacks data-00000-of-00001.arrow, which it names as a file of its "
+            "rows; copy it again, with all files",
         ),
         (
             {"a.jsonl": rows("a")},
