@@ -276,6 +276,15 @@ def test_a_card_that_says_nothing_of_files_is_no_matter(desk: Desk, readme: str)
             "rows; copy it again, with all files",
         ),
         (
+            {
+                "README.md": "---\nconfigs:\n- config_name: default\n  data_files: data/train-*\n---\n",
+                "a.jsonl": rows("a"),
+            },
+            "",
+            "r.toml:6: source 'demos': the folder has no files of the split train, which it names; copy it again, with "
+            "all files",
+        ),
+        (
             {"a.jsonl": rows("a")},
             'split = "test"',
             "r.toml:6: source 'demos': the folder has no splits, and 'test' is asked for; leave it out, or write a "
@@ -367,6 +376,24 @@ def test_check_names_a_file_of_a_folder_without_a_split_train(tmp_path: Path, mo
     assert result.stderr == (
         "error: set: the folder has the splits validation, test, and no train; "
         "name the file, or a pattern in quotes: alignkit check set/dev.jsonl\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"), [("set", "the folder holds no file of rows"), ("set/*", "no file matches the pattern")]
+)
+def test_check_says_where_there_are_no_files_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, problem: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(main, ["check", what, "--as", "demonstrations"])
+
+    assert result.exit_code == 65
+    assert result.stderr == (
+        f"error: {what}: {problem}; name files that end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt, "
+        "each also with .gz or .zst\n"
     )
 
 

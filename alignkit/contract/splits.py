@@ -62,6 +62,9 @@ def files_of_split(
         likely = next((name for name in names if (split or "train") in name), names[0])
         remedy = f'write split = "{likely}"' if in_recipe else _name_files(folder, splits, in_recipe=False)
         raise DataError(problem, str(folder), remedy)
+    if not splits[wanted]:
+        problem = f"the folder has no files of the split {wanted}, which it names"
+        raise DataError(problem, str(folder), "copy it again, with all files")
     return _there(folder, splits[wanted]), names
 
 
