@@ -14,7 +14,7 @@ from alignkit.cli import main
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts, Records
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.learn.counting import Rows, count
-from alignkit.learn.models import load_policy, open_tokenizer, policy_tokenizer
+from alignkit.learn.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
 from alignkit.learn.preview import preview
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
@@ -219,6 +219,23 @@ def test_what_had_better_be_known_of_a_template_is_told_once(recipe: Callable[..
         "source 'base': the chat template of 'base' does not ask for an answer (add_generation_prompt), so its heading "
         f"'assistant:' is learnt as part of the answer; {ANOTHER}",
     ]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_chats_are_not_joined_with_plain_text(recipe: Callable[..., Path], tmp_path: Path, inline: bool) -> None:
+    write_template(tmp_path / "model", PLAIN_TEMPLATE)
+    write_rows(tmp_path / "plain.jsonl", [{"prompt": f"how are you {n}?", "completion": " fine"} for n in range(8)])
+    file = recipe("demonstrations", *SFT, "inputs.demos = ['rows', 'texts']",
+                  more='texts = { demonstrations = "plain.jsonl" }')  # fmt: skip
+
+    with pytest.raises(AlignkitError) as refused:
+        run_recipe(file, runs=tmp_path / "runs", inline=inline, offline=True)
+
+    assert str(refused.value) == (
+        "stage 'one': demos joins chats (rows) and plain text (texts); write all rows in one form, or take those of "
+        'one: inputs.demos = "rows"'
+    )
+    assert not list((tmp_path / "runs" / "stages").glob("one-*"))
 
 
 @pytest.mark.parametrize("kind", ["demonstrations", "prompts", "preferences"])

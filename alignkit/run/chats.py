@@ -58,7 +58,7 @@ class Chats:
         """
         from alignkit.learn.counting import learn_of
 
-        told = Told(self._new(list(self._judges(stage))), [])
+        told = Told([*self._new(list(self._judges(stage))), *self._two_forms(stage)], [])
         for name in self._sources(stage):
             for reader in self._readers(stage):
                 if reader.reward and not issubclass(self.plan.sources[name].kind, Prompts):
@@ -75,6 +75,17 @@ class Chats:
         if stage.method.loop == "evaluation" and not told.problems:
             told.problems.extend(self._left_out(stage))
         return told
+
+    def _two_forms(self, stage: PlannedStage) -> Iterator[Problem]:
+        """Refuse an input that joins sources of chats with such of plain text, as one source may not hold both."""
+        for role, names in stage.inputs.items():
+            known = [name for name in names if name in self.audits]
+            chats = [name for name in known if self.audits[name].chats]
+            texts = [name for name in known if not self.audits[name].chats]
+            if chats and texts:
+                problem = f"{role} joins chats ({', '.join(chats)}) and plain text ({', '.join(texts)})"
+                remedy = f'write all rows in one form, or take those of one: inputs.{role} = "{chats[0]}"'
+                yield Problem(problem, f"stage {stage.name!r}", remedy)
 
     def _judges(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse judges that are policies and whose template takes no question, or none after an answer."""
