@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from alignkit.cli import main
+from alignkit.contract.events import Warned
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts, Records
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.learn.counting import Rows, count
@@ -218,6 +219,38 @@ def test_what_had_better_be_known_of_a_template_is_told_once(recipe: Callable[..
         f"or {ANOTHER}",
         "source 'base': the chat template of 'base' does not ask for an answer (add_generation_prompt), so its heading "
         f"'assistant:' is learnt as part of the answer; {ANOTHER}",
+    ]
+
+
+def test_what_is_told_of_a_source_is_told_of_the_stage_that_takes_it(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_template(tmp_path / "model", PLAIN_TEMPLATE)
+    other = {**ASSISTANT, "content": "no", "prefix": True}
+    pairs = [{"prompt": [{**USER, "content": f"how are you {n}?"}], "chosen": [ASSISTANT], "rejected": [other]}
+             for n in range(20)]  # fmt: skip
+    write_rows(tmp_path / "preferences.jsonl", pairs)
+    second = ("[stage.two]", 'method = "reward"', "reward.epochs = 1")
+    file = recipe("demonstrations", *SFT, *second, more='pairs = { preferences = "preferences.jsonl" }')
+    heard: list[Any] = []
+
+    run_recipe(file, runs=tmp_path / "runs", inline=True, offline=True, observers=[heard.append])
+
+    told = [(one.stage, one.problem.partition(",")[0]) for one in heard if isinstance(one, Warned)]
+    assert ("two", "source 'pairs': the longer answer wins in 100% of the rows") in told
+    assert ("two", "source 'pairs': the chat template of 'base' does not read prefix") in told
+
+
+def test_a_model_that_cannot_be_opened_is_told_once(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    file = recipe("demonstrations", *SFT)
+    for part in (tmp_path / "model").glob("tokenizer*"):
+        part.unlink()
+
+    result = CliRunner().invoke(main, ["check", str(file), "--runs", str(tmp_path / "runs"), "--offline"])
+
+    assert result.exit_code == RecipeError.status
+    assert [line.partition(" (")[0] for line in result.stderr.splitlines()] == [
+        f"error: stage 'one', {tmp_path / 'model'}: the tokenizer cannot be opened"
     ]
 
 
