@@ -221,7 +221,8 @@ def check(
             needs = preflight(plan, known, selection["runs"], offline)
             seen = list(previews(plan, known, selection["runs"], offline))
         except AlignkitError as problem:
-            errors.append(problem)
+            told = {one.problem for one in needs.problems}
+            errors += [] if told.issuperset(one.problem for one in problem.problems) else [problem]
         if needs.problems:
             errors.append(RecipeError.of(needs.problems))
     if as_json:

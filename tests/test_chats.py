@@ -81,6 +81,33 @@ def test_calls_in_the_older_format_become_calls_of_tools(tmp_path: Path) -> None
     assert row["messages"] == [USER, bot("", tool_calls=[call(OBJECT)]), {**TOOL, "name": "look"}, bot("b.")]
 
 
+@pytest.mark.parametrize(
+    ("said", "calls"),
+    [
+        (json.dumps({"name": "look", "arguments": OBJECT}), [{"name": "look", "arguments": OBJECT}]),
+        (json.dumps({"name": "look", "arguments": TEXT}), [{"name": "look", "arguments": OBJECT}]),
+        (json.dumps([call(OBJECT), call({})]), [call(OBJECT), call({})]),
+        ({"name": "look"}, [{"name": "look", "arguments": {}}]),
+    ],
+)
+def test_what_a_sharegpt_turn_calls_is_a_call_of_a_tool(tmp_path: Path, said: Any, calls: list[Any]) -> None:
+    turns = [("human", "a?"), ("function_call", said), ("observation", "seen"), ("gpt", "b.")]
+
+    row = read(tmp_path, Demonstrations, {"conversations": [{"from": who, "value": value} for who, value in turns]})
+
+    assert row["messages"] == [USER, bot("", tool_calls=calls), TOOL, bot("b.")]
+
+
+def test_a_sharegpt_call_that_is_none_is_refused_with_its_place(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a?"}, {"from": "function_call", "value": "look(door)"}]
+    path = put(tmp_path, [{"conversations": turns}])
+
+    assert refusal(tmp_path, Demonstrations, path) == (
+        'FOLDER/rows.jsonl:1: a call of a tool must be such as {"function": {"name": "...", "arguments": {...}}}, '
+        "and is 'look(door)'; correct the row or leave it out"
+    )
+
+
 @pytest.mark.parametrize("nothing", [None, [], "[]", ""])
 def test_a_turn_that_calls_nothing_has_no_calls(tmp_path: Path, nothing: Any) -> None:
     row = read(tmp_path, Demonstrations, {"messages": [{**USER, "tool_calls": nothing}, bot("b.", tool_calls=nothing)]})
@@ -88,7 +115,7 @@ def test_a_turn_that_calls_nothing_has_no_calls(tmp_path: Path, nothing: Any) ->
     assert row == {"messages": [USER, bot("b.")]}
 
 
-@pytest.mark.parametrize("arguments", ["", {}, "{}"])
+@pytest.mark.parametrize("arguments", ["", {}, "{}", None])
 def test_a_call_without_arguments_is_read(tmp_path: Path, arguments: Any) -> None:
     row = read(tmp_path, Demonstrations, {"messages": [USER, bot("", tool_calls=[call(arguments)])]})
 
@@ -124,6 +151,15 @@ def test_a_call_without_a_wrapper_stays_without_one(tmp_path: Path) -> None:
             'a call of a tool must be such as {"function": {"name": "...", "arguments": {...}}}, '
             "and is {'function': {'arguments': {}}}",
         ),
+        (
+            bot("", tool_calls=[{"name": "look", "parameters": OBJECT}]),
+            "a call of 'look' has 'parameters' where it must have 'arguments'",
+        ),
+        (
+            bot("", tool_calls=[call('{"n": NaN}')]),
+            "the arguments of a call of 'look' must be an object, or text that holds one in JSON, "
+            "and are '{\"n\": NaN}'",
+        ),
         ({**USER, "tool_calls": [call({})]}, "a turn of the role 'user' calls a tool; only the assistant does"),
     ],
 )
@@ -137,7 +173,8 @@ def test_what_is_no_call_is_refused_with_its_place(tmp_path: Path, turn: dict[st
 
 
 @pytest.mark.parametrize("said", [{"weight": 0}, {"weight": 0.0}, {"weight": False}, {"train": False}, {"loss": False},
-                                  {"trainable": 0}, {"loss_mask": 0}, {"masked": True}])  # fmt: skip
+                                  {"trainable": 0}, {"loss_mask": 0}, {"masked": True}, {"loss_weight": 0.0},
+                                  {"train": "False"}])  # fmt: skip
 def test_a_turn_that_is_not_to_be_learnt_has_the_weight_0(tmp_path: Path, said: dict[str, Any]) -> None:
     row = read(tmp_path, Demonstrations, {"messages": [USER, bot("no", **said), MORE, bot("b.")]})
 
@@ -188,6 +225,7 @@ def test_a_chat_that_does_not_say_what_is_learnt_is_refused(tmp_path: Path, turn
 # What counts as the answer
 
 
+TRANSCRIPT = "\n\nHuman: a?\n\nAssistant:"
 THANKS = {"role": "user", "content": "thanks"}
 
 
@@ -311,6 +349,16 @@ BEFORE = (
             "'prompt' ends with an answer, so it asks nothing; take that turn out of the prompt",
         ),
         (
+            Preferences,
+            {"chosen": f"{TRANSCRIPT} b\n\nHuman: thanks", "rejected": f"{TRANSCRIPT} c\n\nHuman: no"},
+            f"'chosen' goes on with 'Human:' behind its answer; end it with the answer, {LEAVE_OUT}",
+        ),
+        (
+            Preferences,
+            {"prompt": TRANSCRIPT, "chosen": " b", "rejected": " c\n\nHuman: no"},
+            f"'rejected' goes on with 'Human:' behind its answer; end it with the answer, {LEAVE_OUT}",
+        ),
+        (
             Ratings,
             {"prompt": [USER], "completion": [bot("b"), THANKS], "label": True},
             "'completion' does not end with an answer of the assistant, but with a turn of the role 'user'; "
@@ -407,4 +455,4 @@ def test_answers_of_several_turns_are_told(tmp_path: Path) -> None:
 
     found = audit(records(Preferences, put(tmp_path, [row])), RecordOptions())
 
-    assert ("answers", "1 have several turns: calls of tools and what follows them") in list(facts(found))
+    assert ("answers", "1 have several turns; the last of them is the answer") in list(facts(found))

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from alignkit.cli import main
+from alignkit.contract.events import Warned
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts, Records
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.learn.counting import Rows, count
-from alignkit.learn.models import load_policy, open_tokenizer, policy_tokenizer
+from alignkit.learn.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
 from alignkit.learn.preview import preview
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
@@ -219,6 +220,76 @@ def test_what_had_better_be_known_of_a_template_is_told_once(recipe: Callable[..
         "source 'base': the chat template of 'base' does not ask for an answer (add_generation_prompt), so its heading "
         f"'assistant:' is learnt as part of the answer; {ANOTHER}",
     ]
+
+
+def test_what_is_told_of_a_source_is_told_of_the_stage_that_takes_it(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_template(tmp_path / "model", PLAIN_TEMPLATE)
+    other = {**ASSISTANT, "content": "no", "prefix": True}
+    pairs = [{"prompt": [{**USER, "content": f"how are you {n}?"}], "chosen": [ASSISTANT], "rejected": [other]}
+             for n in range(20)]  # fmt: skip
+    write_rows(tmp_path / "preferences.jsonl", pairs)
+    second = ("[stage.two]", 'method = "reward"', "reward.epochs = 1")
+    file = recipe("demonstrations", *SFT, *second, more='pairs = { preferences = "preferences.jsonl" }')
+    heard: list[Any] = []
+
+    run_recipe(file, runs=tmp_path / "runs", inline=True, offline=True, observers=[heard.append])
+
+    told = [(one.stage, one.problem.partition(",")[0]) for one in heard if isinstance(one, Warned)]
+    assert ("two", "source 'pairs': the longer answer wins in 100% of the rows") in told
+    assert ("two", "source 'pairs': the chat template of 'base' does not read prefix") in told
+
+
+def test_a_model_that_cannot_be_opened_is_told_once(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    file = recipe("demonstrations", *SFT)
+    for part in (tmp_path / "model").glob("tokenizer*"):
+        part.unlink()
+
+    result = CliRunner().invoke(main, ["check", str(file), "--runs", str(tmp_path / "runs"), "--offline"])
+
+    assert result.exit_code == RecipeError.status
+    assert [line.partition(" (")[0] for line in result.stderr.splitlines()] == [
+        f"error: stage 'one', {tmp_path / 'model'}: the tokenizer cannot be opened"
+    ]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_chats_are_not_joined_with_plain_text(recipe: Callable[..., Path], tmp_path: Path, inline: bool) -> None:
+    write_template(tmp_path / "model", PLAIN_TEMPLATE)
+    write_rows(tmp_path / "plain.jsonl", [{"prompt": f"how are you {n}?", "completion": " fine"} for n in range(8)])
+    file = recipe("demonstrations", *SFT, "inputs.demos = ['rows', 'texts']",
+                  more='texts = { demonstrations = "plain.jsonl" }')  # fmt: skip
+
+    with pytest.raises(AlignkitError) as refused:
+        run_recipe(file, runs=tmp_path / "runs", inline=inline, offline=True)
+
+    assert str(refused.value) == (
+        "stage 'one': demos joins chats (rows) and plain text (texts); write all rows in one form, or take those of "
+        'one: inputs.demos = "rows"'
+    )
+    assert not list((tmp_path / "runs" / "stages").glob("one-*"))
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "prompts", "preferences"])
+def test_turns_that_a_template_leaves_away_are_told(recipe: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    silent = NO_SYSTEM.replace("{{ raise_exception('System role not supported') }}", "")
+    without = "{% for m in messages if m.role != 'system' %}"
+    write_template(tmp_path / "model", silent.replace("{% for m in messages %}", without))
+    stage = {
+        "demonstrations": SFT,
+        "prompts": ("[stage.one]", 'method = "grpo"', "inputs.rewards = ['gold']"),
+        "preferences": ("[stage.one]", 'method = "dpo"'),
+    }
+
+    found = found_of(recipe(kind, *stage[kind], more='gold = { reward = "function:reviews-gold" }'))
+
+    assert not found.problems
+    turns = 2 if kind == "preferences" else 1  # of a pair both sides are looked at
+    assert (
+        f"source 'rows': the chat template of 'base' does not show {turns} turns of the role 'system' as they stand, "
+        f"such as in {tmp_path / kind}.jsonl:3; see the rendered rows; if that is not meant, {ANOTHER}"
+    ) in list(map(str, found.remarks))
 
 
 def test_chats_are_rendered_once_for_each_content(

@@ -412,6 +412,19 @@ def test_files_that_break_loaders_are_read_or_refused_with_a_reason() -> None:
     }
 
 
+def test_a_source_that_was_looked_at_under_another_name_has_its_own(tmp_path: Path) -> None:
+    put(tmp_path, [{"prompt": f"{n}", "completion": "x"} for n in range(8)])
+    told = []
+    for name in ("one", "other"):
+        recipe = tmp_path / "r.toml"
+        recipe.write_text(f'[sources.base]\npolicy = "builtin:tiny"\n[sources.{name}]\ndemonstrations = "rows.jsonl"\n'
+                          "[stage.sft]\n")  # fmt: skip
+        runs = str(tmp_path / "runs")
+        told += json.loads(checked(str(recipe), "--json", "--rows-only", "--runs", runs).stdout)["sources"]
+
+    assert [one["source"] for one in told] == ["one", "other"]
+
+
 @pytest.mark.real
 def test_rows_that_a_test_file_shares_with_training_are_counted(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"

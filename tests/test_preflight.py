@@ -13,6 +13,7 @@ import transformers
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig
+from transformers.utils import logging
 
 from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
@@ -208,6 +209,14 @@ def test_pairs_that_are_left_out_take_no_time_and_cut_demonstrations_some(
     assert job is not None
     assert job.facts.rows + job.facts.held_out == pytest.approx(kept, abs=1)
     assert job.facts.longest <= 24
+
+
+def test_small_models_are_tried_without_bars_of_progress(recipe: Callable[..., Path]) -> None:
+    logging.enable_progress_bar()
+
+    found_of(recipe())
+
+    assert not logging.is_progress_bar_enabled()
 
 
 def test_rows_that_would_be_left_out_are_counted_before(recipe: Callable[..., Path]) -> None:

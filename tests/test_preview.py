@@ -57,11 +57,6 @@ def shown(kind: type, row: Any, tokenizer: Any) -> list[str]:
             {"prompt": "the food", "chosen": " was good", "rejected": " was bad"},
             ["chosen: the food⟦ was good<eos>⟧", "rejected: the food⟦ was bad<eos>⟧"],
         ),
-        (
-            Demonstrations,
-            {"messages": [CHAT[0], {**CHAT[1], "content": "", "tool_calls": [{"type": "function"}]}, *CHAT[1:2]]},
-            ["demonstration: ### User:\nhow are you?\n\n### Assistant:\n⟦<eos>⟧\n\n### Assistant:\n⟦fine<eos>⟧"],
-        ),
         (Prompts, {"prompt": CHAT[:1]}, ["prompt: ### User:\nhow are you?\n\n### Assistant:\n"]),
     ],
 )

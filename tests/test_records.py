@@ -159,6 +159,17 @@ def test_a_table_is_read_as_a_spreadsheet_writes_it(tmp_path: Path, sign: str, e
     assert list(records(Demonstrations, path).train()) == TABLE
 
 
+def test_what_excel_reads_in_front_of_a_table_is_no_row_and_counts_as_a_line(tmp_path: Path) -> None:
+    path = put(tmp_path, f"sep=;\r\n{in_table(';')}".encode("utf-8-sig"), "rows.csv")
+    damaged = put(tmp_path, b"sep=;\r\nprompt;completion\r\na;b;c\r\n", "other.csv")
+
+    assert list(records(Demonstrations, path).train()) == TABLE
+    assert refusal(tmp_path, Demonstrations, damaged) == (
+        "FOLDER/other.csv:3: the row has more or fewer cells than the first line names; put text that holds commas or "
+        "line breaks in quotes"
+    )
+
+
 @pytest.mark.parametrize("names", ['"text","a; b; c"', "text", '"text"'])
 def test_a_sign_within_a_name_parts_nothing(tmp_path: Path, names: str) -> None:
     path = put(tmp_path, f"{names}\n{'x,y' if ',' in names else 'x; y'}\n".encode(), "rows.csv")

@@ -237,7 +237,11 @@ def test_content_in_parts_becomes_one_text(tmp_path: Path) -> None:
 
 
 def test_tools_stay_with_a_chat_and_a_call_needs_no_words(tmp_path: Path) -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
     path = put(tmp_path, [{"messages": [USER, call], "tools": tools}])
@@ -259,8 +263,14 @@ def test_tools_stay_with_a_chat_and_a_call_needs_no_words(tmp_path: Path) -> Non
         (
             Demonstrations,
             [{"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}],
+            ":1: the content of a turn has parts of the type 'image', and only text is read; "
+            "correct the row or leave it out",
+        ),
+        (
+            Demonstrations,
+            [{"messages": [{"role": "user", "content": [7]}]}],
             ':1: \'messages\' must be messages such as {"role": "user", "content": "..."}, '
-            "and is {'role': 'user', 'content': [{'type':...; correct the row or leave it out",
+            "and is {'role': 'user', 'content': [7]}; correct the row or leave it out",
         ),
         (
             Ratings,

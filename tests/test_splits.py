@@ -91,7 +91,8 @@ TREES = [
     {"a/train.jsonl": rows("one"), "b/train.jsonl": rows("two"), "a/test.jsonl": rows("test")},
     {"one.jsonl": rows("one"), "two.csv": rows("two"), "README.txt": "Read me.", "LICENSE.txt": "MIT",
      "state_of_things.md": "no rows"},
-    {"train.jsonl": rows("one"), "more.jsonl": rows("two")},
+    {"trainset.jsonl": rows("one"), "train_data.csv": rows("two"), "testset.jsonl": rows("test")},
+    {"training_data.jsonl": rows("one"), "train_2.jsonl": rows("two"), "holdout.jsonl": rows("test")},
     {"contest.jsonl": rows("one"), "trainer.jsonl": rows("two")},
     {"data/part-00000-of-00002.jsonl": rows("one"), "data/part-00001-of-00002.jsonl": rows("two")},
 ]  # fmt: skip
@@ -104,7 +105,7 @@ def test_of_a_folder_the_split_train_is_read(desk: Desk, tree: dict[str, Any]) -
     assert words(planned(desk, options="held_out = 0.0")) == {"one", "two"}
 
 
-@pytest.mark.parametrize("tree", TREES[:5])
+@pytest.mark.parametrize("tree", [tree for tree in TREES if any(row == rows("test") for row in tree.values())])
 @pytest.mark.parametrize("said", ['split = "test"', 'split = "test[:1]"'])
 def test_another_split_is_read_where_it_is_named(desk: Desk, tree: dict[str, Any], said: str) -> None:
     write(desk.folder / "set", tree)
@@ -263,6 +264,27 @@ def test_a_card_that_says_nothing_of_files_is_no_matter(desk: Desk, readme: str)
             'name the files to read, or a pattern, such as "set/train.jsonl"',
         ),
         (
+            {"train.jsonl": rows("a"), "stats.json": "{}"},
+            "",
+            "r.toml:6: source 'demos': the folder has files of the split train, and stats.json beside them; "
+            'name the files to read, or a pattern, such as "set/train.jsonl"',
+        ),
+        (
+            {"state.json": '{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}'},
+            "",
+            "r.toml:6: source 'demos': the folder lacks data-00000-of-00001.arrow, which it names as a file of its "
+            "rows; copy it again, with all files",
+        ),
+        (
+            {
+                "README.md": "---\nconfigs:\n- config_name: default\n  data_files: data/train-*\n---\n",
+                "a.jsonl": rows("a"),
+            },
+            "",
+            "r.toml:6: source 'demos': the folder has no files of the split train, which it names; copy it again, with "
+            "all files",
+        ),
+        (
             {"a.jsonl": rows("a")},
             'split = "test"',
             "r.toml:6: source 'demos': the folder has no splits, and 'test' is asked for; leave it out, or write a "
@@ -354,6 +376,24 @@ def test_check_names_a_file_of_a_folder_without_a_split_train(tmp_path: Path, mo
     assert result.stderr == (
         "error: set: the folder has the splits validation, test, and no train; "
         "name the file, or a pattern in quotes: alignkit check set/dev.jsonl\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"), [("set", "the folder holds no file of rows"), ("set/*", "no file matches the pattern")]
+)
+def test_check_says_where_there_are_no_files_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, problem: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(main, ["check", what, "--as", "demonstrations"])
+
+    assert result.exit_code == 65
+    assert result.stderr == (
+        f"error: {what}: {problem}; name files that end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .txt, "
+        "each also with .gz or .zst\n"
     )
 
 

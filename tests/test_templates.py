@@ -28,6 +28,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+ANOTHER = 'give the source of the policy another template: chat_template = "FILE"'
 CHATML_MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -159,6 +160,50 @@ def test_calls_and_what_a_tool_says_are_told_apart():
         assert first.endswith(end)
         assert second.endswith(f"the door is red.{end}")
         assert "painted" not in first + second
+
+
+PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for part in m.content %}{% if part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As templates of models that read images, too: contents are lists of parts."""
+
+
+def test_a_template_that_reads_contents_in_parts_is_given_them_so():
+    chat = {"messages": [user("What colour?"), assistant("red."), user("Still?"), assistant("yes.")]}
+    in_parts, in_text = (make_tokenizer(template, CHATML_MARKS, eos="<|im_end|>") for template in (PARTS, CHATML))
+
+    assert demonstration(chat, in_parts) == demonstration(chat, in_text)
+    assert prompt_ids(in_parts, chat["messages"][:3]) == prompt_ids(in_text, chat["messages"][:3])
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{% endfor %}", "{% for m in messages %}\n{% endfor %}"])
+def test_a_template_that_writes_nothing_is_refused(template):
+    tokenizer = make_tokenizer(template, CHATML_MARKS, eos="<|im_end|>")
+    said = f"chat template: the chat template writes nothing for the chat; leave the row out, or {ANOTHER}"
+
+    for encode in (
+        lambda: demonstration({"messages": [user("a"), assistant("b")]}, tokenizer),
+        lambda: demonstration({"prompt": [], "completion": [assistant("b")]}, tokenizer),
+        lambda: prompt_ids(tokenizer, [user("a")]),
+    ):
+        with pytest.raises(DataError) as refused:
+            encode()
+        assert str(refused.value) == said
+
+
+def test_calls_are_refused_where_the_template_has_no_place_for_them():
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    chat = [user("a"), assistant("", tool_calls=[call]), {"role": "tool", "content": "seen"}]
+
+    with pytest.raises(DataError) as refused:
+        prompt_ids(family("chatml"), chat)
+
+    assert str(refused.value) == (
+        "chat template: the row has calls of tools, and the chat template has no place for them; leave the row out, or "
+        + ANOTHER
+    )
 
 
 def test_an_earlier_turn_that_is_rendered_otherwise_later_is_found_by_its_heading():

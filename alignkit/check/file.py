@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.contract.files import files_matching, format_of, is_pattern, rows_of, whole_path
+from alignkit.contract.files import FORMATS, files_matching, format_of, is_pattern, rows_of, whole_path
 from alignkit.contract.kinds import SOURCE_KINDS, Records
 from alignkit.contract.records import Part, is_meant, placed_rows
 from alignkit.contract.shapes import SHAPES
@@ -30,7 +30,7 @@ def files_at(what: str) -> RowFiles:
     """Find the files of rows that a path or a pattern names: one, those of a folder (its split `train`), or matches.
 
     None for a recipe, or where there is nothing that could be one. Raises DataError for a file that is not there, and
-    for a folder without such a split.
+    for a folder without rows or without such a split.
     """
     path = Path(what)
     if path.suffix == ".toml":
@@ -39,12 +39,20 @@ def files_at(what: str) -> RowFiles:
         return RowFiles((whole_path(path),))
     if path.is_dir():
         files, splits = files_of_split(path, None, in_recipe=False)
-        return RowFiles(tuple(files), splits)
+        return RowFiles(tuple(_some(files, "the folder holds no file of rows", what)), splits)
     if is_pattern(what):
-        return RowFiles(tuple(sorted(map(whole_path, files_matching(path, Path())))))
+        files = sorted(map(whole_path, files_matching(path, Path())))
+        return RowFiles(tuple(_some(files, "no file matches the pattern", what)))
     if format_of(path):
         raise DataError("there is no such file", what, "check its path")
     return RowFiles()
+
+
+def _some(files: list[Path], problem: str, what: str) -> list[Path]:
+    """Return the files. Raise DataError where there is none."""
+    if not files:
+        raise DataError(problem, what, f"name files that end in {', '.join(FORMATS)}, each also with .gz or .zst")
+    return files
 
 
 def source_of(files: Sequence[Path], name: str, word: str | None = None, splits: Sequence[str] = ()) -> Source:

@@ -44,7 +44,8 @@ def facts(found: Audit) -> Iterator[tuple[str, str]]:
     if unread:
         yield "not read", "; ".join(unread)
     if found.several_turns:
-        yield "answers", f"{found.several_turns} have several turns: calls of tools and what follows them"
+        learnt = "all that the assistant says in them" if found.kind == "Demonstrations" else "the last of them"
+        yield "answers", f"{found.several_turns} have several turns; {learnt} is the answer"
     if found.not_learnt:
         yield "not learnt", f"{found.not_learnt} answers of the weight 0"
     yield "prompts" if found.kind != "Text" else "texts", f"{found.prompts} differ"

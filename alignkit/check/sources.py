@@ -10,7 +10,7 @@ from alignkit.contract.records import split_of
 from alignkit.contract.splits import split_called
 from alignkit.plan.source import RecordOptions, Source
 
-VERSION = 6
+VERSION = 7
 """Raised when what an audit looks at changes."""
 
 
@@ -34,9 +34,9 @@ def check_source(source: Source, records: Records, cache: Path) -> Audit:
 
 
 def known(source: Source, cache: Path) -> Audit | None:
-    """Give what was found in a source before; None where nobody looked."""
+    """Give what was found in a source before, maybe under another name; None where nobody looked."""
     note = _note(source, cache)
-    return Audit(**json.loads(note.read_text("utf-8"))) if note.is_file() else None
+    return Audit(**{**json.loads(note.read_text("utf-8")), "source": source.name}) if note.is_file() else None
 
 
 def _note(source: Source, cache: Path) -> Path:

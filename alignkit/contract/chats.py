@@ -47,8 +47,17 @@ TURN_KEYS = (
 NOTHING_ELSE = {"role", "content"}
 """The keys of nearly all turns, which are messages as they stand."""
 
-SAID_OTHERWISE = {"train": True, "trainable": True, "loss": True, "loss_mask": True, "masked": False}
+SAID_OTHERWISE = {
+    "train": True,
+    "trainable": True,
+    "loss": True,
+    "loss_mask": True,
+    "loss_weight": True,
+    "masked": False,
+}
 """Other keys that say whether a turn is learnt -> the value that says it is."""
+IN_WORDS = {"true": True, "false": False}
+"""How tables write those values."""
 
 
 def as_messages(value: Any) -> Any:
@@ -64,7 +73,7 @@ def roles_in(chat: Any) -> set[Any]:
 
 
 def plain(turn: Any) -> Any:
-    """Give one turn as a message. Raises DataError, without a place, for calls and weights that are none.
+    """Give one turn as a message. Raises DataError, without a place, for calls, contents and weights that are none.
 
     ShareGPT's names become ours, content in parts becomes one text, arguments in text become an object; keys that
     hold nothing are left out.
@@ -73,8 +82,7 @@ def plain(turn: Any) -> Any:
         return turn
     turn = {name: value for name, value in turn.items() if value is not None or name == "content"}
     if "from" in turn and "value" in turn and "role" not in turn:
-        others = {name: value for name, value in turn.items() if name not in ("from", "value")}
-        turn = {"role": ROLE_OF.get(str(turn["from"]).lower(), turn["from"]), "content": turn["value"], **others}
+        turn = _from_sharegpt(turn)
     turn = _weighed(_with_calls(turn))
     content = turn.get("content")
     if isinstance(content, list):
@@ -84,10 +92,30 @@ def plain(turn: Any) -> Any:
     return turn
 
 
+def _from_sharegpt(turn: Turn) -> Turn:
+    """Give a ShareGPT turn with our names; what `function_call` says are calls, written as JSON."""
+    others = {name: value for name, value in turn.items() if name not in ("from", "value")}
+    who, said = str(turn["from"]).lower(), turn["value"]
+    role = ROLE_OF.get(who, turn["from"])
+    if who != "function_call":
+        return {"role": role, "content": said, **others}
+    calls = _read_json(said)
+    return {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls], **others}
+
+
 def _joined(parts: list[Any]) -> Any:
-    """Join the parts of a content that are text; anything else stays as it is, and is refused by the checks."""
+    """Join the parts of a content that are text; what is no part stays as it is, and is refused by the checks.
+
+    Raises DataError for parts of another type, such as images.
+    """
     texts = [_text_of(part) for part in parts]
-    return "".join(text for text in texts if text is not None) if None not in texts else parts
+    if None not in texts:
+        return "".join(text for text in texts if text is not None)
+    others = {str(part["type"]) for part in parts if isinstance(part, dict) and part.get("type", "text") != "text"}
+    if others:
+        types = " and ".join(map(repr, sorted(others)))
+        raise DataError(f"the content of a turn has parts of the type {types}, and only text is read")
+    return parts
 
 
 def _text_of(part: Any) -> str | None:
@@ -120,15 +148,15 @@ def _with_calls(turn: Turn) -> Turn:
 
 
 def _call(call: Any) -> Turn:
-    """Give a call, its arguments as an object."""
+    """Give a call, its arguments as an object; without any it has none, as where a columnar file has a null."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         wanted = '{"function": {"name": "...", "arguments": {...}}}'
         raise DataError(f"a call of a tool must be such as {wanted}, and is {_shown(call)}")
-    if function.get("arguments") is None:
-        return dict(call)
-    given = function["arguments"]
-    arguments = {} if given == "" else _read_json(given)
+    given = function.get("arguments")
+    if given is None and function.get("parameters") is not None:
+        raise DataError(f"a call of {function['name']!r} has 'parameters' where it must have 'arguments'")
+    arguments = {} if given in (None, "") else _read_json(given)
     if not isinstance(arguments, dict):
         problem = f"the arguments of a call of {function['name']!r} must be an object, or text that holds one in JSON"
         raise DataError(f"{problem}, and are {_shown(given)}")
@@ -139,9 +167,14 @@ def _call(call: Any) -> Turn:
 def _read_json(value: Any) -> Any:
     """Read what a text holds as JSON; any other value, or text that is none, stays as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value, parse_constant=_no_json) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
+
+
+def _no_json(constant: str) -> Any:
+    """Refuse NaN and infinities, which Python reads and JSON does not have."""
+    raise ValueError(constant)
 
 
 def _shown(value: Any) -> str:
@@ -161,25 +194,29 @@ def read_tools(value: Any) -> list[Turn] | None:
 
 def _weighed(turn: Turn) -> Turn:
     """Give an assistant's turn with its weight, 0 or 1, where it says one; of other turns nothing is learnt anyhow."""
-    said = {name for name in SAID_OTHERWISE if name in turn and _is_flag(turn[name])}
+    flags = {name: _flag(turn[name]) for name in SAID_OTHERWISE if name in turn}
+    said = {name: flag for name, flag in flags.items() if flag is not None}
     if not said and "weight" not in turn:
         return turn
     others = {name: value for name, value in turn.items() if name not in said and name != "weight"}
     if turn.get("role") != "assistant":
         return others
-    weights = {int(bool(turn[name]) is SAID_OTHERWISE[name]) for name in said}
+    weights = {int(flag is SAID_OTHERWISE[name]) for name, flag in said.items()}
     if "weight" in turn:
-        if not _is_flag(turn["weight"]):
+        if (weight := _flag(turn["weight"])) is None:
             raise DataError(f"the weight of a turn must be 0 (it is not learnt) or 1, and is {_shown(turn['weight'])}")
-        weights.add(int(turn["weight"]))
+        weights.add(int(weight))
     if len(weights) > 1:
         keys = " and ".join([*sorted(said), *(["weight"] if "weight" in turn else [])])
         raise DataError(f"the keys {keys} of a turn contradict each other on whether it is learnt")
     return {**others, "weight": weights.pop()}
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool | int | float) and value in (0, 1)
+def _flag(value: Any) -> bool | None:
+    """Read a flag; None where it is none, such as a number that somebody logged."""
+    if isinstance(value, str):
+        return IN_WORDS.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def teaches_nothing(turns: Sequence[Mapping[str, Any]]) -> bool:

@@ -266,20 +266,26 @@ def _json_array(path: Path, file: BinaryIO) -> Found:
 def _cells(path: Path, file: BinaryIO, sign: str) -> Found:
     """Read a table in text, its cells parted by a sign, or by the one that parts the names in its first line."""
     lines = (line for _, line in _lines(path, file))
-    first = next(lines, "")
+    first, before = next(lines, ""), 0
+    if EXCEL_HINT.fullmatch(first.rstrip("\r\n")):
+        first, before = next(lines, ""), 1
     reader = csv.DictReader(chain([first], lines), strict=True, delimiter=_separator(first, sign))
     try:
         for row in reader:
-            where = f"{path}:{reader.line_num}"
+            where = f"{path}:{before + reader.line_num}"
             if None in row or None in row.values():
                 problem = "the row has more or fewer cells than the first line names"
                 yield where, DataError(problem, where, "put text that holds commas or line breaks in quotes")
             else:
                 yield where, row
     except csv.Error as error:
-        raise DataError(f"not CSV ({error})", f"{path}:{reader.reader.line_num}", "correct the line") from error
+        raise DataError(
+            f"not CSV ({error})", f"{path}:{before + reader.reader.line_num}", "correct the line"
+        ) from error
 
 
+EXCEL_HINT = re.compile(r"sep=.", re.IGNORECASE)
+"""What Excel reads in front of the names: which sign parts the cells."""
 SEPARATORS = (",", ";", "\t", "|")
 """What parts cells: Excel writes semicolons where the comma is a decimal point."""
 

@@ -20,11 +20,12 @@ Splits = dict[str, list[Path]]
 KEYWORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout", "held_out"),
 }
-"""Split -> words for it in names of folders and files, as the hub knows them."""
+"""Split -> words for it in names of folders and files: those that the hub knows, and a few more."""
 CANONICAL = {word: split for split, words in KEYWORDS.items() for word in words}
-WORD = re.compile(rf"(?<![A-Za-z])({'|'.join(sorted(CANONICAL, key=len, reverse=True))})(?![A-Za-z])", re.IGNORECASE)
+WORDS = "|".join(sorted(CANONICAL, key=len, reverse=True))
+WORD = re.compile(rf"(?<![A-Za-z])({WORDS})(?:set|data|split)?(?![A-Za-z])", re.IGNORECASE)
 SHARD = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}.*")
 """How the hub names the files of a split, in a folder `data`."""
 
@@ -40,28 +41,44 @@ def files_of_split(
     """Find the files of one split of a folder, `train` unless another one is named, and the names of all its splits.
 
     A folder whose files belong to no split is taken whole, and has no such names. Raises DataError where the split, or
-    the config, is not there or would be a guess; the remedy is for a recipe, or for a command that names files.
+    the config, or a file of it is not there or would be a guess; the remedy is for a recipe, or for a command that
+    names files.
     """
     splits = splits_in(folder, config, in_recipe=in_recipe)
     if splits.keys() <= {""}:
         if split is not None and splits:
             remedy = 'leave it out, or write a slice such as split = "[:2000]"'
             raise DataError(f"the folder has no splits, and {split!r} is asked for", str(folder), remedy)
-        return [*map(whole_path, splits.get("", []))], ()
+        return _there(folder, splits.get("", [])), ()
     names = tuple(name for name in splits if name)
     if "" in splits:
-        problem = f"the folder has files of the splits {', '.join(names)}, and {splits[''][0].name} beside them"
+        problem = f"the folder has files of {_listed('split', names)}, and {splits[''][0].name} beside them"
         raise DataError(problem, str(folder), _name_files(folder, splits, in_recipe=in_recipe))
     wanted = split_called(split or "train")
     if wanted not in splits and split in splits:
         wanted = split
     if wanted not in splits:
-        known = f"the split{'s' if len(names) > 1 else ''} {', '.join(names)}"
-        problem = f"the folder has {known}, and no {split or 'train'}"
+        problem = f"the folder has {_listed('split', names)}, and no {split or 'train'}"
         likely = next((name for name in names if (split or "train") in name), names[0])
         remedy = f'write split = "{likely}"' if in_recipe else _name_files(folder, splits, in_recipe=False)
         raise DataError(problem, str(folder), remedy)
-    return [*map(whole_path, splits[wanted])], names
+    if not splits[wanted]:
+        problem = f"the folder has no files of the split {wanted}, which it names"
+        raise DataError(problem, str(folder), "copy it again, with all files")
+    return _there(folder, splits[wanted]), names
+
+
+def _there(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """Give the whole paths of files, all of which must be there."""
+    for file in files:
+        if not file.is_file():
+            problem = f"the folder lacks {file.relative_to(folder)}, which it names as a file of its rows"
+            raise DataError(problem, str(folder), "copy it again, with all files")
+    return [*map(whole_path, files)]
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    return f"the {what}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def splits_in(folder: Path, config: str | None = None, *, in_recipe: bool = True) -> Splits:
@@ -84,8 +101,6 @@ def by_name(folder: Path, files: Iterable[Path]) -> Splits:
     for file in files:
         splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     names = splits.keys() - {""}
-    if "" in splits and names == {"train"}:
-        return {"train": sorted(file for several in splits.values() for file in several)}
     if len(names) == 1 and not names & KEYWORDS.keys():  # the parts of one set, under a name of its own
         return {"": sorted(file for several in splits.values() for file in several)}
     return splits
@@ -124,7 +139,7 @@ def _configured(folder: Path, config: str | None, *, in_recipe: bool) -> Splits 
     """Read which files are of which split from the head of README.md; None where it does not say."""
     configs = {str(one.get("config_name", "default")): one for one in _configs(folder)}
     if config is not None and config not in configs:
-        known = f"the config{'s' if len(configs) > 1 else ''} {', '.join(configs)}" if configs else "no configs"
+        known = _listed("config", [*configs]) if configs else "no configs"
         problem = f"the folder has {known}, and {config!r} is asked for"
         remedy = f'write config = "{next(iter(configs))}"' if configs else "leave config out"
         raise DataError(problem, str(folder), remedy)
@@ -179,7 +194,8 @@ def _matching(base: Path, patterns: Sequence[str]) -> list[Path]:
 
 def _name_files(folder: Path, splits: Splits, *, in_recipe: bool) -> str:
     """Advise to name the files of one split."""
-    files = splits.get("train") or next(files for name, files in splits.items() if name)
+    named = [name for name in splits if name]
+    files = splits[next((name for name in named if "train" in name), named[0])]
     said = files[0].relative_to(folder) if files[0].is_relative_to(folder) else files[0]
     if in_recipe:
         return f'name the files to read, or a pattern, such as "{Path(folder.name) / said}"'

@@ -50,6 +50,7 @@ def row_values(row: Row, place: str, kind: str, shape: Shape, *, made: bool) -> 
     values = with_prompt(values)
     if not made:
         _refuse_rubbish(values, place)
+        _check_transcripts(values, place)
     _check_answers(values, place)
     given = {**row, **tools} if tools else row
     for column in further_columns(kind, given, values):
@@ -60,15 +61,30 @@ def row_values(row: Row, place: str, kind: str, shape: Shape, *, made: bool) -> 
     return values
 
 
+ANSWERS = ("completion", "chosen", "rejected")
+"""Columns that hold an answer to the prompt."""
+
+
 def _check_answers(values: Row, place: str) -> None:
     """Refuse chats that do not answer, or from which nothing is to be learnt. Raises DataError."""
-    answers = [column for column in ("completion", "chosen", "rejected") if isinstance(values.get(column), list)]
+    answers = [column for column in ANSWERS if isinstance(values.get(column), list)]
     for column in sorted(answers, key=lambda one: bool(values[one][-1]["role"] == "assistant")):  # those without first
         check_answer(values[column], column, place)
     if "messages" in values and teaches_nothing(values["messages"]):
         spoken = any(turn["role"] == "assistant" for turn in values["messages"])
         why = "every answer in it has the weight 0" if spoken else "it has no answer of the assistant"
         raise _rubbish(f"nothing can be learnt from 'messages': {why}", place)
+
+
+def _check_transcripts(values: Row, place: str) -> None:
+    """Refuse transcripts in text that go on with what the user says to an answer. Raises DataError."""
+    prompt = values.get("prompt")
+    if not (isinstance(prompt, str) and prompt.rstrip().endswith("\n\nAssistant:")):
+        return
+    for column in ANSWERS:
+        if "\n\nHuman:" in values.get(column, ""):
+            problem = f"{column!r} goes on with 'Human:' behind its answer"
+            raise DataError(problem, place, "end it with the answer, or leave the row out")
 
 
 def _with_system(values: Row, system: Any, shape: Shape, place: str) -> Row:
@@ -96,7 +112,7 @@ def _mixed(values: Row) -> bool:
 def _in_one_form(values: Row, place: str) -> Row:
     """Make a text beside a chat a turn of it, where it is plain whose: a question, or all answers. Raises DataError."""
     prompt = values.get("prompt")
-    answers = {column: values[column] for column in ("completion", "chosen", "rejected") if column in values}
+    answers = {column: values[column] for column in ANSWERS if column in values}
     if isinstance(prompt, str):
         values = {**values, "prompt": asked(prompt) if prompt else []}
     elif all(isinstance(answer, str) for answer in answers.values()):

@@ -27,6 +27,8 @@ PROBE = "\u2042q7x\u2042"
 """A content that stands in nobody's text: asterisms around a word."""
 WEIGHT = "weight"
 """The key of a turn that says whether it is learnt: 0 or 1, as in OpenAI's format for fine-tuning."""
+CALLS = "tool_calls"
+"""The key of a turn that holds calls of tools."""
 TEMPLATE = "chat template"
 """Where an error is whose row is not known."""
 ANOTHER = 'give the source of the policy another template: chat_template = "FILE"'
@@ -63,23 +65,54 @@ class _Whole:
 def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False, tools: Tools = None) -> str:
     """Render a chat by the tokenizer's template, with the opening of an answer where `asking`.
 
-    Raises DataError where the chat has tools and the template has no place for them, and with what the template said
-    where it refuses the chat.
+    Raises DataError where the chat has tools, or calls of them, and the template has no place for them, where it asks
+    nothing, and with what the template said where it refuses the chat.
     """
     source = str(tokenizer.chat_template)
     if tools and "tools" not in source:
         problem = "the row has tools, and the chat template has no place for them"
         raise DataError(problem, TEMPLATE, f"take the column tools out, or {ANOTHER}")
+    if CALLS not in source and any(turn.get(CALLS) for turn in chat):
+        problem = "the row has calls of tools, and the chat template has no place for them"
+        raise DataError(problem, TEMPLATE, f"leave the row out, or {ANOTHER}")
     hidden = () if WEIGHT in source else (WEIGHT,)
-    turns: list[Any] = [{key: value for key, value in turn.items() if key not in hidden} for turn in chat]
+    turns: list[Turn] = [{key: value for key, value in turn.items() if key not in hidden} for turn in chat]
+    if _reads_parts(tokenizer, source):
+        turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    text = _applied(tokenizer, turns, asking=asking, tools=tools)
+    if asking and not text.strip():
+        raise _nothing()
+    return text
+
+
+def _nothing() -> DataError:
+    return DataError("the chat template writes nothing for the chat", TEMPLATE, f"leave the row out, or {ANOTHER}")
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, turns: Chat, *, asking: bool = False, tools: Tools = None) -> str:
+    """Apply the chat template. Raises DataError with what it said where it refuses the chat."""
     given: list[Any] | None = [dict(tool) for tool in tools] if tools else None
+    chat: list[Any] = [*turns]
     try:
-        return cast("str", tokenizer.apply_chat_template(turns, given, tokenize=False, add_generation_prompt=asking))
+        return cast("str", tokenizer.apply_chat_template(chat, given, tokenize=False, add_generation_prompt=asking))
     except RAISED as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"the chat template refuses the chat: {said}", TEMPLATE, f"correct the row, or {ANOTHER}"
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _reads_parts(tokenizer: PreTrainedTokenizerBase, _: str) -> bool:
+    """Say whether a template shows contents in parts alone, as those of models that read images, too."""
+
+    def shows(content: Any) -> bool:
+        try:
+            return PROBE in _applied(tokenizer, [{"role": "user", "content": content}])
+        except DataError:
+            return False
+
+    return not shows(PROBE) and shows([{"type": "text", "text": PROBE}])
 
 
 def said_by_assistant(turns: Chat, begin: int = 0) -> list[int]:
@@ -111,6 +144,8 @@ def spoken(turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBas
     cannot be found, telling what differs.
     """
     whole = _Whole(turns, tokenizer, tools, rendered(tokenizer, turns, tools=tools))
+    if not whole.text.strip():
+        raise _nothing()
     spans = list[tuple[int, int]]()
     for place in places:
         asked = whole.until(place, asking=True)
@@ -165,7 +200,7 @@ def _end(whole: _Whole, place: int, begin: int) -> int:
         return found + len(mark)
     if known and after != whole.until(place + 1, asking=True).rstrip():
         return limit
-    if known and turn.get("tool_calls"):  # they stand behind the content
+    if known and turn.get(CALLS):  # they stand behind the content
         return limit - _shared_end(whole.until(place, asking=True).rstrip(), whole.text[begin:limit])
     return max(begin, _content(whole, place)[1])
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignkit.learn.rendering import Rendering
     from alignkit.learn.templates import Learn
 
-VERSION = 1
+VERSION = 2
 """Raised when what is looked at changes."""
 GIVE = 'give the source of the policy another template: chat_template = "FILE"'
 
@@ -58,7 +58,7 @@ class Chats:
         """
         from alignkit.learn.counting import learn_of
 
-        told = Told(self._new(list(self._judges(stage))), [])
+        told = Told([*self._new(list(self._judges(stage))), *self._two_forms(stage)], [])
         for name in self._sources(stage):
             for reader in self._readers(stage):
                 if reader.reward and not issubclass(self.plan.sources[name].kind, Prompts):
@@ -75,6 +75,17 @@ class Chats:
         if stage.method.loop == "evaluation" and not told.problems:
             told.problems.extend(self._left_out(stage))
         return told
+
+    def _two_forms(self, stage: PlannedStage) -> Iterator[Problem]:
+        """Refuse an input that joins sources of chats with such of plain text, as one source may not hold both."""
+        for role, names in stage.inputs.items():
+            known = [name for name in names if name in self.audits]
+            chats = [name for name in known if self.audits[name].chats]
+            texts = [name for name in known if not self.audits[name].chats]
+            if chats and texts:
+                problem = f"{role} joins chats ({', '.join(chats)}) and plain text ({', '.join(texts)})"
+                remedy = f'write all rows in one form, or take those of one: inputs.{role} = "{chats[0]}"'
+                yield Problem(problem, f"stage {stage.name!r}", remedy)
 
     def _judges(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse judges that are policies and whose template takes no question, or none after an answer."""
@@ -196,6 +207,10 @@ class Chats:
             problem = f"{template} renders {found.changed} answers otherwise than they stand, such as that of"
             remedy = f"see the rendered rows; if that is not meant, {GIVE}"
             yield Problem(f"{problem} {found.first_changed}", where, remedy)
+        for role, turns in found.unshown.items():
+            problem = f"{template} does not show {turns} turns of the role {role!r} as they stand, such as in"
+            remedy = f"see the rendered rows; if that is not meant, {GIVE}"
+            yield Problem(f"{problem} {found.first_unshown}", where, remedy)
         for key, turns in found.unread.items():
             yield Problem(f"{template} does not read {key}, which {turns} turns have", where, f"take it out, or {GIVE}")
         if reader.plain:

@@ -54,12 +54,15 @@ class Preflight:
 
 def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Preflight:
     """Look at all wanted stages; `audits` by the source's name."""
+    from transformers.utils import logging
+
     from alignkit.learn.estimate import machine_memory
     from alignkit.learn.packing import FAILURES
     from alignkit.run.architecture import architecture
     from alignkit.run.chats import Chats
     from alignkit.run.estimates import Estimator
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
     found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
     chats, disk = Chats(plan, audits, runs, offline), 0.0
     for stage in plan.stages:

@@ -24,7 +24,7 @@ from alignkit.run.worker import prepare
 if TYPE_CHECKING:
     from alignkit.learn.counting import Counted
 
-VERSION = 4
+VERSION = 5
 """Raised when what is counted or shown changes."""
 
 

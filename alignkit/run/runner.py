@@ -173,8 +173,9 @@ class _Run:
                 raise StoppedError(stage.name, self.stop.status)
             if not found and fetched is None:
                 fetched = fetch(self._needed(finished), self.runs, self.offline)
-                for remark in (remark for one in fetched.values() for remark in one.remarks):
-                    self.tell(Warned(stage.name, f"{remark.where}: {remark.problem}", remark.remedy))
+                self._warn(
+                    stage.name, self._left(finished), [found for one in fetched.values() for found in one.remarks]
+                )
                 if self.check and not self.inline and self.machine.processes == 1:
                     self._preflight(stage.name, finished)
                 elif self.check:
@@ -183,15 +184,17 @@ class _Run:
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
 
+    def _left(self, finished: Mapping[str, Finished]) -> list[PlannedStage]:
+        return [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+
     def _needed(self, finished: Mapping[str, Finished]) -> list[Source]:
         """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
-        open_stages = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
-        names = {name for stage in open_stages for several in stage.inputs.values() for name in several}
+        names = {name for stage in self._left(finished) for several in stage.inputs.values() for name in several}
         return [source for name, source in self.plan.sources.items() if name in names]
 
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
-        left = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+        left = self._left(finished)
         if not any(stage.method.loop or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
@@ -211,19 +214,24 @@ class _Run:
     def _look_at_chats(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Render all chats of what is left in this process; raises RecipeError where a template refuses them."""
         set_environment(self.offline)
-        left = [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+        left = self._left(finished)
         found = preflight.look_at_chats(self.plan, [stage.name for stage in left], self.runs, self.offline)
         self._heed(first, left, found.problems, found.remarks)
 
     def _heed(
         self, first: str, left: Sequence[PlannedStage], problems: Sequence[Problem], remarks: Sequence[Problem]
     ) -> None:
+        self._warn(first, left, remarks)
+        if problems:
+            raise RecipeError.of(problems)
+
+    def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
+        """Tell each remark as one of the stage that it names, else of the first one that takes the source it names."""
         for remark in remarks:
             stage = next((one.name for one in left if remark.where == f"stage {one.name!r}"), None)
             problem = remark.problem if stage else f"{remark.where}: {remark.problem}"
-            self.tell(Warned(stage or first, problem, remark.remedy))
-        if problems:
-            raise RecipeError.of(problems)
+            taker = next((one.name for one in left if _takes(one, remark.where)), first)
+            self.tell(Warned(stage or taker, problem, remark.remedy))
 
     def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
         self.tell(
@@ -291,6 +299,10 @@ class _Run:
                 passed_on += 1
         watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
+
+
+def _takes(stage: PlannedStage, where: str) -> bool:
+    return any(where == f"source {name!r}" for names in stage.inputs.values() for name in names)
 
 
 def _reads(stage: PlannedStage, plan: Plan) -> bool:
