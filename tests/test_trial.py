@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import (
     BertConfig,
+    Gemma4TextConfig,
     GraniteConfig,
     GraniteMoeConfig,
     GraniteMoeHybridConfig,
@@ -96,6 +97,15 @@ def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(tokenizer) -> 
         "the logits of a RobertaForCausalLM are not made by a linear layer, which a shared body needs; let all weights "
         "learn, and the critic have a body of its own"
     ]
+
+
+def test_a_layout_that_cuts_off_layers_from_keys_that_they_share_is_refused(tokenizer) -> None:
+    config = Gemma4TextConfig(num_hidden_layers=30, num_kv_shared_layers=20)
+
+    assert problems(config, "ppo, frozen", tokenizer) == [
+        "trained_layers: a Gemma4ForCausalLM cannot be cut into frozen and trained layers; let all weights learn"
+    ]
+    assert problems(config, "ppo, shared", tokenizer) == []
 
 
 def test_what_fails_in_a_step_is_refused_by_its_reason(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,10 @@ def _fewer_layers(facts: Mapping[str, Any], least: int) -> dict[str, Any]:
         for key, value in facts.items()
         if isinstance(value, list | tuple) and len(value) == depth and key not in DERIVED
     }
-    kept = sorted(_one_of_each(lists.values(), depth, min(least, depth)))
+    shared = _number(facts.get("num_kv_shared_layers"))  # at the end, which read others' keys and values
+    own = depth - shared
+    kept = sorted(_one_of_each([values[:own] for values in lists.values()], own, min(least, own)))
+    kept += [depth - 1] * (shared > 0)
     found: dict[str, Any] = {name: len(kept) for name in DEPTHS if _number(facts.get(name))}
     found |= {key: [values[place] for place in kept] for key, values in lists.items()}
     if own := facts.get("per_layer_config"):  # what single layers have for themselves, by their place
@@ -236,8 +239,8 @@ def _fewer_layers(facts: Mapping[str, Any], least: int) -> dict[str, Any]:
         kinds = types[0][0]
         found |= {"attention_types": [[kinds, 2]]} | {name: 2 * len(kinds) for name in DEPTHS if name in found}
         found["attention_layers"] = 2 * list(kinds)
-    if _number(facts.get("num_kv_shared_layers")):
-        found["num_kv_shared_layers"] = 0
+    if shared:
+        found["num_kv_shared_layers"] = 1
     return found
 
 
