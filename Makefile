@@ -17,7 +17,7 @@ demo: setup
 	$(bin)/alignkit recipe rlhf.toml
 
 test: setup
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n logical --dist worksteal
 
 slow: setup
 	$(bin)/python -m pytest -m slow
