@@ -223,8 +223,8 @@ def _fewer_layers(facts: Mapping[str, Any], least: int) -> dict[str, Any]:
         if isinstance(value, list | tuple) and len(value) == depth and key not in DERIVED
     }
     shared = _number(facts.get("num_kv_shared_layers"))  # at the end, which read others' keys and values
-    own = depth - shared
-    kept = sorted(_one_of_each([values[:own] for values in lists.values()], own, min(least, own)))
+    before = depth - shared
+    kept = sorted(_one_of_each([values[:before] for values in lists.values()], before, min(least, before)))
     kept += [depth - 1] * (shared > 0)
     found: dict[str, Any] = {name: len(kept) for name in DEPTHS if _number(facts.get(name))}
     found |= {key: [values[place] for place in kept] for key, values in lists.items()}
