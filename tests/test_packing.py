@@ -284,3 +284,10 @@ def test_groups_keep_the_answers_of_a_prompt_side_by_side(monkeypatch: pytest.Mo
 
     assert by_prompt(prompts, answers) == [[1, 0], [2], [3]]
     assert by_prompt(prompts, answers, most=1) == [[1], [0], [2], [3]]
+
+
+def test_a_cap_is_found_where_logits_are_still_small() -> None:
+    model = miniature(Gemma2Config(final_logit_softcapping=30.0))
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=1e-4)
+
+    assert find_head(model).cap == 30.0

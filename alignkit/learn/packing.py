@@ -419,6 +419,8 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
+LARGE_LOGITS = 20.0
+"""Standard deviation of logits at which any soft cap shows."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configs call the cap of logits."""
 _heads: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
@@ -451,14 +453,24 @@ def _head(model: Any) -> Head | None:
     if type(linear) is not nn.Linear:
         return None
     ids = torch.tensor([probe_rows(model, PROBE_LENGTHS)[0][2]], device=model.device)
-    hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    products = nn.functional.linear(hidden, linear.weight, linear.bias).float()
-    scale = float((products * logits).sum() / products.square().sum().clamp(min=1e-30))
+    # Logits of fresh weights are so small that a cap would not show: the linear layer is given larger states, too.
+    large = hidden * (LARGE_LOGITS / float(nn.functional.linear(hidden, linear.weight).float().std().clamp(min=1e-6)))
+    handle = linear.register_forward_pre_hook(lambda *_: (large,))
+    try:
+        larger = model(input_ids=ids, use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    products = nn.functional.linear(large[0], linear.weight, linear.bias).float()
+    scale = float((products * larger).sum() / products.square().sum().clamp(min=1e-30))
     config = model.config.get_text_config()
     caps = [float(cap) for name in SOFT_CAPS if (cap := getattr(config, name, None))]
-    tried = [Head(linear), *(Head(linear, cap=cap) for cap in caps), Head(linear, scale)]
-    return next((head for head in tried if agree(head.logits(hidden).to(hidden.dtype), logits.to(hidden.dtype))), None)
+    seen = [(hidden[0], logits), (large[0], larger)]
+    for head in (Head(linear), *(Head(linear, cap=cap) for cap in caps), Head(linear, scale)):
+        if all(agree(head.logits(states).to(hidden.dtype), made.to(hidden.dtype)) for states, made in seen):
+            return head
+    return None
 
 
 def _inner(model: PreTrainedModel | PeftModel) -> Any:

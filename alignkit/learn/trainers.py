@@ -113,7 +113,7 @@ def train_language_model(
     lengths = [len(row.ids) for row in rows]
     data = Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
     data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
-    options = trainer_options(model, stage, training, len(data), max(lengths)) | _balance(model, stage)
+    options = trainer_options(model, stage, training, len(data), max(lengths))
 
     def by_trl() -> Trainer:
         # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
@@ -178,17 +178,6 @@ def train_scores(
         return trainer
 
     run_trainer(make, stage)
-
-
-def _balance(model: Model, stage: Stage) -> dict[str, float]:
-    """Leave the loss on routers out where TRL cannot compute it, and say so: it looks for `num_experts`."""
-    text = model.config.get_text_config()
-    if not getattr(text, "router_aux_loss_coef", 0.0) or hasattr(text, "num_experts"):
-        return {}
-    if stage.latest() is None:
-        problem = f"the loss that balances the experts of a {text.model_type} is left out: TRL cannot compute it"
-        stage.warn(problem, "watch the perplexity of held-out rows, or train with LoRA, which leaves the routers alone")
-    return {"router_aux_loss_coef": 0.0}
 
 
 def _in_equal_parts(options: Mapping[str, Any], rows: int) -> dict[str, int]:
