@@ -106,8 +106,8 @@ def together(problems: Sequence[Problem]) -> list[Problem]:
         names += [stage] if stage not in names else []
     found = []
     for (rest, problem, remedy), names in alike.items():
-        stages = [name for name in names if name]
-        begin = f"stage{'s' * (len(stages) > 1)} {' and '.join(stages)}" if stages else ""
+        *most, last = [name for name in names if name] or [""]
+        begin = f"stages {', '.join(most)} and {last}" if most else f"stage {last}" if last else ""
         found.append(Problem(problem, begin + rest if begin else rest, remedy))
     return found
 
