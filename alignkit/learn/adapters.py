@@ -35,6 +35,9 @@ AROUND = ("base_layer", "original_module")
 TURNED = ("lora_embedding_A",)
 """Those that have a column for each."""
 
+UNMERGED = (AttributeError, RuntimeError, TypeError, ValueError)
+"""What PEFT and torch raise at an adapter that cannot be merged."""
+
 
 def task_of(adapter: Path) -> str | None:
     """Give what kind of model an adapter belongs to, in PEFT's words."""
@@ -151,7 +154,7 @@ def merged(base: PreTrainedModel, adapter: Path, tokens: int = 0) -> PreTrainedM
     try:
         with quiet():
             found: PreTrainedModel = model.merge_and_unload()
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except UNMERGED as error:
         raise _cannot_merge(adapter, error) from error
     _tie(found, tied)
     return found
@@ -219,7 +222,7 @@ def check_fit(adapter: Path, model: PreTrainedModel, tokens: int) -> None:
         try:
             with quiet():
                 tried.merge_and_unload()
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except UNMERGED as error:
             if not _needs_numbers(error):
                 raise _cannot_merge(adapter, error) from error
 

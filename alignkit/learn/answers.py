@@ -12,7 +12,7 @@ from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
 from alignkit.learn import data, rollouts
 from alignkit.learn.models import positions, stop_tokens
-from alignkit.learn.packing import LAID_OUT, by_prompt, logprobs_of
+from alignkit.learn.packing import LAID_OUT, by_prompt, joined, logprobs_of
 from alignkit.learn.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
 from alignkit.learn.ways import alone_beyond, form_of, rows_together
 
@@ -32,7 +32,7 @@ def answer_logprobs(
         _logprobs(model, [prompts[row] for row in group], [answers[row] for row in group], temperature)
         for group in groups
     ]
-    return parts[0] if len(parts) == 1 else _together(groups, parts)
+    return parts[0] if len(parts) == 1 else joined(groups, parts)
 
 
 def _logprobs(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float) -> Tensor:
@@ -41,14 +41,6 @@ def _logprobs(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]
         return logprobs_of(model, LAID_OUT[form](prompts, answers, model.device), temperature)
     table = rollouts.answer_logprobs(model, prompts, answers, temperature)
     return table.masked_fill(~rollouts.answer_mask(answers, table.device), 0.0)
-
-
-def _together(groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
-    """Put the groups' tables together into one (n, t), its rows in their order."""
-    width = max(part.shape[1] for part in parts)
-    wide = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
-    order = torch.tensor([row for group in groups for row in group], device=wide[0].device)
-    return torch.cat(wide).index_select(0, order.argsort())
 
 
 @torch.no_grad()

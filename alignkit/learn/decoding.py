@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignkit.learn.packing import FILLER, Tokens
+from alignkit.learn.packing import FILLER, Tokens, beneath
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What architectures call what they keep."""
@@ -40,8 +40,8 @@ class Decoding:
 
     def __init__(self, model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], way: Way) -> None:
         self._model, self._way = model, way
-        self._inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._options = _options(self._inner)
+        self._inner = beneath(model)
+        self._quiet = without_router_logits(model)
         self._rows = [list(prompt) for prompt in prompts]
         self._open = list(range(len(prompts)))
         """Of the rows in the batch, those that go on."""
@@ -91,7 +91,7 @@ class Decoding:
             lengths = torch.tensor([[length - len(row)] for row in self._rows], device=ids.device)
             mask = (torch.arange(length, device=ids.device) >= lengths).long()
             self._inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
-        first = {"logits_to_keep": 1} if "logits_to_keep" in self._options else {}
+        first = {"logits_to_keep": 1} if "logits_to_keep" in signature(self._inner.forward).parameters else {}
         self._take(self._model(input_ids=ids, **self._inputs, **first, use_cache=True, **self._quiet))
 
     def _go_on(self, column: Tensor) -> None:
@@ -111,14 +111,11 @@ class Decoding:
         logits: Tensor = output.logits[:, -1]
         self.logits = logits if len(self._open) == len(logits) else logits[self._open]
 
-    @property
-    def _quiet(self) -> dict[str, Any]:
-        """A mixture of experts is not asked for a loss on its routers, which has no use for one token."""
-        return {"output_router_logits": False} if "output_router_logits" in self._options else {}
 
-
-def _options(model: Any) -> set[str]:
-    return set(signature(model.forward).parameters)
+def without_router_logits(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """Give what keeps a mixture of experts from a loss on its routers, which only its training has a use for."""
+    asks = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asks else {}
 
 
 def groups_to_decode(prompts: Sequence[Tokens], way: Way, size: int) -> list[list[int]]:

@@ -26,6 +26,7 @@ from alignkit.learn.packing import (
     chosen_logprobs,
     head_of,
     hidden_before_answers,
+    joined,
     logprobs_and_entropy,
 )
 from alignkit.learn.rollouts import (
@@ -278,20 +279,12 @@ def _read_by_hidden(models: Models, rollout: Rollout) -> Reading:
         tables.append([rows.as_table(values) for values in found])
         for row, state in zip(group, rows.apart(below) if below is not None else (), strict=False):
             states[row] = state
-    columns = [_whole(rollout, groups, column) for column in zip(*tables, strict=True)]
+    columns = [joined(groups, column) for column in zip(*tables, strict=True)]
     logprobs, entropy = columns[:2]
     reference = columns[2] if models.can_compare else None
     return Reading(
         logprobs, entropy, reference, columns[-1] if models.critic else None, states if models.trunk else None
     )
-
-
-def _whole(rollout: Rollout, groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
-    """Put the groups' tables together into one in the order of the rollout (n, t)."""
-    table = parts[0].new_zeros(len(rollout.answers), max(map(len, rollout.answers)))
-    for group, part in zip(groups, parts, strict=True):
-        table[group, : part.shape[1]] = part
-    return table
 
 
 def _read_by_logits(models: Models, rollout: Rollout) -> Reading:

@@ -30,7 +30,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -49,8 +48,8 @@ from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
 from alignkit.learn.data import turn_ends
 from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
 from alignkit.learn.heads import bias_of, head_of, labels_of
-from alignkit.learn.packing import FAILURES, decoder_of, name_decoder
-from alignkit.learn.scorer import scorer_for, scorer_named_by
+from alignkit.learn.packing import FAILURES, beneath, decoder_of, name_decoder
+from alignkit.learn.scorer import made_scorer, scorer_for, scorer_named_by
 from alignkit.learn.ways import ways_of_config
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
@@ -111,7 +110,7 @@ def remember_configs(model: PreTrainedModel) -> None:
 
 def restore_configs(model: PreTrainedModel | PeftModel) -> None:
     """Take back what a trainer has set in the configs of a model that was opened here; it would be saved with it."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = beneath(model)
     for config, was in _opened.get(inner, ()):
         for name in _public(config).keys() - was.keys():
             delattr(config, name)
@@ -366,9 +365,7 @@ def _open(
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
     """Give a text classifier with one score that has a language model's weights under its head."""
     model.config.num_labels = 1
-    make = scorer_for(model.config)
-    known = make is AutoModelForSequenceClassification
-    scorer: PreTrainedModel = make.from_config(model.config, trust_remote_code=False) if known else make(model.config)
+    scorer: PreTrainedModel = made_scorer(model.config)
     decoder_of(scorer).load_state_dict(decoder_of(model).state_dict())
     return scorer.requires_grad_(True)
 

@@ -41,7 +41,6 @@ FAILURES = (
     RuntimeError,
     LookupError,
     AttributeError,
-    NotImplementedError,
     ArithmeticError,
     AssertionError,
     ImportError,
@@ -164,6 +163,14 @@ def _answers(
     )
 
 
+def joined(groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
+    """Put the tables (rows, t, ...) of groups together into one (n, t, ...), its rows in their order."""
+    width = max(part.shape[1] for part in parts)
+    wide = [torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1) for part in parts]
+    order = torch.tensor([row for group in groups for row in group], device=wide[0].device)
+    return torch.cat(wide).index_select(0, order.argsort())
+
+
 LAID_OUT: Mapping[str, Lay] = {"packed": pack, "padded": padded}
 
 
@@ -231,7 +238,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
     """Give the part of a model that ends with its last hidden states, adapters included."""
-    inner: Any = _inner(model)
+    inner: Any = beneath(model)
     name_decoder(inner)
     if inner.base_model is inner:
         raise LookupError(f"a {type(inner).__name__} has no part that ends with its last hidden states")
@@ -431,13 +438,13 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
     """Give what makes logits of a model's hidden states; raises TypeError where that is no such head."""
     head = find_head(model)
     if head is None:
-        raise TypeError(f"the logits of a {type(_inner(model)).__name__} are not made by a linear layer")
+        raise TypeError(f"the logits of a {type(beneath(model)).__name__} are not made by a linear layer")
     return head
 
 
 def find_head(model: PreTrainedModel | PeftModel) -> Head | None:
     """Find how a model makes logits of its hidden states, by trying; None where in none of the known ways."""
-    inner = _inner(model)
+    inner = beneath(model)
     if inner not in _heads:
         try:
             _heads[inner] = _head(inner)
@@ -473,7 +480,8 @@ def _head(model: Any) -> Head | None:
     return None
 
 
-def _inner(model: PreTrainedModel | PeftModel) -> Any:
+def beneath(model: PreTrainedModel | PeftModel) -> Any:
+    """Give the model itself, without the wrapper of its adapters; their layers stay in it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -483,7 +491,7 @@ def packs(model: PreTrainedModel | PeftModel, lengths: Sequence[tuple[int, int]]
     It is tried on a few rows of these lengths, so that nobody needs to know its architecture. A model that fails is
     left as it was.
     """
-    inner = _inner(model)
+    inner = beneath(model)
     if inner.config._attn_implementation not in (PLAIN, PACKED):
         return False
     inner.set_attn_implementation(PACKED)

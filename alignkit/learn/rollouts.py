@@ -16,8 +16,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.learn.decoding import Decoding, Way, groups_to_decode
-from alignkit.learn.packing import decoder_of, hidden_before_answers, padded
+from alignkit.learn.decoding import Decoding, Way, groups_to_decode, without_router_logits
+from alignkit.learn.packing import beneath, decoder_of, hidden_before_answers, joined, padded
 from alignkit.learn.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
@@ -134,11 +134,7 @@ def in_groups(
     groups: Sequence[Sequence[int]],
 ) -> Tensor:
     """Compute a table (n, t, ...) without gradient, a group of rows at a time; zero behind an answer's end."""
-    longest = max(map(len, answers))
-    parts = [compute([prompts[i] for i in group], [answers[i] for i in group]) for group in groups]
-    table = parts[0].new_zeros(len(answers), longest, *parts[0].shape[2:])
-    for group, part in zip(groups, parts, strict=True):
-        table[group, : part.shape[1]] = part
+    table = joined(groups, [compute([prompts[i] for i in group], [answers[i] for i in group]) for group in groups])
     table[~answer_mask(answers, table.device)] = 0.0
     return table
 
@@ -193,7 +189,7 @@ class Critic(nn.Module):
 
     @property
     def _inner(self) -> Any:
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return beneath(self.model)
 
 
 def _answer_logits(
@@ -215,7 +211,7 @@ def _reading_only(model: PreTrainedModel | PeftModel, places: Tensor) -> Iterato
 
     A table of logits for prompts and fillers, too, is what would fill the memory.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = beneath(model)
     head = inner.get_output_embeddings()
     if head is None:
         yield
@@ -225,12 +221,6 @@ def _reading_only(model: PreTrainedModel | PeftModel, places: Tensor) -> Iterato
         yield
     finally:
         handle.remove()
-
-
-def without_router_logits(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """Give what keeps a mixture of experts from a loss on its routers, which only its training has a use for."""
-    asks = getattr(model.config.get_text_config(), "output_router_logits", False)
-    return {"output_router_logits": False} if asks else {}
 
 
 def _chosen(table: Tensor, tokens: Tensor) -> Tensor:

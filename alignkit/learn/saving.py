@@ -25,6 +25,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.learn.adapters import ends_of, weights_beneath, weights_with, worn
 from alignkit.learn.folders import REWARD_FILE, read_json
 from alignkit.learn.models import evaluating, open_full, padded, stop_tokens
+from alignkit.learn.packing import beneath
 from alignkit.learn.scorer import scorer_named_by
 
 
@@ -44,7 +45,7 @@ def save_policy(
 
 def _save_stops(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Let other tools stop where the policy ends its answers, also where only its chat template has that token."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = beneath(model)
     if not inner.can_generate():
         return
     known, stops = inner.generation_config.eos_token_id, sorted(stop_tokens(model, tokenizer))
@@ -138,7 +139,7 @@ def as_readable_as_others(folder: Path) -> None:
 
 def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
     """Open what was saved and compare its outputs with the model's; raises RuntimeError where they differ."""
-    ours = model.get_base_model() if isinstance(model, PeftModel) else model
+    ours = beneath(model)
     if getattr(ours, "is_quantized", False):
         return  # opening it again would take the very memory that quantising saved
     dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)

@@ -26,6 +26,13 @@ def scorer_for(config: Any) -> Any:
     return AutoModelForSequenceClassification if known else _our_class(type(config))
 
 
+def made_scorer(config: Any) -> Any:
+    """Make a classifier of a config, with weights drawn anew, in fp32."""
+    kind: Any = scorer_for(config)
+    by_name = kind is AutoModelForSequenceClassification
+    return kind.from_config(config, trust_remote_code=False, dtype=torch.float32) if by_name else kind(config)
+
+
 def scorer_named_by(config: Any) -> Any:
     """Give what opens a text classifier that was saved: what its config names."""
     named = getattr(config, "architectures", None) or []

@@ -1,15 +1,15 @@
 """How large a model is, told by its config alone: it is built on the meta device, which holds no numbers."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from alignkit.contract.settings import LoRA
 from alignkit.learn.models import adapted_model
-from alignkit.learn.scorer import scorer_for
+from alignkit.learn.scorer import made_scorer
 
 
 class Sizes(NamedTuple):
@@ -48,13 +48,11 @@ def sizes_of(config: Any, lora: LoRA | None = None, upper: int | None = None, sc
 
 def built(config: Any, scores: bool = False) -> Any:
     """Build a model with no weights of anybody's, in fp32."""
-    kind: Any = scorer_for(config) if scores else AutoModelForCausalLM
-    config = copy.deepcopy(config)
-    if scores:
-        config.num_labels = 1
-    if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
-        return kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
-    return kind(config)
+    config, language_model = copy.deepcopy(config), cast("Any", AutoModelForCausalLM)
+    if not scores:
+        return language_model.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    config.num_labels = 1
+    return made_scorer(config)
 
 
 def _outside(model: nn.Module) -> int:

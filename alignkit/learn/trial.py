@@ -25,7 +25,7 @@ from alignkit.learn.miniature import miniature
 from alignkit.learn.models import Task, adapted_model, check_causal, score_head
 from alignkit.learn.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
 from alignkit.learn.rollouts import answer_logprobs
-from alignkit.learn.scorer import scorer_for
+from alignkit.learn.scorer import made_scorer, scorer_for
 from alignkit.learn.trainers import train_language_model, train_scores, trl_makes_its_logits
 from alignkit.learn.trunk import Trunk
 from alignkit.learn.ways import Ways, form_by, ways_of_config
@@ -135,9 +135,7 @@ def _adapted(small: PreTrainedModel, uses: Uses, task: Task = "CAUSAL_LM") -> An
 def _scorer(config: Any) -> Any:
     small = copy.deepcopy(_small(config).config)
     small.num_labels, small.get_text_config().pad_token_id = 1, 0
-    kind = scorer_for(small)
-    make = kind.from_config if hasattr(kind, "from_config") else kind
-    return make(small)
+    return made_scorer(small)
 
 
 def _check_score(scorer: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from alignkit.learn.packing import (
     LONG_PROBE_LENGTHS,
     PROBE_LENGTHS,
     agree,
+    beneath,
     find_head,
     packs,
     padded,
@@ -57,13 +58,10 @@ _forms: WeakKeyDictionary[nn.Module, Form] = WeakKeyDictionary()
 
 def ways_of(model: Model) -> Ways:
     """Tell how a model may be run, by its config; one of which no miniature can be made is tried itself."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    found = ways_of_config(inner.config)
-    if found is None:
-        if inner not in _own:
-            _own[inner] = _tried(inner, small=False)
-        found = _own[inner]
-    return found
+    inner = beneath(model)
+    if inner not in _own:
+        _own[inner] = ways_of_config(inner.config) or _tried(inner, small=False)
+    return _own[inner]
 
 
 def ways_of_config(config: Any) -> Ways | None:
@@ -79,7 +77,7 @@ def ways_of_config(config: Any) -> Ways | None:
 
 def form_of(model: Model) -> Form:
     """Let a model read rows in the fastest form in which it computes of them what it computes of each alone."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = beneath(model)
     if inner not in _forms:
         _forms[inner] = form_by(ways_of(inner), inner)
     return _forms[inner]

@@ -10,12 +10,12 @@ from statistics import median
 from typing import Any
 
 from alignkit.check.audit import Audit
-from alignkit.contract.kinds import Demonstrations, Policy, Preferences
+from alignkit.contract.kinds import Demonstrations, Preferences
 from alignkit.contract.settings import Settings
 from alignkit.errors import Problem
 from alignkit.learn.lengths import UNSET_ANSWER, answer_limit
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.previews import count_tokens, opened, policy_of
+from alignkit.run.previews import count_tokens, opened, policy_of, policy_roles
 
 FEW = 0.05
 """Share of the answers that may be longer than they are sampled before it is told."""
@@ -52,8 +52,7 @@ def _taught(plan: Plan, stage: PlannedStage, audits: Mapping[str, Audit], runs: 
 
 def _maker(plan: Plan, stage: PlannedStage) -> PlannedStage | None:
     """Give the stage that makes a stage's policy."""
-    role = next((role for role, given in stage.method.consumes.items() if Policy in given.kinds), None)
-    names = stage.inputs.get(role, ()) if role else ()
+    names = [name for role in policy_roles(stage)[:1] for name in stage.inputs.get(role, ())]
     return plan.stage(names[0]) if names and names[0] not in plan.sources else None
 
 

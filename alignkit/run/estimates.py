@@ -29,7 +29,7 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.source import Source
 from alignkit.run.answer_length import remarks_on_answers, settled
 from alignkit.run.fit import check_layers, check_tokens, remarks_on, unscored_tokens
-from alignkit.run.previews import count_tokens, opened, policies_of, policy_of
+from alignkit.run.previews import count_tokens, opened, policies_of, policy_of, policy_roles
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
 """Files that transformers writes beside a model's weights."""
@@ -130,8 +130,7 @@ class Estimator:
 
         It does not where an adapter is merged, by the stage, or where the embedding grows.
         """
-        role = next(role for role, given in stage.method.consumes.items() if Policy in given.kinds)
-        name = stage.inputs[role][0]
+        name = stage.inputs[policy_roles(stage)[0]][0]
         if name not in self.plan.sources:
             before = self.plan.stage(name)
             adapted = bool(getattr(before.settings, "lora", None))
