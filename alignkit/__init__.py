@@ -27,19 +27,21 @@ from alignkit.contract.kinds import (
     Text,
 )
 from alignkit.contract.method import Method, method
-from alignkit.contract.offline import OfflineSettings
 from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
+from alignkit.contract.row_settings import OfflineSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
-    from alignkit.compare.compare import compare_recipe
-    from alignkit.learn.answers import answer_logprobs, fitting_prompts, sample_answers
-    from alignkit.learn.data import prompt_ids, prompt_text
-    from alignkit.learn.measures import floor_of_pairs
-    from alignkit.learn.models import load_policy
-    from alignkit.learn.offline import (
+    from alignkit.compare.comparison import compare_recipe
+    from alignkit.run.runner import run_recipe
+    from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
+    from alignkit.training.encoding import prompt_ids, prompt_text
+    from alignkit.training.measures import floor_of_pairs
+    from alignkit.training.models import load_policy
+    from alignkit.training.opening import open_judge, open_reward
+    from alignkit.training.rows import (
         Judged,
         Pair,
         answer_sums,
@@ -50,35 +52,33 @@ if TYPE_CHECKING:
         train_pairs,
         train_rows,
     )
-    from alignkit.learn.scores import open_judge, open_reward
-    from alignkit.learn.trainers import run_trainer, trainer_options
-    from alignkit.run.runner import run_recipe
+    from alignkit.training.trainers import run_trainer, trainer_options
 
 __version__ = version("alignkit")
 
 _LATER = {
-    "Judged": "alignkit.learn.offline",
-    "Pair": "alignkit.learn.offline",
-    "answer_logprobs": "alignkit.learn.answers",
-    "answer_sums": "alignkit.learn.offline",
-    "compare_recipe": "alignkit.compare.compare",
-    "fitting_prompts": "alignkit.learn.answers",
-    "floor_of_pairs": "alignkit.learn.measures",
-    "load_policy": "alignkit.learn.models",
-    "open_judge": "alignkit.learn.scores",
-    "open_reward": "alignkit.learn.scores",
-    "over_pairs": "alignkit.learn.offline",
-    "pair_logprobs": "alignkit.learn.offline",
-    "prompt_ids": "alignkit.learn.data",
-    "prompt_text": "alignkit.learn.data",
-    "read_answers": "alignkit.learn.offline",
-    "read_pairs": "alignkit.learn.offline",
+    "Judged": "alignkit.training.rows",
+    "Pair": "alignkit.training.rows",
+    "answer_logprobs": "alignkit.training.answers",
+    "answer_sums": "alignkit.training.rows",
+    "compare_recipe": "alignkit.compare.comparison",
+    "fitting_prompts": "alignkit.training.answers",
+    "floor_of_pairs": "alignkit.training.measures",
+    "load_policy": "alignkit.training.models",
+    "open_judge": "alignkit.training.opening",
+    "open_reward": "alignkit.training.opening",
+    "over_pairs": "alignkit.training.rows",
+    "pair_logprobs": "alignkit.training.rows",
+    "prompt_ids": "alignkit.training.encoding",
+    "prompt_text": "alignkit.training.encoding",
+    "read_answers": "alignkit.training.rows",
+    "read_pairs": "alignkit.training.rows",
     "run_recipe": "alignkit.run.runner",
-    "run_trainer": "alignkit.learn.trainers",
-    "sample_answers": "alignkit.learn.answers",
-    "train_pairs": "alignkit.learn.offline",
-    "train_rows": "alignkit.learn.offline",
-    "trainer_options": "alignkit.learn.trainers",
+    "run_trainer": "alignkit.training.trainers",
+    "sample_answers": "alignkit.training.answers",
+    "train_pairs": "alignkit.training.rows",
+    "train_rows": "alignkit.training.rows",
+    "trainer_options": "alignkit.training.trainers",
 }
 
 

@@ -128,3 +128,9 @@ def _one_slip(word: str, other: str) -> bool:
     a, b = word[same:], other[same:]
     swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
     return swapped or a[1:] == b[1:] or a == b[1:] or a[1:] == b
+
+
+def one_line(error: BaseException) -> str:
+    """Name an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -31,8 +31,8 @@ from alignkit.contract.kinds import (
     Text,
 )
 from alignkit.contract.method import Input, Method
-from alignkit.contract.records import Part
 from alignkit.contract.settings import Settings, merged, over_default
+from alignkit.data.records import Part
 from alignkit.errors import NotFiniteError
 
 SENTENCES = (
@@ -119,13 +119,13 @@ class RecordingStage:
         return found[-1] if found else None
 
     def save_policy(self, model: Any, tokenizer: Any) -> Policy:
-        from alignkit.learn.saving import save_policy
+        from alignkit.training.saving import save_policy
 
         save_policy(model, tokenizer, self.root / "artifact")
         return Policy(name=self.name, fingerprint="0", path=self.root / "artifact")
 
     def save_reward(self, model: Any, tokenizer: Any, mean: float, std: float) -> RewardModel:
-        from alignkit.learn.saving import save_reward
+        from alignkit.training.saving import save_reward
 
         save_reward(model, tokenizer, self.root / "artifact", mean, std)
         return RewardModel(name=self.name, fingerprint="0", path=self.root / "artifact")
@@ -185,7 +185,7 @@ def write_tiny_reward(folder: Path) -> RewardModel:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from alignkit.learn.saving import save_reward
+    from alignkit.training.saving import save_reward
 
     base = write_tiny_policy(folder / "base").path
     kind: Any = AutoModelForSequenceClassification
@@ -469,7 +469,7 @@ def spoil(folder: Path) -> None:
 @contextmanager
 def little_at_once() -> Iterator[None]:
     """Let only a few tokens go through a model at once, as where memory is short."""
-    from alignkit.learn import packing, rollouts, trainers
+    from alignkit.training import packing, rollouts, trainers
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "TOKENS_IN_A_PACK", 16)

@@ -1,8 +1,9 @@
-"""Tables as plain text: columns side by side where they fit, one below the other where they do not."""
+"""Plain text for people: tables that fit their width, numbers, durations and sizes in words."""
 
 import os
 import shutil
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import TextIO
@@ -56,3 +57,33 @@ def line_width(file: TextIO) -> int | None:
 def short(path: Path, base: Path) -> str:
     """Write a path relative to `base` where it lies below."""
     return str(path.relative_to(base) if path.is_relative_to(base) else path)
+
+
+def number(value: float | None) -> str:
+    """Write a number with as many digits as people read: four that count, thousands as 12.3k."""
+    if value is None:
+        return "-"
+    if not isfinite(value):
+        return str(value)
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration: `4.2 s`, `41 s`, `3 min 20 s`, `1 h 02 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

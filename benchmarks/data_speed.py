@@ -17,10 +17,10 @@ from pathlib import Path
 READ = """
 import resource, sys, time
 from pathlib import Path
-from alignkit.check.audit import audit
+from alignkit.sources.audit import audit
 from alignkit.contract.kinds import Preferences
-from alignkit.contract.records import Part, placed_rows
-from alignkit.plan.source import RecordOptions
+from alignkit.data.records import Part, placed_rows
+from alignkit.sources.source import RecordOptions
 part = Part(name="pairs", paths=(Path(sys.argv[2]),))
 pairs = Preferences(name="pairs", fingerprint="0", path=Path(), parts=(part,))
 began = time.perf_counter()

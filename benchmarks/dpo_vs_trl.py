@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from alignkit.demo.reviews import rows as reviews
-from alignkit.learn.offline import rows_of_step
+from alignkit.training.rows import rows_of_step
 
 SIDES = ("trl", "alignkit")
 SEED = 17

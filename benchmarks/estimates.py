@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from ppo_vs_trl import machine
 
 from alignkit.contract.kinds import Records
-from alignkit.plan.make import make_plan
+from alignkit.estimate.estimator import Estimate, Estimator
 from alignkit.plan.plan import Plan
-from alignkit.run.durable import read_json
-from alignkit.run.estimates import Estimate, Estimator
-from alignkit.run.fetch import audits
+from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_plan
+from alignkit.sources.fetch import audits
+from alignkit.store.durable import read_json
 
 WORDS = "the cat sat on a mat and it was good film bad story one day time old man saw her big red house".split()  # noqa: SIM905  # easier to read
 MIB = 2**20

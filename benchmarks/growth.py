@@ -26,11 +26,11 @@ from job import forget_peak, peak_memory
 from ppo_vs_trl import machine
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignkit.learn.layouts import Models, ValueHead
-from alignkit.learn.packing import packs
-from alignkit.learn.rollouts import Rollout
-from alignkit.learn.scoring import Scored
 from alignkit.methods.ppo import Generation, PPOSettings, start, train
+from alignkit.training.layouts import Models, ValueHead
+from alignkit.training.packing import packs
+from alignkit.training.rollouts import Rollout
+from alignkit.training.scoring import Scored
 
 BASE = {"answer": 64, "batch": 16, "vocabulary": 4096}
 GROWN: Mapping[str, Sequence[int]] = {

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from alignkit.contract.kinds import Policy
 from alignkit.demo.reviews import rows
-from alignkit.learn.models import load_policy
-from alignkit.learn.saving import unpack
+from alignkit.training.models import load_policy
+from alignkit.training.saving import unpack
 
 quiet: Any = logging  # transformers leaves these untyped
 quiet.set_verbosity_error()

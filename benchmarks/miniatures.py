@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from architectures import ARCHITECTURES
 
-from alignkit.learn.models import open_tokenizer
-from alignkit.learn.trial import Uses, tried
+from alignkit.estimate.trial import Uses, tried
 from alignkit.testing import write_tiny_policy
+from alignkit.training.models import open_tokenizer
 
 USES = {
     "sft": Uses("language_model"),

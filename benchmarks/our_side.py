@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.contract.kinds import Policy, Prompts, RewardModel
-from alignkit.contract.records import Part
-from alignkit.learn import layouts, rollouts
+from alignkit.data.records import Part
 from alignkit.methods import ppo
+from alignkit.training import layouts, rollouts
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from typing import Any
 from ppo_vs_trl import machine
 
 from alignkit.contract.kinds import Records
-from alignkit.plan.make import make_plan
-from alignkit.plan.packaged import find_recipe
+from alignkit.estimate.preflight import preflight
+from alignkit.plan.planner import make_plan
+from alignkit.recipe.packaged import find_recipe
 from alignkit.run import smoke
-from alignkit.run.durable import read_json
-from alignkit.run.fetch import audits
-from alignkit.run.preflight import preflight
 from alignkit.run.runner import run_plan
+from alignkit.sources.fetch import audits
+from alignkit.store.durable import read_json
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from alignkit.learn.folders import normalisation_of
+from alignkit.training.weight_files import normalisation_of
 
 
 def main() -> None:

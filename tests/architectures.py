@@ -21,14 +21,14 @@ from transformers.utils import logging as transformers_logging
 
 from alignkit.contract.kinds import Policy, Records
 from alignkit.errors import AlignkitError
-from alignkit.learn.answers import answer_logprobs
-from alignkit.learn.miniature import miniature, stir
-from alignkit.learn.models import PLAIN_TEMPLATE, load_policy
-from alignkit.learn.ways import form_of, ways_of
-from alignkit.plan.make import make_plan
-from alignkit.run.fetch import audits
-from alignkit.run.preflight import preflight
+from alignkit.estimate.preflight import preflight
+from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_recipe
+from alignkit.sources.fetch import audits
+from alignkit.training.answers import answer_logprobs
+from alignkit.training.miniature import miniature, stir
+from alignkit.training.models import PLAIN_TEMPLATE, load_policy
+from alignkit.training.ways import form_of, ways_of
 
 MIXED = {"num_hidden_layers": 4}
 PLAIN = """

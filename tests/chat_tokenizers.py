@@ -7,7 +7,7 @@ from itertools import groupby
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from alignkit.learn.data import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, Tokens
 
 CORPUS = (
     "What colour is the door by the boat? The lamp by the stone is red, and the chair is blue. "

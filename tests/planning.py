@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alignkit.errors import AlignkitError
-from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
+from alignkit.plan.planner import make_plan
 
 METHODS = '''
 from typing import Literal

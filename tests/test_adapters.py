@@ -22,17 +22,17 @@ from transformers import (
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError
-from alignkit.learn.adapters import weights_with
-from alignkit.learn.miniature import miniature
-from alignkit.learn.models import (
+from alignkit.estimate.compatibility import check_policy, check_reward
+from alignkit.training.adapters import weights_with
+from alignkit.training.miniature import miniature
+from alignkit.training.models import (
     adapted_model,
     load_for_reward_training,
     load_policy,
     load_reward_model,
     rows_of,
 )
-from alignkit.learn.saving import save_policy, save_reward
-from alignkit.run.fit import check_policy, check_reward
+from alignkit.training.saving import save_policy, save_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
 

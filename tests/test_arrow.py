@@ -10,11 +10,11 @@ import pyarrow
 import pytest
 from pyarrow import ipc, parquet
 
-from alignkit.check.audit import audit
-from alignkit.contract.arrow import NullFields, rows_of_batches
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Records
+from alignkit.data.arrow import NullFields, rows_of_batches
 from alignkit.errors import DataError
-from alignkit.plan.source import RecordOptions
+from alignkit.sources.audit import audit
+from alignkit.sources.source import RecordOptions
 from tests.test_records import put, records
 
 Rows = Sequence[dict[str, Any]]

@@ -7,8 +7,8 @@ from chat_families import FAMILIES, FOLDER, Family
 from chat_tokenizers import decoded, learnt, unlearnt
 
 from alignkit.errors import DataError
-from alignkit.learn import data, offline
-from alignkit.learn.data import Asked, demonstration, demonstrations, preferences, prompt_ids, prompts, turn_ends
+from alignkit.training import encoding, rows
+from alignkit.training.encoding import Asked, demonstration, demonstrations, preferences, prompt_ids, prompts, turn_ends
 
 QUESTION, ANSWER, OTHER = "What colour is the door?", "the door is red.", "I do not know."
 USER = {"role": "user", "content": QUESTION}
@@ -60,8 +60,8 @@ def test_an_evaluation_asks_the_same(family: Family) -> None:
     row = {"prompt": [USER]}
     long = len(prompt_ids(tokenizer, [USER]))
 
-    assert data.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 8)[0] == [row]
-    assert data.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 9)[0] == []
+    assert encoding.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 8)[0] == [row]
+    assert encoding.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 9)[0] == []
 
 
 @that_asks_as_it_renders
@@ -113,7 +113,7 @@ def test_the_sides_of_a_pair_are_what_is_asked_and_the_answers(family: Family) -
     tokenizer = family.tokenizer()
 
     (scored,), _ = preferences([PAIR], tokenizer, LONG)
-    (compared,), _ = offline._encoded(iter([PAIR]), tokenizer, LONG)
+    (compared,), _ = rows._encoded(iter([PAIR]), tokenizer, LONG)
 
     assert decoded(tokenizer, scored.chosen) == asked(family) + said(family)
     assert decoded(tokenizer, scored.rejected) == asked(family) + said(family, OTHER)
@@ -129,7 +129,7 @@ def test_an_answer_that_is_not_rendered_as_it_is_asked_for_is_refused(family: Fa
     encoders: dict[str, Any] = {
         "sft": lambda: demonstrations([{"messages": [USER, ASSISTANT]}], tokenizer, LONG),
         "reward": lambda: preferences([PAIR], tokenizer, LONG),
-        "dpo": lambda: offline._encoded(iter([PAIR]), tokenizer, LONG),
+        "dpo": lambda: rows._encoded(iter([PAIR]), tokenizer, LONG),
     }
 
     with pytest.raises(DataError) as refused:
@@ -165,7 +165,7 @@ def test_tools_are_shown_in_every_kind_of_rows_or_refused(family: Family) -> Non
     if family.tools:
         (prompt,), _ = prompts([tooled], tokenizer, LONG)
         (pair,), _ = preferences([tooled], tokenizer, LONG)
-        (rated, _), _ = offline._judged(offline._alone(iter([tooled])), tokenizer, LONG)
+        (rated, _), _ = rows._judged(rows._alone(iter([tooled])), tokenizer, LONG)
         shown = demonstration(tooled, tokenizer).ids
         assert '"look"' in prompt.text
         assert shown[: len(prompt.ids)] == pair.chosen[: len(prompt.ids)] == rated.prompt == prompt.ids
@@ -185,5 +185,5 @@ def test_where_a_template_marks_what_is_generated_that_is_what_is_learnt() -> No
     marked: Any = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
     tokens = demonstration({"messages": chat}, tokenizer)
 
-    assert [label != data.NOT_LEARNT for label in tokens.labels] == list(map(bool, marked["assistant_masks"][:-1]))
+    assert [label != encoding.NOT_LEARNT for label in tokens.labels] == list(map(bool, marked["assistant_masks"][:-1]))
     assert tokens.ids == marked["input_ids"][:-1]  # but the line's end behind the last turn

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from alignkit.check.audit import audit
-from alignkit.check.show import facts
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records
-from alignkit.plan.source import RecordOptions
+from alignkit.show.audit_lines import facts
+from alignkit.sources.audit import audit
+from alignkit.sources.source import RecordOptions
 from tests.test_records import put, records, refusal
 
 USER = {"role": "user", "content": "a?"}

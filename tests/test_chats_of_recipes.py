@@ -14,20 +14,20 @@ from alignkit.cli import main
 from alignkit.contract.events import Warned
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts, Records
 from alignkit.errors import AlignkitError, DataError, RecipeError
-from alignkit.learn.counting import Rows, count
-from alignkit.learn.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
-from alignkit.learn.preview import preview
+from alignkit.estimate import preflight as preflights
+from alignkit.estimate.chat_check import Chats
+from alignkit.estimate.counting import Rows, count
+from alignkit.estimate.encoded_rows import preview
+from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
 from alignkit.methods.reward import reward
 from alignkit.methods.sft import sft
-from alignkit.plan.make import make_plan
-from alignkit.run import preflight as preflights
-from alignkit.run.chats import Chats
-from alignkit.run.fetch import audits
-from alignkit.run.preflight import Preflight, preflight
+from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_recipe
+from alignkit.sources.fetch import audits
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy, write_tiny_reward
+from alignkit.training.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "fine thanks"}
 SYSTEM = {"role": "system", "content": "warm"}

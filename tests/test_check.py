@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from alignkit.check.audit import Audit, audit
-from alignkit.check.file import source_of
 from alignkit.cli import main
 from alignkit.contract.kinds import Demonstrations, Preferences, Ratings, Records, Text
 from alignkit.errors import DataError, RecipeError
-from alignkit.plan.source import RecordOptions
+from alignkit.sources.audit import Audit, audit
+from alignkit.sources.file import source_of
+from alignkit.sources.source import RecordOptions
 from tests.test_records import put, records
 
 PAIR = {"prompt": "a?", "chosen": " b.", "rejected": " c."}

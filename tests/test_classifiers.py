@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from alignkit.contract.kinds import RewardModel
 from alignkit.contract.rewards import Answer
 from alignkit.errors import AlignkitError
-from alignkit.learn.scores import open_reward
-from alignkit.run.fit import check_reward
+from alignkit.estimate.compatibility import check_reward
+from alignkit.training.opening import open_reward
 
 READS = 48
 """Tokens that the classifiers here read."""

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from alignkit.cli import Commands, main
 from alignkit.errors import Problem, RecipeError
-from alignkit.plan.tables import table
+from alignkit.text import table
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
 

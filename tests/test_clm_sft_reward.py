@@ -8,12 +8,12 @@ import pytest
 from alignkit.contract.kinds import Demonstrations, Preferences, Text
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError
-from alignkit.learn.data import Pair, Tokens
-from alignkit.learn.measures import perplexity, share_of_longer
-from alignkit.learn.models import load_policy, load_reward_model
 from alignkit.methods.clm import CLMSettings, clm
 from alignkit.methods.reward import RewardSettings, accuracy, normalisation, reward
 from alignkit.methods.sft import SFTSettings, sft
+from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.measures import perplexity, share_of_longer
+from alignkit.training.models import load_policy, load_reward_model
 
 CLM = CLMSettings(learning_rate=1e-2, batch=8, max_length=32, epochs=4)
 SFT = SFTSettings(learning_rate=1e-2, batch=8, epochs=4, samples=2)

@@ -13,14 +13,14 @@ from click.testing import CliRunner, Result
 
 from alignkit import Policy, RecipeError, StageError
 from alignkit.cli import main
-from alignkit.compare.compare import compare_recipe
-from alignkit.compare.noise import SeedSpread, difference, quantile, spread_of_seeds
+from alignkit.compare.comparison import compare_recipe
+from alignkit.compare.measured import Comparison, Cost, on_frontier, read_comparison
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
-from alignkit.compare.results import Comparison, Cost, on_frontier, read_comparison
-from alignkit.compare.show import as_dict, conclusion, remarks_on, show_comparison
+from alignkit.compare.tables import as_dict, conclusion, remarks_on, show_comparison
 from alignkit.compare.variants import Asked, read_vary, split
-from alignkit.plan.make import make_plan
+from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
+from alignkit.plan.planner import make_plan
 from tests.planning import write_model, write_rows
 
 PLUGIN = '''

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignkit.contract.events import Event, Figure, Metrics, StageFinished, StageStarted, Warned
-from alignkit.run.console import Console, Running
-from alignkit.run.words import achieved, duration, number, size, telling
+from alignkit.show.console import Console, Running
+from alignkit.show.metrics import achieved, telling
+from alignkit.text import duration, number, size
 
 FOLDER = "/somewhere/runs/stages/align-f8d922c0"
 

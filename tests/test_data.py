@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from alignkit.errors import DataError, RecipeError
-from alignkit.learn.data import (
+from alignkit.training.encoding import (
     NOT_LEARNT,
     Lengths,
     answered,
@@ -23,7 +23,7 @@ from alignkit.learn.data import (
     prompts,
     report,
 )
-from alignkit.learn.models import PLAIN_TEMPLATE
+from alignkit.training.models import PLAIN_TEMPLATE
 
 CHAT = [
     {"role": "user", "content": "how are you?"},

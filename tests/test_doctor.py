@@ -8,10 +8,10 @@ from typing import Any
 import pluggy
 import pytest
 
-from alignkit.contract.plugins import Broken, Origin, Plugins
 from alignkit.doctor.examine import report
 from alignkit.doctor.facts import Device, Disk, Doctor, Memory, Package, Plugin, Torch
 from alignkit.doctor.findings import GIB, Finding, as_dict, findings, render
+from alignkit.plugins import Broken, Origin, Plugins
 
 HEALTHY = Doctor(
     alignkit="0.1.0",

@@ -7,15 +7,15 @@ from statistics import fmean
 import pytest
 
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Policy, Prompts
-from alignkit.contract.plugins import load_plugins
-from alignkit.contract.records import Part
+from alignkit.data.records import Part
 from alignkit.errors import StageError
-from alignkit.learn.data import NOT_LEARNT, Tokens
-from alignkit.learn.lengths import answer_limit, learnt_runs
-from alignkit.learn.models import load_policy, taught_by, taught_length
 from alignkit.methods.grpo import grpo
 from alignkit.methods.sft import sft
+from alignkit.plugins import load_plugins
 from alignkit.testing import RecordingStage, run_method, write_inputs
+from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.lengths import answer_limit, learnt_runs
+from alignkit.training.models import load_policy, taught_by, taught_length
 
 ONLINE = {"updates": 6, "batch": 16, "answers": 4, "minibatches": 1, "learning_rate": 1e-3, "measured": 8, "samples": 1}
 

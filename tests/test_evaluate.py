@@ -10,8 +10,6 @@ import torch
 
 from alignkit import FunctionReward, Prompts, Scores, load_policy
 from alignkit.errors import DataError, RecipeError
-from alignkit.learn.rollouts import answer_logprobs
-from alignkit.learn.saving import save_policy
 from alignkit.methods.evaluate import (
     EvaluateSettings,
     answer,
@@ -21,6 +19,8 @@ from alignkit.methods.evaluate import (
     mean_interval,
     win_rate,
 )
+from alignkit.training.rollouts import answer_logprobs
+from alignkit.training.saving import save_policy
 
 SETTINGS = EvaluateSettings(prompts=16, max_new_tokens=6, samples=2, max_length=64)
 GOLD = FunctionReward(name="gold", fingerprint="", path="", function="reviews-gold")

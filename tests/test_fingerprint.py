@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from planning import CHAIN, METHODS, Desk, make_desk, write_model, write_rows
 
-from alignkit.plan import fingerprint
-from alignkit.plan.fingerprint import FileHashes, stage_fingerprint, stage_seed
+from alignkit.recipe import fingerprint
+from alignkit.recipe.fingerprint import FileHashes, stage_fingerprint, stage_seed
 
 ROWS = [{"prompt": "b?", "completion": "b."}]
 PLAIN = f"{CHAIN}lift.rate = 1e-3\n"

@@ -15,11 +15,11 @@ from test_ppo_closed_forms import KL_COEF, as_scores, even_tokens, last_10
 from test_ppo_closed_forms import best_objective_of_ended_answers as best_objective
 from tiny_models import STOP, uniform_models
 
-from alignkit.contract.online import KL, Generation
-from alignkit.learn.online import start, take_updates
-from alignkit.learn.rollouts import Rollout
-from alignkit.learn.scoring import Scored
+from alignkit.contract.sampling_settings import KL, Generation
 from alignkit.methods import grpo, rloo
+from alignkit.training.rollouts import Rollout
+from alignkit.training.scoring import Scored
+from alignkit.training.updates import start, take_updates
 
 SEEDS = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 ANSWERS = 8

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from alignkit.learn.losses import (
+from alignkit.training.losses import (
     Count,
     average,
     group_advantages,
@@ -19,8 +19,8 @@ from alignkit.learn.losses import (
     rloo_loss,
     share_of_equal_groups,
 )
-from alignkit.learn.models import load_policy, without_deprecations
-from alignkit.learn.rollouts import answer_logprobs, answer_mask
+from alignkit.training.models import load_policy, without_deprecations
+from alignkit.training.rollouts import answer_logprobs, answer_mask
 
 JUNK = 9.0
 SCORES = torch.tensor([1.0, 2.0, 3.0, 4.0, 4.0, 4.0], dtype=torch.float64)

@@ -9,18 +9,18 @@ from pydantic import ValidationError
 from tiny_models import STOP, llama
 
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
-from alignkit.contract.online import KL, Generation, GroupSettings
+from alignkit.contract.sampling_settings import KL, Generation, GroupSettings
 from alignkit.contract.settings import LoRA
 from alignkit.errors import RecipeError, StageError
-from alignkit.learn.layouts import Models, open_models
-from alignkit.learn.losses import adapt_kl_coef
-from alignkit.learn.models import load_for_reward_training
-from alignkit.learn.online import start, take_updates
-from alignkit.learn.rollouts import Rollout
-from alignkit.learn.saving import save_reward
-from alignkit.learn.scoring import Scored
 from alignkit.methods import grpo, rloo
 from alignkit.testing import LeftError, RecordingStage
+from alignkit.training.layouts import Models, open_models
+from alignkit.training.losses import adapt_kl_coef
+from alignkit.training.models import load_for_reward_training
+from alignkit.training.rollouts import Rollout
+from alignkit.training.saving import save_reward
+from alignkit.training.scoring import Scored
+from alignkit.training.updates import start, take_updates
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]

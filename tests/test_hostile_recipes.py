@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignkit.errors import AlignkitError
-from alignkit.plan.make import make_plan
+from alignkit.plan.planner import make_plan
 
 START = '[sources]\nbase = { policy = "builtin:tiny" }\ncorpus = { text = "builtin:reviews" }\n'
 STAGE = '[stage.pretrain]\nmethod = "clm"\n'

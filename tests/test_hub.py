@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.contract.hubsets import HubSet, rows_of_split
+from alignkit.data.hubsets import HubSet, rows_of_split
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = 100_000

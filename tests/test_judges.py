@@ -24,7 +24,7 @@ from alignkit import (
     open_reward,
 )
 from alignkit.contract.judges import by_comparing, by_rating
-from alignkit.contract.plugins import load_plugins
+from alignkit.plugins import load_plugins
 
 JUDGES = '''
 from alignkit import (

@@ -27,12 +27,12 @@ from transformers import (
 )
 
 from alignkit.errors import RecipeError
-from alignkit.learn.layouts import Models, ValueHead, logprobs_and_values, policy_logprobs, read
-from alignkit.learn.miniature import miniature
-from alignkit.learn.packing import LAID_OUT, packs, padded
-from alignkit.learn.rollouts import Rollout, answer_mask
-from alignkit.learn.trunk import Trunk
-from alignkit.learn.ways import form_of
+from alignkit.training.layouts import Models, ValueHead, logprobs_and_values, policy_logprobs, read
+from alignkit.training.miniature import miniature
+from alignkit.training.packing import LAID_OUT, packs, padded
+from alignkit.training.rollouts import Rollout, answer_mask
+from alignkit.training.trunk import Trunk
+from alignkit.training.ways import form_of
 
 VOCABULARY = 30
 ROLLOUT = Rollout(

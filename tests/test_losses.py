@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit.learn.losses import (
+from alignkit.training.losses import (
     adapt_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,

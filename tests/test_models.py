@@ -22,10 +22,9 @@ from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
 from alignkit.contract.rewards import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
-from alignkit.learn import models
-from alignkit.learn.classifiers import as_read
-from alignkit.learn.folders import check_model_folder
-from alignkit.learn.models import (
+from alignkit.training import models
+from alignkit.training.classifiers import as_read
+from alignkit.training.models import (
     load_critic,
     load_for_reward_training,
     load_policy,
@@ -34,8 +33,9 @@ from alignkit.learn.models import (
     score_head,
     stop_tokens,
 )
-from alignkit.learn.saving import save_policy, save_reward, unpack
-from alignkit.learn.scores import open_reward
+from alignkit.training.opening import open_reward
+from alignkit.training.saving import save_policy, save_reward, unpack
+from alignkit.training.weight_files import check_model_folder
 
 ROWS = torch.arange(3, 15)[None]
 

@@ -20,10 +20,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from alignkit.learn import packing
-from alignkit.learn.miniature import miniature
-from alignkit.learn.models import without_deprecations
-from alignkit.learn.packing import (
+from alignkit.training import packing
+from alignkit.training.miniature import miniature
+from alignkit.training.models import without_deprecations
+from alignkit.training.packing import (
     Head,
     by_prompt,
     chosen_logprobs,
@@ -36,7 +36,7 @@ from alignkit.learn.packing import (
     packs,
     padded,
 )
-from alignkit.learn.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
+from alignkit.training.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
 
 VOCABULARY = 50
 

@@ -11,8 +11,8 @@ from planning import CHAIN, Desk, make_desk, write_model, write_rows
 
 from alignkit.contract.settings import LoRA
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError
-from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
+from alignkit.plan.planner import make_plan
 
 
 @pytest.fixture
@@ -638,7 +638,7 @@ def test_a_damaged_lock_file_is_refused(desk: Desk, content: str) -> None:
 def test_planning_imports_nothing_heavy(desk: Desk) -> None:
     (desk.folder / "r.toml").write_text(CHAIN)
     code = (
-        "import sys; from alignkit.plan.make import make_plan; make_plan('r.toml', plugins=['fakes.py']);"
+        "import sys; from alignkit.plan.planner import make_plan; make_plan('r.toml', plugins=['fakes.py']);"
         "make_plan('rlhf'); print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'trl', 'peft')"
         " if m in sys.modules])"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.contract.plugins import BUILT_IN, Plugins, load_plugins
 from alignkit.errors import PluginError, RecipeError
+from alignkit.plugins import BUILT_IN, Plugins, load_plugins
 
 GOOD = '''
 from alignkit import Policy, Settings, Stage, hookimpl, method

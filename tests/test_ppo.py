@@ -11,15 +11,15 @@ from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_mod
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
-from alignkit.learn.data import Prompt
-from alignkit.learn.layouts import Models
-from alignkit.learn.models import load_for_reward_training, without_deprecations
-from alignkit.learn.rollouts import Critic, Rollout
-from alignkit.learn.saving import save_reward
-from alignkit.learn.scoring import Scored, Weighted, score_rollout
-from alignkit.learn.training import make_learner, scheduled, take_step
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, RewardShape, ppo, start, train
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPORewardShape, PPOSettings, ppo, start, train
 from alignkit.testing import LeftError, RecordingStage
+from alignkit.training.encoding import Prompt
+from alignkit.training.layouts import Models
+from alignkit.training.models import load_for_reward_training, without_deprecations
+from alignkit.training.rollouts import Critic, Rollout
+from alignkit.training.saving import save_reward
+from alignkit.training.scoring import Scored, Weighted, score_rollout
+from alignkit.training.step import make_learner, scheduled, take_step
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]
@@ -386,8 +386,8 @@ def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_mo
 
 
 def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, reward_model) -> None:
-    from alignkit.learn.layouts import open_models
-    from alignkit.learn.models import load_reward_model
+    from alignkit.training.layouts import open_models
+    from alignkit.training.models import load_reward_model
 
     some, tokenizer = open_models(policy, [reward_model], critic="auto", temperature=1.0, lora=None, precision="fp32")
 
@@ -399,7 +399,7 @@ def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, re
 
 
 def test_a_critic_from_the_policy_starts_at_0(policy) -> None:
-    from alignkit.learn.layouts import open_models
+    from alignkit.training.layouts import open_models
 
     gold = FunctionReward(name="gold", fingerprint="0", path=policy.path, function="reviews-gold")
     some, _ = open_models(policy, [gold], critic="auto", temperature=1.0, lora=LoRA(rank=2), precision="fp32")
@@ -465,7 +465,7 @@ def test_a_critic_without_a_clip_is_not_clipped() -> None:
 @pytest.mark.parametrize(("clip", "told"), [(0, 4), (0.5, 0.5)])
 def test_scores_are_cut_unless_the_clip_is_0(clip, told) -> None:
     four = torch.full((8,), 4.0)
-    given = settings(reward=RewardShape(clip=clip), generation=Generation(unfinished="subtract", penalty=0))
+    given = settings(reward=PPORewardShape(clip=clip), generation=Generation(unfinished="subtract", penalty=0))
 
     log = run(models(), given, score=lambda rollout: Scored(four, {"four": four}))
 
@@ -492,7 +492,7 @@ def test_frozen_layers_and_adapters_are_one_too_many() -> None:
 
 
 def test_a_shared_body_is_refused_where_logits_are_made_otherwise(policy, prompts, stage, monkeypatch) -> None:
-    monkeypatch.setattr("alignkit.learn.layouts.form_of", lambda model: "logits")
+    monkeypatch.setattr("alignkit.training.layouts.form_of", lambda model: "logits")
     reward = FunctionReward(name="gold", fingerprint="0", path=Path(), function="reviews-gold")
 
     with pytest.raises(RecipeError) as caught:

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignkit.contract.settings import Optimisation
-from alignkit.learn.layouts import Models
-from alignkit.learn.rollouts import Rollout, answer_logprobs, answer_mask
-from alignkit.learn.scoring import Scored
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, start, train
+from alignkit.training.layouts import Models
+from alignkit.training.rollouts import Rollout, answer_logprobs, answer_mask
+from alignkit.training.scoring import Scored
 
 KL_COEF = 0.1
 

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from alignkit.contract.kinds import Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import StageError
-from alignkit.learn.models import load_for_reward_training
-from alignkit.learn.saving import save_reward
-from alignkit.learn.training import (
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo
+from alignkit.testing import LeftError, RecordingStage
+from alignkit.training.models import load_for_reward_training
+from alignkit.training.saving import save_reward
+from alignkit.training.step import (
     CommitTimer,
     commit_or_leave,
     load_learners,
@@ -23,8 +25,6 @@ from alignkit.learn.training import (
     save_learners,
     take_step,
 )
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo
-from alignkit.testing import LeftError, RecordingStage
 
 UPDATES = 3
 

@@ -19,22 +19,22 @@ from alignkit.cli import main
 from alignkit.contract.kinds import Policy, Records
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.learn import counting
-from alignkit.learn import estimate as estimating
-from alignkit.learn.estimate import LOOPS, Facts, Job
-from alignkit.learn.gauge import Gauge, Rate, gauge
-from alignkit.learn.models import load_policy, open_tokenizer
-from alignkit.learn.sizes import sizes_of
+from alignkit.estimate import counting
+from alignkit.estimate import formulas as estimating
+from alignkit.estimate import preflight as preflights
+from alignkit.estimate.estimator import Estimator
+from alignkit.estimate.formulas import LOOPS, Facts, Job
+from alignkit.estimate.preflight import Preflight, preflight
+from alignkit.estimate.sizes import sizes_of
+from alignkit.estimate.timing import Gauge, Rate, gauge
 from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.sft import SFTSettings
-from alignkit.plan.make import make_plan
-from alignkit.run import preflight as preflights
+from alignkit.plan.planner import make_plan
 from alignkit.run import smoke
-from alignkit.run.estimates import Estimator
-from alignkit.run.fetch import audits
-from alignkit.run.preflight import Preflight, preflight
 from alignkit.run.runner import run_recipe
+from alignkit.sources.fetch import audits
 from alignkit.testing import write_tiny_policy, write_tiny_reward
+from alignkit.training.models import load_policy, open_tokenizer
 
 GAUGE = Gauge(
     1000.0, Rate(1e-4, 1e-4, 1e-6), Rate(3e-4, 3e-4, 3e-6), Rate(1e-4, 1e-4, 1e-6), 1e-9, 3e-9, Rate(0, 1e-8, 1e-9)

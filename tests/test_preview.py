@@ -5,19 +5,20 @@ from typing import Any
 
 import pytest
 
-from alignkit.check.rendered import Preview
-from alignkit.check.show import show_preview
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Text
 from alignkit.contract.settings import Settings
-from alignkit.learn import counting, trainers
-from alignkit.learn.counting import Counted, Lengths, Rows, count, sequences
-from alignkit.learn.models import PLAIN_TEMPLATE, open_tokenizer
-from alignkit.learn.preview import pieces, preview, steps
+from alignkit.estimate import counting
+from alignkit.estimate.counting import Counted, Lengths, Rows, count, sequences
+from alignkit.estimate.encoded_rows import pieces, preview, steps
+from alignkit.estimate.preview import Preview
 from alignkit.methods.clm import CLMSettings
 from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.reward import RewardSettings
 from alignkit.methods.sft import SFTSettings, sft
+from alignkit.show.audit_lines import show_preview
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy
+from alignkit.training import trainers
+from alignkit.training.models import PLAIN_TEMPLATE, open_tokenizer
 
 CHAT = [
     {"role": "user", "content": "how are you?"},

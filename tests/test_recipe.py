@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from planning import CHAIN, Desk, make_desk
 
 from alignkit.errors import AlignkitError, RecipeError, near_miss
-from alignkit.plan.packaged import find_recipe, packaged_recipes
-from alignkit.plan.recipe import LARGEST, read_recipe
-from alignkit.plan.toml import key_lines
+from alignkit.recipe.packaged import find_recipe, packaged_recipes
+from alignkit.recipe.recipe import LARGEST, read_recipe
+from alignkit.recipe.toml import key_lines
 
 PLACES = '''
 name = "x"                       # a.b = 1

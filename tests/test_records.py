@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignkit.contract import jsontext
-from alignkit.contract.files import FORMATS, rows_of
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
-from alignkit.contract.records import Part, Record, key_of, on_held_out_side
-from alignkit.contract.values import with_prompt
+from alignkit.data import json_stream
+from alignkit.data.files import FORMATS, rows_of
+from alignkit.data.records import Part, Record, key_of, on_held_out_side
+from alignkit.data.values import with_prompt
 from alignkit.errors import DataError
 
 PAIRS = [
@@ -194,7 +194,7 @@ def test_a_list_is_read_under_any_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_a_list_is_read_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(jsontext, "CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "CHUNK", chunk)
     rows = [{"text": 'Zähl 🙂 \\ " ]', "n": [1, 2.5e3, -1, True, None]}, {"text": "b" * 300, "n": 12}]
     path = put(tmp_path, b"\xef\xbb\xbf" + json.dumps(rows, indent=1, ensure_ascii=False).encode() + b"\n", "r.json")
 
@@ -216,7 +216,7 @@ def test_a_list_is_read_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest
 def test_a_list_that_breaks_off_is_refused_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(jsontext, "CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "CHUNK", chunk)
 
     assert refusal(tmp_path, Text, put(tmp_path, content, "r.json")).partition(";")[0] == message
 

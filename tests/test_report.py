@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from alignkit.contract.events import Figure, Metrics, Sample, StageFinished, Warned
-from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
-from alignkit.run import rundir
-from alignkit.run.curves import curves, thin
-from alignkit.run.fetch import fetch
-from alignkit.run.journal import Journal
-from alignkit.run.report import MOST_SAMPLES, Report, write_report
+from alignkit.plan.planner import make_plan
+from alignkit.show.curves import curves, thin
+from alignkit.show.report import MOST_SAMPLES, Report, write_report
+from alignkit.sources.fetch import fetch
+from alignkit.store import layout
+from alignkit.store.journal import Journal
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
 
@@ -59,7 +59,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def folder_of(plan: Plan, stage: str, *, finished: bool = True) -> Path:
-    place = rundir.stage_folder if finished else rundir.partial_folder
+    place = layout.stage_folder if finished else layout.partial_folder
     return place(Path("runs").resolve(), stage, str(plan.stage(stage).fingerprint))
 
 
@@ -71,7 +71,7 @@ def tell(folder: Path, *events: Any, facts: dict[str, Any] | None = None) -> Non
         journal.tell(event)
     journal.close()
     if facts is not None:
-        (folder / rundir.STAGE).write_text(json.dumps(facts))
+        (folder / layout.STAGE).write_text(json.dumps(facts))
 
 
 def written(plan: Plan, **more: Any) -> str:
@@ -251,7 +251,7 @@ def test_a_report_that_cannot_be_written_hides_no_failure(plan: Plan, caplog: py
 
 
 def test_a_report_imports_nothing_heavy() -> None:
-    script = "import sys, jinja2, alignkit.run.report; print({'torch', 'transformers', 'trl'} & {*sys.modules})"
+    script = "import sys, jinja2, alignkit.show.report; print({'torch', 'transformers', 'trl'} & {*sys.modules})"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

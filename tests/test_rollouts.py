@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import STOP, gpt2, llama, llama_critic
 
-from alignkit.learn.rollouts import (
+from alignkit.training.rollouts import (
     answer_logprobs,
     answer_logprobs_and_entropy,
     answer_mask,

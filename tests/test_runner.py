@@ -15,17 +15,17 @@ import pytest
 
 from alignkit import Event, Figure, Metrics, StageError, StageFinished, StageStarted, Text, Warned, run_recipe
 from alignkit.errors import DataError, LockedError, RecipeError
-from alignkit.plan.make import make_plan
 from alignkit.plan.plan import Plan
-from alignkit.run import rundir
-from alignkit.run.durable import read_json
-from alignkit.run.journal import read_journal
-from alignkit.run.locks import hold
+from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine, read_machine
-from alignkit.run.results import find_finished
 from alignkit.run.reuse import reusable
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
+from alignkit.store import layout
+from alignkit.store.durable import read_json
+from alignkit.store.journal import read_journal
+from alignkit.store.locks import hold
+from alignkit.store.results import find_finished
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
 
@@ -56,7 +56,7 @@ def run(made: Plan | None = None, **more: Any) -> RunResult:
 
 
 def folder(made: Plan, stage: str) -> Path:
-    return rundir.partial_folder(Path("runs").resolve(), stage, str(made.stage(stage).fingerprint))
+    return layout.partial_folder(Path("runs").resolve(), stage, str(made.stage(stage).fingerprint))
 
 
 def test_a_run_makes_all_stages_and_gives_what_they_made() -> None:
@@ -80,7 +80,7 @@ def test_the_second_run_reuses_all_stages_and_starts_no_process() -> None:
     result = run(inline=False)
 
     assert [stage.reused for stage in result.stages] == [True, True]
-    assert not rundir.zygote_log(Path("runs")).exists()
+    assert not layout.zygote_log(Path("runs")).exists()
 
 
 def test_the_second_run_does_not_import_torch() -> None:
@@ -207,7 +207,7 @@ def test_a_gate_stops_the_run_before_the_next_stage() -> None:
     with pytest.raises(StageError) as raised:
         run(plan(first__gates__steps__min=5))
 
-    lies = rundir.finished_folder(folder(plan(), "first")).relative_to(Path.cwd())
+    lies = layout.finished_folder(folder(plan(), "first")).relative_to(Path.cwd())
     expected = (
         f"stage 'first': gates.steps: 3 is below its minimum 5; improve the stage or move the gate; it lies in {lies}"
     )
@@ -407,7 +407,7 @@ def in_another_process(overrides: str) -> "subprocess.Popen[bytes]":
     code = (
         "import sys\n"
         "from alignkit.errors import AlignkitError\n"
-        "from alignkit.plan.make import make_plan\n"
+        "from alignkit.plan.planner import make_plan\n"
         "from alignkit.run.runner import run_plan\n"
         f"plan = make_plan('light.toml', set={overrides}, plugins=[{str(PLUGIN)!r}])\n"
         "try:\n"

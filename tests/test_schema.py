@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from alignkit.cli import main
-from alignkit.contract.plugins import load_plugins
 from alignkit.plan.schema import recipe_schema
+from alignkit.plugins import load_plugins
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, BambaConfig, BartConfig, GraniteC
 
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
-from alignkit.learn.classifiers import score_tokens
-from alignkit.learn.models import (
+from alignkit.testing import write_tiny_policy
+from alignkit.training.classifiers import score_tokens
+from alignkit.training.models import (
     load_critic,
     load_for_reward_training,
     load_policy,
@@ -17,10 +18,9 @@ from alignkit.learn.models import (
     open_config,
     score_head,
 )
-from alignkit.learn.packing import decoder_of
-from alignkit.learn.saving import save_policy, save_reward
-from alignkit.learn.scorer import scorer_for, scorer_named_by
-from alignkit.testing import write_tiny_policy
+from alignkit.training.packing import decoder_of
+from alignkit.training.saving import save_policy, save_reward
+from alignkit.training.scorer import scorer_for, scorer_named_by
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {

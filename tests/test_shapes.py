@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records
-from alignkit.contract.records import format_of_part
-from alignkit.contract.shapes import SHAPES
+from alignkit.data.formats import SHAPES
+from alignkit.data.records import format_of_part
 from alignkit.errors import DataError
 from tests.test_records import put, records
 

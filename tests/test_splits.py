@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from alignkit.cli import main
 from alignkit.contract.kinds import Demonstrations
-from alignkit.contract.splits import splits_in
+from alignkit.data.splits import splits_in
 from alignkit.errors import DataError, RecipeError
 from alignkit.plan.plan import Plan
 from tests.planning import Desk, make_desk

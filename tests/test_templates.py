@@ -6,11 +6,11 @@ import pytest
 from chat_families import FAMILIES
 from chat_tokenizers import decoded, learnt, make_tokenizer, unlearnt
 
-from alignkit.contract.records import Record
 from alignkit.contract.rewards import Answer
+from alignkit.data.records import Record
 from alignkit.errors import DataError
-from alignkit.learn.classifiers import as_read
-from alignkit.learn.data import (
+from alignkit.training.classifiers import as_read
+from alignkit.training.encoding import (
     Lengths,
     answered,
     answered_text,
@@ -21,8 +21,8 @@ from alignkit.learn.data import (
     prompts,
     turn_ends,
 )
-from alignkit.learn.models import PLAIN_TEMPLATE
-from alignkit.learn.templates import learnt_heading, rendered, unread_keys
+from alignkit.training.models import PLAIN_TEMPLATE
+from alignkit.training.templates import learnt_heading, rendered, unread_keys
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.learn import trainers
-from alignkit.learn.data import Pair, Tokens
-from alignkit.learn.models import load_for_reward_training, load_policy
-from alignkit.learn.trainers import micro_batch, order_of_rows, train_language_model, train_scores
 from alignkit.testing import LeftError, RecordingStage, write_tiny_policy
+from alignkit.training import trainers
+from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.models import load_for_reward_training, load_policy
+from alignkit.training.trainers import micro_batch, order_of_rows, train_language_model, train_scores
 
 
 class Training(Settings):

@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from alignkit.contract.settings import LoRA
-from alignkit.learn import trial
-from alignkit.learn.miniature import miniature
-from alignkit.learn.models import open_tokenizer
-from alignkit.learn.trial import Trial, Uses, tried
+from alignkit.estimate import trial
+from alignkit.estimate.trial import Trial, Uses, tried
 from alignkit.methods.grpo import GRPOSettings
 from alignkit.methods.ppo import PPOSettings
 from alignkit.methods.sft import SFTSettings
+from alignkit.training.miniature import miniature
+from alignkit.training.models import open_tokenizer
 
 FOLDER = Path("model")
 CONFIGS = {

@@ -11,11 +11,11 @@ from transformers import GraniteConfig, RecurrentGemmaConfig, RobertaConfig
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
-from alignkit.learn.classifiers import score_tokens
-from alignkit.learn.data import NOT_LEARNT, Pair, Tokens, answered, demonstration, demonstrations, preferences
-from alignkit.learn.measures import perplexity
-from alignkit.learn.miniature import miniature
-from alignkit.learn.models import (
+from alignkit.training.classifiers import score_tokens
+from alignkit.training.encoding import NOT_LEARNT, Pair, Tokens, answered, demonstration, demonstrations, preferences
+from alignkit.training.measures import perplexity
+from alignkit.training.miniature import miniature
+from alignkit.training.models import (
     adapted_model,
     load_for_reward_training,
     load_policy,
@@ -23,7 +23,7 @@ from alignkit.learn.models import (
     score_head,
     without_deprecations,
 )
-from alignkit.learn.trainers import train_language_model, train_scores
+from alignkit.training.trainers import train_language_model, train_scores
 
 CHAT = [
     {"role": "user", "content": "how are you?"},

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alignkit.plan.make import make_plan
+from alignkit.plan.planner import make_plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SENTENCE = "the film was a warm and funny story with bad pacing but great actors in it . I liked hated this movie"

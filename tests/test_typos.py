@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import AlignkitError
-from alignkit.plan.make import make_plan
+from alignkit.plan.planner import make_plan
 
 RECIPE = (Path(__file__).parent.parent / "recipes" / "rlhf.toml").read_text("utf-8")
 MUTATIONS = 100

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignkit.learn.watch import Limits, Watch
+from alignkit.training.warning_signs import Limits, Watch
 
 LIMITS = Limits(answers=64, longest=24, penalty=1.0, replaced=True)
 HEALTHY = {

@@ -19,12 +19,12 @@ from transformers import (
     RwkvConfig,
 )
 
-from alignkit.learn import ways
-from alignkit.learn.answers import answer_logprobs, in_passes
-from alignkit.learn.decoding import Way
-from alignkit.learn.miniature import WINDOW, miniature
-from alignkit.learn.rollouts import apart_beyond, generator_for, sample_answers
-from alignkit.learn.ways import alone_beyond, form_of, rows_together, ways_of, ways_of_config
+from alignkit.training import ways
+from alignkit.training.answers import answer_logprobs, in_passes
+from alignkit.training.decoding import Way
+from alignkit.training.miniature import WINDOW, miniature
+from alignkit.training.rollouts import apart_beyond, generator_for, sample_answers
+from alignkit.training.ways import alone_beyond, form_of, rows_together, ways_of, ways_of_config
 
 VOCABULARY = 60
 SMALL = {

@@ -13,18 +13,18 @@ import pytest
 
 from alignkit import Demonstrations, Event, Figure, Metrics, Sample, StageStarted, Text, Warned
 from alignkit.contract.method import Input
-from alignkit.contract.records import Part
+from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
-from alignkit.run import rundir
-from alignkit.run.durable import read_json
 from alignkit.run.failures import explain, lighter
-from alignkit.run.journal import read_journal
-from alignkit.run.locks import hold
 from alignkit.run.order import Order, given, typed, write_order
-from alignkit.run.results import Finished, find_finished
-from alignkit.run.stage import WorkingStage
 from alignkit.run.stopping import Stop, noting_signals
 from alignkit.run.worker import main, work
+from alignkit.run.working_stage import WorkingStage
+from alignkit.store import layout
+from alignkit.store.durable import read_json
+from alignkit.store.journal import read_journal
+from alignkit.store.locks import hold
+from alignkit.store.results import Finished, find_finished
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
 PRINT = "f8d922c0" + "0" * 56
@@ -46,7 +46,7 @@ def order(**more: Any) -> Order:
 
 @pytest.fixture
 def partial(tmp_path: Path) -> Path:
-    folder = rundir.partial_folder(tmp_path, "first", PRINT)
+    folder = layout.partial_folder(tmp_path, "first", PRINT)
     folder.mkdir(parents=True)
     return folder
 
@@ -64,7 +64,7 @@ def finished(partial: Path) -> Finished:
 
 
 def failure(partial: Path) -> dict[str, Any]:
-    return read_json(partial / rundir.FAILURE)
+    return read_json(partial / layout.FAILURE)
 
 
 def test_a_finished_stage_leaves_its_artifact_its_journal_its_log_and_no_scraps(partial: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_second_attempt_goes_on_from_the_last_checkpoint(partial: Path) -> Non
 
 
 def test_a_second_attempt_makes_the_same_as_one_that_was_never_broken(tmp_path: Path, partial: Path) -> None:
-    other = rundir.partial_folder(tmp_path / "other", "first", PRINT)
+    other = layout.partial_folder(tmp_path / "other", "first", PRINT)
     run(partial, settings={"fail": "bug"})
     run(partial, settings={"fail": "bug"}, attempt="a2")
     run(other, settings={})

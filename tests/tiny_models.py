@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignkit.learn.layouts import Models, ValueHead
-from alignkit.learn.packing import packs
-from alignkit.learn.rollouts import Critic
-from alignkit.learn.trunk import Trunk
+from alignkit.training.layouts import Models, ValueHead
+from alignkit.training.packing import packs
+from alignkit.training.rollouts import Critic
+from alignkit.training.trunk import Trunk
 
 STOP = 0
 

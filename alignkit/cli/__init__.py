@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from alignkit.cli import completion
 from alignkit.errors import INTERRUPTED, AlignkitError, DataError, RecipeError
-from alignkit.plan import completion
-from alignkit.plan.tables import line_width, short
+from alignkit.text import line_width, short
 
 if TYPE_CHECKING:
-    from alignkit.check.audit import Audit
     from alignkit.compare.planning import ComparisonPlan
     from alignkit.contract.events import Event
+    from alignkit.estimate.preflight import Preflight
+    from alignkit.estimate.stage_previews import StagePreview
     from alignkit.plan.plan import Plan
-    from alignkit.run.console import Console
-    from alignkit.run.preflight import Preflight
-    from alignkit.run.previews import StagePreview
     from alignkit.run.runner import RunResult
+    from alignkit.show.console import Console
+    from alignkit.sources.audit import Audit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,9 +143,9 @@ def recipe(
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
     """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
-    from alignkit.plan.packaged import find_recipe
-    from alignkit.plan.show import as_dict, heading, show_plan
+    from alignkit.recipe.packaged import find_recipe
     from alignkit.run.states import states_of
+    from alignkit.show.planned import as_dict, heading, show_plan
 
     plan = _plan(find_recipe(recipe), **selection)
     states, remarks = states_of(plan, selection["runs"], again)
@@ -186,14 +186,14 @@ def check(
 ) -> None:
     """Read every row of a RECIPE's sources, or of a FILE, a folder or a pattern; tell what is in them, what is wrong,
     what is learnt, and what memory, time and disk every stage will need."""
-    from alignkit.check.file import files_at, source_of, write_fixed
-    from alignkit.check.show import show_audit, show_preview
     from alignkit.contract.kinds import Records
-    from alignkit.plan.packaged import find_recipe
-    from alignkit.run.environment import set_environment
-    from alignkit.run.fetch import audits
-    from alignkit.run.preflight import Preflight as Found
-    from alignkit.run.preflight import preflight, show
+    from alignkit.environment import set_environment
+    from alignkit.estimate.preflight import Preflight as Found
+    from alignkit.estimate.preflight import preflight, show
+    from alignkit.recipe.packaged import find_recipe
+    from alignkit.show.audit_lines import show_audit, show_preview
+    from alignkit.sources.fetch import audits
+    from alignkit.sources.file import files_at, source_of, write_fixed
 
     set_environment(offline)
 
@@ -214,7 +214,7 @@ def check(
         sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
     found, errors = audits(sources, selection["runs"], offline)
     if plan and not rows_only:
-        from alignkit.run.previews import previews
+        from alignkit.estimate.stage_previews import previews
 
         known = {one.source: one for one in found}
         try:
@@ -253,8 +253,8 @@ def _smoke(
     offline: bool,
     as_json: bool,
 ) -> None:
+    from alignkit.estimate.preflight import show
     from alignkit.run import smoke
-    from alignkit.run.preflight import show
 
     place = smoke.emptied(runs)
     small = smoke.small_plan(plan, needs, audits, place)
@@ -304,7 +304,7 @@ def compare(
     """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
     under the same seeds, then all are measured on the same held-out prompts."""
     from alignkit.compare.planning import plan_comparison
-    from alignkit.compare.show import show_heading
+    from alignkit.compare.tables import show_heading
     from alignkit.compare.variants import Asked, read_vary, split
 
     asked = Asked(stage, split(methods or ""), read_vary(vary), seeds)
@@ -312,10 +312,10 @@ def compare(
     if only_plan:
         _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], again, as_json)
         return
-    from alignkit.compare.compare import conclude, plan_pinned
-    from alignkit.compare.show import as_dict, show_comparison
+    from alignkit.compare.comparison import conclude, plan_pinned
+    from alignkit.compare.tables import as_dict, show_comparison
     from alignkit.run.machine import Machine, read_machine
-    from alignkit.run.rundir import report_path
+    from alignkit.store.layout import report_path
 
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     planned = plan_pinned(recipe, asked, offline=offline, **selection)
@@ -332,9 +332,9 @@ def compare(
 
 
 def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence[str], as_json: bool) -> None:
-    from alignkit.compare.show import plan_as_dict, show_heading
-    from alignkit.plan.show import as_dict, show_plan
+    from alignkit.compare.tables import plan_as_dict, show_heading
     from alignkit.run.states import states_of
+    from alignkit.show.planned import as_dict, show_plan
 
     states, remarks = states_of(planned.plan, runs, again)
     if as_json:
@@ -350,8 +350,8 @@ def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
     """List all methods, or tell what one takes, makes and can be told."""
-    from alignkit.contract.plugins import load_plugins
-    from alignkit.plan.describe import all_as_dict, as_dict, describe_method, find_method, list_methods
+    from alignkit.plugins import load_plugins
+    from alignkit.show.offered import all_as_dict, as_dict, describe_method, find_method, list_methods
 
     loaded = load_plugins(plugins)
     if name is None:
@@ -373,9 +373,9 @@ def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
 )
 def init(path: Path | None, template: str) -> None:
     """Write a recipe to start from, to PATH (default: NAME.toml), and its schema for editors. Never overwrites."""
-    from alignkit.contract.plugins import load_plugins
     from alignkit.plan.schema import recipe_schema
-    from alignkit.plan.starter import write_schema, write_starter
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.starter import write_schema, write_starter
 
     written = write_starter(template, path)
     write_schema(recipe_schema(load_plugins(())), written.parent)
@@ -386,8 +386,8 @@ def init(path: Path | None, template: str) -> None:
 @PLUGINS
 def schema(plugins: Sequence[Path]) -> None:
     """Print the JSON Schema of recipes with every installed method's settings, for editors."""
-    from alignkit.contract.plugins import load_plugins
     from alignkit.plan.schema import recipe_schema
+    from alignkit.plugins import load_plugins
 
     _print_json(recipe_schema(load_plugins(plugins)))
 
@@ -418,7 +418,7 @@ def doctor(runs: Path, as_json: bool) -> None:
 
 def _announce(name: str) -> Path:
     """Say at once which recipe is run."""
-    from alignkit.plan.packaged import find_recipe, is_packaged
+    from alignkit.recipe.packaged import find_recipe, is_packaged
 
     path = find_recipe(name)
     what = f"running the packaged recipe {path.stem}" if is_packaged(path) else f"running {short(path, Path.cwd())}"
@@ -434,7 +434,7 @@ def _plan(
     until: str | None,
     plugins: Sequence[Path],
 ) -> "Plan":
-    from alignkit.plan.make import make_plan
+    from alignkit.plan.planner import make_plan
 
     return make_plan(path, set=_changes(changes), seed=seed, runs=runs, until=until, plugins=plugins)
 
@@ -443,7 +443,7 @@ def _pinned_plan(path: Path, offline: bool, **selection: Any) -> "Plan":
     """Plan a recipe, and find out the commits of what it takes from the hub where they are not known yet."""
     plan = _plan(path, **selection)
     if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
-        from alignkit.run.fetch import pin
+        from alignkit.plan.pin import pin
 
         click.echo("asking the hub for commits", err=True)
         pin(plan, selection["runs"], offline)
@@ -465,9 +465,9 @@ def _run(
 
     With `aside` whatever stages print goes to standard error.
     """
-    from alignkit.run.console import Console
     from alignkit.run.runner import run_plan
     from alignkit.run.states import states_of
+    from alignkit.show.console import Console
 
     states, remarks = states_of(plan, runs, again)
     console = Console([stage.name for stage in plan.stages if stage.wanted])
@@ -495,7 +495,7 @@ def _changes(given: Sequence[str]) -> Mapping[str, str]:
 
 
 def _print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) -> None:
-    from alignkit.run.rundir import report_path
+    from alignkit.store.layout import report_path
 
     report = report_path(runs.resolve(), plan.recipe.name)
     _print_lines(console.closing(_width(), Path.cwd()), err=err)

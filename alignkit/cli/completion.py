@@ -10,7 +10,7 @@ from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
 from alignkit.errors import AlignkitError
-from alignkit.plan.packaged import find_recipe, packaged_recipes
+from alignkit.recipe.packaged import find_recipe, packaged_recipes
 
 SHELLS_OWN = "file"
 """The type of an item that lets the shell complete files by itself."""
@@ -44,7 +44,7 @@ def stages(context: Context, parameter: Parameter, begun: str) -> list[Completio
 
 def methods(context: Context, parameter: Parameter, begun: str) -> list[CompletionItem]:
     """Complete a method, with what it does."""
-    from alignkit.contract.plugins import load_plugins
+    from alignkit.plugins import load_plugins
 
     offered = load_plugins(()).methods.values()
     return [CompletionItem(one.name, help=one.summary) for one in offered if one.name.startswith(begun)]

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit.compare.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds
 from alignkit.compare.planning import ComparisonPlan, Contender
 from alignkit.errors import StageError
 from alignkit.methods.evaluate import wilson
+from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds
 
 Row = Mapping[str, Any]
 """One policy's row of what `evaluate` made."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from alignkit.compare.results import Comparison, Line
-from alignkit.compare.show import cells_of, decided_by, remarks_on, verdict
-from alignkit.run.words import number
+from alignkit.compare.measured import Comparison, Line
+from alignkit.compare.tables import cells_of, decided_by, remarks_on, verdict
+from alignkit.text import number
 
 WIDTH, HEIGHT = 600, 260
 """Of the drawing, in its own units."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from alignkit.compare.variants import Asked, Variant, compared_stage, stage_names, variants_of
 from alignkit.contract.kinds import Policy, Prompts, Reward
-from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.errors import AlignkitError, RecipeError
-from alignkit.plan.fingerprint import stage_seed
-from alignkit.plan.make import plan_recipe
-from alignkit.plan.packaged import find_recipe
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import Recipe, combine, read_recipe
-from alignkit.plan.toml import Keys
+from alignkit.plan.planner import plan_recipe
+from alignkit.plugins import Plugins, load_plugins
+from alignkit.recipe.fingerprint import stage_seed
+from alignkit.recipe.packaged import find_recipe
+from alignkit.recipe.recipe import Recipe, combine, read_recipe
+from alignkit.recipe.toml import Keys
 
 EVALUATE = "evaluate"
 """The method that measures."""

@@ -7,12 +7,11 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from alignkit.compare.noise import Difference
+from alignkit.compare.measured import Comparison, Line
 from alignkit.compare.planning import ComparisonPlan
-from alignkit.compare.results import Comparison, Line
-from alignkit.plan.packaged import is_packaged
-from alignkit.plan.tables import short, table
-from alignkit.run.words import duration, number, size
+from alignkit.noise import Difference
+from alignkit.recipe.packaged import is_packaged
+from alignkit.text import duration, number, short, size, table
 
 SEVERAL_SEEDS = (
     "95 % intervals from standard errors: over the same held-out prompts (paired, prompt by prompt) and over the seeds "

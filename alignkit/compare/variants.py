@@ -9,9 +9,9 @@ from typing import Any
 
 from alignkit.contract.kinds import Policy
 from alignkit.contract.method import NAME
-from alignkit.contract.plugins import WELL_KNOWN, Plugins
 from alignkit.errors import Problem, RecipeError, near_miss
-from alignkit.plan.recipe import Recipe
+from alignkit.plugins import WELL_KNOWN, Plugins
+from alignkit.recipe.recipe import Recipe
 
 LONGEST = 34
 """Letters of a variant's stage name; the number of the seed comes behind."""

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.records import Part, Record, Row, read_side
-from alignkit.contract.values import FURTHER
+from alignkit.data.records import Part, Record, Row, read_side
+from alignkit.data.values import FURTHER
 
 
 class Artifact(BaseModel):

@@ -16,8 +16,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from alignkit.contract.arrow import NullFields, arrow_rows, parquet_rows
-from alignkit.contract.jsontext import UNREADABLE, JsonText, not_utf8
+from alignkit.data.arrow import NullFields, arrow_rows, parquet_rows
+from alignkit.data.json_stream import UNREADABLE, JsonText, not_utf8
 from alignkit.errors import DataError
 
 Placed = Iterator[tuple[str, dict[str, Any]]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.contract.chats import ROLE_OF, as_messages, part_pair, plain, roles_in
+from alignkit.data.chats import ROLE_OF, as_messages, part_pair, plain, roles_in
 from alignkit.errors import DataError
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.contract.arrow import NullFields, rows_of_batches
+from alignkit.data.arrow import NullFields, rows_of_batches
 from alignkit.errors import DataError
 
 VERSION = 2

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.arrow import NullFields
-from alignkit.contract.files import Found, found_in
-from alignkit.contract.hubsets import HubSet, rows_of_split
-from alignkit.contract.shapes import SHAPES, Shape, shape_of, taken, traits
-from alignkit.contract.values import FURTHER, Form, form_of, further_columns, row_values
+from alignkit.data.arrow import NullFields
+from alignkit.data.files import Found, found_in
+from alignkit.data.formats import SHAPES, Shape, shape_of, taken, traits
+from alignkit.data.hubsets import HubSet, rows_of_split
+from alignkit.data.values import FURTHER, Form, form_of, further_columns, row_values
 from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]

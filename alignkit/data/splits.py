@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.files import files_in, format_of, whole_path
+from alignkit.data.files import files_in, format_of, whole_path
 from alignkit.errors import DataError
 
 Splits = dict[str, list[Path]]

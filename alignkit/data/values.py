@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from alignkit.contract.chats import ROLES, as_messages, check_answer, part_pair, read_tools, teaches_nothing
-from alignkit.contract.shapes import Shape, answered, asked, label_of, rating_of, with_system
+from alignkit.data.chats import ROLES, as_messages, check_answer, part_pair, read_tools, teaches_nothing
+from alignkit.data.formats import Shape, answered, asked, label_of, rating_of, with_system
 from alignkit.errors import DataError
 
 Row = dict[str, Any]

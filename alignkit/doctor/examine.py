@@ -14,8 +14,8 @@ import psutil
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from alignkit.contract.plugins import CLASH_REMEDY, Plugins, load_plugins
 from alignkit.doctor.facts import Disk, Doctor, Memory, Package, Plugin, Torch
+from alignkit.plugins import CLASH_REMEDY, Plugins, load_plugins
 
 PROBE = (sys.executable, "-P", "-m", "alignkit.doctor.probe")
 OPTIONAL = ("bitsandbytes", "gguf")

@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from alignkit.check.audit import Audit
 from alignkit.contract.kinds import Demonstrations, Preferences
 from alignkit.contract.settings import Settings
 from alignkit.errors import Problem
-from alignkit.learn.lengths import UNSET_ANSWER, answer_limit
-from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.previews import count_tokens, opened, policy_of, policy_roles
+from alignkit.estimate.counting import count_tokens
+from alignkit.plan.plan import Plan, PlannedStage, policy_of, policy_roles
+from alignkit.sources.audit import Audit
+from alignkit.training.lengths import UNSET_ANSWER, answer_limit
+from alignkit.training.prepare import opened
 
 FEW = 0.05
 """Share of the answers that may be longer than they are sampled before it is told."""
@@ -36,7 +37,7 @@ def settled(
 
 def _taught(plan: Plan, stage: PlannedStage, audits: Mapping[str, Audit], runs: Path, offline: bool) -> int | None:
     """Tell what a stage's policy was taught last, by a stage before it or by whoever made it."""
-    from alignkit.learn.models import taught_by
+    from alignkit.training.models import taught_by
 
     maker = _maker(plan, stage)
     while maker is not None:

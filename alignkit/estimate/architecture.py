@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from alignkit.learn.models import open_config, open_tokenizer
-from alignkit.learn.trial import Trial, Uses, tried
-from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.source import Source
-from alignkit.run.previews import opened, policies_of
+from alignkit.estimate.trial import Trial, Uses, tried
+from alignkit.plan.plan import Plan, PlannedStage, policies_of
+from alignkit.sources.source import Source
+from alignkit.training.models import open_config, open_tokenizer
+from alignkit.training.prepare import opened
 
 
 def architecture(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Trial:

@@ -12,20 +12,20 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit.check.audit import Audit
 from alignkit.contract.kinds import Judge, JudgeReward, Policy, Prompts, Records, RewardModel
 from alignkit.errors import DataError, Problem
-from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.source import BadRows, RecordOptions, Source
-from alignkit.run import rundir
-from alignkit.run.durable import read_json, write_text
-from alignkit.run.previews import opened, policy_of
+from alignkit.plan.plan import Plan, PlannedStage, policy_of
+from alignkit.sources.audit import Audit
+from alignkit.sources.source import BadRows, RecordOptions, Source
+from alignkit.store import layout
+from alignkit.store.durable import read_json, write_text
+from alignkit.training.prepare import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.learn.rendering import Rendering
-    from alignkit.learn.templates import Learn
+    from alignkit.estimate.rendering import Rendering
+    from alignkit.training.templates import Learn
 
 VERSION = 2
 """Raised when what is looked at changes."""
@@ -56,7 +56,7 @@ class Chats:
         A method that runs none of our loops may read rows in its own way: of those, what is no prompt is told and not
         refused.
         """
-        from alignkit.learn.counting import learn_of
+        from alignkit.estimate.counting import learn_of
 
         told = Told([*self._new(list(self._judges(stage))), *self._two_forms(stage)], [])
         for name in self._sources(stage):
@@ -89,7 +89,7 @@ class Chats:
 
     def _judges(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse judges that are policies and whose template takes no question, or none after an answer."""
-        from alignkit.learn.templates import PROBED, rendered
+        from alignkit.training.templates import PROBED, rendered
 
         for name in self._named(stage):
             source = self.plan.sources.get(name)
@@ -105,8 +105,8 @@ class Chats:
 
     def _left_out(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse an evaluation that would leave out too many prompts, by the function that leaves them out."""
-        from alignkit.learn.data import Asked, asked_of_all, fitting_length, too_much_lost
-        from alignkit.learn.models import open_config, positions_of
+        from alignkit.training.encoding import Asked, asked_of_all, fitting_length, too_much_lost
+        from alignkit.training.models import open_config, positions_of
 
         settings: Any = stage.settings
         names = [name for name in self._named(stage) if name in self.audits]
@@ -160,19 +160,19 @@ class Chats:
         return policy_of(self.plan, stage) if issubclass(stage.made, Policy | RewardModel) else None
 
     def _tokenizer(self, source: Source) -> "PreTrainedTokenizerBase":
-        from alignkit.learn.models import open_tokenizer
+        from alignkit.training.models import open_tokenizer
 
         artifact: Any = opened(source, self.runs, self.offline)
         return open_tokenizer(artifact.path, source.chat_template)
 
     def _rendering(self, name: str, reader: "_Reader", learn: "Learn") -> "Rendering":
         """Render a source's chats, or give what was found before."""
-        from alignkit.learn.rendering import Rendering, render_all
+        from alignkit.estimate.rendering import Rendering, render_all
 
         source = self.plan.sources[name]
         content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn]
         text = json.dumps(content, sort_keys=True)
-        note = rundir.cache_folder(self.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        note = layout.cache_folder(self.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if facts := read_json(note):
             return Rendering(**facts)
         records = opened(source, self.runs, self.offline)
@@ -194,7 +194,7 @@ class Chats:
         yield from BadRows(bad, list(errors)).refusal(artifact.parts[0], total - bad, options).problems
 
     def _remarks(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
-        from alignkit.learn.templates import learnt_heading
+        from alignkit.training.templates import learnt_heading
 
         template = f"the chat template of {reader.source.name!r}"
         where = f"source {name!r}"
@@ -233,7 +233,7 @@ class _Reader:
 
     @property
     def plain(self) -> bool:
-        from alignkit.learn.models import PLAIN_TEMPLATE
+        from alignkit.training.models import PLAIN_TEMPLATE
 
         return bool(self.tokenizer.chat_template == PLAIN_TEMPLATE)
 

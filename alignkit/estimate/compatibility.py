@@ -4,19 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Policy, Records, RewardModel
-from alignkit.contract.records import placed_rows
+from alignkit.data.adapter_folder import is_adapter
+from alignkit.data.records import placed_rows
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.learn.adapters import check_fit, task_of
-from alignkit.learn.counting import Counted, sequences
-from alignkit.learn.folders import chain_of, root_of, shapes_in
-from alignkit.learn.heads import head_of, labels_of, place_of
-from alignkit.learn.models import misfit, open_config, open_tokenizer, policy_tokenizer, rows_of
-from alignkit.learn.sizes import built
-from alignkit.learn.templates import Learn
-from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.previews import opened, policies_of
+from alignkit.estimate.counting import Counted, sequences
+from alignkit.estimate.sizes import built
+from alignkit.plan.plan import Plan, PlannedStage, policies_of
+from alignkit.training.adapters import check_fit, task_of
+from alignkit.training.heads import head_of, labels_of, place_of
+from alignkit.training.models import misfit, open_config, open_tokenizer, policy_tokenizer, rows_of
+from alignkit.training.prepare import opened
+from alignkit.training.templates import Learn
+from alignkit.training.weight_files import chain_of, root_of, shapes_in
 
 
 def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Iterator[Problem]:

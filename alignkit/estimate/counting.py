@@ -5,21 +5,30 @@ Rows are encoded by the very functions that encode them for training. Of many ro
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
+from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Ratings, Records, RewardModel, Text
 from alignkit.contract.settings import Settings
 from alignkit.errors import DataError
-from alignkit.learn import data
-from alignkit.learn.data import NOT_LEARNT, Tokens
-from alignkit.learn.lengths import UNSET_ANSWER, learnt_runs
-from alignkit.learn.templates import Learn
+from alignkit.sources.audit import Audit
+from alignkit.sources.source import Source
+from alignkit.store import layout
+from alignkit.store.notes import note_path, read_note, write_note
+from alignkit.training import encoding
+from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.lengths import UNSET_ANSWER, learnt_runs
+from alignkit.training.models import open_tokenizer, policy_tokenizer
+from alignkit.training.prepare import opened
+from alignkit.training.templates import Learn
 
+VERSION = 5
+"""Raised when what is counted changes."""
 MOST = 10_000
 """Rows that are counted at most."""
 
@@ -76,7 +85,7 @@ def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, lear
     step, special = max(1, math.ceil(sum(rows) / MOST)), [str(token) for token in tokenizer.all_special_tokens]
     marked = same = refused = 0
 
-    def lengths(side: Iterable[data.Row]) -> Iterator[Lengths]:
+    def lengths(side: Iterable[encoding.Row]) -> Iterator[Lengths]:
         nonlocal marked, same, refused
         for row in islice(side, 0, None, step):
             try:
@@ -121,7 +130,7 @@ def one_by_one(loop: str | None, kind: type[Records], rows: Sequence[Lengths]) -
 
 
 class Fate(NamedTuple):
-    """What becomes of rows that are too long, as `data.Lengths` counts it."""
+    """What becomes of rows that are too long, as `encoding.Lengths` counts it."""
 
     over: int
     """They are cut or left out."""
@@ -149,26 +158,46 @@ def new_tokens_of(settings: Any) -> int:
     return UNSET_ANSWER if found is None else int(found)
 
 
-def all_text(row: data.Row) -> str:
+def all_text(row: encoding.Row) -> str:
     """Put together what a row says, without what a chat template adds."""
     values = (row[name] for name in ("prompt", "completion", "messages", "chosen", "rejected", "text") if name in row)
-    return "\n".join(data.shown(value) for value in values)
+    return "\n".join(encoding.shown(value) for value in values)
 
 
 def sequences(
-    kind: type[Records], row: data.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
+    kind: type[Records], row: encoding.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
 ) -> Iterator[tuple[str, Tokens]]:
     """Encode a row of a kind; give each of its sequences with its role."""
     if issubclass(kind, Demonstrations):
-        yield "demonstration", data.demonstration(row, tokenizer, learn)
+        yield "demonstration", encoding.demonstration(row, tokenizer, learn)
     elif issubclass(kind, Preferences):
         for side in ("chosen", "rejected"):
-            yield side, data.side(row, side, tokenizer)
+            yield side, encoding.side(row, side, tokenizer)
     elif issubclass(kind, Ratings):
-        yield "answer", data.side(row, "completion", tokenizer)
+        yield "answer", encoding.side(row, "completion", tokenizer)
     elif issubclass(kind, Prompts):
-        ids = data.prompt_ids(tokenizer, row["prompt"], row.get("tools"))
+        ids = encoding.prompt_ids(tokenizer, row["prompt"], row.get("tools"))
         yield "prompt", Tokens(ids, [NOT_LEARNT] * len(ids))
     elif issubclass(kind, Text):
-        ids = next(data.documents([row["text"]], tokenizer))
+        ids = next(encoding.documents([row["text"]], tokenizer))
         yield "text", Tokens(ids, ids)
+
+
+def count_tokens(
+    source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool
+) -> Counted:
+    """Count the tokens of a source's rows by the tokenizer of a policy, or of a reward model, once for each content."""
+    learn = learn_of(settings)
+    seen = (source.fingerprint, source.kind.__name__, source.said(), policy.fingerprint, learn)
+    note = note_path(layout.cache_folder(runs), "tokens", VERSION, *seen)
+    if facts := read_note(note):
+        sides = {side: tuple(Lengths(*row) for row in facts[side]) for side in ("train", "held_out")}
+        return Counted(**{**facts, **sides})
+    records, model = opened(source, runs, offline), opened(policy, runs, offline)
+    assert isinstance(records, Records)
+    assert isinstance(model, Policy | RewardModel)
+    tokenizer = policy_tokenizer(model) if isinstance(model, Policy) else open_tokenizer(model.path)
+    found = count(records, Rows(audit.rows, audit.held_out), tokenizer, learn)
+    if source.fingerprint and policy.fingerprint:
+        write_note(note, asdict(found))
+    return found

@@ -12,15 +12,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.check.rendered import Piece, Preview, Sample
 from alignkit.contract.kinds import Demonstrations, Policy, Records, Text
 from alignkit.contract.settings import Settings
 from alignkit.errors import DataError
-from alignkit.learn import data
-from alignkit.learn.counting import Counted, Fate, Rows, fate_of, learn_of, new_tokens_of, one_by_one, room, sequences
-from alignkit.learn.data import NOT_LEARNT, Tokens
-from alignkit.learn.models import open_config, policy_tokenizer, positions_of
-from alignkit.learn.templates import Learn
+from alignkit.estimate.counting import (
+    Counted,
+    Fate,
+    Rows,
+    fate_of,
+    learn_of,
+    new_tokens_of,
+    one_by_one,
+    room,
+    sequences,
+)
+from alignkit.estimate.preview import Piece, Preview, Sample
+from alignkit.training import encoding
+from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.models import open_config, policy_tokenizer, positions_of
+from alignkit.training.templates import Learn
 
 SAMPLES = 3
 FIRST_BITS = 4
@@ -33,7 +43,7 @@ def preview(
     """Tell what a stage that runs this loop will make of the rows; an evaluation reads those held out and no others."""
     aside = loop == "evaluation"
     tokenizer = policy_tokenizer(policy)
-    limit = data.fitting_length(positions_of(open_config(policy.path)), getattr(settings, "max_length", None))
+    limit = encoding.fitting_length(positions_of(open_config(policy.path)), getattr(settings, "max_length", None))
     longest = room(type(records), limit, new_tokens_of(settings))
     read = one_by_one(loop, type(records), counted.held_out if aside else counted.rows)
     lengths, fate = sorted(row.longest for row in read), fate_of(type(records), read, longest)

@@ -11,25 +11,25 @@ from typing import Any, NamedTuple
 import psutil
 from pydantic import ValidationError
 
-from alignkit.check.audit import Audit
-from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
 from alignkit.contract.settings import LoRA, Precision, Settings, merged
+from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import AlignkitError, DataError, Problem
-from alignkit.learn import data
-from alignkit.learn.counting import Lengths, fate_of, learn_of, new_tokens_of, one_by_one
-from alignkit.learn.counting import room as longest_row
-from alignkit.learn.estimate import LOOPS, Facts, Held, Job, Need
-from alignkit.learn.folders import root_of
-from alignkit.learn.gauge import gauge
-from alignkit.learn.lengths import UNSET_ANSWER
-from alignkit.learn.models import arithmetic, device, open_config, positions_of, rows_of
-from alignkit.learn.sizes import sizes_of
-from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.source import Source
-from alignkit.run.answer_length import remarks_on_answers, settled
-from alignkit.run.fit import check_layers, check_tokens, remarks_on, unscored_tokens
-from alignkit.run.previews import count_tokens, opened, policies_of, policy_of, policy_roles
+from alignkit.estimate.answer_length import remarks_on_answers, settled
+from alignkit.estimate.compatibility import check_layers, check_tokens, remarks_on, unscored_tokens
+from alignkit.estimate.counting import Lengths, count_tokens, fate_of, learn_of, new_tokens_of, one_by_one
+from alignkit.estimate.counting import room as longest_row
+from alignkit.estimate.formulas import LOOPS, Facts, Held, Job, Need
+from alignkit.estimate.sizes import sizes_of
+from alignkit.estimate.timing import gauge
+from alignkit.plan.plan import Plan, PlannedStage, policies_of, policy_of, policy_roles
+from alignkit.sources.audit import Audit
+from alignkit.sources.source import Source
+from alignkit.training import encoding
+from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.models import arithmetic, device, open_config, positions_of, rows_of
+from alignkit.training.prepare import opened
+from alignkit.training.weight_files import root_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
 """Files that transformers writes beside a model's weights."""
@@ -241,7 +241,7 @@ class Estimator:
         source, audit = self.plan.sources[name], self.audits[name]
         counted = count_tokens(source, self.plan.sources[policy], audit, settings, self.runs, self.offline)
         limit: int | None = getattr(settings, "max_length", None)
-        fits, rows = data.fitting_length(positions_of(self._config(policy)), limit), counted.rows
+        fits, rows = encoding.fitting_length(positions_of(self._config(policy)), limit), counted.rows
         assert issubclass(source.kind, Records)
         if issubclass(source.kind, Text):
             measured = math.ceil(int(getattr(settings, "measured", 0)) / counted.step)

@@ -14,12 +14,12 @@ import psutil
 import torch
 
 from alignkit.contract.method import Loop
-from alignkit.learn import packing, trainers
-from alignkit.learn.gauge import Gauge
-from alignkit.learn.lengths import UNSET_ANSWER
-from alignkit.learn.models import arithmetic, device
-from alignkit.learn.sizes import Sizes
-from alignkit.learn.training import SECONDS_BETWEEN_COMMITS
+from alignkit.estimate.sizes import Sizes
+from alignkit.estimate.timing import Gauge
+from alignkit.training import packing, trainers
+from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.models import arithmetic, device
+from alignkit.training.step import SECONDS_BETWEEN_COMMITS
 
 MIB = 2**20
 FULL, ADAPTED = 1.35, 2.16

@@ -15,21 +15,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.check.audit import Audit
 from alignkit.contract.kinds import Records
-from alignkit.errors import AlignkitError, Problem
-from alignkit.plan.make import plan_recipe
+from alignkit.errors import AlignkitError, Problem, one_line
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import dotted, read_recipe
-from alignkit.plan.tables import table
-from alignkit.run import rundir
-from alignkit.run.durable import read_json, write_json
-from alignkit.run.failures import one_line
-from alignkit.run.words import duration, size
+from alignkit.plan.planner import plan_recipe
+from alignkit.recipe.recipe import dotted, read_recipe
+from alignkit.sources.audit import Audit
+from alignkit.store import layout
+from alignkit.store.durable import read_json, write_json
+from alignkit.text import duration, size, table
 
 if TYPE_CHECKING:
-    from alignkit.run.chats import Chats
-    from alignkit.run.estimates import Estimate, Estimator
+    from alignkit.estimate.chat_check import Chats
+    from alignkit.estimate.estimator import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
 VERSION = 3
@@ -56,11 +54,11 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
     """Look at all wanted stages; `audits` by the source's name."""
     from transformers.utils import logging
 
-    from alignkit.learn.estimate import machine_memory
-    from alignkit.learn.packing import FAILURES
-    from alignkit.run.architecture import architecture
-    from alignkit.run.chats import Chats
-    from alignkit.run.estimates import Estimator
+    from alignkit.estimate.architecture import architecture
+    from alignkit.estimate.chat_check import Chats
+    from alignkit.estimate.estimator import Estimator
+    from alignkit.estimate.formulas import machine_memory
+    from alignkit.training.packing import FAILURES
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
     found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
@@ -180,7 +178,7 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Pa
         "machine": platform.node(),
     }
     text = json.dumps(asked, sort_keys=True, default=str)
-    folder = rundir.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder = layout.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ASKED).is_file():
         write_json(folder / ASKED, json.loads(text))
@@ -189,8 +187,8 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Pa
 
 def answer(folder: Path) -> None:
     """Check what is asked in a folder, and write there what was found."""
-    from alignkit.contract.plugins import load_plugins
-    from alignkit.run.previews import previews
+    from alignkit.estimate.stage_previews import previews
+    from alignkit.plugins import load_plugins
 
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
@@ -205,7 +203,7 @@ def answer(folder: Path) -> None:
 
 def look_at_chats(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> Preflight:
     """Look at the chats of these stages, and at nothing else."""
-    from alignkit.run.chats import Chats
+    from alignkit.estimate.chat_check import Chats
 
     found = Preflight()
     plan, known = _left(plan, stages, runs, offline)
@@ -218,7 +216,7 @@ def look_at_chats(plan: Plan, stages: Collection[str], runs: Path, offline: bool
 
 def _left(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> tuple[Plan, dict[str, Audit]]:
     """Give the plan with these stages wanted and no others, and what is in the sources that they read."""
-    from alignkit.run.fetch import audits
+    from alignkit.sources.fetch import audits
 
     plan = replace(plan, stages=tuple(replace(stage, wanted=stage.name in stages) for stage in plan.stages))
     used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}

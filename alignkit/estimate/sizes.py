@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from alignkit.contract.settings import LoRA
-from alignkit.learn.models import adapted_model
-from alignkit.learn.scorer import made_scorer
+from alignkit.training.models import adapted_model
+from alignkit.training.scorer import made_scorer
 
 
 class Sizes(NamedTuple):

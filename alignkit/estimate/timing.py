@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from alignkit.contract.settings import LoRA, Precision
-from alignkit.learn.models import adapted_model, computing, device
-from alignkit.learn.packing import Head, chosen_logprobs, decoder_of
-from alignkit.learn.rollouts import draw, sample_answers
-from alignkit.learn.sizes import built
+from alignkit.estimate.sizes import built
+from alignkit.training.models import adapted_model, computing, device
+from alignkit.training.packing import Head, chosen_logprobs, decoder_of
+from alignkit.training.rollouts import draw, sample_answers
 
 WORDS = 64
 FEW, MANY = 32, 384

@@ -18,17 +18,17 @@ from alignkit.contract.method import Loop
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
-from alignkit.learn.adapters import weights_with
-from alignkit.learn.data import Pair, Tokens
-from alignkit.learn.layouts import no_shared_body
-from alignkit.learn.miniature import miniature
-from alignkit.learn.models import Task, adapted_model, check_causal, score_head
-from alignkit.learn.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
-from alignkit.learn.rollouts import answer_logprobs
-from alignkit.learn.scorer import made_scorer, scorer_for
-from alignkit.learn.trainers import train_language_model, train_scores, trl_makes_its_logits
-from alignkit.learn.trunk import Trunk
-from alignkit.learn.ways import Ways, form_by, ways_of_config
+from alignkit.training.adapters import weights_with
+from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.layouts import no_shared_body
+from alignkit.training.miniature import miniature
+from alignkit.training.models import Task, adapted_model, check_causal, score_head
+from alignkit.training.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
+from alignkit.training.rollouts import answer_logprobs
+from alignkit.training.scorer import made_scorer, scorer_for
+from alignkit.training.trainers import train_language_model, train_scores, trl_makes_its_logits
+from alignkit.training.trunk import Trunk
+from alignkit.training.ways import Ways, form_by, ways_of_config
 
 SAMPLING = ("online", "evaluation")
 LEARNING = ("pairs", "answers", "online")

@@ -20,7 +20,7 @@ from alignkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.learn.data import Tokens
+    from alignkit.training.encoding import Tokens
 
 
 class CLMSettings(Settings):
@@ -47,10 +47,10 @@ class CLMSettings(Settings):
 @method("clm", loop="language_model", figures=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
-    from alignkit.learn.data import fitting_length
-    from alignkit.learn.measures import perplexity, tell_perplexity
-    from alignkit.learn.models import load_policy, positions
-    from alignkit.learn.trainers import train_language_model
+    from alignkit.training.encoding import fitting_length
+    from alignkit.training.measures import perplexity, tell_perplexity
+    from alignkit.training.models import load_policy, positions
+    from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
@@ -71,7 +71,7 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
 def blocks(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int) -> "list[Tokens]":
     """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
-    from alignkit.learn.data import Tokens, documents, pack
+    from alignkit.training.encoding import Tokens, documents, pack
 
     encoded = documents((row["text"] for row in rows), tokenizer)
     return [Tokens(block, block) for block in pack(encoded, size) if len(block) > 1]

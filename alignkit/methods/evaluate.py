@@ -25,8 +25,8 @@ from alignkit.errors import DataError, RecipeError, near_miss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.learn.data import Asked
-    from alignkit.learn.scoring import Weighted
+    from alignkit.training.encoding import Asked
+    from alignkit.training.scoring import Weighted
 
 CONFIDENCE = 1.96
 """Standard errors on either side of a 95 % interval."""
@@ -65,8 +65,8 @@ def evaluate(
     prompts: Prompts,
 ) -> Scores:
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
-    from alignkit.learn.scores import open_reward
-    from alignkit.learn.scoring import Weighted
+    from alignkit.training.opening import open_reward
+    from alignkit.training.scoring import Weighted
 
     deciding = chosen(settings, rewards)
     rows = asked(settings, stage, policies, prompts)
@@ -125,17 +125,17 @@ def asked(
     settings: EvaluateSettings, stage: Stage, policies: Sequence[Policy], prompts: Prompts
 ) -> "list[Mapping[str, Any]]":
     """Take the first held-out prompts that all policies have room for, each once; warn where there are too few."""
-    from alignkit.learn import data
+    from alignkit.training import encoding
 
     readers = [reader(settings, policy) for policy in policies]
-    rows, lengths = data.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
+    rows, lengths = encoding.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
     if not lengths.rows + lengths.refused:
         raise DataError(
             "no prompt is held out, so there is nothing to evaluate on",
             f"source {prompts.name!r}",
             "raise its held_out",
         )
-    data.report(stage, "prompts", lengths, settings.max_lost)
+    encoding.report(stage, "prompts", lengths, settings.max_lost)
     if len(rows) < settings.prompts:
         stage.warn(
             f"only {len(rows)} different prompts are held out, {settings.prompts} are wanted; the intervals are wider",
@@ -146,8 +146,8 @@ def asked(
 
 def reader(settings: EvaluateSettings, policy: Policy) -> "Asked":
     """Give a policy's tokenizer, and how long a prompt with its answer may be."""
-    from alignkit.learn.data import Asked, fitting_length
-    from alignkit.learn.models import open_config, policy_tokenizer, positions_of
+    from alignkit.training.encoding import Asked, fitting_length
+    from alignkit.training.models import open_config, policy_tokenizer, positions_of
 
     longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
     return Asked(policy_tokenizer(policy), longest)
@@ -157,13 +157,13 @@ def answer(
     settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[Mapping[str, Any]], *, compared: bool
 ) -> Result:
     """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
-    from alignkit.learn import data
-    from alignkit.learn.answers import sequence_logprobs
-    from alignkit.learn.models import computing, load_policy, stop_tokens
-    from alignkit.learn.rollouts import generator_for, sample_answers
+    from alignkit.training import encoding
+    from alignkit.training.answers import sequence_logprobs
+    from alignkit.training.models import computing, load_policy, stop_tokens
+    from alignkit.training.rollouts import generator_for, sample_answers
 
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
-    prompts, _ = data.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
+    prompts, _ = encoding.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
         tokens, finished = sample_answers(
@@ -187,8 +187,8 @@ def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Resu
 
     None where a policy's tokens are others than the first one's.
     """
-    from alignkit.learn.answers import sequence_logprobs
-    from alignkit.learn.models import computing, load_policy
+    from alignkit.training.answers import sequence_logprobs
+    from alignkit.training.models import computing, load_policy
 
     found: list[list[float] | None] = [[0.0] * len(results[0].answers)]
     if len(results) == 1:
@@ -206,7 +206,7 @@ def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Resu
 
 def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
     """Score one policy's answers with every reward."""
-    from alignkit.learn.scoring import score_answers
+    from alignkit.training.scoring import score_answers
 
     found = score_answers(result.answers, rewards)
     return Scored(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})

@@ -22,25 +22,24 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from alignkit.contract import online
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
-from alignkit.contract.online import GroupSettings
+from alignkit.contract.sampling_settings import KL, GroupSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from alignkit.learn.groups import Experience
-    from alignkit.learn.layouts import Models
-    from alignkit.learn.losses import Count
-    from alignkit.learn.online import State
-    from alignkit.learn.rollouts import Rollout
-    from alignkit.learn.scoring import Scored
+    from alignkit.training.groups import Experience
+    from alignkit.training.layouts import Models
+    from alignkit.training.losses import Count
+    from alignkit.training.rollouts import Rollout
+    from alignkit.training.scoring import Scored
+    from alignkit.training.updates import State
 
 
-class KL(online.KL):
+class GroupKL(KL):
     """The pull back to the starting policy."""
 
     coef: NonNegativeFloat = 0.04
@@ -57,7 +56,7 @@ class GRPOSettings(GroupSettings):
 
     method: ClassVar[str] = "grpo"
 
-    kl: KL = KL()
+    kl: GroupKL = GroupKL()
     """The pull back to the starting policy."""
     clip_high: PositiveFloat | None = None
     """As `clip`, where the probability rises; 0.28 lets rare tokens grow (DAPO). Unset: `clip`."""
@@ -74,8 +73,8 @@ def grpo(
     settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the other answers to its prompt."""
-    from alignkit.learn.layouts import open_models
-    from alignkit.learn.online import only_one_process, settled, start, take_updates, train_and_measure
+    from alignkit.training.layouts import open_models
+    from alignkit.training.updates import only_one_process, settled, start, take_updates, train_and_measure
 
     only_one_process(stage, settings.method)
     models, tokenizer = open_models(
@@ -100,9 +99,9 @@ def learn(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: GRPOSettings, chance: Generator
 ) -> dict[str, float]:
     """Learn from answers: compare the scores of each group, and step on the clipped ratios of tokens."""
-    from alignkit.learn import losses
-    from alignkit.learn.groups import experience_of, take_steps
-    from alignkit.learn.online import look
+    from alignkit.training import losses
+    from alignkit.training.groups import experience_of, take_steps
+    from alignkit.training.updates import look
 
     known, figures = look(models, state, rollout, scored, settings)
     advantages = losses.group_advantages(known.scores, settings.answers, settings.scale)

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from alignkit.contract import online
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
-from alignkit.contract.online import KL, Generation, OnlineSettings
+from alignkit.contract.sampling_settings import KL, Generation, OnlineSettings, RewardShape
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import StageError
@@ -32,13 +31,13 @@ from alignkit.errors import StageError
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from alignkit.learn.layouts import Models
-    from alignkit.learn.online import Log, State
-    from alignkit.learn.rollouts import Rollout, Tokens
-    from alignkit.learn.scoring import Scored
-    from alignkit.learn.training import Learner
+    from alignkit.training.layouts import Models
+    from alignkit.training.rollouts import Rollout, Tokens
+    from alignkit.training.scoring import Scored
+    from alignkit.training.step import Learner
+    from alignkit.training.updates import Log, State
 
-__all__ = ["KL", "CriticSettings", "Generation", "PPOSettings", "RewardShape", "ppo", "start", "train"]
+__all__ = ["KL", "CriticSettings", "Generation", "PPORewardShape", "PPOSettings", "ppo", "start", "train"]
 
 VALUE_FIGURES = {"loss": "loss/value_avg", "clipfrac": "val/clipfrac_avg", "grad_norm": "val/grad_norm"}
 
@@ -61,7 +60,7 @@ class CriticSettings(Settings):
     better values of a body that serves the policy less."""
 
 
-class RewardShape(online.RewardShape):
+class PPORewardShape(RewardShape):
     """What is done to scores before they are learnt from."""
 
     whiten: bool = False
@@ -79,7 +78,7 @@ class PPOSettings(OnlineSettings):
     """Trust in sampled rewards (1) against the critic (0), by GAE."""
     critic: CriticSettings = CriticSettings()
     """The model that learns what an unfinished answer will be worth."""
-    reward: RewardShape = RewardShape()
+    reward: PPORewardShape = PPORewardShape()
     """What is done to scores before they are learnt from."""
     layout: Literal["separate", "shared", "frozen"] = "separate"
     """`separate`: the critic is a model of its own. `shared`: it is a head on the policy; about half the work and
@@ -103,8 +102,8 @@ def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
-    from alignkit.learn.layouts import open_models
-    from alignkit.learn.online import only_one_process, settled, train_and_measure
+    from alignkit.training.layouts import open_models
+    from alignkit.training.updates import only_one_process, settled, train_and_measure
 
     only_one_process(stage, settings.method)
     models, tokenizer = open_models(
@@ -127,13 +126,13 @@ def ppo(
 
 def start(models: Models, settings: PPOSettings) -> State:
     """Prepare to train policy and critic."""
-    from alignkit.learn import online
-    from alignkit.learn.layouts import ValueHead
+    from alignkit.training import updates
+    from alignkit.training.layouts import ValueHead
 
     if models.critic is None:
         raise StageError("ppo needs a critic, and none was opened")
     usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else 3e-5
-    return online.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate or usual)})
+    return updates.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate or usual)})
 
 
 def train(
@@ -146,7 +145,7 @@ def train(
     log: Log,
 ) -> None:
     """Take the updates that are left, which change policy and critic in place, and log the figures of each."""
-    from alignkit.learn.online import take_updates
+    from alignkit.training.updates import take_updates
 
     take_updates(learn, models, state, prompts, score, settings, seed, log)
 
@@ -195,8 +194,8 @@ def shape(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings
 ) -> tuple[Experience, dict[str, float]]:
     """Make rewards of tokens from scores, and advantages from these; second come the figures of the answers."""
-    from alignkit.learn import losses
-    from alignkit.learn.online import look
+    from alignkit.training import losses
+    from alignkit.training.updates import look
 
     known, figures = look(models, state, rollout, scored, settings)
     (logprobs, _, _, values, states), mask = known.reading, known.mask
@@ -215,9 +214,9 @@ def update(
     models: Models, learners: Mapping[str, Learner], experience: Experience, settings: PPOSettings, chance: Generator
 ) -> dict[str, float]:
     """Take the optimiser steps of one update; without the learner `policy` the critic alone learns."""
-    from alignkit.learn.layouts import ValueHead, check_first_step, passes
-    from alignkit.learn.online import POLICY_FIGURES
-    from alignkit.learn.training import mean_figures, minibatches
+    from alignkit.training.layouts import ValueHead, check_first_step, passes
+    from alignkit.training.step import mean_figures, minibatches
+    from alignkit.training.updates import POLICY_FIGURES
 
     step = partial(joint_step, scale=spread(experience)) if isinstance(models.critic, ValueHead) else separate_steps
     learning = dict(learners)
@@ -240,8 +239,8 @@ def separate_steps(
     models: Models, learners: Mapping[str, Learner], parts: Sequence[Experience], settings: PPOSettings
 ) -> dict[str, dict[str, float]]:
     """Take one step of the policy and one of a critic with a body of its own, and give the figures of each."""
-    from alignkit.learn.layouts import critic_values, policy_logprobs
-    from alignkit.learn.training import take_step
+    from alignkit.training.layouts import critic_values, policy_logprobs
+    from alignkit.training.step import take_step
 
     tokens = sum(int(part.mask.sum()) for part in parts)
 
@@ -262,8 +261,8 @@ def joint_step(
 
     The critic's loss is divided by `scale`, so that rewards of any size leave the policy its share of the body.
     """
-    from alignkit.learn.layouts import logprobs_and_values
-    from alignkit.learn.training import take_joint_step
+    from alignkit.training.layouts import logprobs_and_values
+    from alignkit.training.step import take_joint_step
 
     tokens = sum(int(part.mask.sum()) for part in parts)
     alone = "policy" not in learners
@@ -285,7 +284,7 @@ def joint_step(
 
 def spread(experience: Experience) -> float:
     """Compute the variance of an update's returns."""
-    from alignkit.learn.losses import masked_mean
+    from alignkit.training.losses import masked_mean
 
     mean = masked_mean(experience.returns, experience.mask)
     return max(float(masked_mean((experience.returns - mean).square(), experience.mask)), 1e-4)
@@ -295,7 +294,7 @@ def policy_loss(
     logprobs: Tensor, part: Experience, settings: PPOSettings, tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the policy's loss and its figures as their share of a step that has so many answer tokens."""
-    from alignkit.learn.losses import clipped_policy_loss, masked_mean
+    from alignkit.training.losses import clipped_policy_loss, masked_mean
 
     result = clipped_policy_loss(logprobs, part.logprobs, part.advantages, part.mask, settings.clip, tokens)
     ratio = masked_mean(result.ratio, part.mask, tokens)
@@ -306,7 +305,7 @@ def value_loss(
     values: Tensor, part: Experience, settings: PPOSettings, tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the critic's loss and its figures, likewise."""
-    from alignkit.learn.losses import clipped_value_loss
+    from alignkit.training.losses import clipped_value_loss
 
     result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)
     return result.loss, {"clipfrac": result.clip_fraction}

@@ -22,8 +22,8 @@ from alignkit.contract.stage import Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.learn.data import Pair
-    from alignkit.learn.trainers import Model
+    from alignkit.training.encoding import Pair
+    from alignkit.training.trainers import Model
 
 ENOUGH = 32
 """So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""
@@ -59,9 +59,9 @@ class RewardSettings(Settings):
 @method("reward", loop="scores", figures=("accuracy",))
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
-    from alignkit.learn.data import fitting_length, preferences, report
-    from alignkit.learn.models import load_for_reward_training, positions
-    from alignkit.learn.trainers import train_scores
+    from alignkit.training.encoding import fitting_length, preferences, report
+    from alignkit.training.models import load_for_reward_training, positions
+    from alignkit.training.trainers import train_scores
 
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
     limit = fitting_length(positions(model), settings.max_length)
@@ -89,8 +89,8 @@ def scored(
     model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", precision: Precision
 ) -> Scored:
     """Score both sides of each pair."""
-    from alignkit.learn.classifiers import score_tokens
-    from alignkit.learn.models import computing
+    from alignkit.training.classifiers import score_tokens
+    from alignkit.training.models import computing
 
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     with computing(precision):
@@ -115,7 +115,7 @@ def tell(
     stage: Stage, before: float | None, after: float | None, train: "Sequence[Pair]", held_out: "Sequence[Pair]"
 ) -> None:
     """Tell the accuracy beside that of judges who know lengths or words only, and warn where one is as good."""
-    from alignkit.learn.measures import floor_of_pairs, share_of_longer
+    from alignkit.training.measures import floor_of_pairs, share_of_longer
 
     if after is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
@@ -130,7 +130,7 @@ def tell(
 
 def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", scores: Scored) -> None:
     """Show a few held-out pairs with their scores."""
-    from alignkit.learn.data import prompt_text, shown
+    from alignkit.training.encoding import prompt_text, shown
 
     for pair, (chosen, rejected) in zip(pairs, scores, strict=False):
         stage.sample(

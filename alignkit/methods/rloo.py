@@ -21,18 +21,18 @@ from pydantic import PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
-from alignkit.contract.online import GroupSettings
+from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from alignkit.learn.groups import Experience
-    from alignkit.learn.layouts import Models
-    from alignkit.learn.losses import Count
-    from alignkit.learn.online import State
-    from alignkit.learn.rollouts import Rollout
-    from alignkit.learn.scoring import Scored
+    from alignkit.training.groups import Experience
+    from alignkit.training.layouts import Models
+    from alignkit.training.losses import Count
+    from alignkit.training.rollouts import Rollout
+    from alignkit.training.scoring import Scored
+    from alignkit.training.updates import State
 
 
 class RLOOSettings(GroupSettings):
@@ -51,8 +51,8 @@ def rloo(
     settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the mean of the others to its prompt."""
-    from alignkit.learn.layouts import open_models
-    from alignkit.learn.online import only_one_process, settled, start, take_updates, train_and_measure
+    from alignkit.training.layouts import open_models
+    from alignkit.training.updates import only_one_process, settled, start, take_updates, train_and_measure
 
     only_one_process(stage, settings.method)
     models, tokenizer = open_models(
@@ -77,9 +77,9 @@ def learn(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: RLOOSettings, chance: Generator
 ) -> dict[str, float]:
     """Learn from answers: compare each reward with the group's others, and step on the ratios of whole answers."""
-    from alignkit.learn import losses
-    from alignkit.learn.groups import experience_of, take_steps
-    from alignkit.learn.online import look
+    from alignkit.training import losses
+    from alignkit.training.groups import experience_of, take_steps
+    from alignkit.training.updates import look
 
     known, figures = look(models, state, rollout, scored, settings)
     answer_rewards = known.scores - state.kl_coef * known.kl.sum(dim=1)

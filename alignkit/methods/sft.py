@@ -20,7 +20,7 @@ from alignkit.contract.stage import Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.learn.trainers import Model
+    from alignkit.training.trainers import Model
 
 
 class SFTSettings(Settings):
@@ -53,11 +53,11 @@ class SFTSettings(Settings):
 @method("sft", loop="language_model", figures=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
-    from alignkit.learn.data import demonstrations, fitting_length, report
-    from alignkit.learn.lengths import answer_limit, learnt_runs
-    from alignkit.learn.measures import perplexity, tell_perplexity
-    from alignkit.learn.models import load_policy, positions
-    from alignkit.learn.trainers import train_language_model
+    from alignkit.training.encoding import demonstrations, fitting_length, report
+    from alignkit.training.lengths import answer_limit, learnt_runs
+    from alignkit.training.measures import perplexity, tell_perplexity
+    from alignkit.training.models import load_policy, positions
+    from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     limit = fitting_length(positions(model), settings.max_length)
@@ -82,10 +82,10 @@ def show(
     stage: Stage, model: "Model", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Mapping[str, Any]], limit: int
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
-    from alignkit.learn.data import at_same_place, parted, prompts, shown
-    from alignkit.learn.lengths import UNSET_ANSWER
-    from alignkit.learn.models import stop_tokens, taught_length
-    from alignkit.learn.rollouts import generator_for, sample_answers
+    from alignkit.training.encoding import at_same_place, parted, prompts, shown
+    from alignkit.training.lengths import UNSET_ANSWER
+    from alignkit.training.models import stop_tokens, taught_length
+    from alignkit.training.rollouts import generator_for, sample_answers
 
     new = min(taught_length(model) or UNSET_ANSWER, limit // 2)
     parts = [(row, *parted(row)) for row in rows]

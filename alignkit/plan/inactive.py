@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import PositiveInt
 
 from alignkit.contract.method import STAGE_KEYS, Method
-from alignkit.contract.plugins import WELL_KNOWN, Plugins
 from alignkit.contract.settings import SHARED, LoRA, Optimisation, Precision, Settings
 from alignkit.errors import RecipeError, near_miss
-from alignkit.plan.check import read_settings
-from alignkit.plan.recipe import Recipe
-from alignkit.plan.toml import Keys
+from alignkit.plugins import WELL_KNOWN, Plugins
+from alignkit.recipe.recipe import Recipe
+from alignkit.recipe.toml import Keys
+from alignkit.recipe.validate import read_settings
 
 
 class Shared(Settings):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alignkit.contract.kinds import Artifact
+from alignkit.contract.kinds import Artifact, Policy
 from alignkit.contract.method import Method
-from alignkit.contract.plugins import Plugins
 from alignkit.contract.settings import Settings
-from alignkit.plan.recipe import Recipe
-from alignkit.plan.source import Source
+from alignkit.plugins import Plugins
+from alignkit.recipe.recipe import Recipe
+from alignkit.sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,25 @@ class Plan:
 
     def stage(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
+
+
+def policy_of(plan: Plan, stage: PlannedStage) -> Source | None:
+    """Follow a stage's policy, the first of several, back to the source that it comes from.
+
+    Its tokenizer is the same all the way.
+    """
+    return next(iter(policies_of(plan, stage)), None)
+
+
+def policies_of(plan: Plan, stage: PlannedStage) -> list[Source]:
+    """Follow all policies that a stage takes back to the sources that they come from, each named once."""
+    found: dict[str, Source] = {}
+    for name in (name for role in policy_roles(stage) for name in stage.inputs.get(role, ())):
+        beginnings = [plan.sources[name]] if name in plan.sources else policies_of(plan, plan.stage(name))[:1]
+        found |= {source.name: source for source in beginnings}
+    return list(found.values())
+
+
+def policy_roles(stage: PlannedStage) -> list[str]:
+    """Name the roles in which a stage takes policies, the one that it is about first."""
+    return [role for role, given in stage.method.consumes.items() if Policy in given.kinds]

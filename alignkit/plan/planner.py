@@ -9,21 +9,21 @@ from typing import Any
 
 from alignkit.contract.kinds import Artifact
 from alignkit.contract.method import Method
-from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.contract.settings import SHARED, Settings, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
-from alignkit.plan.check import read_settings
-from alignkit.plan.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
-from alignkit.plan.lock import lock_path, read_lock
-from alignkit.plan.packaged import find_recipe
+from alignkit.plan.inactive import standing_by
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import Recipe, combine, read_recipe
-from alignkit.plan.requires import missing_packages
-from alignkit.plan.source import Source
-from alignkit.plan.sources import read_sources
-from alignkit.plan.standing import standing_by
-from alignkit.plan.toml import Keys
 from alignkit.plan.wiring import Offers, Wires, wire
+from alignkit.plugins import Plugins, load_plugins
+from alignkit.recipe.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
+from alignkit.recipe.packaged import find_recipe
+from alignkit.recipe.recipe import Recipe, combine, read_recipe
+from alignkit.recipe.requires import missing_packages
+from alignkit.recipe.toml import Keys
+from alignkit.recipe.validate import read_settings
+from alignkit.sources.lock import lock_path, read_lock
+from alignkit.sources.reading import read_sources
+from alignkit.sources.source import Source
 
 
 def make_plan(

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from alignkit.contract.kinds import SOURCE_KINDS, Records
-from alignkit.contract.plugins import Plugins
 from alignkit.contract.settings import Settings
-from alignkit.contract.shapes import SHAPES
-from alignkit.plan.source import PolicyOptions, RecordOptions
-from alignkit.plan.standing import Shared
+from alignkit.data.formats import SHAPES
+from alignkit.plan.inactive import Shared
+from alignkit.plugins import Plugins
+from alignkit.sources.source import PolicyOptions, RecordOptions
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]

@@ -6,9 +6,9 @@ from typing import Any
 
 from alignkit.contract.kinds import SOURCE_KINDS, Artifact
 from alignkit.contract.method import Input, Method
-from alignkit.contract.plugins import Plugins
 from alignkit.errors import RecipeError, near_miss
-from alignkit.plan.recipe import Recipe
+from alignkit.plugins import Plugins
+from alignkit.recipe.recipe import Recipe
 
 Wires = dict[str, tuple[str, ...]]
 

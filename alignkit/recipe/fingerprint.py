@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.plugins import Origin
+from alignkit.plugins import Origin
 
 FORMAT = 1
 """Raised when the form of fingerprints or of stage folders changes."""
@@ -25,21 +25,7 @@ FORMAT = 1
 NUMERICS = 2
 """Raised when shared training code changes results (installed alignkit; a checkout counts by its sources)."""
 
-SHARED_SOURCES = (
-    "learn/*.py",
-    "contract/arrow.py",
-    "contract/chats.py",
-    "contract/files.py",
-    "contract/hubsets.py",
-    "contract/jsontext.py",
-    "contract/offline.py",
-    "contract/online.py",
-    "contract/records.py",
-    "contract/settings.py",
-    "contract/shapes.py",
-    "contract/values.py",
-    "demo/*.py",
-)
+SHARED_SOURCES = ("data/*.py", "contract/*.py", "training/*.py", "demo/*.py")
 """The files of alignkit, besides a method's own, that can change a result."""
 
 PACKAGED = (".py", ".toml", ".json", ".jsonl", ".txt", ".jinja")

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.contract.method import NAME
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
-from alignkit.plan.toml import DEEPEST, Keys, key_lines, parse
+from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 
 OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
 """What `--set` may say besides keys of stages and sources."""

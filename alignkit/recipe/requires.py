@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from alignkit.errors import RecipeError
-from alignkit.plan.recipe import Recipe
+from alignkit.recipe.recipe import Recipe
 
 
 def missing_packages(recipe: Recipe) -> Iterator[RecipeError]:

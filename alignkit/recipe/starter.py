@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.contract.method import NAME
 from alignkit.errors import DiskError, RecipeError, near_miss
-from alignkit.plan.packaged import packaged_recipes
+from alignkit.recipe.packaged import packaged_recipes
 
 SCHEMA = "alignkit.schema.json"
 """The file beside a recipe that tells editors what it may say."""

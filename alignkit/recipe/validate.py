@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from alignkit.contract.settings import Settings, over_default
 from alignkit.errors import Problem, RecipeError, near_miss
-from alignkit.plan.toml import Keys
+from alignkit.recipe.toml import Keys
 
 S = TypeVar("S", bound=Settings)
 Find = Callable[[Keys], tuple[str, str]]

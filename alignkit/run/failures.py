@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError
-from alignkit.plan.tables import short
-from alignkit.run.durable import read_json
-from alignkit.run.locks import busy, check_free
+from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError, one_line
 from alignkit.run.order import Order
-from alignkit.run.rundir import FAILURE, LOG
+from alignkit.store.durable import read_json
+from alignkit.store.layout import FAILURE, LOG
+from alignkit.store.locks import busy, check_free
+from alignkit.text import short
 
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
 """Settings that memory grows with, in the order in which one would lower them."""
@@ -83,12 +83,6 @@ def error_of(order: Order, partial: Path, failure: Failure) -> StageError:
     error = StageError.of(problems)
     error.status = failure.status
     return error
-
-
-def one_line(error: BaseException) -> str:
-    """Name an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

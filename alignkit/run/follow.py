@@ -7,12 +7,12 @@ from pathlib import Path
 import pluggy
 
 from alignkit.contract.events import Event, StageStarted, Warned
-from alignkit.run import rundir
-from alignkit.run.durable import read_json
-from alignkit.run.failures import one_line
-from alignkit.run.journal import Follower
+from alignkit.errors import one_line
 from alignkit.run.order import Order
-from alignkit.run.results import Finished
+from alignkit.store import layout
+from alignkit.store.durable import read_json
+from alignkit.store.journal import Follower
+from alignkit.store.results import Finished
 
 Observer = Callable[[Event], None]
 
@@ -63,7 +63,7 @@ class Watch:
     def look(self) -> None:
         """Pass on what is new."""
         if self._follower is None:
-            started = read_json(self._partial / rundir.STARTED)
+            started = read_json(self._partial / layout.STARTED)
             if started.get("attempt") != self._order.attempt:
                 return
             self._begin(started["step"], self._partial)
@@ -82,5 +82,5 @@ class Watch:
 
     def _begin(self, step: int | None, folder: Path) -> None:
         self._follower = Follower(self._order.stage, folder)
-        place = str(rundir.finished_folder(self._partial))
+        place = str(layout.finished_folder(self._partial))
         self._tell(StageStarted(self._order.stage, self._order.method, place, resumed=step is not None))

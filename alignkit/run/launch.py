@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from alignkit.environment import ENVIRONMENT
 from alignkit.errors import StageError
-from alignkit.run.environment import ENVIRONMENT
 
 
 class Launcher:

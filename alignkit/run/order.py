@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.contract.kinds import Artifact, Records, kinds_by_name
 from alignkit.contract.method import Input
 from alignkit.errors import PluginError
-from alignkit.run.durable import write_text
-from alignkit.run.rundir import ORDER
+from alignkit.sources.fetch import Preparation
+from alignkit.store.durable import write_text
+from alignkit.store.layout import ORDER
 
 
 class _Facts(BaseModel):
@@ -24,15 +25,6 @@ class Given(_Facts):
 
     kind: str
     facts: Mapping[str, Any]
-
-
-class Preparation(_Facts):
-    """A source that takes torch to write, so that the worker does it."""
-
-    file: Path | None
-    """What to unpack; without it the built-in model is written."""
-    folder: Path
-    """Where it shall lie."""
 
 
 class Order(_Facts):

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from alignkit.contract.plugins import Plugins
+from alignkit.plugins import Plugins
 from alignkit.run.order import Order
-from alignkit.run.stage import WorkingStage
+from alignkit.run.working_stage import WorkingStage
 
 LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.results import Finished, find_finished
+from alignkit.store.results import Finished, find_finished
 
 
 def check_again(plan: Plan, again: Sequence[str]) -> None:

@@ -12,26 +12,28 @@ from typing import Any
 
 from alignkit.contract.events import Figure, StageFinished, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
+from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
-from alignkit.plan.make import make_plan
+from alignkit.estimate import preflight
+from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.show import as_dict
-from alignkit.plan.source import Source
-from alignkit.plan.tables import short
-from alignkit.run import preflight, rundir
-from alignkit.run.environment import set_environment
+from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
-from alignkit.run.fetch import Fetched, fetch, pin
 from alignkit.run.follow import Audience, Observer, Watch
 from alignkit.run.launch import Launcher
-from alignkit.run.locks import check_free
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
-from alignkit.run.report import Report
-from alignkit.run.results import Finished, find_finished
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Stop, noting_signals
 from alignkit.run.worker import work
+from alignkit.show.planned import as_dict
+from alignkit.show.report import Report
+from alignkit.sources.fetch import Fetched, fetch
+from alignkit.sources.source import Source
+from alignkit.store import layout
+from alignkit.store.locks import check_free
+from alignkit.store.results import Finished, find_finished
+from alignkit.text import short
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
@@ -128,20 +130,20 @@ def run_plan(
 
     `inline` runs stages in this process. `fork` starts them from a process that has imported the heavy libraries once;
     without it, as is needed on macOS, each imports them anew. `check` looks first whether the models of all stages fit
-    them, and this machine (`alignkit.run.preflight`). Raises StageError with the exit status of what failed,
+    them, and this machine (`alignkit.estimate.preflight`). Raises StageError with the exit status of what failed,
     LockedError, or StoppedError after a signal.
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_again(plan, again)
-    recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
+    recipe_folder = layout.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
         report = resources.enter_context(Report(plan, folder))
         resources.enter_context(noting_signals(stop))
         launcher = resources.enter_context(
-            Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
+            Launcher(layout.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / rundir.OBSERVERS).tell
+        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / layout.OBSERVERS).tell
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
@@ -207,7 +209,7 @@ class _Run:
             found = preflight.found_in(folder)
             if found is None:
                 problem = f"the plan could not be checked beforehand (exit status {status})"
-                self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
+                self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
                 return
         self._heed(first, left, found.problems, found.remarks)
 
@@ -242,7 +244,7 @@ class _Run:
 
     def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
         assert stage.fingerprint
-        partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
+        partial = layout.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
@@ -270,7 +272,7 @@ class _Run:
             made_from={name: finished[name].content for name in names if name in finished},
             seed=stage.seed,
             fingerprint=stage.fingerprint,
-            again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
+            again=layout.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
             processes=1 if self.inline else self.machine.processes,
             plugin_files=self.plan.plugin_files,

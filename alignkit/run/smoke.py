@@ -12,16 +12,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit.check.audit import Audit
 from alignkit.contract.events import Metrics
 from alignkit.contract.kinds import Records, Text
-from alignkit.plan.make import plan_recipe
+from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.recipe import dotted, read_recipe
-from alignkit.run import rundir
-from alignkit.run.durable import read_json
-from alignkit.run.journal import read_journal
-from alignkit.run.preflight import Preflight, preflight
+from alignkit.plan.planner import plan_recipe
+from alignkit.recipe.recipe import dotted, read_recipe
+from alignkit.sources.audit import Audit
+from alignkit.store import layout
+from alignkit.store.durable import read_json
+from alignkit.store.journal import read_journal
 
 if TYPE_CHECKING:
     from alignkit.run.runner import RunResult
@@ -33,7 +33,7 @@ SECONDS = 3.0
 
 def emptied(runs: Path) -> Path:
     """Give the folder in which stages run in small, with nothing in it."""
-    place = rundir.cache_folder(runs).resolve() / "smoke"
+    place = layout.cache_folder(runs).resolve() / "smoke"
     shutil.rmtree(place, ignore_errors=True)
     return place
 
@@ -110,7 +110,7 @@ def _batch(stage: PlannedStage) -> int:
 
 def calibrated(needs: Preflight, small: Plan, result: "RunResult", place: Path, offline: bool) -> list[dict[str, Any]]:
     """Correct what was estimated for each stage by what it took in small; what was not estimated is told as it was."""
-    from alignkit.run.fetch import audits
+    from alignkit.sources.fetch import audits
 
     known, _ = audits([one for one in small.sources.values() if issubclass(one.kind, Records)], place, offline)
     expected = {
@@ -124,7 +124,7 @@ def calibrated(needs: Preflight, small: Plan, result: "RunResult", place: Path, 
 
 
 def _taken(folder: Path) -> dict[str, float]:
-    facts = read_json(folder / rundir.STAGE)
+    facts = read_json(folder / layout.STAGE)
     memory = facts["peak_memory"]
     disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     times = {"seconds": facts["seconds"], **_step(folder)}

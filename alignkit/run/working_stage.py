@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageStarted, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
-from alignkit.contract.records import Part, shaped
 from alignkit.contract.stage import K
+from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
-from alignkit.run import checkpoints, rundir
-from alignkit.run.journal import Journal
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
+from alignkit.store import checkpoints, layout
+from alignkit.store.journal import Journal
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,15 +47,15 @@ class WorkingStage:
         """What the method has saved."""
         self._order, self._partial, self._stop = order, partial, stop
         self._damaged: list[tuple[str, str]] = []
-        self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
+        self._resumed = checkpoints.newest(partial / layout.CHECKPOINTS, lambda *what: self._damaged.append(what))
         facts = self._resumed.facts if self._resumed else {}
         self._began = time.monotonic() - float(facts.get("seconds", 0.0))
         self._journal = None if rank else self._open_journal(facts, heard)
 
     def _open_journal(self, facts: Mapping[str, Any], heard: Callable[[Event], None] | None) -> Journal:
-        checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
+        checkpoints.discard_others(self._partial / layout.CHECKPOINTS, self._resumed)
         if heard:
-            final = rundir.finished_folder(self._partial)
+            final = layout.finished_folder(self._partial)
             heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
         journal = Journal(self._partial, facts.get("journal", {}), heard)
         self.figures += [Figure(stage=self.name, **figure) for figure in facts.get("figures", ())]
@@ -66,13 +66,13 @@ class WorkingStage:
 
     @property
     def folder(self) -> Path:
-        scratch = self._partial / rundir.SCRATCH
+        scratch = self._partial / layout.SCRATCH
         scratch.mkdir(exist_ok=True)
         return scratch
 
     @property
     def cache(self) -> Path:
-        folder = rundir.cache_folder(rundir.runs_of(self._partial))
+        folder = layout.cache_folder(layout.runs_of(self._partial))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -127,7 +127,7 @@ class WorkingStage:
                 "journal": self._journal.marks(),
                 "figures": [_plain_figure(figure) for figure in self.figures],
             }
-            checkpoints.commit(self._partial / rundir.CHECKPOINTS, step, write, facts)
+            checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None
@@ -138,10 +138,10 @@ class WorkingStage:
 
     @property
     def artifact(self) -> Path:
-        return self._partial / rundir.ARTIFACT
+        return self._partial / layout.ARTIFACT
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        from alignkit.learn import saving
+        from alignkit.training import saving
 
         if self.rank == 0:
             saving.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
@@ -150,7 +150,7 @@ class WorkingStage:
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
     ) -> RewardModel:
-        from alignkit.learn import saving
+        from alignkit.training import saving
 
         if self.rank == 0:
             saving.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
@@ -192,7 +192,7 @@ class WorkingStage:
         return self.artifact
 
     def _final_artifact(self) -> Path:
-        return rundir.finished_folder(self._partial).resolve() / rundir.ARTIFACT
+        return layout.finished_folder(self._partial).resolve() / layout.ARTIFACT
 
     def close(self) -> None:
         if self._journal:

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from alignkit.contract.events import Event, Metrics, StageFinished, StageStarted, Warned
 from alignkit.plan.plan import Plan
-from alignkit.plan.show import show_plan
-from alignkit.plan.tables import line_width, short, table
-from alignkit.run.words import achieved, duration, latest, number, telling
+from alignkit.show.metrics import achieved, latest, telling
+from alignkit.show.planned import show_plan
+from alignkit.text import duration, line_width, number, short, table
 
 EVERY = 15.0
 """Seconds between the lines of a running stage where nothing can be redrawn."""

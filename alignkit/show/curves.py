@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 from alignkit.contract.events import Metrics
-from alignkit.run.words import LABELS, number
+from alignkit.show.metrics import LABELS
+from alignkit.text import number
 
 WIDTH, HEIGHT = 300, 90
 """Of the drawing, in its own units."""

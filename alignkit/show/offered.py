@@ -10,10 +10,10 @@ from pydantic.fields import FieldInfo
 
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
-from alignkit.contract.plugins import CLASH_REMEDY, Plugins
 from alignkit.contract.rewards import RewardFunction
 from alignkit.contract.settings import SHARED, Settings
-from alignkit.plan.tables import table
+from alignkit.plugins import CLASH_REMEDY, Plugins
+from alignkit.text import table
 
 BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 SIMPLE: Mapping[Any, str] = {

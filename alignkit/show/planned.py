@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignkit.plan.describe import in_toml
-from alignkit.plan.packaged import is_packaged
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.source import RecordOptions, Source
-from alignkit.plan.tables import short, table
+from alignkit.recipe.packaged import is_packaged
+from alignkit.show.offered import in_toml
+from alignkit.sources.source import RecordOptions, Source
+from alignkit.text import short, table
 
 SHORT = 8
 """Digits of a fingerprint that are shown, as in a stage's folder."""

@@ -9,22 +9,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from alignkit.check.audit import Audit
-from alignkit.check.rendered import Preview
-from alignkit.check.show import concerns, facts, plain, read_as, shortened, token_lengths, tokens
-from alignkit.check.sources import known
 from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
 from alignkit.errors import AlignkitError
-from alignkit.plan.describe import Setting, in_toml, settings_of
+from alignkit.estimate.preview import Preview
+from alignkit.estimate.stage_previews import known_previews
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.plan.show import SHORT, flat, show_sources, state_of
-from alignkit.run import rundir
-from alignkit.run.curves import HEIGHT, POINTS, WIDTH, Curve, curves
-from alignkit.run.durable import read_json, write_text
-from alignkit.run.journal import read_journal
-from alignkit.run.previews import known_previews
-from alignkit.run.words import duration, latest, number, size
+from alignkit.show.audit_lines import concerns, facts, plain, read_as, shortened, token_lengths, tokens
+from alignkit.show.curves import HEIGHT, POINTS, WIDTH, Curve, curves
+from alignkit.show.metrics import latest
+from alignkit.show.offered import Setting, in_toml, settings_of
+from alignkit.show.planned import SHORT, flat, show_sources, state_of
+from alignkit.sources.audit import Audit
+from alignkit.sources.audited import known
+from alignkit.store import layout
+from alignkit.store.durable import read_json, write_text
+from alignkit.store.journal import read_journal
+from alignkit.text import duration, number, size
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -74,7 +75,7 @@ class Report:
     def __init__(self, plan: Plan, runs: Path) -> None:
         self._plan, self._runs = plan, runs.resolve()
         self._reused: set[str] = set()
-        self.path = rundir.report_path(self._runs, plan.recipe.name)
+        self.path = layout.report_path(self._runs, plan.recipe.name)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +118,7 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
     sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
-    audits = [audit for one in sources if (audit := known(one, rundir.cache_folder(runs)))]
+    audits = [audit for one in sources if (audit := known(one, layout.cache_folder(runs)))]
     write_text(path, _render(plan, stages, audits, failure, lead))
 
 
@@ -130,8 +131,8 @@ def _folder(runs: Path, stage: PlannedStage) -> Path | None:
     """Find the stage's folder, finished or not."""
     if stage.fingerprint is None:
         return None
-    working = rundir.partial_folder(runs, stage.name, stage.fingerprint)
-    finished = rundir.stage_folder(runs, stage.name, stage.fingerprint)
+    working = layout.partial_folder(runs, stage.name, stage.fingerprint)
+    finished = layout.stage_folder(runs, stage.name, stage.fingerprint)
     return next((folder for folder in (finished, working) if folder.is_dir()), None)
 
 
@@ -139,7 +140,7 @@ def _gather(
     path: Path, plan: Plan, runs: Path, stage: PlannedStage, events: Sequence[Event], reused: set[str], points: int
 ) -> StageFacts:
     folder = _folder(runs, stage) if stage.wanted else None
-    facts = read_json(folder / rundir.STAGE) if folder else {}
+    facts = read_json(folder / layout.STAGE) if folder else {}
     samples = [event.row for event in events if isinstance(event, Sample)]
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(

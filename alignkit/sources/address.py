@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.contract.files import FORMATS, files_matching, format_of, is_pattern, whole_path
-from alignkit.contract.hubsets import VERSION as ROWS_VERSION
 from alignkit.contract.judges import RULE, JudgeFunction
 from alignkit.contract.kinds import (
     SOURCE_KINDS,
@@ -22,15 +20,17 @@ from alignkit.contract.kinds import (
     Reward,
     RewardModel,
 )
-from alignkit.contract.plugins import CLASH_REMEDY, Plugins
-from alignkit.contract.records import SLICE, placed_rows
-from alignkit.contract.splits import files_of_split, split_called
+from alignkit.data.files import FORMATS, files_matching, format_of, is_pattern, whole_path
+from alignkit.data.hubsets import VERSION as ROWS_VERSION
+from alignkit.data.records import SLICE, placed_rows
+from alignkit.data.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
-from alignkit.plan.chat_template import KEY, read_chat_template
-from alignkit.plan.entry import Entry
-from alignkit.plan.fingerprint import FileHashes, code_identity, digest
-from alignkit.plan.folders import adapter_bases, model_files
-from alignkit.plan.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
+from alignkit.plugins import CLASH_REMEDY, Plugins
+from alignkit.recipe.fingerprint import FileHashes, code_identity, digest
+from alignkit.sources.chat_template import KEY, read_chat_template
+from alignkit.sources.entry import Entry
+from alignkit.sources.model_folder import adapter_bases, model_files
+from alignkit.sources.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""

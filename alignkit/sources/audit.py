@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from alignkit.check.floors import FEWEST, MEASURED, TRAIN, Features, difference, words_win
-from alignkit.contract.arrow import NullFields
-from alignkit.contract.chats import TURN_KEYS, text_of
 from alignkit.contract.kinds import Records
-from alignkit.contract.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
-from alignkit.contract.shapes import TRANSCRIPTS
-from alignkit.contract.values import CONTENTS, form_of
+from alignkit.data.arrow import NullFields
+from alignkit.data.chats import TURN_KEYS, text_of
+from alignkit.data.floors import FEWEST, MEASURED, TRAIN, Features, difference, words_win
+from alignkit.data.formats import TRANSCRIPTS
+from alignkit.data.records import Part, Row, format_of_part, is_held_out, key_of, placed_rows
+from alignkit.data.values import CONTENTS, form_of
 from alignkit.errors import DataError, Problem
-from alignkit.plan.source import SHOWN, BadRows, RecordOptions
+from alignkit.sources.source import SHOWN, BadRows, RecordOptions
 
 BIASED = 0.65
 """From this share on, that the longer answer wins is worth a word."""

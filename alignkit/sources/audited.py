@@ -1,14 +1,13 @@
 """Check a source once for each content of it, and remember what was found."""
 
-import hashlib
-import json
 from pathlib import Path
 
-from alignkit.check.audit import Audit, audit
 from alignkit.contract.kinds import Records
-from alignkit.contract.records import split_of
-from alignkit.contract.splits import split_called
-from alignkit.plan.source import RecordOptions, Source
+from alignkit.data.records import split_of
+from alignkit.data.splits import split_called
+from alignkit.sources.audit import Audit, audit
+from alignkit.sources.source import RecordOptions, Source
+from alignkit.store.notes import note_path, read_note, write_note
 
 VERSION = 7
 """Raised when what an audit looks at changes."""
@@ -27,18 +26,15 @@ def check_source(source: Source, records: Records, cache: Path) -> Audit:
     found = audit(records, source.options, note.with_suffix(".bad.jsonl"))
     if source.splits:
         found.split, found.splits = split_called(split_of(records.parts[0])), list(source.splits)
-    staged = note.with_suffix(".partial")
-    staged.write_text(json.dumps(found.as_dict(), indent=2) + "\n", "utf-8")
-    staged.replace(note)
+    write_note(note, found.as_dict())
     return found
 
 
 def known(source: Source, cache: Path) -> Audit | None:
     """Give what was found in a source before, maybe under another name; None where nobody looked."""
-    note = _note(source, cache)
-    return Audit(**{**json.loads(note.read_text("utf-8")), "source": source.name}) if note.is_file() else None
+    facts = read_note(_note(source, cache))
+    return Audit(**{**facts, "source": source.name}) if facts else None
 
 
 def _note(source: Source, cache: Path) -> Path:
-    said = json.dumps([VERSION, source.fingerprint, source.kind.__name__, source.said()], sort_keys=True)
-    return cache / f"audit-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    return note_path(cache, "audit", VERSION, source.fingerprint, source.kind.__name__, source.said())

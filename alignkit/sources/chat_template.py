@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alignkit.errors import DataError
-from alignkit.plan.entry import Entry
+from alignkit.sources.entry import Entry
 
 KEY = "chat_template"
 

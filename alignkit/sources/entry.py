@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError
-from alignkit.plan.check import read_settings
-from alignkit.plan.recipe import Recipe
-from alignkit.plan.toml import Keys
+from alignkit.recipe.recipe import Recipe
+from alignkit.recipe.toml import Keys
+from alignkit.recipe.validate import read_settings
 
 S = TypeVar("S", bound=Settings)
 

@@ -6,18 +6,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from alignkit.check.audit import Audit
-from alignkit.check.sources import check_source
+from pydantic import BaseModel, ConfigDict
+
 from alignkit.contract.kinds import Artifact, Records
 from alignkit.errors import AlignkitError, DataError, Problem
-from alignkit.plan.lock import lock_path, read_lock, write_lock
-from alignkit.plan.plan import Plan
-from alignkit.plan.source import Source
-from alignkit.run import hub, rundir
-from alignkit.run.environment import set_environment
-from alignkit.run.order import Preparation
+from alignkit.sources import hub
+from alignkit.sources.audit import Audit
+from alignkit.sources.audited import check_source
+from alignkit.sources.source import Source
+from alignkit.store import layout
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
+
+
+class Preparation(BaseModel):
+    """A source that takes torch to write, so that the worker does it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Path | None
+    """What to unpack; without it the built-in model is written."""
+    folder: Path
+    """Where it shall lie."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fet
         try:
             one = _fetch(source, runs, offline)
             if isinstance(one.artifact, Records):
-                found = check_source(source, one.artifact, rundir.cache_folder(runs))
+                found = check_source(source, one.artifact, layout.cache_folder(runs))
                 one = replace(one, remarks=tuple(found.remarks()))
             fetched[source.name] = one
         except AlignkitError as error:
@@ -59,7 +69,7 @@ def audits(sources: Iterable[Source], runs: Path, offline: bool) -> tuple[list[A
         try:
             records = _fetch(source, runs, offline).artifact
             assert isinstance(records, Records)
-            found.append(check_source(source, records, rundir.cache_folder(runs)))
+            found.append(check_source(source, records, layout.cache_folder(runs)))
         except AlignkitError as error:
             errors.append(error)
     return found, errors
@@ -69,12 +79,12 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
     if not source.fetched:
         return Fetched(source.artifact())
     assert source.fingerprint
-    folder = rundir.source_folder(runs, source.name, source.fingerprint).resolve()
+    folder = layout.source_folder(runs, source.name, source.fingerprint).resolve()
     if source.how == "hub":
         return Fetched(_from_hub(source, folder, offline))
     artifact = source.artifact(folder)
     if isinstance(artifact, Records):
-        rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
+        layout.prepare(folder, lambda staged: _write_reviews(source, staged))
         return Fetched(artifact)
     file = source.files[0] if source.how == "gguf" else None
     return Fetched(artifact, Preparation(file=file, folder=folder))
@@ -83,7 +93,7 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
 def _from_hub(source: Source, folder: Path, offline: bool) -> Artifact:
     """Get rows that are limited one by one into the folder, once; anything else whole, into the hub's own cache."""
     if hub.is_limited(source) and (folder.is_dir() or not offline):
-        rundir.prepare(folder, lambda staged: hub.write_rows(source, staged))
+        layout.prepare(folder, lambda staged: hub.write_rows(source, staged))
         return hub.written(source, folder)
     return source.artifact(hub.snapshot(source, source.commit, offline))
 
@@ -95,14 +105,3 @@ def _write_reviews(source: Source, folder: Path) -> None:
     for side in SIDES:
         with (folder / f"{source.word}-{side}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reviews.rows(kind, side))
-
-
-def pin(plan: Plan, runs: Path, offline: bool) -> None:
-    """Find out the commits of the hub sources that are needed and have none yet, and write them into the lock file."""
-    path = lock_path(plan.recipe.path, runs)
-    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
-    unknown = [plan.sources[name] for name in plan.sources if name in used and plan.sources[name].fingerprint is None]
-    if unknown:
-        set_environment(offline)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_lock(path, read_lock(path) | {source.address: hub.newest(source, offline) for source in unknown})

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.contract.files import FORMATS, files_matching, format_of, is_pattern, rows_of, whole_path
 from alignkit.contract.kinds import SOURCE_KINDS, Records
-from alignkit.contract.records import Part, is_meant, placed_rows
-from alignkit.contract.shapes import SHAPES
-from alignkit.contract.splits import files_of_split
+from alignkit.data.files import FORMATS, files_matching, format_of, is_pattern, rows_of, whole_path
+from alignkit.data.formats import SHAPES
+from alignkit.data.records import Part, is_meant, placed_rows
+from alignkit.data.splits import files_of_split
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.plan.source import RecordOptions, Source
+from alignkit.sources.source import RecordOptions, Source
 
 ORDER = ("preferences", "ratings", "demonstrations", "prompts", "text")
 """A file is of the first kind that its first row has the columns of, and what those must hold: more columns first."""

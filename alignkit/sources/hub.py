@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.hubsets import check_names, rows_of_split, unreadable
 from alignkit.contract.kinds import Artifact, Records
-from alignkit.contract.records import Part, hub_set, limits, split_of
+from alignkit.data.hubsets import check_names, rows_of_split, unreadable
+from alignkit.data.records import Part, hub_set, limits, split_of
 from alignkit.errors import DataError
-from alignkit.plan.source import RecordOptions, Source
+from alignkit.sources.source import RecordOptions, Source
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 """What is fetched of a model: no code, and weights that are pickled only where it has no others."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignkit.errors import RecipeError
-from alignkit.plan.packaged import is_packaged
+from alignkit.recipe.packaged import is_packaged
 
 
 def lock_path(recipe: Path, runs: Path) -> Path:

@@ -5,8 +5,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.adapters import ADAPTER, base_folder, is_adapter, named_base
-from alignkit.contract.files import refuse_pointer
+from alignkit.data.adapter_folder import ADAPTER, base_folder, is_adapter, named_base
+from alignkit.data.files import refuse_pointer
 from alignkit.errors import DataError
 
 WANTED = (".json", ".safetensors", ".jinja", ".model", ".txt")

@@ -6,16 +6,24 @@ from typing import Any
 
 from alignkit.contract.judges import RULE
 from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Judge, Policy, Records
-from alignkit.contract.plugins import CLASH_REMEDY, Plugins
-from alignkit.contract.records import SLICE
 from alignkit.contract.settings import Settings
-from alignkit.contract.shapes import SHAPES
+from alignkit.data.formats import SHAPES
+from alignkit.data.records import SLICE
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
-from alignkit.plan.address import Address, Resolver, judge_of
-from alignkit.plan.entry import Entry
-from alignkit.plan.fingerprint import FileHashes
-from alignkit.plan.recipe import Recipe
-from alignkit.plan.source import JudgeOptions, Options, PolicyOptions, RecordOptions, RewardOptions, RuleOptions, Source
+from alignkit.plugins import CLASH_REMEDY, Plugins
+from alignkit.recipe.fingerprint import FileHashes
+from alignkit.recipe.recipe import Recipe
+from alignkit.sources.address import Address, Resolver, judge_of
+from alignkit.sources.entry import Entry
+from alignkit.sources.source import (
+    JudgeOptions,
+    Options,
+    PolicyOptions,
+    RecordOptions,
+    RewardOptions,
+    RuleOptions,
+    Source,
+)
 
 VARIABLE = r"[A-Z_a-z][A-Z_a-z0-9]{0,60}"
 """The name of an environment variable; most keys are none."""

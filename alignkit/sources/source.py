@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, SerializeAsAny
 
 from alignkit.contract.kinds import Artifact, FunctionReward, Judge, JudgeReward
-from alignkit.contract.records import OtherFormError, Part
 from alignkit.contract.settings import Settings
+from alignkit.data.records import OtherFormError, Part
 from alignkit.errors import DataError, Problem
 
 

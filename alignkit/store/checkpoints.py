@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.run.durable import damage, publish, sync_and_list, write_json
+from alignkit.store.durable import damage, publish, sync_and_list, write_json
 
 KEPT = 2
 """Checkpoints kept: where the newest turns out damaged, the one before it serves."""

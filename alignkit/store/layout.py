@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from alignkit.errors import DiskError
-from alignkit.run.durable import publish, sync_and_list, sync_folder, write_json, write_text
+from alignkit.store.durable import publish, sync_and_list, sync_folder, write_json, write_text
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"

@@ -9,8 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from alignkit.errors import LockedError
-from alignkit.run.durable import read_json, write_json
-from alignkit.run.rundir import finished_folder, lock_file
+from alignkit.store.durable import read_json, write_json
+from alignkit.store.layout import finished_folder, lock_file
 
 PATIENCE = 0.3
 """Seconds to wait for a lock: another runner's glance at it takes less, a stage more."""

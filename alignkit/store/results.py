@@ -12,8 +12,8 @@ from typing import Any
 from alignkit.contract.events import Figure
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import StageError
-from alignkit.run.durable import Listing, damage, publish, read_json, sync_and_list, write_json
-from alignkit.run.rundir import (
+from alignkit.store.durable import Listing, damage, publish, read_json, sync_and_list, write_json
+from alignkit.store.layout import (
     ARTIFACT,
     CHECKPOINTS,
     FAILURE,

@@ -17,9 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignkit.contract.adapters import ADAPTER
+from alignkit.data.adapter_folder import ADAPTER
 from alignkit.errors import DataError
-from alignkit.learn.folders import PREFIX, read_json, root_of, shapes_in
+from alignkit.training.weight_files import PREFIX, read_json, root_of, shapes_in
 
 MERGED = "merge it with its base into one folder of full weights"
 OPENED = {"CAUSAL_LM", "SEQ_CLS", None}

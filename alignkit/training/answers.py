@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
-from alignkit.learn import data, rollouts
-from alignkit.learn.models import positions, stop_tokens
-from alignkit.learn.packing import LAID_OUT, by_prompt, joined, logprobs_of
-from alignkit.learn.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
-from alignkit.learn.ways import alone_beyond, form_of, rows_together
+from alignkit.training import encoding, rollouts
+from alignkit.training.models import positions, stop_tokens
+from alignkit.training.packing import LAID_OUT, by_prompt, joined, logprobs_of
+from alignkit.training.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
+from alignkit.training.ways import alone_beyond, form_of, rows_together
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -87,7 +87,7 @@ def fitting_prompts(
 
     Raises DataError with the place of a row that the chat template refuses, unless its source leaves bad rows out.
     """
-    kept, lengths = data.prompts(rows, tokenizer, limit)
+    kept, lengths = encoding.prompts(rows, tokenizer, limit)
     return FittingPrompts([prompt.row for prompt in kept], lengths.dropped, lengths.refused)
 
 
@@ -106,8 +106,8 @@ def sample_answers(
 
     The same seed gives the same answers. Raises DataError where a prompt leaves no room for an answer.
     """
-    limit = data.fitting_length(positions(model), max_length)
-    prompts, lengths = data.prompts(rows, tokenizer, limit - max_new_tokens)
+    limit = encoding.fitting_length(positions(model), max_length)
+    prompts, lengths = encoding.prompts(rows, tokenizer, limit - max_new_tokens)
     if lengths.dropped:
         problem = f"{lengths.dropped} of {lengths.rows} prompts leave no room for an answer of {max_new_tokens} tokens"
         raise DataError(f"{problem} in {limit}", remedy="raise max_length, or take them out of the source")

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.rewards import Answer
 from alignkit.errors import DataError
-from alignkit.learn.data import answered, prompt_ids, prompt_text, text_ids, turn_ends
-from alignkit.learn.models import evaluating, padded, positions
-from alignkit.learn.templates import rendered
-from alignkit.learn.ways import alone_beyond
+from alignkit.training.encoding import answered, prompt_ids, prompt_text, text_ids, turn_ends
+from alignkit.training.models import evaluating, padded, positions
+from alignkit.training.templates import rendered
+from alignkit.training.ways import alone_beyond
 
 TOKENS_IN_A_PASS = 2**14
 Warn = Callable[[str, str], None]

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignkit.learn.packing import FILLER, Tokens, beneath
+from alignkit.training.packing import FILLER, Tokens, beneath
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What architectures call what they keep."""

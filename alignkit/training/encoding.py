@@ -1,7 +1,7 @@
 """Records to tokens: what a model reads, which of its tokens are learnt, and what does not fit.
 
 Strings are taken as they stand, prompt and answer joined, and closed by the end-of-sequence token. Chats are rendered
-by the tokenizer's template (`alignkit.learn.templates`). Nothing is cut or left out without being counted.
+by the tokenizer's template (`alignkit.training.templates`). Nothing is cut or left out without being counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.records import Record
 from alignkit.contract.stage import Stage
+from alignkit.data.records import Record
 from alignkit.errors import DataError, RecipeError
-from alignkit.learn import templates
-from alignkit.learn.templates import Chat, Learn, Tools
+from alignkit.training import templates
+from alignkit.training.templates import Chat, Learn, Tools
 
 Row = Mapping[str, Any]
 T = TypeVar("T")

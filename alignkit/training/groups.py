@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from alignkit.contract.online import GroupSettings
-from alignkit.learn.layouts import Models, check_first_step, passes, policy_logprobs
-from alignkit.learn.losses import Count
-from alignkit.learn.online import POLICY_FIGURES, Known, longest_answer
-from alignkit.learn.rollouts import Rollout, Tokens
-from alignkit.learn.training import Learner, mean_figures, minibatches, take_step
+from alignkit.contract.sampling_settings import GroupSettings
+from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
+from alignkit.training.losses import Count
+from alignkit.training.rollouts import Rollout, Tokens
+from alignkit.training.step import Learner, mean_figures, minibatches, take_step
+from alignkit.training.updates import POLICY_FIGURES, Known, longest_answer
 
 FIGURES = POLICY_FIGURES | {"pull": "loss/kl_avg"}
 

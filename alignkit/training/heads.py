@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import RewardModel
+from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.learn.folders import chain_of, pickled_in, read_json, root_of, shapes_in
+from alignkit.training.weight_files import chain_of, pickled_in, read_json, root_of, shapes_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 OTHERS = re.compile(

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.stage import Stage
-from alignkit.learn import layouts
-from alignkit.learn.data import Prompt
-from alignkit.learn.layouts import Models
-from alignkit.learn.rollouts import Rollout, generator_for
-from alignkit.learn.scoring import Scored
-from alignkit.learn.watch import CUT, Limits
+from alignkit.training import layouts
+from alignkit.training.encoding import Prompt
+from alignkit.training.layouts import Models
+from alignkit.training.rollouts import Rollout, generator_for
+from alignkit.training.scoring import Scored
+from alignkit.training.warning_signs import CUT, Limits
 
 
 class Measured(NamedTuple):

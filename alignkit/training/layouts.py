@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.kinds import Policy, Reward, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.errors import DataError, RecipeError, StageError
-from alignkit.learn.models import arithmetic, load_critic, load_policy, stop_tokens
-from alignkit.learn.packing import (
+from alignkit.training.models import arithmetic, load_critic, load_policy, stop_tokens
+from alignkit.training.packing import (
     LAID_OUT,
     Pack,
     by_prompt,
@@ -29,7 +29,7 @@ from alignkit.learn.packing import (
     joined,
     logprobs_and_entropy,
 )
-from alignkit.learn.rollouts import (
+from alignkit.training.rollouts import (
     Critic,
     Rollout,
     Tokens,
@@ -42,8 +42,8 @@ from alignkit.learn.rollouts import (
     rows_in_a_pass,
     sample_answers,
 )
-from alignkit.learn.trunk import Trunk
-from alignkit.learn.ways import Form, alone_beyond, form_of, reads_packed, rows_together
+from alignkit.training.trunk import Trunk
+from alignkit.training.ways import Form, alone_beyond, form_of, reads_packed, rows_together
 
 Layout = Literal["separate", "shared"]
 

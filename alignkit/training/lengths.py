@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from alignkit.learn.data import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, Tokens
 
 COVERED = 0.95
 """Share of the answers that need no more."""

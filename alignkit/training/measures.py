@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.check.floors import TRAIN, Features, difference, words_win
 from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
-from alignkit.learn.data import NOT_LEARNT, Pair, Row, Tokens, shown
-from alignkit.learn.models import computing, evaluating, padded
+from alignkit.data.floors import TRAIN, Features, difference, words_win
+from alignkit.training.encoding import NOT_LEARNT, Pair, Row, Tokens, shown
+from alignkit.training.models import computing, evaluating, padded
 
 LOGITS_IN_A_PASS = 2**25
 """128 MB in fp32."""

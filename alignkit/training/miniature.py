@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignkit.learn.packing import FAILURES, name_decoder
+from alignkit.training.packing import FAILURES, name_decoder
 
 WINDOW = 8
 """Tokens that a layer with a window looks back."""

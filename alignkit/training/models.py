@@ -40,17 +40,17 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from alignkit.contract.adapters import is_adapter
 from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
+from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.learn.adapters import merged, resized, task_of, vocabulary_of
-from alignkit.learn.data import turn_ends
-from alignkit.learn.folders import base_of, check_model_folder, normalisation_of, read_json, root_of
-from alignkit.learn.heads import bias_of, head_of, labels_of
-from alignkit.learn.packing import FAILURES, beneath, decoder_of, name_decoder
-from alignkit.learn.scorer import made_scorer, scorer_for, scorer_named_by
-from alignkit.learn.ways import ways_of_config
+from alignkit.training.adapters import merged, resized, task_of, vocabulary_of
+from alignkit.training.encoding import turn_ends
+from alignkit.training.heads import bias_of, head_of, labels_of
+from alignkit.training.packing import FAILURES, beneath, decoder_of, name_decoder
+from alignkit.training.scorer import made_scorer, scorer_for, scorer_named_by
+from alignkit.training.ways import ways_of_config
+from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of, read_json, root_of
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]

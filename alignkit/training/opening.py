@@ -8,13 +8,13 @@ from typing import Any
 
 from alignkit.contract.judges import RULE, OpenJudge, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
-from alignkit.contract.plugins import Plugins, load_plugins
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
-from alignkit.learn.classifiers import Reader, Warn
-from alignkit.learn.heads import place_of
-from alignkit.learn.models import computing, load_reward_model
+from alignkit.plugins import Plugins, load_plugins
+from alignkit.training.classifiers import Reader, Warn
+from alignkit.training.heads import place_of
+from alignkit.training.models import computing, load_reward_model
 
 FILE_PLUGIN = "alignkit_file_"
 """What the name of a module begins with that was loaded from a file given with -p."""

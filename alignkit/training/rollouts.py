@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.learn.decoding import Decoding, Way, groups_to_decode, without_router_logits
-from alignkit.learn.packing import beneath, decoder_of, hidden_before_answers, joined, padded
-from alignkit.learn.ways import alone_beyond, decoding_of, rows_together
+from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
+from alignkit.training.packing import beneath, decoder_of, hidden_before_answers, joined, padded
+from alignkit.training.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
 

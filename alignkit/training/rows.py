@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Preferences, Ratings
-from alignkit.contract.offline import OfflineSettings
+from alignkit.contract.row_settings import OfflineSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
-from alignkit.learn import data
-from alignkit.learn.answers import Model, answer_logprobs, in_passes, sequence_logprobs
-from alignkit.learn.data import Lengths, Row
-from alignkit.learn.models import computing, positions
-from alignkit.learn.rollouts import generator_for
-from alignkit.learn.training import (
+from alignkit.training import encoding
+from alignkit.training.answers import Model, answer_logprobs, in_passes, sequence_logprobs
+from alignkit.training.encoding import Lengths, Row
+from alignkit.training.models import computing, positions
+from alignkit.training.rollouts import generator_for
+from alignkit.training.step import (
     CommitTimer,
     commit_or_leave,
     load_learners,
@@ -95,7 +95,7 @@ def read_pairs(
     """
     limit = _limit(model, settings)
     train, lengths = _encoded(pairs.train(), tokenizer, limit)
-    data.report(stage, "pairs", lengths, settings.max_lost)
+    encoding.report(stage, "pairs", lengths, settings.max_lost)
     held_out, _ = _encoded(islice(pairs.held_out(), settings.measured), tokenizer, limit)
     return Pairs(train, held_out)
 
@@ -114,7 +114,7 @@ def read_answers(
     """
     limit = _limit(model, settings)
     train, lengths = _judged(_alone(answers.train()), tokenizer, limit)
-    data.report(stage, "answers", lengths, settings.max_lost)
+    encoding.report(stage, "answers", lengths, settings.max_lost)
     held_out, _ = _judged(islice(_alone(answers.held_out()), settings.measured), tokenizer, limit)
     return JudgedAnswers(train, held_out)
 
@@ -123,7 +123,7 @@ def _limit(model: Model, settings: OfflineSettings) -> int:
     if settings.lora and settings.lora.dropout:
         remedy = "set this stage's lora.dropout to 0"
         raise RecipeError("dropout would make a model differ from itself from pass to pass", "lora.dropout", remedy)
-    return data.fitting_length(positions(model), settings.max_length)
+    return encoding.fitting_length(positions(model), settings.max_length)
 
 
 def _alone(rows: Iterator[Row]) -> Iterator[Row]:
@@ -134,15 +134,15 @@ def _alone(rows: Iterator[Row]) -> Iterator[Row]:
             continue
         shared = {name: row[name] for name in ("prompt", "tools") if name in row}
         for side, label in (("chosen", True), ("rejected", False)):
-            yield data.at_same_place(row, {**shared, "completion": row[side], "label": label})
+            yield encoding.at_same_place(row, {**shared, "completion": row[side], "label": label})
 
 
 def _judged(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Judged], Lengths]:
     def judged(row: Row) -> Judged:
-        texts = data.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
+        texts = encoding.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
         return Judged(*_side(row, "completion", tokenizer), row, texts)
 
-    return data.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
+    return encoding.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
 
 
 def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
@@ -150,7 +150,7 @@ def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int
         chosen, rejected = (_side(row, side, tokenizer) for side in ("chosen", "rejected"))
         return Pair(chosen, rejected, row.get("p_chosen", 1.0), row)
 
-    return data.fitting(rows, limit, pair, lambda pair: max(_length(pair.chosen), _length(pair.rejected)))
+    return encoding.fitting(rows, limit, pair, lambda pair: max(_length(pair.chosen), _length(pair.rejected)))
 
 
 def _length(side: Answered) -> int:
@@ -158,8 +158,8 @@ def _length(side: Answered) -> int:
 
 
 def _side(row: Row, side: str, tokenizer: PreTrainedTokenizerBase) -> Answered:
-    ids, labels = data.side(row, side, tokenizer)
-    start = next(place for place, label in enumerate(labels) if label != data.NOT_LEARNT)
+    ids, labels = encoding.side(row, side, tokenizer)
+    start = next(place for place, label in enumerate(labels) if label != encoding.NOT_LEARNT)
     return Answered(ids[:start], ids[start:])
 
 

@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignkit.contract.adapters import ADAPTER, BESIDE
+from alignkit.data.adapter_folder import ADAPTER, BESIDE
 from alignkit.errors import DataError, RecipeError
-from alignkit.learn.adapters import ends_of, weights_beneath, weights_with, worn
-from alignkit.learn.folders import REWARD_FILE, read_json
-from alignkit.learn.models import evaluating, open_full, padded, stop_tokens
-from alignkit.learn.packing import beneath
-from alignkit.learn.scorer import scorer_named_by
+from alignkit.training.adapters import ends_of, weights_beneath, weights_with, worn
+from alignkit.training.models import evaluating, open_full, padded, stop_tokens
+from alignkit.training.packing import beneath
+from alignkit.training.scorer import scorer_named_by
+from alignkit.training.weight_files import REWARD_FILE, read_json
 
 
 def save_policy(

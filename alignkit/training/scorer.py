@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from alignkit.learn.packing import FAILURES, decoder_of, name_decoder
+from alignkit.training.packing import FAILURES, decoder_of, name_decoder
 
 
 def scorer_for(config: Any) -> Any:

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.rewards import Answer, Score
 from alignkit.errors import NotFiniteError, PluginError
-from alignkit.learn.data import Prompt
-from alignkit.learn.rollouts import Rollout
+from alignkit.training.encoding import Prompt
+from alignkit.training.rollouts import Rollout
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.learn.data import NOT_LEARNT, Pair, Tokens, padding_share
-from alignkit.learn.models import arithmetic, device, padded, restore_configs, without_deprecations
-from alignkit.learn.packing import find_head
-from alignkit.learn.saving import without_patches
-from alignkit.learn.training import CommitTimer
+from alignkit.training.encoding import NOT_LEARNT, Pair, Tokens, padding_share
+from alignkit.training.models import arithmetic, device, padded, restore_configs, without_deprecations
+from alignkit.training.packing import find_head
+from alignkit.training.saving import without_patches
+from alignkit.training.step import CommitTimer
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 

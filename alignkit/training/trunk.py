@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignkit.errors import RecipeError
-from alignkit.learn.packing import FAILURES, Lay, Pack, agree, decoder_of, pack, probe
+from alignkit.training.packing import FAILURES, Lay, Pack, agree, decoder_of, pack, probe
 
 
 @dataclass(frozen=True)

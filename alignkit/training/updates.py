@@ -17,19 +17,19 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Prompts, Reward
-from alignkit.contract.online import OnlineSettings
+from alignkit.contract.sampling_settings import OnlineSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError, StageError
-from alignkit.learn import data, held_out, layouts, losses
-from alignkit.learn.data import Prompt
-from alignkit.learn.held_out import Measured
-from alignkit.learn.layouts import Models, Reading
-from alignkit.learn.lengths import UNSET_ANSWER
-from alignkit.learn.models import positions, taught_length
-from alignkit.learn.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
-from alignkit.learn.scores import open_reward
-from alignkit.learn.scoring import Scored, Weighted, score_rollout
-from alignkit.learn.training import (
+from alignkit.training import encoding, held_out, layouts, losses
+from alignkit.training.encoding import Prompt
+from alignkit.training.held_out import Measured
+from alignkit.training.layouts import Models, Reading
+from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.models import positions, taught_length
+from alignkit.training.opening import open_reward
+from alignkit.training.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
+from alignkit.training.scoring import Scored, Weighted, score_rollout
+from alignkit.training.step import (
     CommitTimer,
     Learner,
     commit_or_leave,
@@ -38,7 +38,7 @@ from alignkit.learn.training import (
     save_learners,
     set_learning_rate,
 )
-from alignkit.learn.watch import Limits, Watch
+from alignkit.training.warning_signs import Limits, Watch
 
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
@@ -131,11 +131,11 @@ def train_and_measure(
         Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
         for reward in rewards
     ]
-    limit = data.fitting_length(positions(models.policy), settings.max_length)
+    limit = encoding.fitting_length(positions(models.policy), settings.max_length)
     room = limit - new
-    asked, lengths = data.prompts(prompts.train(), tokenizer, room)
-    data.report(stage, "prompts", lengths, settings.max_lost)
-    aside, _ = data.prompts(islice(prompts.held_out(), settings.measured), tokenizer, room)
+    asked, lengths = encoding.prompts(prompts.train(), tokenizer, room)
+    encoding.report(stage, "prompts", lengths, settings.max_lost)
+    aside, _ = encoding.prompts(islice(prompts.held_out(), settings.measured), tokenizer, room)
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
         return score_rollout(rollout, prompts, tokenizer, opened)

@@ -15,9 +15,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.learn.decoding import WAYS, Decoding, Way, groups_to_decode
-from alignkit.learn.miniature import miniature
-from alignkit.learn.packing import (
+from alignkit.training.decoding import WAYS, Decoding, Way, groups_to_decode
+from alignkit.training.miniature import miniature
+from alignkit.training.packing import (
     FAILURES,
     LONG_PROBE_LENGTHS,
     PROBE_LENGTHS,
@@ -141,7 +141,7 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 def looks_back(config: Any) -> bool:
     """Say whether a config has a window or a chunk, beyond which rows that were tried do not reach."""
-    from alignkit.learn.miniature import WINDOWS
+    from alignkit.training.miniature import WINDOWS
 
     facts = config.get_text_config().to_dict()
     return any(facts.get(name) for name in WINDOWS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alignkit.contract.adapters import ADAPTER, base_folder, is_adapter, named_base
+from alignkit.data.adapter_folder import ADAPTER, base_folder, is_adapter, named_base
 from alignkit.errors import DataError
 
 REWARD_FILE = "reward.json"

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from alignkit.check.audit import LENGTHS, Audit
-from alignkit.check.rendered import Piece, Preview
-from alignkit.plan.tables import table
+from alignkit.estimate.preview import Piece, Preview
+from alignkit.sources.audit import LENGTHS, Audit
+from alignkit.text import table
 
 BAR = 30
 """Characters of the longest bar of a histogram."""

@@ -1,0 +1,19 @@
+"""Find out, once, which commit each source of the hub stands at, and write it down beside the recipe."""
+
+from pathlib import Path
+
+from alignkit.environment import set_environment
+from alignkit.plan.plan import Plan
+from alignkit.sources import hub
+from alignkit.sources.lock import lock_path, read_lock, write_lock
+
+
+def pin(plan: Plan, runs: Path, offline: bool) -> None:
+    """Find out the commits of the hub sources that are needed and have none yet, and write them into the lock file."""
+    path = lock_path(plan.recipe.path, runs)
+    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
+    unknown = [plan.sources[name] for name in plan.sources if name in used and plan.sources[name].fingerprint is None]
+    if unknown:
+        set_environment(offline)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lock(path, read_lock(path) | {source.address: hub.newest(source, offline) for source in unknown})
