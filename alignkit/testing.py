@@ -63,9 +63,9 @@ class RecordingStage:
     stop_at: int | None = None
     """Ask to stop once this step was logged."""
     logs: list[tuple[int, int | None, dict[str, float]]] = field(default_factory=list)
-    figures: dict[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
+    results: dict[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
     measured: dict[str, int | None] = field(default_factory=dict)
-    """On how many rows each figure was measured."""
+    """On how many rows each result was measured."""
     samples: list[dict[str, str | float]] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class RecordingStage:
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
         self.logs.append((step, of, dict(values)))
 
-    def figure(
+    def result(
         self,
         name: str,
         before: float | None,
@@ -99,7 +99,7 @@ class RecordingStage:
         floor: float | None = None,
         rows: int | None = None,
     ) -> None:
-        self.figures[name] = (before, after, floor)
+        self.results[name] = (before, after, floor)
         self.measured[name] = rows
 
     def sample(self, row: Mapping[str, str | float]) -> None:
@@ -348,7 +348,7 @@ class Conformance:
         stage = RecordingStage(tmp_path / "stage")
         run_method(self.method, self.settings, stage, **inputs)
         names = {role: [one.name for one in _several(given)] for role, given in inputs.items()}
-        assert [figure for figure in stage.figures if not self.method.tells(figure, names)] == []
+        assert [result for result in stage.results if not self.method.tells(result, names)] == []
 
     def test_the_summary_is_a_sentence(self) -> None:
         assert self.method.summary.endswith("."), self.method.summary

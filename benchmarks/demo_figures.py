@@ -25,7 +25,7 @@ def measure(seed: int, runs: Path) -> dict[str, float]:
     """Run the chain once and give its figures."""
     started = time.perf_counter()
     run = run_recipe("rlhf.toml", seed=seed, runs=runs)
-    figures = {(stage.name, figure.name): figure.after for stage in run.stages for figure in stage.figures}
+    figures = {(stage.name, figure.name): figure.after for stage in run.stages for figure in stage.results}
     return {
         "gold, after CLM": figures["scores", "reward pretrain"],
         "gold, after SFT": figures["scores", "reward finetune"],
@@ -40,7 +40,7 @@ def measure(seed: int, runs: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="recipe seeds 1, 2, ... (default 3)")
-    parser.add_argument("--out", type=Path, default=HERE / "docs" / "figures" / "demo.json")
+    parser.add_argument("--out", type=Path, default=HERE / "docs" / "results" / "demo.json")
     words = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ def report(run: RunResult) -> None:
         facts = json.loads((stage.folder / "stage.json").read_text("utf-8"))
         memory = facts["peak_memory"]["memory"] / 2**30
         print(f"{stage.name} ({stage.method}): {stage.seconds:.0f} s, {memory:.1f} GiB, CPU, {os.cpu_count()} cores")
-        for figure in stage.figures:
+        for figure in stage.results:
             before = "" if figure.before is None else f"{figure.before:.3f} -> "
             floor = "" if figure.floor is None else f" (floor {figure.floor:.3f})"
             print(f"    {figure.name}: {before}{figure.after:.3f}{floor}")

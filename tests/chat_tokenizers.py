@@ -7,7 +7,7 @@ from itertools import groupby
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 
 CORPUS = (
     "What colour is the door by the boat? The lamp by the stone is red, and the chair is blue. "
@@ -56,17 +56,17 @@ def decoded(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids)))
 
 
-def learnt(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
+def learnt(tokenizer: PreTrainedTokenizerFast, tokens: LabelledTokens) -> list[str]:
     """Give the parts of a sequence that are learnt."""
     return _parts(tokenizer, tokens, learnt=True)
 
 
-def unlearnt(tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[str]:
+def unlearnt(tokenizer: PreTrainedTokenizerFast, tokens: LabelledTokens) -> list[str]:
     """Give the parts of a sequence that are not learnt."""
     return _parts(tokenizer, tokens, learnt=False)
 
 
-def _parts(tokenizer: PreTrainedTokenizerFast, tokens: Tokens, *, learnt: bool) -> list[str]:
+def _parts(tokenizer: PreTrainedTokenizerFast, tokens: LabelledTokens, *, learnt: bool) -> list[str]:
     pairs = zip(tokens.ids, tokens.labels, strict=True)
     groups = groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT)
     return [decoded(tokenizer, [token for token, _ in group]) for is_learnt, group in groups if is_learnt is learnt]

@@ -8,7 +8,15 @@ from chat_tokenizers import decoded, learnt, unlearnt
 
 from alignkit.errors import DataError
 from alignkit.training import encoding, rows
-from alignkit.training.encoding import Asked, demonstration, demonstrations, preferences, prompt_ids, prompts, turn_ends
+from alignkit.training.encoding import (
+    AskedPrompt,
+    demonstration,
+    demonstrations,
+    preferences,
+    prompt_ids,
+    prompts,
+    turn_ends,
+)
 
 QUESTION, ANSWER, OTHER = "What colour is the door?", "the door is red.", "I do not know."
 USER = {"role": "user", "content": QUESTION}
@@ -60,8 +68,8 @@ def test_an_evaluation_asks_the_same(family: Family) -> None:
     row = {"prompt": [USER]}
     long = len(prompt_ids(tokenizer, [USER]))
 
-    assert encoding.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 8)[0] == [row]
-    assert encoding.asked_of_all([row], [Asked(tokenizer, long + 8)], 1, 9)[0] == []
+    assert encoding.asked_of_all([row], [AskedPrompt(tokenizer, long + 8)], 1, 8)[0] == [row]
+    assert encoding.asked_of_all([row], [AskedPrompt(tokenizer, long + 8)], 1, 9)[0] == []
 
 
 @that_asks_as_it_renders

@@ -16,7 +16,7 @@ from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences,
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.estimate import preflight as preflights
 from alignkit.estimate.chat_check import Chats
-from alignkit.estimate.counting import Rows, count
+from alignkit.estimate.counting import RowCounts, count
 from alignkit.estimate.encoded_rows import preview
 from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.methods.evaluate import evaluate
@@ -438,7 +438,7 @@ def test_check_counts_what_methods_leave_out(
 
     run_method(method, settings, stage, **inputs)
 
-    read = Rows(0, len(rows)) if aside else Rows(len(rows), 0)
+    read = RowCounts(0, len(rows)) if aside else RowCounts(len(rows), 0)
     counted = count(given, read, open_tokenizer(tiny_policy.path))
     found = preview(tiny_policy, given, method.settings.model_validate(settings), counted, read, method.loop)
     (warning,) = [problem for problem, _ in stage.warnings if problem.startswith("of ")]

@@ -196,7 +196,7 @@ def test_json_gives_one_event_a_line_and_nothing_else(alignkit: Alignkit) -> Non
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(event["event"], event["stage"]) for event in events if event["event"] != "Metrics"] == [
         ("StageStarted", "first"),
-        ("Figure", "first"),
+        ("Result", "first"),
         ("Sample", "first"),
         ("StageFinished", "first"),
         ("StageStarted", "second"),

@@ -11,7 +11,7 @@ from alignkit.errors import DataError
 from alignkit.methods.clm import CLMSettings, clm
 from alignkit.methods.reward import RewardSettings, accuracy, normalisation, reward
 from alignkit.methods.sft import SFTSettings, sft
-from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.measures import perplexity, share_of_longer
 from alignkit.training.models import load_policy, load_reward_model
 
@@ -58,7 +58,7 @@ def pairs(count):
 def test_reading_text_lowers_its_perplexity(policy, records, stage, lora):
     made = clm(CLM.model_copy(update={"lora": lora}), stage, policy=policy, corpus=records(Text, texts(100), texts(7)))
 
-    before, after, _ = stage.figures["perplexity"]
+    before, after, _ = stage.results["perplexity"]
     assert after < before / (3 if lora is None else 1.2)
     assert (made.path / "adapter_config.json").exists() == (lora is not None)
 
@@ -67,7 +67,7 @@ def test_reading_text_lowers_its_perplexity(policy, records, stage, lora):
 def test_demonstrations_lower_the_perplexity_of_answers(policy, records, stage, rows):
     sft(SFT, stage, policy=policy, demos=records(Demonstrations, rows(100), rows(9)))
 
-    before, after, _ = stage.figures["perplexity"]
+    before, after, _ = stage.results["perplexity"]
     assert after < before / 10
 
 
@@ -86,7 +86,7 @@ def test_a_reward_model_learns_which_answer_is_preferred(policy, records, stage,
 
     reward(settings, stage, policy=policy, pairs=records(Preferences, pairs(100), pairs(40)))
 
-    assert stage.figures["accuracy"][1] == 1.0
+    assert stage.results["accuracy"][1] == 1.0
 
 
 def test_a_reward_model_keeps_the_mean_and_spread_of_its_scores(policy, records, stage):
@@ -143,7 +143,7 @@ def test_without_held_out_rows_a_stage_says_so_and_goes_on(policy, records, stag
     made = run(stage, policy, records(*inputs))
 
     assert made.path.is_dir()
-    assert stage.figures == {}
+    assert stage.results == {}
     assert stage.warnings == [(warning, "raise the source's held_out")]
 
 
@@ -170,7 +170,7 @@ def test_a_reward_model_that_is_none_better_than_words_is_told(policy, records, 
 
     reward(RewardSettings(learning_rate=1e-12, **BRIEF), stage, policy=policy, pairs=given)
 
-    assert stage.figures["accuracy"][2] == 1.0
+    assert stage.results["accuracy"][2] == 1.0
     assert stage.warnings[0][0].endswith("is none better than judging by words (1.000)")
 
 
@@ -192,7 +192,7 @@ def test_a_reward_model_that_is_none_better_than_length_is_told(policy, records,
 
 def test_perplexity_is_that_of_all_learnt_tokens_together(policy):
     model, tokenizer = load_policy(policy)
-    rows = [Tokens([5, 6, 7], [-100, 6, 7]), Tokens([8, 9, 10, 11, 12], [-100, -100, -100, 11, -100])]
+    rows = [LabelledTokens([5, 6, 7], [-100, 6, 7]), LabelledTokens([8, 9, 10, 11, 12], [-100, -100, -100, 11, -100])]
     parts = [math.log(perplexity(model, [row], tokenizer)) for row in rows]
 
     whole = math.log(perplexity(model, rows, tokenizer))
@@ -203,12 +203,12 @@ def test_perplexity_is_that_of_all_learnt_tokens_together(policy):
 def test_the_perplexity_of_nothing_is_not_a_number(policy):
     model, tokenizer = load_policy(policy)
 
-    assert math.isnan(perplexity(model, [Tokens([5, 6], [-100, -100])], tokenizer))
+    assert math.isnan(perplexity(model, [LabelledTokens([5, 6], [-100, -100])], tokenizer))
 
 
 def test_ties_count_half():
     assert accuracy([(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.5, 0.5)]) == 0.5
-    assert share_of_longer([Pair([1, 2], [1], {}), Pair([1], [1], {})]) == 0.75
+    assert share_of_longer([TokenPair([1, 2], [1], {}), TokenPair([1], [1], {})]) == 0.75
 
 
 def test_scores_are_normalised_by_mean_and_spread():

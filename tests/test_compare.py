@@ -18,7 +18,7 @@ from alignkit.compare.measured import Comparison, Cost, on_frontier, read_compar
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
 from alignkit.compare.tables import as_dict, conclusion, remarks_on, show_comparison
-from alignkit.compare.variants import Asked, read_vary, split
+from alignkit.compare.variants import VariantRequest, read_vary, split
 from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
 from alignkit.plan.planner import make_plan
 from tests.planning import write_model, write_rows
@@ -28,9 +28,8 @@ from collections.abc import Sequence
 
 from pydantic import NonNegativeFloat
 
-from alignkit import (
-    Answer, Policy, Preferences, Prompts, Reward, Settings, Stage, Text, hookimpl, load_policy, method, reward,
-)
+from alignkit import Answer, Policy, Preferences, Prompts, Reward, Settings, Stage, Text, hookimpl, method, reward
+from alignkit.kit import load_policy
 
 
 class Nothing(Settings):
@@ -155,7 +154,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(methods: str = "", *vary: str, recipe: str = RECIPE, **more: Any) -> ComparisonPlan:
     Path("small.toml").write_text(recipe)
-    asked = Asked(more.pop("stage", None), split(methods), read_vary(vary), more.pop("seeds", 1))
+    asked = VariantRequest(more.pop("stage", None), split(methods), read_vary(vary), more.pop("seeds", 1))
     return plan_comparison("small.toml", asked, plugins=["fakes.py"], **more)
 
 
@@ -397,7 +396,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(desk: Path, wor
 
 
 def test_from_python_values_have_their_types(desk: Path) -> None:
-    made = plan_comparison("small.toml", Asked(vary={"align.lift.far": [0.1, 0.25]}), plugins=["fakes.py"])
+    made = plan_comparison("small.toml", VariantRequest(vary={"align.lift.far": [0.1, 0.25]}), plugins=["fakes.py"])
 
     assert [contender.variant.label for contender in made.contenders] == ["lift far=0.1", "lift far=0.25"]
 

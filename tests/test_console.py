@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.contract.events import Event, Figure, Metrics, StageFinished, StageStarted, Warned
+from alignkit.contract.events import Event, Metrics, Result, StageFinished, StageStarted, Warned
 from alignkit.show.console import Console, Running
 from alignkit.show.metrics import achieved, telling
 from alignkit.text import duration, number, size
@@ -42,7 +42,7 @@ def metrics(step: int, of: int | None = 60, seconds: float = 0.0, **values: floa
 
 
 def finished(reused: bool = False) -> StageFinished:
-    figures = (Figure("align", "reward", 0.51, 0.95, 0.35), Figure("align", "KL", None, 2.7))
+    figures = (Result("align", "reward", 0.51, 0.95, 0.35), Result("align", "KL", None, 2.7))
     return StageFinished("align", "ppo", "Policy", FOLDER, 200.4, reused, figures)
 
 
@@ -264,6 +264,6 @@ def test_sizes_are_told_in_binary_units() -> None:
 
 
 def test_a_figure_without_a_floor_or_a_before_is_told_without_them() -> None:
-    assert achieved(Figure("align", "EOS rate", None, 0.9)) == "EOS rate 0.9"
-    assert achieved(Figure("rm", "accuracy", 0.5, 1.0, 0.9, 4)) == "accuracy 0.5 -> 1 (floor 0.9, 4 rows)"
-    assert achieved(Figure("rm", "accuracy", None, 1.0, rows=400)) == "accuracy 1 (400 rows)"
+    assert achieved(Result("align", "EOS rate", None, 0.9)) == "EOS rate 0.9"
+    assert achieved(Result("rm", "accuracy", 0.5, 1.0, 0.9, 4)) == "accuracy 0.5 -> 1 (floor 0.9, 4 rows)"
+    assert achieved(Result("rm", "accuracy", None, 1.0, rows=400)) == "accuracy 1 (400 rows)"

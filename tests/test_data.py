@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from alignkit.errors import DataError, RecipeError
 from alignkit.training.encoding import (
     NOT_LEARNT,
-    Lengths,
+    LengthReport,
     answered,
     demonstration,
     demonstrations,
@@ -127,14 +127,14 @@ def test_a_demonstration_that_is_too_long_loses_its_end_and_is_counted(tokenizer
     kept, lengths = demonstrations(rows, tokenizer, 5)
 
     assert [len(tokens.ids) for tokens in kept] == [3, 5]
-    assert lengths == Lengths(limit=5, rows=2, cut=1, longest=11)
+    assert lengths == LengthReport(limit=5, rows=2, cut=1, longest=11)
 
 
 def test_a_demonstration_whose_answer_does_not_fit_is_left_out_and_counted(tokenizer):
     kept, lengths = demonstrations([{"prompt": " how" + " are" * 9, "completion": " fine"}], tokenizer, 5)
 
     assert kept == []
-    assert lengths == Lengths(limit=5, rows=1, dropped=1, longest=12)
+    assert lengths == LengthReport(limit=5, rows=1, dropped=1, longest=12)
 
 
 def test_a_pair_with_a_side_that_is_too_long_is_left_out_and_counted(tokenizer):
@@ -143,18 +143,18 @@ def test_a_pair_with_a_side_that_is_too_long_is_left_out_and_counted(tokenizer):
     kept, lengths = preferences(rows, tokenizer, 5)
 
     assert [tokenizer.decode(pair.rejected) for pair in kept] == [" how bad<eos>"]
-    assert lengths == Lengths(limit=5, rows=2, dropped=1, longest=11)
+    assert lengths == LengthReport(limit=5, rows=2, dropped=1, longest=11)
 
 
 def test_a_prompt_that_is_too_long_is_left_out_and_counted(tokenizer):
     kept, lengths = prompts([{"prompt": " how"}, {"prompt": " how" + " are" * 9}], tokenizer, 5)
 
     assert [prompt.text for prompt in kept] == [" how"]
-    assert lengths == Lengths(limit=5, rows=2, dropped=1, longest=10)
+    assert lengths == LengthReport(limit=5, rows=2, dropped=1, longest=10)
 
 
 def test_what_does_not_fit_is_told(stage):
-    report(stage, "demonstrations", Lengths(64, rows=1000, cut=10, dropped=5, longest=90), 0.05)
+    report(stage, "demonstrations", LengthReport(64, rows=1000, cut=10, dropped=5, longest=90), 0.05)
 
     assert stage.warnings == [
         (
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_told(stage):
 
 def test_too_much_that_does_not_fit_is_refused(stage):
     with pytest.raises(DataError) as caught:
-        report(stage, "pairs", Lengths(64, rows=100, dropped=6, longest=90), 0.05)
+        report(stage, "pairs", LengthReport(64, rows=100, dropped=6, longest=90), 0.05)
 
     assert str(caught.value) == (
         "of 100 pairs, 6 left out: they do not fit in max_length 64 (the longest has 90 tokens); "
@@ -177,7 +177,7 @@ def test_too_much_that_does_not_fit_is_refused(stage):
 
 def test_no_rows_at_all_are_refused(stage):
     with pytest.raises(DataError) as caught:
-        report(stage, "pairs", Lengths(64), 0.05)
+        report(stage, "pairs", LengthReport(64), 0.05)
 
     assert str(caught.value) == "there are no pairs to learn from; check the source and held_out"
 

@@ -13,7 +13,7 @@ from alignkit.methods.grpo import grpo
 from alignkit.methods.sft import sft
 from alignkit.plugins import load_plugins
 from alignkit.testing import RecordingStage, run_method, write_inputs
-from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import answer_limit, learnt_runs
 from alignkit.training.models import load_policy, taught_by, taught_length
 
@@ -118,7 +118,7 @@ def test_a_limit_covers_most_answers_and_some_more(lengths, limit) -> None:
 
 
 def test_answers_are_runs_of_learnt_tokens() -> None:
-    rows = [Tokens([1] * 6, [NOT_LEARNT, 1, 1, NOT_LEARNT, 1, NOT_LEARNT]), Tokens([1], [NOT_LEARNT])]
+    rows = [LabelledTokens([1] * 6, [NOT_LEARNT, 1, 1, NOT_LEARNT, 1, NOT_LEARNT]), LabelledTokens([1], [NOT_LEARNT])]
 
     assert list(learnt_runs(rows)) == [2, 1]
 
@@ -138,7 +138,7 @@ def test_a_real_model_that_ends_no_answer_learns_with_the_remedy(stage, tmp_path
     again = RecordingStage(tmp_path / "again")
     remedy = {"max_new_tokens": 24, "unfinished": "subtract", "penalty": 0}
     run_method(grpo, {**settings, "generation": remedy}, again, **inputs)
-    before, after, _ = again.figures["reward"]
+    before, after, _ = again.results["reward"]
     assert after > before + 1.0
 
 

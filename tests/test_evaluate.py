@@ -8,8 +8,9 @@ from statistics import fmean
 import pytest
 import torch
 
-from alignkit import FunctionReward, Prompts, Scores, load_policy
+from alignkit import FunctionReward, Prompts, Scores
 from alignkit.errors import DataError, RecipeError
+from alignkit.kit import load_policy
 from alignkit.methods.evaluate import (
     EvaluateSettings,
     answer,
@@ -86,10 +87,10 @@ def test_another_policy_has_a_kl_from_the_first_and_samples_beside_it(policy, ot
     assert [sorted(row) for row in stage.samples] == [
         sorted(["prompt", policy.name, f"{policy.name} reward", "other", "other reward"])
     ] * 2
-    assert set(stage.figures) == {
+    assert set(stage.results) == {
         f"reward {policy.name}", "reward other", f"win rate other over {policy.name}"
     }  # fmt: skip
-    assert all(evaluate.tells(figure, {"policies": (policy.name, "other")}) for figure in stage.figures)
+    assert all(evaluate.tells(figure, {"policies": (policy.name, "other")}) for figure in stage.results)
     assert set(stage.measured.values()) == {16}
 
 

@@ -239,9 +239,9 @@ def test_the_reward_of_held_out_answers_rises(name, inputs, stage) -> None:
 
     made = METHODS[name][0](given, stage, **inputs)
 
-    before, after, _ = stage.figures["reward"]
+    before, after, _ = stage.results["reward"]
     assert after > before + 2
-    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert stage.results["kl"][0] == pytest.approx(0, abs=1e-6)
     assert (made.path / "config.json").exists()
 
 
@@ -249,7 +249,7 @@ def test_the_reward_of_held_out_answers_rises(name, inputs, stage) -> None:
 def test_a_lora_policy_is_its_own_reference(name, inputs, stage) -> None:
     made = METHODS[name][0](whole(name, learning_rate=1e-2, lora=LoRA(rank=2)), stage, **inputs)
 
-    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert stage.results["kl"][0] == pytest.approx(0, abs=1e-6)
     assert stage.logs[-1][2]["objective/kl_k2"] > 1e-4
     assert (made.path / "adapter_config.json").exists()
 
@@ -260,9 +260,9 @@ def test_upper_layers_alone_may_learn(name, inputs, stage) -> None:
 
     METHODS[name][0](given, stage, **inputs)
 
-    before, after, _ = stage.figures["reward"]
+    before, after, _ = stage.results["reward"]
     assert after > before + 0.4
-    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert stage.results["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
 @both
@@ -280,7 +280,7 @@ def test_a_function_is_reward_enough(name, inputs, stage) -> None:
 
     METHODS[name][0](whole(name), stage, **{**inputs, "rewards": (gold,)})
 
-    assert "reward" in stage.figures
+    assert "reward" in stage.results
     assert "scores/gold" in stage.logs[0][2]
 
 
@@ -288,7 +288,7 @@ def test_a_function_is_reward_enough(name, inputs, stage) -> None:
 def test_without_a_pull_kl_is_not_measured(name, inputs, stage) -> None:
     METHODS[name][0](whole(name, kl=pull(name, coef=0)), stage, **inputs)
 
-    assert stage.figures.keys() == {"reward", "length", "eos_rate"}
+    assert stage.results.keys() == {"reward", "length", "eos_rate"}
 
 
 def test_neither_critic_nor_start_is_opened_where_nothing_asks_for_them(policy) -> None:
@@ -331,4 +331,4 @@ def test_an_interrupted_stage_makes_the_same_policy(name, inputs, tmp_path, lora
     file = "artifact/adapter_model.safetensors" if lora else "artifact/model.safetensors"
     assert kept == {"policy.safetensors", "state.json"}
     assert (parts.root / file).read_bytes() == (one.root / file).read_bytes()
-    assert (figures(parts), parts.figures, parts.samples) == (figures(one), one.figures, one.samples)
+    assert (figures(parts), parts.results, parts.samples) == (figures(one), one.results, one.samples)

@@ -10,9 +10,9 @@ from planning import Desk, make_desk
 from alignkit import (
     Answer,
     Judge,
+    JudgeClient,
     JudgeError,
     JudgeReward,
-    OpenJudge,
     PluginError,
     Question,
     RecipeError,
@@ -20,15 +20,14 @@ from alignkit import (
     Verdict,
     judge,
     judge_scheme,
-    open_judge,
-    open_reward,
 )
 from alignkit.contract.judges import by_comparing, by_rating
+from alignkit.kit import open_judge, open_reward
 from alignkit.plugins import load_plugins
 
 JUDGES = '''
 from alignkit import (
-    Judge, OpenJudge, Policy, Preferences, Reward, Settings, Stage, Verdict, hookimpl, judge, judge_scheme, method,
+    Judge, JudgeClient, Policy, Preferences, Reward, Settings, Stage, Verdict, hookimpl, judge, judge_scheme, method,
 )
 
 
@@ -53,15 +52,15 @@ def shorter(questions, settings: Sharp) -> list[float]:
 
 
 @judge_scheme("house", free=("patience",))
-def house(judge: Judge, settings: House, cache) -> OpenJudge:
+def house(judge: Judge, settings: House, cache) -> JudgeClient:
     """Ask the house."""
-    return OpenJudge(
+    return JudgeClient(
         lambda questions: [Verdict(0.5)] * len(questions), lambda answers, principle: [None] * len(answers)
     )
 
 
 @judge_scheme("own", policy=True)
-def own(judge: Judge, settings: Own, cache) -> OpenJudge:
+def own(judge: Judge, settings: Own, cache) -> JudgeClient:
     """Ask a policy."""
 
 
@@ -227,16 +226,16 @@ def test_a_rule_must_have_two_parameters() -> None:
 
 @pytest.mark.parametrize("name", ["odd", "rule"])
 def test_a_scheme_must_have_three_parameters_and_another_name_than_rule(name: str) -> None:
-    def named(judge: Judge, settings: Plain, cache: Path | None) -> OpenJudge: ...
+    def named(judge: Judge, settings: Plain, cache: Path | None) -> JudgeClient: ...
 
-    def short(judge: Judge, settings: Plain) -> OpenJudge: ...
+    def short(judge: Judge, settings: Plain) -> JudgeClient: ...
 
     wrong: Any = named if name == "rule" else short
     with pytest.raises(PluginError) as refusal:
         judge_scheme(name)(wrong)
 
     assert refusal.value.problem == (
-        f"judge scheme {name!r} is not of the form f(judge, settings: SomeSettings, cache) -> OpenJudge"
+        f"judge scheme {name!r} is not of the form f(judge, settings: SomeSettings, cache) -> JudgeClient"
     )
 
 
@@ -269,7 +268,7 @@ def test_a_rule_that_gives_something_else_is_refused(given: list[float], problem
     assert str(refusal.value) == problem
 
 
-def opened_from(desk: Desk, address: str) -> OpenJudge:
+def opened_from(desk: Desk, address: str) -> JudgeClient:
     load_plugins([desk.plugin])
     return open_judge(Judge(name="critic", fingerprint="0", path=Path(), address=address))
 

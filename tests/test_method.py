@@ -240,18 +240,18 @@ def test_a_verifiable_reward_sees_the_columns_that_its_source_keeps() -> None:
 
 
 def test_figures_are_named_after_the_inputs_that_a_recipe_gives() -> None:
-    @method("rate", figures=("loss", "reward {policies}", "{policies} over {policies}", "cost/{anything}"))
+    @method("rate", results=("loss", "reward {policies}", "{policies} over {policies}", "cost/{anything}"))
     def rate(settings: Settings, stage: Stage, *, policies: tuple[Policy, ...]) -> Scores:
         """Rate policies."""
         raise NotImplementedError
 
     inputs = {"policies": ("base", "align")}
 
-    assert rate.figure_names(inputs) == (
+    assert rate.result_names(inputs) == (
         "loss", "reward base", "reward align", "base over align", "align over base", "cost/{anything}",
     )  # fmt: skip
-    assert all(rate.tells(figure, inputs) for figure in ("loss", "reward base", "base over align", "cost/tokens"))
-    assert not any(rate.tells(figure, inputs) for figure in ("losses", "reward other", "base over base", "cost/"))
+    assert all(rate.tells(result, inputs) for result in ("loss", "reward base", "base over align", "cost/tokens"))
+    assert not any(rate.tells(result, inputs) for result in ("losses", "reward other", "base over base", "cost/"))
 
 
 def test_a_method_that_declares_no_figures_may_tell_any() -> None:
@@ -263,11 +263,11 @@ def test_a_method_that_declares_no_figures_may_tell_any() -> None:
     assert rate.tells("anything", {})
 
 
-@pytest.mark.parametrize("figures", ["loss", ("",)])
-def test_figures_that_are_no_names_are_refused(figures: Any) -> None:
-    with pytest.raises(PluginError, match="its figures must be names, such as"):
+@pytest.mark.parametrize("results", ["loss", ("",)])
+def test_figures_that_are_no_names_are_refused(results: Any) -> None:
+    with pytest.raises(PluginError, match="its results must be names, such as"):
 
-        @method("rate", figures=figures)
+        @method("rate", results=results)
         def rate(settings: Settings, stage: Stage, *, policy: Policy) -> Scores:
             """Rate a policy."""
             raise NotImplementedError

@@ -24,7 +24,7 @@ from alignkit.training import packing
 from alignkit.training.miniature import miniature
 from alignkit.training.models import without_deprecations
 from alignkit.training.packing import (
-    Head,
+    OutputLayer,
     by_prompt,
     chosen_logprobs,
     find_head,
@@ -186,7 +186,7 @@ def test_chunks_of_logits_change_nothing(frozen, kept, monkeypatch: pytest.Monke
     monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
     monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
 
-    found = chosen_logprobs(hidden, Head(head), targets, temperature=0.5)
+    found = chosen_logprobs(hidden, OutputLayer(head), targets, temperature=0.5)
 
     torch.testing.assert_close(found, straight)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected)
@@ -207,11 +207,11 @@ def test_a_factor_and_a_soft_cap_of_logits_have_their_gradient(scale, cap, froze
     monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
     monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
 
-    found = chosen_logprobs(hidden, Head(head, scale, cap), targets, temperature=0.5)
+    found = chosen_logprobs(hidden, OutputLayer(head, scale, cap), targets, temperature=0.5)
 
     torch.testing.assert_close(found, straight)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected, rtol=1e-4, atol=1e-5)
-    again, entropy = logprobs_and_entropy(hidden, Head(head, scale, cap), targets, temperature=0.5)
+    again, entropy = logprobs_and_entropy(hidden, OutputLayer(head, scale, cap), targets, temperature=0.5)
     odds = (logits / 0.5).softmax(-1)
     torch.testing.assert_close(again, straight.detach())
     torch.testing.assert_close(entropy, -(odds * odds.log()).sum(-1).detach())

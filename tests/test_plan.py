@@ -314,17 +314,17 @@ STAGE_MISTAKES = [
     ("inputs = 3", "r.toml:15: stage 'more': inputs must be a table; write inputs.ROLE = \"...\""),
     (
         "gates.kl = 3",
-        "r.toml:15: stage 'more': gates.kl must be a min or a max of a figure, or both; write gates.accuracy.min = "
+        "r.toml:15: stage 'more': gates.kl must be a min or a max of a result, or both; write gates.accuracy.min = "
         "0.65",
     ),
     (
         "gates.kl = { min = 3, max = 2 }",
-        "r.toml:15: stage 'more': gates.kl must be a min or a max of a figure, or both; write gates.accuracy.min = "
+        "r.toml:15: stage 'more': gates.kl must be a min or a max of a result, or both; write gates.accuracy.min = "
         "0.65",
     ),
     (
         "gates = 3",
-        "r.toml:15: stage 'more': gates must be a min or a max of a figure, or both; write gates.accuracy.min = 0.65",
+        "r.toml:15: stage 'more': gates must be a min or a max of a result, or both; write gates.accuracy.min = 0.65",
     ),
 ]
 
@@ -671,10 +671,10 @@ def test_every_recipe_of_the_repository_is_planned(
 
 
 GENTLE = '''
-from alignkit import OfflineSettings, Policy, Preferences, Stage, hookimpl, method
+from alignkit import RowSettings, Policy, Preferences, Stage, hookimpl, method
 
 @method("gentle")
-def gentle(settings: OfflineSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
+def gentle(settings: RowSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Do it gently."""
 
 @hookimpl
@@ -701,9 +701,9 @@ def test_one_key_of_a_group_leaves_the_method_its_own_defaults_of_the_others(tmp
 @pytest.mark.parametrize(
     ("stage", "figure", "remedy"),
     [
-        ("finetune", "perplexty", "sft tells no such figure; did you mean 'perplexity'?"),
-        ("scores", "reward algn", "evaluate tells no such figure; did you mean 'reward align'?"),
-        ("align", "speed", "ppo tells no such figure; its figures are reward, reward/reward, kl, length, eos_rate"),
+        ("finetune", "perplexty", "sft reports no such result; did you mean 'perplexity'?"),
+        ("scores", "reward algn", "evaluate reports no such result; did you mean 'reward align'?"),
+        ("align", "speed", "ppo reports no such result; its results are reward, reward/reward, kl, length, eos_rate"),
     ],
 )
 def test_a_gate_on_a_figure_that_the_method_never_tells_is_refused(stage: str, figure: str, remedy: str) -> None:

@@ -359,9 +359,9 @@ def test_the_reward_of_held_out_answers_rises(policy, reward_model, prompts, sta
 
     made = ppo(given, stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
-    before, after, _ = stage.figures["reward"]
+    before, after, _ = stage.results["reward"]
     assert after > before + 0.2
-    assert stage.figures["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert stage.results["kl"][0] == pytest.approx(0, abs=1e-6)
     assert [step for step, _, _ in stage.logs] == list(range(1, 17))
     assert {"prompt", "before", "after", "reward before", "reward after"} == set(stage.samples[0])
     assert (made.path / ("adapter_config.json" if given.lora else "config.json")).exists()
@@ -436,7 +436,7 @@ def test_answers_without_prompts_aside_are_not_measured(policy, reward_model, re
     ppo(whole(updates=1), stage, policy=policy, rewards=(reward_model,), prompts=alone)
 
     assert stage.warnings == [("no prompts are held out, so nothing is measured", "raise the source's held_out")]
-    assert not stage.figures
+    assert not stage.results
 
 
 def test_the_uniform_policy_of_the_closed_forms_is_uniform() -> None:

@@ -105,7 +105,7 @@ def test_an_interrupted_stage_makes_the_same_policy(inputs, tmp_path, how, at) -
 
     file = "artifact/adapter_model.safetensors" if "lora" in how else "artifact/model.safetensors"
     assert (parts.root / file).read_bytes() == (whole.root / file).read_bytes()
-    assert (figures(parts), parts.figures, parts.samples) == (figures(whole), whole.figures, whole.samples)
+    assert (figures(parts), parts.results, parts.samples) == (figures(whole), whole.results, whole.samples)
 
 
 def test_the_kl_coefficient_goes_on_from_where_it_was(inputs, stage) -> None:

@@ -8,7 +8,7 @@ import pytest
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Text
 from alignkit.contract.settings import Settings
 from alignkit.estimate import counting
-from alignkit.estimate.counting import Counted, Lengths, Rows, count, sequences
+from alignkit.estimate.counting import Counted, Lengths, RowCounts, count, sequences
 from alignkit.estimate.encoded_rows import pieces, preview, steps
 from alignkit.estimate.preview import Preview
 from alignkit.methods.clm import CLMSettings
@@ -30,7 +30,7 @@ PLAIN = {"prompt": "the food", "completion": " was good"}
 
 
 def previewed(policy: Any, records: Any, settings: Settings) -> Preview:
-    rows = Rows(len(list(records.train())), len(list(records.held_out())))
+    rows = RowCounts(len(list(records.train())), len(list(records.held_out())))
     return preview(policy, records, settings, count(records, rows, open_tokenizer(policy.path)), rows)
 
 

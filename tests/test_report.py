@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.contract.events import Figure, Metrics, Sample, StageFinished, Warned
+from alignkit.contract.events import Metrics, Result, Sample, StageFinished, Warned
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.show.curves import curves, thin
@@ -100,7 +100,7 @@ class Texts(HTMLParser):
 
 
 def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
-    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0, 2.0, 40), facts=FACTS)
+    tell(folder_of(plan, "first"), Result("first", "steps", 0.0, 5.0, 2.0, 40), facts=FACTS)
 
     seen = Texts(written(plan)).seen
 
@@ -142,7 +142,7 @@ def test_a_failure_is_told_at_the_top(plan: Plan) -> None:
 
 
 def test_the_last_figure_of_a_name_counts(plan: Plan) -> None:
-    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 4.0), Figure("first", "steps", 0.0, 5.0), facts=FACTS)
+    tell(folder_of(plan, "first"), Result("first", "steps", 0.0, 4.0), Result("first", "steps", 0.0, 5.0), facts=FACTS)
 
     seen = Texts(written(plan)).seen
 
@@ -209,7 +209,7 @@ def test_a_report_of_many_metrics_and_long_texts_stays_below_a_megabyte(plan: Pl
 
 
 def test_every_table_row_has_the_cells_of_its_head(plan: Plan) -> None:
-    tell(folder_of(plan, "first"), Figure("first", "steps", 0.0, 5.0), facts=FACTS)
+    tell(folder_of(plan, "first"), Result("first", "steps", 0.0, 5.0), facts=FACTS)
 
     page = written(plan)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import Policy, StageError, Text
-from alignkit.contract.events import Figure, Metrics, Sample, Warned
+from alignkit.contract.events import Metrics, Result, Sample, Warned
 from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
 from alignkit.recipe.recipe import RESERVED
@@ -27,7 +27,7 @@ def made(runs: Path, name: str = "finetune", text: str = "one", **facts: object)
     file.write_text(json.dumps({"text": text}) + "\n")
     part = Part(name=name, paths=(file,))
     artifact = Text(name=name, fingerprint=PRINT, path=partial / "artifact", parts=(part,))
-    known = {"fingerprint": PRINT, "method": "sft", "seconds": 1.5, "figures": [], "made_from": {}}
+    known = {"fingerprint": PRINT, "method": "sft", "seconds": 1.5, "results": [], "made_from": {}}
     return finish(partial, artifact, known | facts)
 
 
@@ -294,7 +294,7 @@ TOLD = [
     Warned("align", "it is hot", "open a window"),
     Metrics("align", 2, 2, {"loss": 0.25}, 0.2),
     Sample("align", {"prompt": "hé", "score": 1.0}),
-    Figure("align", "loss", 1.0, None, 0.1),
+    Result("align", "loss", 1.0, None, 0.1),
 ]
 
 

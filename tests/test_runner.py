@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from alignkit import Event, Figure, Metrics, StageError, StageFinished, StageStarted, Text, Warned, run_recipe
+from alignkit import Event, Metrics, Result, StageError, StageFinished, StageStarted, Text, Warned, run_recipe
 from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
@@ -100,8 +100,8 @@ def test_a_reused_stage_shows_the_figures_that_it_had() -> None:
 
     run(observers=[heard.append])
 
-    figures = [event.figures for event in heard if isinstance(event, StageFinished)]
-    assert figures == [(Figure("first", "steps", 0.0, 3.0),), ()]
+    figures = [event.results for event in heard if isinstance(event, StageFinished)]
+    assert figures == [(Result("first", "steps", 0.0, 3.0),), ()]
 
 
 def test_a_changed_setting_runs_the_stage_and_what_follows_it_again() -> None:
@@ -172,7 +172,7 @@ def test_an_observer_hears_of_a_stage_in_order() -> None:
     run(observers=[heard.append])
 
     told = [type(event).__name__ for event in heard if event.stage == "first"]
-    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
+    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Result", "Sample", "StageFinished"]
 
 
 def test_an_observer_that_fails_is_left_out_and_the_others_are_told_in_one_line() -> None:
@@ -225,7 +225,7 @@ def test_a_gate_of_a_figure_that_nobody_gives_is_an_error() -> None:
     with pytest.raises(StageError) as raised:
         run(plan(first__gates__perplexity__max=2))
 
-    expected = "stage 'first': gates.perplexity: the stage gives no such figure; its figures are steps"
+    expected = "stage 'first': gates.perplexity: the stage gives no such result; its results are steps"
     assert str(raised.value) == expected
 
 
@@ -362,7 +362,7 @@ def test_a_stage_in_a_process_of_its_own_is_followed() -> None:
     run_plan(make_plan("light.toml", until="first", plugins=[PLUGIN]), fork=False, observers=[heard.append])
 
     told = [type(event).__name__ for event in heard if event.stage == "first"]
-    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Figure", "Sample", "StageFinished"]
+    assert told == ["StageStarted", "Metrics", "Metrics", "Metrics", "Result", "Sample", "StageFinished"]
 
 
 def test_a_stage_forked_from_the_zygote_gives_the_same_as_one_in_place() -> None:

@@ -11,7 +11,7 @@ from alignkit.data.records import Record
 from alignkit.errors import DataError
 from alignkit.training.classifiers import as_read
 from alignkit.training.encoding import (
-    Lengths,
+    LengthReport,
     answered,
     answered_text,
     demonstration,
@@ -329,7 +329,7 @@ def test_refused_rows_of_a_source_that_skips_bad_rows_are_left_out_and_counted()
         preferences(pairs, tokenizer, 64),
     ):
         assert (len(kept), lengths.rows, lengths.refused) == (1, 1, 1)
-    assert demonstrations(rows[1:], tokenizer, 64) == ([], Lengths(64, refused=1))
+    assert demonstrations(rows[1:], tokenizer, 64) == ([], LengthReport(64, refused=1))
 
 
 # What reward models read

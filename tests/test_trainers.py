@@ -11,7 +11,7 @@ from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.testing import LeftError, RecordingStage, write_tiny_policy
 from alignkit.training import trainers
-from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.models import load_for_reward_training, load_policy
 from alignkit.training.trainers import micro_batch, order_of_rows, train_language_model, train_scores
 
@@ -26,12 +26,12 @@ class Training(Settings):
 
 def even(count):
     rows = [[(i * 7 + j) % 300 + 3 for j in range(10)] for i in range(count)]
-    return [Tokens(ids, ids) for ids in rows]
+    return [LabelledTokens(ids, ids) for ids in rows]
 
 
 def ragged(count):
     rows = [[(i * 7 + j) % 300 + 3 for j in range(3 + i * 5 % 40)] for i in range(count)]
-    return [Tokens(ids, ids) for ids in rows]
+    return [LabelledTokens(ids, ids) for ids in rows]
 
 
 def digest(model):
@@ -79,7 +79,7 @@ def test_the_last_batch_falls_into_equal_parts(rows, micro, expected):
 
 
 def test_a_reward_model_does_not_depend_on_how_many_pairs_go_at_once(policy, tmp_path, monkeypatch):
-    rows = [Pair([5 + i, 6, 7, 8 + i], [9, 5 + i, 4], {}) for i in range(14)]
+    rows = [TokenPair([5 + i, 6, 7, 8 + i], [9, 5 + i, 4], {}) for i in range(14)]
     found = []
     for name, tokens in (("whole", 10_000), ("parts", 35)):
         monkeypatch.setattr(trainers, "tokens_in_a_pass", lambda layers, width, tokens=tokens: tokens)
@@ -106,7 +106,7 @@ def test_an_interrupted_stage_ends_with_the_same_weights(policy, tmp_path, rows,
 
 
 def test_an_interrupted_reward_stage_ends_with_the_same_weights(policy, tmp_path):
-    pairs = [Pair(a.ids, b.ids, {}) for a, b in zip(ragged(22), even(22), strict=True)]
+    pairs = [TokenPair(a.ids, b.ids, {}) for a, b in zip(ragged(22), even(22), strict=True)]
 
     def run(stage):
         torch.manual_seed(1)

@@ -12,7 +12,15 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.training.classifiers import score_tokens
-from alignkit.training.encoding import NOT_LEARNT, Pair, Tokens, answered, demonstration, demonstrations, preferences
+from alignkit.training.encoding import (
+    NOT_LEARNT,
+    LabelledTokens,
+    TokenPair,
+    answered,
+    demonstration,
+    demonstrations,
+    preferences,
+)
 from alignkit.training.measures import perplexity
 from alignkit.training.miniature import miniature
 from alignkit.training.models import (
@@ -82,7 +90,9 @@ def test_the_loss_is_the_mean_cross_entropy_of_all_learnt_tokens(policy, stage):
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
 def test_the_loss_is_that_of_the_models_own_logits(config, lora, policy, stage):
     model, (_, tokenizer) = miniature(config), load_policy(policy)
-    rows = [Tokens(ids, [NOT_LEARNT, *ids[1:]]) for ids in (list(range(3, 3 + length)) for length in (4, 9, 17))]
+    rows = [
+        LabelledTokens(ids, [NOT_LEARNT, *ids[1:]]) for ids in (list(range(3, 3 + length)) for length in (4, 9, 17))
+    ]
     expected = math.log(perplexity(model, rows, tokenizer))
     model = adapted_model(model, lora, "CAUSAL_LM", None) if lora else model
 
@@ -154,14 +164,14 @@ def test_we_count_what_reward_trainer_would_drop(policy, tmp_path):
 def test_a_trained_model_carries_no_patch_of_its_trainer(policy, stage, lora):
     model, tokenizer = load_policy(policy, lora=lora)
 
-    train_language_model(model, tokenizer, [Tokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
 
     assert [name for name, module in model.named_modules() if "forward" in vars(module)] == []
 
 
 def test_a_copy_of_a_trained_model_runs_its_own_weights(policy, stage):
     model, tokenizer = load_policy(policy)
-    train_language_model(model, tokenizer, [Tokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
     rows = torch.tensor([[5, 6, 7]])
 
     other = copy.deepcopy(model)
@@ -174,7 +184,7 @@ def test_a_copy_of_a_trained_model_runs_its_own_weights(policy, stage):
 def test_a_trained_model_is_in_evaluation_mode_without_gradients(policy, stage):
     model, tokenizer = load_policy(policy)
 
-    train_language_model(model, tokenizer, [Tokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
 
     assert not model.training
     assert all(weight.grad is None for weight in model.parameters())
@@ -200,7 +210,7 @@ def test_the_head_of_an_adapted_reward_model_is_trained(policy, stage):
     model, tokenizer = load_for_reward_training(policy, LoRA(rank=2))
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
-    train_scores(model, tokenizer, [Pair([5, 6, 1], [5, 7, 1], {})], stage, Once(learning_rate=1e-2))
+    train_scores(model, tokenizer, [TokenPair([5, 6, 1], [5, 7, 1], {})], stage, Once(learning_rate=1e-2))
 
     head = "base_model.model.score.modules_to_save.default.weight"
     assert not torch.equal(dict(model.named_parameters())[head], before[head])
@@ -214,7 +224,7 @@ def test_no_socket_is_opened(policy, stage, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     model, tokenizer = load_policy(policy, lora=LoRA(rank=2))
 
-    train_language_model(model, tokenizer, [Tokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
 
     assert stage.save_policy(model, tokenizer).path.is_dir()
 

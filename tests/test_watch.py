@@ -2,9 +2,9 @@
 
 import pytest
 
-from alignkit.training.warning_signs import Limits, Watch
+from alignkit.training.warning_signs import AnswerBounds, WarningSigns
 
-LIMITS = Limits(answers=64, longest=24, penalty=1.0, replaced=True)
+LIMITS = AnswerBounds(answers=64, longest=24, penalty=1.0, replaced=True)
 HEALTHY = {
     "objective/scores": 0.2,
     "objective/scores_std": 0.5,
@@ -18,7 +18,7 @@ HEALTHY = {
 
 
 def told(*updates: dict[str, float]) -> list[str]:
-    watch = Watch()
+    watch = WarningSigns()
     return [sign.name for figures in updates for sign in watch.see(figures, LIMITS)]
 
 
@@ -51,7 +51,7 @@ def test_a_young_critic_has_time() -> None:
 
 
 def test_a_sign_names_figures_and_a_remedy() -> None:
-    watch = Watch()
+    watch = WarningSigns()
     updates = [HEALTHY] * 8 + [HEALTHY | {"eos_rate": 0.1}] * 8
     seen = [sign for figures in updates for sign in watch.see(figures, LIMITS)]
 
@@ -60,7 +60,7 @@ def test_a_sign_names_figures_and_a_remedy() -> None:
 
 
 def test_answers_that_are_cut_are_told_from_the_first_update_on() -> None:
-    (sign,) = Watch().see(HEALTHY | {"eos_rate": 0.0625}, LIMITS)
+    (sign,) = WarningSigns().see(HEALTHY | {"eos_rate": 0.0625}, LIMITS)
 
     assert sign.problem == "60 of 64 answers were cut at 24 tokens and score -1 instead of by the reward"
     assert sign.remedy == (
@@ -70,7 +70,7 @@ def test_answers_that_are_cut_are_told_from_the_first_update_on() -> None:
 
 
 def test_the_remedy_knows_how_long_the_answers_were_that_the_policy_was_taught_by() -> None:
-    (sign,) = Watch().see(HEALTHY | {"eos_rate": 0.0}, LIMITS._replace(replaced=False, taught=112))
+    (sign,) = WarningSigns().see(HEALTHY | {"eos_rate": 0.0}, LIMITS._replace(replaced=False, taught=112))
 
     assert sign.problem == "64 of 64 answers were cut at 24 tokens"
     assert sign.remedy == (
@@ -89,7 +89,7 @@ def test_no_remedy_says_what_is_set_already() -> None:
 
 
 def test_updates_whose_answers_all_score_the_same_are_counted_from_the_start() -> None:
-    flat, watch = HEALTHY | {"objective/scores_std": 0.0}, Watch()
+    flat, watch = HEALTHY | {"objective/scores_std": 0.0}, WarningSigns()
 
     counts = [(watch.see(figures, LIMITS), watch.flat)[1] for figures in (flat, flat, HEALTHY, flat)]
 
@@ -97,10 +97,10 @@ def test_updates_whose_answers_all_score_the_same_are_counted_from_the_start() -
 
 
 def test_what_has_no_signal_is_told_with_its_reason() -> None:
-    flat, cut = HEALTHY | {"objective/scores_std": 0.0}, Watch()
+    flat, cut = HEALTHY | {"objective/scores_std": 0.0}, WarningSigns()
     for _ in range(3):
         cut.see(flat | {"objective/scores": -1.0, "eos_rate": 0.0}, LIMITS)
-    alike = Watch()
+    alike = WarningSigns()
     alike.see(flat, LIMITS)
 
     assert cut.without_signal(LIMITS).problem == (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Demonstrations, Event, Figure, Metrics, Sample, StageStarted, Text, Warned
+from alignkit import Demonstrations, Event, Metrics, Result, Sample, StageStarted, Text, Warned
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
@@ -90,7 +90,7 @@ def test_it_tells_steps_figures_and_samples_in_their_order(partial: Path) -> Non
     run(partial)
 
     told = [type(event) for event in read_journal("first", finished(partial).folder)]
-    assert told == [Metrics, Metrics, Metrics, Figure, Sample]
+    assert told == [Metrics, Metrics, Metrics, Result, Sample]
 
 
 def test_it_records_what_made_it(partial: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_listener_in_the_same_process_hears_all_of_it(partial: Path) -> None:
 
     work(partial, order(settings={"steps": 1}), Stop(), quiet=False, heard=heard.append)
 
-    assert [type(event) for event in heard] == [StageStarted, Metrics, Figure, Sample]
+    assert [type(event) for event in heard] == [StageStarted, Metrics, Result, Sample]
 
 
 def test_a_worker_can_be_started_by_hand(partial: Path) -> None:
@@ -348,11 +348,11 @@ def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     heard: list[Event] = []
     told = WorkingStage(order(), partial, Stop(), 0, heard.append)
 
-    told.figure("length", 3, 4)
-    told.figure("accuracy", 0.5, 1, floor=1, rows=4)
-    told.figure("margin", 0, 1, rows=4)
+    told.result("length", 3, 4)
+    told.result("accuracy", 0.5, 1, floor=1, rows=4)
+    told.result("margin", 0, 1, rows=4)
 
-    assert [event for event in heard if isinstance(event, Figure)][1] == Figure("first", "accuracy", 0.5, 1.0, 1.0, 4)
+    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 1.0, 4)
     assert [event for event in heard if isinstance(event, Warned)] == [
         Warned(
             "first",

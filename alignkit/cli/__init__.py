@@ -305,9 +305,9 @@ def compare(
     under the same seeds, then all are measured on the same held-out prompts."""
     from alignkit.compare.planning import plan_comparison
     from alignkit.compare.tables import show_heading
-    from alignkit.compare.variants import Asked, read_vary, split
+    from alignkit.compare.variants import VariantRequest, read_vary, split
 
-    asked = Asked(stage, split(methods or ""), read_vary(vary), seeds)
+    asked = VariantRequest(stage, split(methods or ""), read_vary(vary), seeds)
     selection = {"set": _changes(changes), **more}
     if only_plan:
         _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], again, as_json)

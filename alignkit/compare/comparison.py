@@ -8,7 +8,7 @@ from alignkit.compare.measured import Comparison, Cost, read_comparison
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
 from alignkit.compare.tables import as_dict
-from alignkit.compare.variants import Asked
+from alignkit.compare.variants import VariantRequest
 from alignkit.contract.kinds import Scores
 from alignkit.plan.pin import pin
 from alignkit.run.follow import Observer
@@ -41,7 +41,7 @@ def compare_recipe(
     `vary` is a grid, such as {"align.ppo.kl.coef": [0.05, 0.1]}. What the variants share runs once; finished stages are
     reused. Raises RecipeError, DataError or PluginError before anything runs, and StageError where a stage fails.
     """
-    asked = Asked(stage, tuple(methods), vary or {}, seeds)
+    asked = VariantRequest(stage, tuple(methods), vary or {}, seeds)
     planned = plan_pinned(recipe, asked, set=set, seed=seed, runs=runs, plugins=plugins, offline=offline)
     result = run_plan(
         planned.plan,
@@ -57,7 +57,7 @@ def compare_recipe(
 
 def plan_pinned(
     recipe: str | Path,
-    asked: Asked,
+    asked: VariantRequest,
     *,
     set: Mapping[str, Any] | None,  # noqa: A002
     seed: int | None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.compare.variants import Asked, Variant, compared_stage, stage_names, variants_of
+from alignkit.compare.variants import Variant, VariantRequest, compared_stage, stage_names, variants_of
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.plan.plan import Plan, PlannedStage
@@ -55,7 +55,7 @@ class ComparisonPlan:
 
 def plan_comparison(
     recipe: str | Path,
-    asked: Asked,
+    asked: VariantRequest,
     *,
     set: Mapping[str, Any] | None = None,  # noqa: A002  # the word of the command line
     seed: int | None = None,

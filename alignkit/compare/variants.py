@@ -18,7 +18,7 @@ LONGEST = 34
 
 
 @dataclass(frozen=True)
-class Asked:
+class VariantRequest:
     """What shall be compared."""
 
     stage: str | None = None
@@ -107,7 +107,7 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts] if text.strip() else []
 
 
-def compared_stage(recipe: Recipe, plugins: Plugins, asked: Asked) -> str:
+def compared_stage(recipe: Recipe, plugins: Plugins, asked: VariantRequest) -> str:
     """Say which stage is compared. Raises RecipeError where there is none, or where something else shall vary."""
     stages = list(recipe.stages)
     if asked.stage is not None and asked.stage not in stages:
@@ -127,7 +127,7 @@ def _makes_policy(recipe: Recipe, plugins: Plugins, stage: str) -> bool:
     return method is not None and issubclass(method.produces, Policy)
 
 
-def _check_asked(asked: Asked, stage: str, stages: Sequence[str]) -> None:
+def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str]) -> None:
     wrong = []
     if not asked.methods and not asked.vary:
         remedy = f"name methods, --methods ppo,grpo, or values, --vary {stage}.METHOD.SETTING=A,B"
@@ -151,7 +151,7 @@ def _check_asked(asked: Asked, stage: str, stages: Sequence[str]) -> None:
         raise RecipeError.of(wrong)
 
 
-def variants_of(recipe: Recipe, plugins: Plugins, asked: Asked, stage: str) -> list[Variant]:
+def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: str) -> list[Variant]:
     """Give every method with every combination of the values that vary; a method's own settings vary only for it.
 
     Raises RecipeError where a setting varies of a method that is not compared.

@@ -28,7 +28,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Result:
     """A result of a stage: before, after, and the floor that anybody reaches."""
 
     stage: str
@@ -68,12 +68,12 @@ class StageFinished:
     folder: str
     seconds: float
     reused: bool = False
-    figures: tuple[Figure, ...] = field(default=())
+    results: tuple[Result, ...] = field(default=())
 
 
-Event = StageStarted | Metrics | Figure | Sample | Warned | StageFinished
+Event = StageStarted | Metrics | Result | Sample | Warned | StageFinished
 
-_BY_NAME = {kind.__name__: kind for kind in (StageStarted, Metrics, Figure, Sample, Warned, StageFinished)}
+_BY_NAME = {kind.__name__: kind for kind in (StageStarted, Metrics, Result, Sample, Warned, StageFinished)}
 
 
 def to_json(event: Event) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def to_json(event: Event) -> dict[str, Any]:
 def from_json(row: Mapping[str, Any]) -> Event:
     """Read an event back from what `to_json` made."""
     facts = {key: value for key, value in row.items() if key != "event"}
-    if "figures" in facts:
-        facts["figures"] = tuple(Figure(**figure) for figure in facts["figures"])
+    if "results" in facts:
+        facts["results"] = tuple(Result(**result) for result in facts["results"])
     event: Event = _BY_NAME[row["event"]](**facts)
     return event

@@ -43,7 +43,7 @@ Chat: TypeAlias = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class OpenJudge:
+class JudgeClient:
     """A judge that is ready to be asked. What it cannot do is None."""
 
     compare: Callable[[Sequence[Question]], list[Verdict]]
@@ -52,7 +52,7 @@ class OpenJudge:
     """How good each answer is by a principle; None where there is no valid reply."""
     write: Callable[[Sequence[Chat]], list[str]] | None = None
     """A reply in words to each chat."""
-    figures: Callable[[], Mapping[str, float]] = dict
+    results: Callable[[], Mapping[str, float]] = dict
     """What it has cost so far, such as `requests`."""
 
 
@@ -78,7 +78,7 @@ class JudgeScheme:
     summary: str
     settings: type[Settings]
     """What a source may say besides its address."""
-    open: Callable[[Judge, Any, Path | None], OpenJudge]
+    open: Callable[[Judge, Any, Path | None], JudgeClient]
     policy: bool = False
     """Behind the colon stands the address of a policy; the judge's path is then where it lies."""
     free: tuple[str, ...] = ()
@@ -108,18 +108,18 @@ def judge(
 
 def judge_scheme(
     name: str, *, policy: bool = False, free: Sequence[str] = ()
-) -> Callable[[Callable[[Judge, Any, Path | None], OpenJudge]], JudgeScheme]:
-    """Make a scheme of `f(judge, settings, cache) -> OpenJudge`.
+) -> Callable[[Callable[[Judge, Any, Path | None], JudgeClient]], JudgeScheme]:
+    """Make a scheme of `f(judge, settings, cache) -> JudgeClient`.
 
     It is called where a stage begins, before anything costly. `cache` is a folder that outlives the stage, for replies
     that were paid for; None where there is none.
     """
 
-    def wrap(function: Callable[[Judge, Any, Path | None], OpenJudge]) -> JudgeScheme:
+    def wrap(function: Callable[[Judge, Any, Path | None], JudgeClient]) -> JudgeScheme:
         kind = _settings(function, 1, 3)
         if kind is None or name == RULE:
             raise PluginError(
-                f"judge scheme {name!r} is not of the form f(judge, settings: SomeSettings, cache) -> OpenJudge",
+                f"judge scheme {name!r} is not of the form f(judge, settings: SomeSettings, cache) -> JudgeClient",
                 function.__module__,
                 f"give it three parameters, the second annotated with a Settings class, and no name {RULE!r}",
             )
@@ -138,7 +138,7 @@ def _summary(function: Callable[..., object]) -> str:
     return (getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
 
 
-def by_comparing(compare: Callable[[Sequence[Question]], list[float]], name: str) -> OpenJudge:
+def by_comparing(compare: Callable[[Sequence[Question]], list[float]], name: str) -> JudgeClient:
     """Make a judge of a rule. Raises PluginError, when asked, where a number is no probability."""
 
     def verdicts(questions: Sequence[Question]) -> list[Verdict]:
@@ -149,10 +149,10 @@ def by_comparing(compare: Callable[[Sequence[Question]], list[float]], name: str
             raise PluginError(problem, f"judge {name!r}", "it must return numbers from 0 to 1")
         return [Verdict(value if isfinite(value) else None) for value in given]
 
-    return OpenJudge(verdicts)
+    return JudgeClient(verdicts)
 
 
-def by_rating(score: Score, name: str) -> OpenJudge:
+def by_rating(score: Score, name: str) -> JudgeClient:
     """Make a judge of a reward function: the answer with the higher score is the better one."""
 
     def rate(answers: Sequence[Answer], principle: str) -> list[float | None]:
@@ -166,7 +166,7 @@ def by_rating(score: Score, name: str) -> OpenJudge:
             for one, other in zip(rated[::2], rated[1::2], strict=True)
         ]
 
-    return OpenJudge(compare, rate)
+    return JudgeClient(compare, rate)
 
 
 def _one_each(given: list[float], asked: int, name: str) -> list[float]:

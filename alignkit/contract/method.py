@@ -15,7 +15,7 @@ from alignkit.errors import PluginError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
-"""A word in braces in the name of a figure, once what is special in it is escaped."""
+"""A word in braces in the name of a result, once what is special in it is escaped."""
 STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
 
@@ -56,21 +56,21 @@ class Method:
     run: Callable[..., Any] = field(repr=False)
     loop: Loop | None = None
     """None: nothing can be said of its time and memory before it was tried."""
-    figures: tuple[str, ...] = ()
-    """The names of the figures that it may tell; a role in braces stands for each of that role's artifacts, any other
+    results: tuple[str, ...] = ()
+    """The names of the results that it may tell; a role in braces stands for each of that role's artifacts, any other
     word in braces for any text. Empty: it does not say."""
 
-    def figure_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-        """Give the names of its figures where its inputs have these names."""
-        names = list(self.figures)
+    def result_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Give the names of its results where its inputs have these names."""
+        names = list(self.results)
         for role, given in inputs.items():
             names = [filled for name in names for filled in _filled(name.split(f"{{{role}}}"), given)]
         return tuple(names)
 
-    def tells(self, figure: str, inputs: Mapping[str, Sequence[str]]) -> bool:
-        """Say whether it may tell a figure of this name; one that does not declare any may tell all."""
-        patterns = (re.escape(name) for name in self.figure_names(inputs))
-        return not self.figures or any(re.fullmatch(ANY_TEXT.sub(".+", pattern), figure) for pattern in patterns)
+    def tells(self, result: str, inputs: Mapping[str, Sequence[str]]) -> bool:
+        """Say whether it may tell a result of this name; one that does not declare any may tell all."""
+        patterns = (re.escape(name) for name in self.result_names(inputs))
+        return not self.results or any(re.fullmatch(ANY_TEXT.sub(".+", pattern), result) for pattern in patterns)
 
     def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
         return self.run(settings, stage, **inputs)
@@ -87,12 +87,12 @@ def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
 
 
 def method(
-    name: str, *, loop: Loop | None = None, figures: Sequence[str] = ()
+    name: str, *, loop: Loop | None = None, results: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
-    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need. `figures`
-    are the names of what it tells by `stage.figure`, so that a gate on another one is refused by the plan.
+    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need. `results`
+    are the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
@@ -111,15 +111,15 @@ def method(
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        return Method(name, summary, settings, consumes, produces, function, loop, _figures(name, function, figures))
+        return Method(name, summary, settings, consumes, produces, function, loop, _results(name, function, results))
 
     return wrap
 
 
-def _figures(name: str, function: Callable[..., Any], figures: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(figures, str) or "" in figures:
-        raise _wrong(name, function, 'its figures must be names, such as figures=("accuracy",)')
-    return tuple(figures)
+def _results(name: str, function: Callable[..., Any], results: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(results, str) or "" in results:
+        raise _wrong(name, function, 'its results must be names, such as results=("accuracy",)')
+    return tuple(results)
 
 
 def _wrong(name: str, function: Callable[..., Any], why: str) -> PluginError:

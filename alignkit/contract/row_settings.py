@@ -5,7 +5,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 
 
-class OfflineSettings(Settings):
+class RowSettings(Settings):
     """Settings of every method that learns from given rows by a loss of its own."""
 
     learning_rate: PositiveFloat = 5e-7

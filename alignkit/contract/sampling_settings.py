@@ -50,7 +50,7 @@ class RewardShape(Settings):
     """Scores beyond this, either way, are cut to it. 0: none are."""
 
 
-class OnlineSettings(Settings):
+class SamplingSettings(Settings):
     """Settings of every method that learns from a policy's own answers."""
 
     method: ClassVar[str]
@@ -114,7 +114,7 @@ class OnlineSettings(Settings):
         return self
 
 
-class GroupSettings(OnlineSettings):
+class GroupSettings(SamplingSettings):
     """Settings of methods that judge each answer by the others to its prompt."""
 
     answers: PositiveInt = 8

@@ -57,7 +57,7 @@ class Stage(Protocol):
         """Tell the figures of one optimiser step (or update) out of so many."""
         ...
 
-    def figure(
+    def result(
         self,
         name: str,
         before: float | None,

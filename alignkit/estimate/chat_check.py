@@ -105,7 +105,7 @@ class Chats:
 
     def _left_out(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse an evaluation that would leave out too many prompts, by the function that leaves them out."""
-        from alignkit.training.encoding import Asked, asked_of_all, fitting_length, too_much_lost
+        from alignkit.training.encoding import AskedPrompt, asked_of_all, fitting_length, too_much_lost
         from alignkit.training.models import open_config, positions_of
 
         settings: Any = stage.settings
@@ -117,7 +117,7 @@ class Chats:
                 continue
             model: Any = opened(reader.source, self.runs, self.offline)
             longest = fitting_length(positions_of(open_config(model.path)), settings.max_length)
-            asked.append(Asked(reader.tokenizer, longest))
+            asked.append(AskedPrompt(reader.tokenizer, longest))
         held_out = chain.from_iterable(one.held_out() for one in prompts)
         _, lengths = asked_of_all(held_out, asked, settings.prompts, settings.max_new_tokens)
         error = too_much_lost("prompts", lengths, settings.max_lost)

@@ -21,7 +21,7 @@ from alignkit.sources.source import Source
 from alignkit.store import layout
 from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import encoding
-from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import UNSET_ANSWER, learnt_runs
 from alignkit.training.models import open_tokenizer, policy_tokenizer
 from alignkit.training.prepare import opened
@@ -33,7 +33,7 @@ MOST = 10_000
 """Rows that are counted at most."""
 
 
-class Rows(NamedTuple):
+class RowCounts(NamedTuple):
     """How many rows a source has."""
 
     train: int
@@ -80,7 +80,7 @@ class Counted:
         return (*self.train, *self.held_out)
 
 
-def count(records: Records, rows: Rows, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Counted:
+def count(records: Records, rows: RowCounts, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Counted:
     """Count the tokens of a source's rows."""
     step, special = max(1, math.ceil(sum(rows) / MOST)), [str(token) for token in tokenizer.all_special_tokens]
     marked = same = refused = 0
@@ -107,7 +107,7 @@ def learn_of(settings: Settings) -> Learn:
     return learn
 
 
-def lengths_of(sequences: Sequence[Tokens]) -> Lengths:
+def lengths_of(sequences: Sequence[LabelledTokens]) -> Lengths:
     """Weigh a row's sequences."""
     whole = [len(tokens.ids) for tokens in sequences]
     learnt = [sum(label != NOT_LEARNT for label in tokens.labels) for tokens in sequences]
@@ -117,7 +117,7 @@ def lengths_of(sequences: Sequence[Tokens]) -> Lengths:
     return Lengths(fmean(whole) - fmean(learnt), fmean(learnt), max(whole), sum(whole), highest, begins, run)
 
 
-def _begins(tokens: Tokens) -> int:
+def _begins(tokens: LabelledTokens) -> int:
     return next((place for place, label in enumerate(tokens.labels) if label != NOT_LEARNT), len(tokens.labels))
 
 
@@ -130,7 +130,7 @@ def one_by_one(loop: str | None, kind: type[Records], rows: Sequence[Lengths]) -
 
 
 class Fate(NamedTuple):
-    """What becomes of rows that are too long, as `encoding.Lengths` counts it."""
+    """What becomes of rows that are too long, as `encoding.LengthReport` counts it."""
 
     over: int
     """They are cut or left out."""
@@ -166,7 +166,7 @@ def all_text(row: encoding.Row) -> str:
 
 def sequences(
     kind: type[Records], row: encoding.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
-) -> Iterator[tuple[str, Tokens]]:
+) -> Iterator[tuple[str, LabelledTokens]]:
     """Encode a row of a kind; give each of its sequences with its role."""
     if issubclass(kind, Demonstrations):
         yield "demonstration", encoding.demonstration(row, tokenizer, learn)
@@ -177,10 +177,10 @@ def sequences(
         yield "answer", encoding.side(row, "completion", tokenizer)
     elif issubclass(kind, Prompts):
         ids = encoding.prompt_ids(tokenizer, row["prompt"], row.get("tools"))
-        yield "prompt", Tokens(ids, [NOT_LEARNT] * len(ids))
+        yield "prompt", LabelledTokens(ids, [NOT_LEARNT] * len(ids))
     elif issubclass(kind, Text):
         ids = next(encoding.documents([row["text"]], tokenizer))
-        yield "text", Tokens(ids, ids)
+        yield "text", LabelledTokens(ids, ids)
 
 
 def count_tokens(
@@ -197,7 +197,7 @@ def count_tokens(
     assert isinstance(records, Records)
     assert isinstance(model, Policy | RewardModel)
     tokenizer = policy_tokenizer(model) if isinstance(model, Policy) else open_tokenizer(model.path)
-    found = count(records, Rows(audit.rows, audit.held_out), tokenizer, learn)
+    found = count(records, RowCounts(audit.rows, audit.held_out), tokenizer, learn)
     if source.fingerprint and policy.fingerprint:
         write_note(note, asdict(found))
     return found

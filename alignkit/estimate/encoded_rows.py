@@ -18,7 +18,7 @@ from alignkit.errors import DataError
 from alignkit.estimate.counting import (
     Counted,
     Fate,
-    Rows,
+    RowCounts,
     fate_of,
     learn_of,
     new_tokens_of,
@@ -26,9 +26,9 @@ from alignkit.estimate.counting import (
     room,
     sequences,
 )
-from alignkit.estimate.preview import Piece, Preview, Sample
+from alignkit.estimate.preview import Piece, Preview, RenderedSample
 from alignkit.training import encoding
-from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.models import open_config, policy_tokenizer, positions_of
 from alignkit.training.templates import Learn
 
@@ -38,7 +38,7 @@ FIRST_BITS = 4
 
 
 def preview(
-    policy: Policy, records: Records, settings: Settings, counted: Counted, rows: Rows, loop: str | None = None
+    policy: Policy, records: Records, settings: Settings, counted: Counted, rows: RowCounts, loop: str | None = None
 ) -> Preview:
     """Tell what a stage that runs this loop will make of the rows; an evaluation reads those held out and no others."""
     aside = loop == "evaluation"
@@ -63,7 +63,9 @@ def preview(
         same=counted.same,
         refused=counted.refused,
         over=fate.over,
-        samples=tuple(Sample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row),
+        samples=tuple(
+            RenderedSample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row
+        ),
         steps=steps(type(records), rows.train, settings, counted, limit),
         steps_are="updates" if hasattr(settings, "updates") else "optimiser steps",
     )
@@ -71,7 +73,7 @@ def preview(
 
 def _samples(
     records: Records, tokenizer: PreTrainedTokenizerBase, learn: Learn, aside: bool
-) -> Iterator[list[tuple[str, Tokens]]]:
+) -> Iterator[list[tuple[str, LabelledTokens]]]:
     """Yield the rows that the chat template does not refuse."""
     for row in records.held_out() if aside else records.train():
         with suppress(DataError):
@@ -96,7 +98,7 @@ def histogram(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(places.count(place) for place in range(max(places, default=-1) + 1))
 
 
-def pieces(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+def pieces(tokens: LabelledTokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
     """Part a sequence where what is learnt begins or ends."""
     paired = zip(tokens.ids, tokens.labels, strict=True)
     for learnt, group in groupby(paired, key=lambda pair: pair[1] != NOT_LEARNT):

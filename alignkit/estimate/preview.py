@@ -14,7 +14,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RenderedSample:
     """A sequence as the model sees it; `role` is `demonstration`, `chosen`, `rejected`, ..."""
 
     role: str
@@ -51,7 +51,7 @@ class Preview:
     """Counted pairs whose two sides are the same tokens."""
     refused: int
     """Rows that the chat template refuses, among as many as were counted; they are not counted."""
-    samples: tuple[Sample, ...]
+    samples: tuple[RenderedSample, ...]
     steps: int | None
     """None where the method counts none."""
     steps_are: Literal["optimiser steps", "updates"]
@@ -63,6 +63,6 @@ class Preview:
     def from_dict(cls, facts: Mapping[str, Any]) -> Self:
         """Read what `as_dict` gave, from JSON, too."""
         samples = tuple(
-            Sample(one["role"], tuple(Piece(**piece) for piece in one["pieces"])) for one in facts["samples"]
+            RenderedSample(one["role"], tuple(Piece(**piece) for piece in one["pieces"])) for one in facts["samples"]
         )
         return cls(**{**facts, "lengths": tuple(facts["lengths"]), "samples": samples})

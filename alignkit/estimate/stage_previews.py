@@ -56,7 +56,7 @@ def _preview(
     offline: bool,
 ) -> Preview:
     from alignkit.estimate.answer_length import settled
-    from alignkit.estimate.counting import Rows, count_tokens
+    from alignkit.estimate.counting import RowCounts, count_tokens
     from alignkit.estimate.encoded_rows import preview
 
     source, audit = plan.sources[name], audits[name]
@@ -64,7 +64,7 @@ def _preview(
     assert isinstance(model, Policy)
     assert isinstance(records, Records)
     counted = count_tokens(source, policy, audit, stage.settings, runs, offline)
-    rows = Rows(audit.rows, audit.held_out)
+    rows = RowCounts(audit.rows, audit.held_out)
     settings = settled(plan, stage, stage.settings, audits, runs, offline)
     return preview(model, records, settings, counted, rows, stage.method.loop)
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.estimate.sizes import built
 from alignkit.training.models import adapted_model, computing, device
-from alignkit.training.packing import Head, chosen_logprobs, decoder_of
+from alignkit.training.packing import OutputLayer, chosen_logprobs, decoder_of
 from alignkit.training.rollouts import draw, sample_answers
 
 WORDS = 64
@@ -188,7 +188,7 @@ def _decode_time(part: Any, rows: int) -> float:
 
 def _head_times(width: int, vocabulary: int) -> tuple[float, float]:
     words, where = min(vocabulary, HEAD_WORDS), device()
-    head = Head(nn.Linear(width, words, bias=False, device=where))
+    head = OutputLayer(nn.Linear(width, words, bias=False, device=where))
     hidden = torch.randn(MANY, width, device=where, requires_grad=True)
     targets = torch.zeros(MANY, dtype=torch.long, device=where)
 

@@ -19,7 +19,7 @@ from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.training.adapters import weights_with
-from alignkit.training.encoding import Pair, Tokens
+from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.layouts import no_shared_body
 from alignkit.training.miniature import miniature
 from alignkit.training.models import Task, adapted_model, check_causal, score_head
@@ -146,14 +146,14 @@ def _teach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Take a step as `sft` and `clm` do."""
     ids = list(range(3, 3 + LENGTH))
     with TemporaryDirectory() as folder:
-        train_language_model(model, tokenizer, [Tokens(ids, ids)] * 2, _trying(Path(folder)), _Training())
+        train_language_model(model, tokenizer, [LabelledTokens(ids, ids)] * 2, _trying(Path(folder)), _Training())
 
 
 def _teach_scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Take a step as `reward` does."""
     ids = list(range(3, 3 + LENGTH))
     with TemporaryDirectory() as folder:
-        train_scores(model, tokenizer, [Pair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), _Training())
+        train_scores(model, tokenizer, [TokenPair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), _Training())
 
 
 def _learns(model: Any, ways: Ways) -> None:

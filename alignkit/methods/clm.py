@@ -20,7 +20,7 @@ from alignkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import Tokens
+    from alignkit.training.encoding import LabelledTokens
 
 
 class CLMSettings(Settings):
@@ -44,7 +44,7 @@ class CLMSettings(Settings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", loop="language_model", figures=("perplexity",))
+@method("clm", loop="language_model", results=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.encoding import fitting_length
@@ -69,12 +69,14 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
     return made
 
 
-def blocks(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int) -> "list[Tokens]":
+def blocks(
+    rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
+) -> "list[LabelledTokens]":
     """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
-    from alignkit.training.encoding import Tokens, documents, pack
+    from alignkit.training.encoding import LabelledTokens, documents, pack
 
     encoded = documents((row["text"] for row in rows), tokenizer)
-    return [Tokens(block, block) for block in pack(encoded, size) if len(block) > 1]
+    return [LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1]
 
 
 @hookimpl

@@ -25,7 +25,7 @@ from alignkit.errors import DataError, RecipeError, near_miss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.training.encoding import Asked
+    from alignkit.training.encoding import AskedPrompt
     from alignkit.training.scoring import Weighted
 
 CONFIDENCE = 1.96
@@ -55,7 +55,7 @@ class EvaluateSettings(Settings):
     all."""
 
 
-@method("evaluate", loop="evaluation", figures=("reward {policies}", "win rate {policies} over {policies}"))
+@method("evaluate", loop="evaluation", results=("reward {policies}", "win rate {policies} over {policies}"))
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,
@@ -92,7 +92,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Result:
+class PolicyAnswers:
     """What one policy answered, in the order of the prompts."""
 
     answers: list[Answer]
@@ -104,7 +104,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswers:
     """How answers were scored: the weighted sum of the deciding rewards, and each reward by its name."""
 
     total: list[float]
@@ -144,21 +144,21 @@ def asked(
     return rows
 
 
-def reader(settings: EvaluateSettings, policy: Policy) -> "Asked":
+def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
     """Give a policy's tokenizer, and how long a prompt with its answer may be."""
-    from alignkit.training.encoding import Asked, fitting_length
+    from alignkit.training.encoding import AskedPrompt, fitting_length
     from alignkit.training.models import open_config, policy_tokenizer, positions_of
 
     longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
-    return Asked(policy_tokenizer(policy), longest)
+    return AskedPrompt(policy_tokenizer(policy), longest)
 
 
 def answer(
     settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[Mapping[str, Any]], *, compared: bool
-) -> Result:
+) -> PolicyAnswers:
     """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     from alignkit.training import encoding
-    from alignkit.training.answers import sequence_logprobs
+    from alignkit.training.answers import summed_logprobs
     from alignkit.training.models import computing, load_policy, stop_tokens
     from alignkit.training.rollouts import generator_for, sample_answers
 
@@ -174,20 +174,20 @@ def answer(
             generator=generator_for(stage.seed, "evaluate"),
             temperature=settings.temperature,
         )
-        logprobs = sequence_logprobs(model, ids, tokens, settings.temperature) if compared else None
+        logprobs = summed_logprobs(model, ids, tokens, settings.temperature) if compared else None
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     answers = [
         Answer(prompt.text, text, done, prompt.row) for prompt, text, done in zip(prompts, texts, finished, strict=True)
     ]
-    return Result(answers, ids, tokens, logprobs, tokenizer.get_vocab())
+    return PolicyAnswers(answers, ids, tokens, logprobs, tokenizer.get_vocab())
 
 
-def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Result]) -> list[list[float] | None]:
+def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[PolicyAnswers]) -> list[list[float] | None]:
     """Estimate the KL of each answer (in nats) from the first policy by log p - log q, for each policy.
 
     None where a policy's tokens are others than the first one's.
     """
-    from alignkit.training.answers import sequence_logprobs
+    from alignkit.training.answers import summed_logprobs
     from alignkit.training.models import computing, load_policy
 
     found: list[list[float] | None] = [[0.0] * len(results[0].answers)]
@@ -199,20 +199,22 @@ def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Resu
             if result.logprobs is None or result.vocabulary != results[0].vocabulary:
                 found.append(None)
                 continue
-            at_first = sequence_logprobs(model, result.prompts, result.tokens, settings.temperature)
+            at_first = summed_logprobs(model, result.prompts, result.tokens, settings.temperature)
             found.append((result.logprobs - at_first).tolist())
     return found
 
 
-def score(result: Result, rewards: "Sequence[Weighted]") -> Scored:
+def score(result: PolicyAnswers, rewards: "Sequence[Weighted]") -> ScoredAnswers:
     """Score one policy's answers with every reward."""
     from alignkit.training.scoring import score_answers
 
     found = score_answers(result.answers, rewards)
-    return Scored(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})
+    return ScoredAnswers(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})
 
 
-def measure(policy: str, result: Result, kl: Sequence[float] | None, ours: Scored, firsts: Scored) -> dict[str, Any]:
+def measure(
+    policy: str, result: PolicyAnswers, kl: Sequence[float] | None, ours: ScoredAnswers, firsts: ScoredAnswers
+) -> dict[str, Any]:
     """Give one policy's line of the table; a measure that cannot be taken is None.
 
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
@@ -242,13 +244,17 @@ def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
     first = table[0]
     for row in table:
         before = None if row is first else first["reward"]
-        stage.figure(f"reward {row['policy']}", before, row["reward"], rows=row["prompts"])
+        stage.result(f"reward {row['policy']}", before, row["reward"], rows=row["prompts"])
     for row in table[1:]:
-        stage.figure(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], 0.5, row["prompts"])
+        stage.result(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], 0.5, row["prompts"])
 
 
 def show(
-    stage: Stage, table: Sequence[dict[str, Any]], results: Sequence[Result], scored: Sequence[Scored], count: int
+    stage: Stage,
+    table: Sequence[dict[str, Any]],
+    results: Sequence[PolicyAnswers],
+    scored: Sequence[ScoredAnswers],
+    count: int,
 ) -> None:
     """Show the first prompts with every policy's answer side by side."""
     for i in range(min(count, len(results[0].answers))):

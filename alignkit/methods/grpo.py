@@ -68,7 +68,7 @@ class GRPOSettings(GroupSettings):
     (DAPO); or over as many as answers may have, so that length pays nowhere (Dr. GRPO)."""
 
 
-@method("grpo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("grpo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def grpo(
     settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
@@ -103,9 +103,9 @@ def learn(
     from alignkit.training.groups import experience_of, take_steps
     from alignkit.training.updates import look
 
-    known, figures = look(models, state, rollout, scored, settings)
+    known, metrics = look(models, state, rollout, scored, settings)
     advantages = losses.group_advantages(known.scores, settings.answers, settings.scale)
-    figures["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
+    metrics["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
 
     def loss(part: Experience, logprobs: Tensor, count: Count) -> tuple[Tensor, dict[str, Tensor]]:
         result = losses.grpo_loss(
@@ -129,7 +129,7 @@ def learn(
         }
 
     experience = experience_of(rollout, known, advantages)
-    return figures | take_steps(models, state.actor, experience, loss, settings, chance)
+    return metrics | take_steps(models, state.actor, experience, loss, settings, chance)
 
 
 @hookimpl

@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
-from alignkit.contract.sampling_settings import KL, Generation, OnlineSettings, RewardShape
+from alignkit.contract.sampling_settings import KL, Generation, RewardShape, SamplingSettings
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import StageError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KL", "CriticSettings", "Generation", "PPORewardShape", "PPOSettings", "ppo", "start", "train"]
 
-VALUE_FIGURES = {"loss": "loss/value_avg", "clipfrac": "val/clipfrac_avg", "grad_norm": "val/grad_norm"}
+VALUE_METRICS = {"loss": "loss/value_avg", "clipfrac": "val/clipfrac_avg", "grad_norm": "val/grad_norm"}
 
 
 class CriticSettings(Settings):
@@ -67,7 +67,7 @@ class PPORewardShape(RewardShape):
     """Scale the rewards of all tokens of an update to variance 1."""
 
 
-class PPOSettings(OnlineSettings):
+class PPOSettings(SamplingSettings):
     """Settings of `ppo`."""
 
     method: ClassVar[str] = "ppo"
@@ -97,7 +97,7 @@ class PPOSettings(OnlineSettings):
         return self
 
 
-@method("ppo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("ppo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
@@ -144,7 +144,7 @@ def train(
     seed: int,
     log: Log,
 ) -> None:
-    """Take the updates that are left, which change policy and critic in place, and log the figures of each."""
+    """Take the updates that are left, which change policy and critic in place, and log the metrics of each."""
     from alignkit.training.updates import take_updates
 
     take_updates(learn, models, state, prompts, score, settings, seed, log)
@@ -154,11 +154,11 @@ def learn(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings, chance: Generator
 ) -> dict[str, float]:
     """Learn from answers: shape a reward for every token, estimate advantages, take several epochs of steps."""
-    experience, figures = shape(models, state, rollout, scored, settings)
+    experience, metrics = shape(models, state, rollout, scored, settings)
     learners = dict(state.learners)
     if state.done < settings.critic.warmup:
         del learners["policy"]
-    return figures | update(models, learners, experience, settings, chance)
+    return metrics | update(models, learners, experience, settings, chance)
 
 
 class Experience(NamedTuple):
@@ -193,11 +193,11 @@ class Experience(NamedTuple):
 def shape(
     models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings
 ) -> tuple[Experience, dict[str, float]]:
-    """Make rewards of tokens from scores, and advantages from these; second come the figures of the answers."""
+    """Make rewards of tokens from scores, and advantages from these; second come the metrics of the answers."""
     from alignkit.training import losses
     from alignkit.training.updates import look
 
-    known, figures = look(models, state, rollout, scored, settings)
+    known, metrics = look(models, state, rollout, scored, settings)
     (logprobs, _, _, values, states), mask = known.reading, known.mask
     if values is None:
         raise StageError("values need a critic, and none was opened")
@@ -206,8 +206,8 @@ def shape(
         rewards = losses.whiten(rewards, mask, shift_mean=False)
     advantages, returns = losses.estimate_advantages(rewards, values, mask, settings.gamma, settings.lam)
     advantages = losses.whiten(advantages, mask)
-    figures["val/explained_var"] = float(losses.explained_variance(values, returns, mask))
-    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns, states), figures
+    metrics["val/explained_var"] = float(losses.explained_variance(values, returns, mask))
+    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns, states), metrics
 
 
 def update(
@@ -215,8 +215,8 @@ def update(
 ) -> dict[str, float]:
     """Take the optimiser steps of one update; without the learner `policy` the critic alone learns."""
     from alignkit.training.layouts import ValueHead, check_first_step, passes
-    from alignkit.training.step import mean_figures, minibatches
-    from alignkit.training.updates import POLICY_FIGURES
+    from alignkit.training.step import mean_metrics, minibatches
+    from alignkit.training.updates import POLICY_METRICS
 
     step = partial(joint_step, scale=spread(experience)) if isinstance(models.critic, ValueHead) else separate_steps
     learning = dict(learners)
@@ -224,21 +224,21 @@ def update(
     for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, chance):
         minibatch = experience.take(rows)
         parts = [minibatch.take(group) for group in passes(models, minibatch.prompts, minibatch.answers)]
-        for name, figures in step(models, learning, parts, settings).items():
-            steps[name].append(figures)
+        for name, metrics in step(models, learning, parts, settings).items():
+            steps[name].append(metrics)
         if "policy" in learning and len(steps["policy"]) == 1:
             check_first_step(models, steps["policy"][0]["approxkl"])
         if settings.kl.stop and "policy" in learning and steps["policy"][-1]["approxkl"] > settings.kl.stop:
             if isinstance(models.critic, ValueHead):
                 break  # Its steps would move the policy on.
             del learning["policy"]
-    return mean_figures(steps["policy"], POLICY_FIGURES) | mean_figures(steps["critic"], VALUE_FIGURES)
+    return mean_metrics(steps["policy"], POLICY_METRICS) | mean_metrics(steps["critic"], VALUE_METRICS)
 
 
 def separate_steps(
     models: Models, learners: Mapping[str, Learner], parts: Sequence[Experience], settings: PPOSettings
 ) -> dict[str, dict[str, float]]:
-    """Take one step of the policy and one of a critic with a body of its own, and give the figures of each."""
+    """Take one step of the policy and one of a critic with a body of its own, and give the metrics of each."""
     from alignkit.training.layouts import critic_values, policy_logprobs
     from alignkit.training.step import take_step
 
@@ -257,7 +257,7 @@ def separate_steps(
 def joint_step(
     models: Models, learners: Mapping[str, Learner], parts: Sequence[Experience], settings: PPOSettings, scale: float
 ) -> dict[str, dict[str, float]]:
-    """Take one step of a policy that carries the critic's head, and give the figures of each.
+    """Take one step of a policy that carries the critic's head, and give the metrics of each.
 
     The critic's loss is divided by `scale`, so that rewards of any size leave the policy its share of the body.
     """
@@ -271,9 +271,9 @@ def joint_step(
         logprobs, values = logprobs_and_values(models, part.prompts, part.answers, part.states, head_alone=alone)
         ours, told = policy_loss(logprobs, part, settings, tokens)
         theirs, also = value_loss(values, part, settings, tokens)
-        figures = {f"policy/{name}": value for name, value in {"loss": ours, **told}.items()}
-        figures |= {f"critic/{name}": value for name, value in {"loss": theirs, **also}.items()}
-        return theirs * (settings.critic.weight / scale) + (0.0 if alone else ours), figures
+        metrics = {f"policy/{name}": value for name, value in {"loss": ours, **told}.items()}
+        metrics |= {f"critic/{name}": value for name, value in {"loss": theirs, **also}.items()}
+        return theirs * (settings.critic.weight / scale) + (0.0 if alone else ours), metrics
 
     sums = take_joint_step(learners, parts, both)
     return {
@@ -293,7 +293,7 @@ def spread(experience: Experience) -> float:
 def policy_loss(
     logprobs: Tensor, part: Experience, settings: PPOSettings, tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the policy's loss and its figures as their share of a step that has so many answer tokens."""
+    """Compute the policy's loss and its metrics as their share of a step that has so many answer tokens."""
     from alignkit.training.losses import clipped_policy_loss, masked_mean
 
     result = clipped_policy_loss(logprobs, part.logprobs, part.advantages, part.mask, settings.clip, tokens)
@@ -304,7 +304,7 @@ def policy_loss(
 def value_loss(
     values: Tensor, part: Experience, settings: PPOSettings, tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the critic's loss and its figures, likewise."""
+    """Compute the critic's loss and its metrics, likewise."""
     from alignkit.training.losses import clipped_value_loss
 
     result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)

@@ -22,7 +22,7 @@ from alignkit.contract.stage import Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import Pair
+    from alignkit.training.encoding import TokenPair
     from alignkit.training.trainers import Model
 
 ENOUGH = 32
@@ -56,7 +56,7 @@ class RewardSettings(Settings):
     """Held-out pairs that are shown with their scores."""
 
 
-@method("reward", loop="scores", figures=("accuracy",))
+@method("reward", loop="scores", results=("accuracy",))
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.encoding import fitting_length, preferences, report
@@ -81,13 +81,13 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     return made
 
 
-Scored = list[tuple[float, float]]
+ScoredPairs = list[tuple[float, float]]
 """The scores of the chosen and the rejected answer of each pair."""
 
 
 def scored(
-    model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", precision: Precision
-) -> Scored:
+    model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[TokenPair]", precision: Precision
+) -> ScoredPairs:
     """Score both sides of each pair."""
     from alignkit.training.classifiers import score_tokens
     from alignkit.training.models import computing
@@ -98,37 +98,41 @@ def scored(
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
-def accuracy(scores: Scored) -> float | None:
+def accuracy(scores: ScoredPairs) -> float | None:
     """Tell how often the chosen answer scores higher, ties counting half; None without pairs."""
     if not scores:
         return None
     return statistics.fmean(0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in scores)
 
 
-def normalisation(scores: Scored) -> tuple[float, float]:
+def normalisation(scores: ScoredPairs) -> tuple[float, float]:
     """Give the mean and the spread of all scores; a spread of zero counts as one."""
     flat = [score for pair in scores for score in pair]
     return statistics.fmean(flat), statistics.pstdev(flat) or 1.0
 
 
 def tell(
-    stage: Stage, before: float | None, after: float | None, train: "Sequence[Pair]", held_out: "Sequence[Pair]"
+    stage: Stage,
+    before: float | None,
+    after: float | None,
+    train: "Sequence[TokenPair]",
+    held_out: "Sequence[TokenPair]",
 ) -> None:
     """Tell the accuracy beside that of judges who know lengths or words only, and warn where one is as good."""
-    from alignkit.training.measures import floor_of_pairs, share_of_longer
+    from alignkit.training.measures import pair_accuracy_floor, share_of_longer
 
     if after is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
     rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
-    floor, judge = floor_of_pairs(share_of_longer(held_out), *rows)
-    stage.figure("accuracy", before, after, floor, len(held_out))
+    floor, judge = pair_accuracy_floor(share_of_longer(held_out), *rows)
+    stage.result("accuracy", before, after, floor, len(held_out))
     if after <= floor:
         problem = f"the reward model's accuracy of {after:.3f} is none better than judging by {judge} ({floor:.3f})"
         stage.warn(problem, "train it longer or with another learning rate, or look at the pairs")
 
 
-def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[Pair]", scores: Scored) -> None:
+def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[TokenPair]", scores: ScoredPairs) -> None:
     """Show a few held-out pairs with their scores."""
     from alignkit.training.encoding import prompt_text, shown
 

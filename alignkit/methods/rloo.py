@@ -46,7 +46,7 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", loop="online", figures=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("rloo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def rloo(
     settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
@@ -81,10 +81,10 @@ def learn(
     from alignkit.training.groups import experience_of, take_steps
     from alignkit.training.updates import look
 
-    known, figures = look(models, state, rollout, scored, settings)
+    known, metrics = look(models, state, rollout, scored, settings)
     answer_rewards = known.scores - state.kl_coef * known.kl.sum(dim=1)
     advantages = losses.leave_one_out_advantages(answer_rewards, settings.answers)
-    figures["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
+    metrics["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
 
     def loss(part: Experience, logprobs: Tensor, count: Count) -> tuple[Tensor, dict[str, Tensor]]:
         result = losses.rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, settings.clip)
@@ -95,7 +95,7 @@ def learn(
         }
 
     experience = experience_of(rollout, known, advantages)
-    return figures | take_steps(models, state.actor, experience, loss, settings, chance)
+    return metrics | take_steps(models, state.actor, experience, loss, settings, chance)
 
 
 @hookimpl

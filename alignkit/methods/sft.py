@@ -50,7 +50,7 @@ class SFTSettings(Settings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-@method("sft", loop="language_model", figures=("perplexity",))
+@method("sft", loop="language_model", results=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.training.encoding import demonstrations, fitting_length, report

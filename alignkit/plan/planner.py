@@ -155,24 +155,24 @@ class _Planner:
     def _gates(self, name: str) -> dict[str, dict[str, float]]:
         table = self.recipe.stages[name].get("gates", {})
         gates: dict[str, dict[str, float]] = {}
-        for figure, bounds in table.items() if isinstance(table, dict) else [("", table)]:
-            if figure and _is_gate(bounds):
-                gates[figure] = {key: float(value) for key, value in bounds.items()}
+        for result, bounds in table.items() if isinstance(table, dict) else [("", table)]:
+            if result and _is_gate(bounds):
+                gates[result] = {key: float(value) for key, value in bounds.items()}
             else:
-                gate = f"gates.{figure}" if figure else "gates"
-                problem = f"stage {name!r}: {gate} must be a min or a max of a figure, or both"
+                gate = f"gates.{result}" if result else "gates"
+                problem = f"stage {name!r}: {gate} must be a min or a max of a result, or both"
                 where = self.recipe.where("stage", *f"{name}.{gate}".split("."))
                 self._refuse(problem, where, "write gates.accuracy.min = 0.65")
         return gates
 
     def _check_gates(self, name: str, method: Method, gates: Mapping[str, object], wires: Wires) -> None:
-        """Refuse gates on figures that the method never tells."""
-        for figure in gates:
-            if not method.tells(figure, wires):
-                known = method.figure_names(wires)
-                problem = f"stage {name!r}: gates.{figure}: {method.name} tells no such figure"
-                remedy = near_miss(figure, known) or f"its figures are {', '.join(known)}"
-                self._refuse(problem, self.recipe.where("stage", name, "gates", figure), remedy)
+        """Refuse gates on results that the method never tells."""
+        for result in gates:
+            if not method.tells(result, wires):
+                known = method.result_names(wires)
+                problem = f"stage {name!r}: gates.{result}: {method.name} reports no such result"
+                remedy = near_miss(result, known) or f"its results are {', '.join(known)}"
+                self._refuse(problem, self.recipe.where("stage", name, "gates", result), remedy)
 
     def _wires(self, name: str, method: Method) -> Wires:
         if not isinstance(self.recipe.stages[name].get("inputs", {}), dict):

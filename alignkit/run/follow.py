@@ -53,7 +53,7 @@ def _only(hooks: pluggy.PluginManager, plugin: object, watching: Sequence[object
     return lambda event: caller(event=event)
 
 
-class Watch:
+class StageFollower:
     """Passes on what a stage in another process tells, from the moment that it has its folder for itself."""
 
     def __init__(self, order: Order, partial: Path, tell: Observer) -> None:

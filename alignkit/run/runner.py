@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.events import Figure, StageFinished, Warned
+from alignkit.contract.events import Result, StageFinished, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
@@ -19,7 +19,7 @@ from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
-from alignkit.run.follow import Audience, Observer, Watch
+from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
@@ -54,7 +54,7 @@ class StageResult:
     name: str
     method: str
     folder: Path
-    figures: tuple[Figure, ...]
+    results: tuple[Result, ...]
     reused: bool
     seconds: float
     artifact: Artifact
@@ -237,10 +237,10 @@ class _Run:
 
     def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
         self.tell(
-            StageFinished(stage.name, made.method, made.made, str(made.folder), made.seconds, reused, made.figures)
+            StageFinished(stage.name, made.method, made.made, str(made.folder), made.seconds, reused, made.results)
         )
         check_gates(stage, made)
-        return StageResult(stage.name, made.method, made.folder, made.figures, reused, made.seconds, made.artifact)
+        return StageResult(stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact)
 
     def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
         assert stage.fingerprint
@@ -289,7 +289,7 @@ class _Run:
 
     def _apart(self, partial: Path, order: Order) -> int:
         """Run a stage in a process of its own, and pass on what it tells."""
-        watch = Watch(order, partial, self.tell)
+        watch = StageFollower(order, partial, self.tell)
         self.launcher.start(partial)
         passed_on = 0
         while (status := self.launcher.status(POLL)) is None:
@@ -316,13 +316,13 @@ def _reads(stage: PlannedStage, plan: Plan) -> bool:
 
 def check_gates(stage: PlannedStage, made: Finished) -> None:
     """Raise StageError where a figure is outside its gate, before the next stage wastes anything."""
-    figures = {figure.name: figure.after for figure in made.figures}
+    results = {result.name: result.after for result in made.results}
     for name, bounds in stage.gates.items():
-        value = figures.get(name)
+        value = results.get(name)
         where = f"stage {stage.name!r}"
         if value is None:
-            known = ", ".join(figures) or "none"
-            raise StageError(f"gates.{name}: the stage gives no such figure", where, f"its figures are {known}")
+            known = ", ".join(results) or "none"
+            raise StageError(f"gates.{name}: the stage gives no such result", where, f"its results are {known}")
         low, high = bounds.get("min", -math.inf), bounds.get("max", math.inf)
         if not low <= value <= high:
             bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from alignkit.contract.events import Event, Figure, Metrics, Sample, StageStarted, Warned
+from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarted, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
 from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=Artifact)
 ENOUGH_ROWS = 30
-"""Held-out rows below which a figure says so little that people are told: a share of one half then has a standard
+"""Held-out rows below which a result says so little that people are told: a share of one half then has a standard
 error of 9 points and more."""
 
 
@@ -42,7 +42,7 @@ class WorkingStage:
     ) -> None:
         self.name, self.seed, self.offline = order.stage, order.seed, order.offline
         self.rank, self.world = rank, order.processes
-        self.figures: list[Figure] = []
+        self.results: list[Result] = []
         self.made: Artifact | None = None
         """What the method has saved."""
         self._order, self._partial, self._stop = order, partial, stop
@@ -58,7 +58,7 @@ class WorkingStage:
             final = layout.finished_folder(self._partial)
             heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
         journal = Journal(self._partial, facts.get("journal", {}), heard)
-        self.figures += [Figure(stage=self.name, **figure) for figure in facts.get("figures", ())]
+        self.results += [Result(stage=self.name, **result) for result in facts.get("results", ())]
         for name, wrong in self._damaged:
             problem = f"the checkpoint {name} is damaged ({wrong})"
             journal.tell(Warned(self.name, problem, "an older one is used; check the disk if this happens again"))
@@ -92,7 +92,7 @@ class WorkingStage:
         plain = {name: float(value) for name, value in values.items()}
         self._tell(Metrics(self.name, step, of, plain, round(self.seconds, 3)))
 
-    def figure(
+    def result(
         self,
         name: str,
         before: float | None,
@@ -102,10 +102,10 @@ class WorkingStage:
     ) -> None:
         was, now, least = (None if value is None else float(value) for value in (before, after, floor))
         few = rows is not None and rows < ENOUGH_ROWS
-        told = any(figure.rows is not None and figure.rows < ENOUGH_ROWS for figure in self.figures)
-        figure = Figure(self.name, name, was, now, least, rows)
-        self.figures.append(figure)
-        self._tell(figure)
+        told = any(result.rows is not None and result.rows < ENOUGH_ROWS for result in self.results)
+        result = Result(self.name, name, was, now, least, rows)
+        self.results.append(result)
+        self._tell(result)
         if few and not told:
             problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
             self.warn(problem, f"keep at least {ENOUGH_ROWS} aside: raise the source's held_out, or give more rows")
@@ -125,7 +125,7 @@ class WorkingStage:
             facts = {
                 "seconds": self.seconds,
                 "journal": self._journal.marks(),
-                "figures": [_plain_figure(figure) for figure in self.figures],
+                "results": [_plain_result(result) for result in self.results],
             }
             checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
 
@@ -199,8 +199,8 @@ class WorkingStage:
             self._journal.close()
 
 
-def _plain_figure(figure: Figure) -> dict[str, Any]:
-    return {key: value for key, value in asdict(figure).items() if key != "stage"}
+def _plain_result(result: Result) -> dict[str, Any]:
+    return {key: value for key, value in asdict(result).items() if key != "stage"}
 
 
 def _checked(row: Mapping[str, object], number: int, kind: type[Records], part: Part) -> Mapping[str, object]:

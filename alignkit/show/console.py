@@ -50,14 +50,14 @@ class Running:
 
     @property
     def seconds_left(self) -> float | None:
-        """Judged by the pace since the first step that was seen, as a resumed stage does not start at one."""
+        """JudgedAnswer by the pace since the first step that was seen, as a resumed stage does not start at one."""
         if self.first is None or self.last is None or not self.last.of:
             return None
         steps, seconds = self.last.step - self.first.step, self.last.seconds - self.first.seconds
         return seconds / steps * (self.last.of - self.last.step) if steps > 0 else None
 
     @property
-    def figures(self) -> list[str]:
+    def metrics(self) -> list[str]:
         """The metrics of the last step, the telling ones first."""
         found = telling(self.last.values) if self.last else []
         return [f"{name} {number(value)}" for name, value in found[:SHOWN]]
@@ -143,11 +143,11 @@ class Console:
     def _now(self, running: Running, word: str = "") -> str:
         left = running.seconds_left
         eta = f"{duration(left)} left" if left is not None and not word else ""
-        facts = [running.progress, *running.figures, eta]
+        facts = [running.progress, *running.metrics, eta]
         return f"{running.stage}: {', '.join(fact for fact in [word, *facts] if fact)}"
 
     def frame(self) -> RenderableType:
-        """Draw the running stage: where it stands in the recipe, how far it is, and its figures."""
+        """Draw the running stage: where it stands in the recipe, how far it is, and its metrics."""
         width = self._terminal.width
         if self._running is None:
             return Text(self._waiting[:width], style="dim")
@@ -158,8 +158,8 @@ class Console:
         lines: list[RenderableType] = [Text(_fitting([head, time_told], width), style="bold")]
         if last and last.of:
             lines.append(Text(self._bar(last.step / last.of, min(60, width)), style="blue"))
-        if running.figures:
-            lines.append(Text(_fitting(running.figures, width)))
+        if running.metrics:
+            lines.append(Text(_fitting(running.metrics, width)))
         return Group(*lines)
 
     def _bar(self, share: float, width: int) -> str:
@@ -198,8 +198,8 @@ def about(event: Warned) -> str:
 def outcome(event: StageFinished) -> str:
     """Say in one line how a stage ended."""
     done = "reused, made" if event.reused else f"done, {event.made}"
-    figures = "".join(f"; {achieved(figure)}" for figure in latest(event.figures))
-    return f"{event.stage}: {done} in {duration(event.seconds)}{figures}"
+    results = "".join(f"; {achieved(result)}" for result in latest(event.results))
+    return f"{event.stage}: {done} in {duration(event.seconds)}{results}"
 
 
 def result_row(event: StageFinished, base: Path) -> tuple[str, str, str, str, str]:
@@ -210,5 +210,5 @@ def result_row(event: StageFinished, base: Path) -> tuple[str, str, str, str, st
         event.made,
         time_told,
         short(Path(event.folder), base),
-        "\n".join(map(achieved, latest(event.figures))),
+        "\n".join(map(achieved, latest(event.results))),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from alignkit.contract.events import Figure
+from alignkit.contract.events import Result
 from alignkit.text import number
 
 LABELS: Mapping[str, str] = {
@@ -35,14 +35,14 @@ def telling(values: Mapping[str, float]) -> list[tuple[str, float]]:
     return list(named.items())
 
 
-def achieved(figure: Figure) -> str:
+def achieved(result: Result) -> str:
     """Say what came of a measure: `perplexity 12.3 -> 5.1 (floor 6, 200 rows)`."""
-    before = "" if figure.before is None else f"{number(figure.before)} -> "
-    beside = [] if figure.floor is None else [f"floor {number(figure.floor)}"]
-    beside += [] if figure.rows is None else [f"{figure.rows} rows"]
-    return f"{figure.name} {before}{number(figure.after)}" + (f" ({', '.join(beside)})" if beside else "")
+    before = "" if result.before is None else f"{number(result.before)} -> "
+    beside = [] if result.floor is None else [f"floor {number(result.floor)}"]
+    beside += [] if result.rows is None else [f"{result.rows} rows"]
+    return f"{result.name} {before}{number(result.after)}" + (f" ({', '.join(beside)})" if beside else "")
 
 
-def latest(figures: Iterable[Figure]) -> tuple[Figure, ...]:
-    """Keep the last of the figures of each name, in the order of first mention."""
-    return tuple({figure.name: figure for figure in figures}.values())
+def latest(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Keep the last of the results of each name, in the order of first mention."""
+    return tuple({result.name: result for result in results}.values())

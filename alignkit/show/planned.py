@@ -81,8 +81,8 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"set: {_assignments(given, stage.method.name)}"
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
-    for figure, bounds in stage.gates.items():
-        yield f"gate: {figure} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
+    for result, bounds in stage.gates.items():
+        yield f"gate: {result} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
     if stage.standing_by:
         yield f"standing by: {', '.join(stage.standing_by)}"
 
@@ -141,7 +141,7 @@ def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> d
         "inferred": [role for role in stage.inputs if role not in named],
         "settings": stage.settings.model_dump(mode="json"),
         "standing_by": list(stage.standing_by),
-        "gates": {figure: dict(bounds) for figure, bounds in stage.gates.items()},
+        "gates": {result: dict(bounds) for result, bounds in stage.gates.items()},
         "seed": stage.seed,
         "fingerprint": stage.fingerprint,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from alignkit.contract.events import Event, Figure, Metrics, Sample, StageFinished, Warned
+from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
 from alignkit.errors import AlignkitError
 from alignkit.estimate.preview import Preview
@@ -54,7 +54,7 @@ class StageFacts:
     facts: Mapping[str, Any]
     """Of `stage.json`; empty while the stage is not finished."""
     settings: Sequence[tuple[Setting, str]]
-    figures: Sequence[Figure]
+    results: Sequence[Result]
     curves: Sequence[Curve]
     columns: Sequence[str]
     """Of the samples."""
@@ -150,7 +150,7 @@ def _gather(
         folder=os.path.relpath(folder, path.parent) if folder else "",
         facts=facts,
         settings=_settings(stage),
-        figures=latest(event for event in events if isinstance(event, Figure)),
+        results=latest(event for event in events if isinstance(event, Result)),
         curves=curves([event for event in events if isinstance(event, Metrics)], points),
         columns=columns,
         previews=[(one.source, one.preview) for one in known_previews(stage, runs)] if stage.wanted else [],

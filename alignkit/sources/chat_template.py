@@ -31,7 +31,7 @@ def _check_syntax(entry: Entry, text: str, shown: str) -> None:
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
+    class GenerationTag(Extension):
         """`{% generation %}`, which changes nothing in what is rendered."""
 
         tags = {"generation"}  # as Jinja has it
@@ -41,7 +41,7 @@ def _check_syntax(entry: Entry, text: str, shown: str) -> None:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     try:
         environment.from_string(text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.events import Figure
+from alignkit.contract.events import Result
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import StageError
 from alignkit.store.durable import Listing, damage, publish, read_json, sync_and_list, write_json
@@ -50,8 +50,8 @@ class Finished:
         return float(self.facts["seconds"])
 
     @property
-    def figures(self) -> tuple[Figure, ...]:
-        return tuple(Figure(**figure) for figure in self.facts["figures"])
+    def results(self) -> tuple[Result, ...]:
+        return tuple(Result(**result) for result in self.facts["results"])
 
     @property
     def content(self) -> str:

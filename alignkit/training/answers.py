@@ -44,7 +44,7 @@ def _logprobs(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]
 
 
 @torch.no_grad()
-def sequence_logprobs(
+def summed_logprobs(
     model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
 ) -> Tensor:
     """Compute the log-probability of each whole answer (n,), without gradient, as many at once as fit."""

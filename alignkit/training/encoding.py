@@ -24,14 +24,14 @@ NOT_LEARNT = -100
 """The label of a token that the loss leaves out, as torch has it."""
 
 
-class Tokens(NamedTuple):
+class LabelledTokens(NamedTuple):
     """A sequence with its labels: the tokens that are learnt, NOT_LEARNT elsewhere."""
 
     ids: list[int]
     labels: list[int]
 
 
-class Pair(NamedTuple):
+class TokenPair(NamedTuple):
     """A chosen and a rejected sequence, each the prompt with its answer, and their row."""
 
     chosen: list[int]
@@ -48,7 +48,7 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthReport:
     """What a length limit does to rows."""
 
     limit: int
@@ -99,9 +99,9 @@ def at_same_place(row: Row, values: Mapping[str, Any]) -> Row:
 
 def fitting(
     rows: Iterable[Row], limit: int, encode: Callable[[Row], T], size: Callable[[T], int]
-) -> tuple[list[T], Lengths]:
+) -> tuple[list[T], LengthReport]:
     """Encode rows, and leave out those that are longer than the limit; `size` counts a row's tokens."""
-    kept, lengths = list[T](), Lengths(limit)
+    kept, lengths = list[T](), LengthReport(limit)
     for _, found in encoded(rows, encode):
         if found is None:
             lengths = replace(lengths, refused=lengths.refused + 1)
@@ -114,17 +114,17 @@ def fitting(
 
 def demonstrations(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int, learn: Learn = "all"
-) -> tuple[list[Tokens], Lengths]:
+) -> tuple[list[LabelledTokens], LengthReport]:
     """Encode demonstrations, learning answers only: in chats those of all assistant turns, or of the last.
 
     A row longer than the limit loses its end, or is left out where none of its answer remains.
     """
-    kept, lengths = list[Tokens](), Lengths(limit)
+    kept, lengths = list[LabelledTokens](), LengthReport(limit)
     for _, whole in encoded(rows, lambda row: demonstration(row, tokenizer, learn)):
         if whole is None:
             lengths = replace(lengths, refused=lengths.refused + 1)
             continue
-        short = Tokens(whole.ids[:limit], whole.labels[:limit])
+        short = LabelledTokens(whole.ids[:limit], whole.labels[:limit])
         fits = any(label != NOT_LEARNT for label in short.labels)
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
@@ -132,17 +132,19 @@ def demonstrations(
     return kept, lengths
 
 
-def preferences(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
+def preferences(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[list[TokenPair], LengthReport]:
     """Encode pairs; one with a side longer than the limit is left out, since a cut answer has no end to be judged."""
 
-    def pair(row: Row) -> Pair:
+    def pair(row: Row) -> TokenPair:
         chosen, rejected = (side(row, name, tokenizer).ids for name in ("chosen", "rejected"))
-        return Pair(chosen, rejected, row)
+        return TokenPair(chosen, rejected, row)
 
     return fitting(rows, limit, pair, lambda pair: max(len(pair.chosen), len(pair.rejected)))
 
 
-class Asked(NamedTuple):
+class AskedPrompt(NamedTuple):
     """Who is asked: the tokenizer of a policy, and how long a prompt with its answer may be."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -158,12 +160,14 @@ def different(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-def asked_of_all(rows: Iterable[Row], asked: Sequence[Asked], count: int, answer: int) -> tuple[list[Row], Lengths]:
+def asked_of_all(
+    rows: Iterable[Row], asked: Sequence[AskedPrompt], count: int, answer: int
+) -> tuple[list[Row], LengthReport]:
     """Take the first so many prompts, each once, that leave every policy room for an answer of so many tokens.
 
     A prompt that does not in one of them is left out for all.
     """
-    kept, lengths = list[Row](), Lengths(min(one.limit for one in asked), answer=answer)
+    kept, lengths = list[Row](), LengthReport(min(one.limit for one in asked), answer=answer)
 
     def over(row: Row) -> tuple[int, int]:
         """Give the tokens of the prompt where it is longest, and by how much it is too long for some policy."""
@@ -183,7 +187,7 @@ def asked_of_all(rows: Iterable[Row], asked: Sequence[Asked], count: int, answer
     return kept, lengths
 
 
-def prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Prompt], Lengths]:
+def prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Prompt], LengthReport]:
     """Encode prompts; one longer than the limit is left out, since its end is the question."""
 
     def prompt(row: Row) -> Prompt:
@@ -193,7 +197,7 @@ def prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int)
     return fitting(rows, limit, prompt, lambda prompt: len(prompt.ids))
 
 
-def counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) -> Lengths:
+def counted(lengths: LengthReport, tokens: int, *, dropped: bool, cut: bool = False) -> LengthReport:
     """Count one more row of so many tokens."""
     return replace(
         lengths,
@@ -204,7 +208,7 @@ def counted(lengths: Lengths, tokens: int, *, dropped: bool, cut: bool = False) 
     )
 
 
-def lost(what: str, lengths: Lengths) -> str:
+def lost(what: str, lengths: LengthReport) -> str:
     """Say how many rows do not fit."""
     parts = [f"{n} {word}" for n, word in ((lengths.cut, "cut short"), (lengths.dropped, "left out")) if n]
     answer = f" with an answer of {lengths.answer}" if lengths.answer else ""
@@ -214,7 +218,7 @@ def lost(what: str, lengths: Lengths) -> str:
     )
 
 
-def too_much_lost(what: str, lengths: Lengths, max_lost: float) -> DataError | None:
+def too_much_lost(what: str, lengths: LengthReport, max_lost: float) -> DataError | None:
     """Give the error where more rows than the share `max_lost` do not fit, or none is left."""
     if not lengths.rows:
         refused = f"the chat template refuses all {lengths.refused} {what}"
@@ -226,7 +230,7 @@ def too_much_lost(what: str, lengths: Lengths, max_lost: float) -> DataError | N
     return DataError(lost(what, lengths), remedy=remedy)
 
 
-def report(stage: Stage, what: str, lengths: Lengths, max_lost: float) -> None:
+def report(stage: Stage, what: str, lengths: LengthReport, max_lost: float) -> None:
     """Tell what does not fit, before anything is trained; raises DataError where that is too much, or all."""
     if error := too_much_lost(what, lengths, max_lost):
         raise error
@@ -265,7 +269,7 @@ def parted(row: Row) -> tuple[str | Chat, str | Chat]:
     return turns[:place], turns[place : place + 1]
 
 
-def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Tokens:
+def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> LabelledTokens:
     """Encode one row, whole: `prompt` and `completion`, or chat `messages`, with the `tools` that it may call.
 
     Turns of weight 0 are not learnt. Raises DataError where the chat template refuses a chat, or where an answer cannot
@@ -276,12 +280,14 @@ def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "
     return _joined(row["prompt"], row["completion"], tokenizer)
 
 
-def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
     """Encode a row's prompt with one of its answers, such as `chosen`, shown the tools that it may call."""
     return answered(row["prompt"], row[name], tokenizer, row.get("tools"))
 
 
-def answered(prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Tokens:
+def answered(
+    prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
+) -> LabelledTokens:
     """Encode a prompt with its answer and the end-of-sequence token, the answer to be learnt.
 
     The prompt's tokens are those that a policy would be asked with: where joining the two strings would merge tokens
@@ -328,13 +334,13 @@ def answered_text(
     return text[:start], text[start:]
 
 
-def _joined(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def _joined(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
     asked = prompt_ids(tokenizer, prompt)
     ids = _encode(tokenizer, prompt + answer)
     if ids[: len(asked)] != asked:
         ids = asked + _encode(tokenizer, answer, special=False)
     ids = _ended(ids, tokenizer)
-    return Tokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
+    return LabelledTokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
 
 
 def _as_chat(text: str | Chat, role: str) -> Chat:
@@ -377,7 +383,9 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset() if found is None else frozenset([found])
 
 
-def _chat(turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Tokens:
+def _chat(
+    turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBase, tools: Tools = None
+) -> LabelledTokens:
     """Encode a chat up to its last learnt answer, those at these places to be learnt.
 
     Where the tokens before an answer are not those that a policy would be asked with, the answer is encoded apart, as a
@@ -396,7 +404,7 @@ def _chat(turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBase
     labels = [token if any(_within(start, end, span) for span in spans) else NOT_LEARNT for token, start, end in tokens]
     if ids[-1] not in {*tokenizer.all_special_ids, *turn_ends(tokenizer)}:  # the template closes no answer
         ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
-    return Tokens(ids, labels)
+    return LabelledTokens(ids, labels)
 
 
 def _as_asked(

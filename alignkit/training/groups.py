@@ -9,10 +9,10 @@ from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
 from alignkit.training.losses import Count
 from alignkit.training.rollouts import Rollout, Tokens
-from alignkit.training.step import Learner, mean_figures, minibatches, take_step
-from alignkit.training.updates import POLICY_FIGURES, Known, longest_answer
+from alignkit.training.step import Learner, mean_metrics, minibatches, take_step
+from alignkit.training.updates import POLICY_METRICS, Known, longest_answer
 
-FIGURES = POLICY_FIGURES | {"pull": "loss/kl_avg"}
+METRICS = POLICY_METRICS | {"pull": "loss/kl_avg"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Experience:
 
 
 GroupLoss = Callable[[Experience, Tensor, Count], tuple[Tensor, Mapping[str, Tensor]]]
-"""Gives a loss and its figures for a part of a step's answers, the policy's log-probabilities, and the step's count."""
+"""Gives a loss and its metrics for a part of a step's answers, the policy's log-probabilities, and the step's count."""
 
 
 def experience_of(rollout: Rollout, known: Known, advantages: Tensor) -> Experience:
@@ -64,7 +64,7 @@ def take_steps(
     settings: GroupSettings,
     chance: Generator,
 ) -> dict[str, float]:
-    """Take the optimiser steps of one update, and give the means of their figures.
+    """Take the optimiser steps of one update, and give the means of their metrics.
 
     Raises StageError where the first step does not begin at what was sampled.
     """
@@ -82,4 +82,4 @@ def take_steps(
             check_first_step(models, steps[0]["approxkl"])
         if settings.kl.stop and steps[-1]["approxkl"] > settings.kl.stop:
             break
-    return mean_figures(steps, FIGURES)
+    return mean_metrics(steps, METRICS)

@@ -14,7 +14,7 @@ from alignkit.training.encoding import Prompt
 from alignkit.training.layouts import Models
 from alignkit.training.rollouts import Rollout, generator_for
 from alignkit.training.scoring import Scored
-from alignkit.training.warning_signs import CUT, Limits
+from alignkit.training.warning_signs import CUT, AnswerBounds
 
 
 class Measured(NamedTuple):
@@ -61,7 +61,7 @@ def tell(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     samples: int,
-    limits: Limits,
+    limits: AnswerBounds,
 ) -> None:
     """Tell what was reached on held-out prompts, and show answers from before and after."""
     if before is None or after is None:
@@ -69,7 +69,7 @@ def tell(
         return
     was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
     rows = len(after.rollout.answers)
-    stage.figure("reward", was, now, rows=rows)
+    stage.result("reward", was, now, rows=rows)
     if now <= was:
         problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
         cut = 1 - fmean(after.rollout.finished)
@@ -80,13 +80,13 @@ def tell(
             stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
         old, new = (float(m.scored.parts[name].mean()) for m in (before, after))
-        stage.figure(f"reward/{name}", old, new, rows=rows)
+        stage.result(f"reward/{name}", old, new, rows=rows)
     if after.kl is not None:
-        stage.figure("kl", before.kl, after.kl, rows=rows)
+        stage.result("kl", before.kl, after.kl, rows=rows)
     length, new_length = (fmean(map(len, m.rollout.answers)) for m in (before, after))
-    stage.figure("length", length, new_length, rows=rows)
+    stage.result("length", length, new_length, rows=rows)
     ended, ends = (fmean(m.rollout.finished) for m in (before, after))
-    stage.figure("eos_rate", ended, ends, rows=rows)
+    stage.result("eos_rate", ended, ends, rows=rows)
     texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]
     for row in range(min(samples, len(prompts))):
         stage.sample(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from alignkit.training.encoding import NOT_LEARNT, Tokens
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 
 COVERED = 0.95
 """Share of the answers that need no more."""
@@ -25,7 +25,7 @@ def answer_limit(lengths: Sequence[float]) -> int | None:
     return min(MOST, STEP * math.ceil(SPARE * covered / STEP))
 
 
-def learnt_runs(rows: Sequence[Tokens]) -> Iterator[int]:
+def learnt_runs(rows: Sequence[LabelledTokens]) -> Iterator[int]:
     """Yield the lengths of the answers in rows: of the runs of tokens that are learnt."""
     for row in rows:
         for learnt, run in groupby(row.labels, key=lambda label: label != NOT_LEARNT):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.data.floors import TRAIN, Features, difference, words_win
-from alignkit.training.encoding import NOT_LEARNT, Pair, Row, Tokens, shown
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
 from alignkit.training.models import computing, evaluating, padded
 
 LOGITS_IN_A_PASS = 2**25
@@ -20,7 +20,7 @@ LOGITS_IN_A_PASS = 2**25
 
 def perplexity(
     model: PreTrainedModel | PeftModel,
-    rows: Sequence[Tokens],
+    rows: Sequence[LabelledTokens],
     tokenizer: PreTrainedTokenizerBase,
     precision: Precision = "auto",
 ) -> float:
@@ -50,7 +50,7 @@ def perplexity(
 
 def tell_perplexity(stage: Stage, before: float | None, after: float, rows: int | None = None) -> None:
     """Tell the perplexity of held-out text, and warn where training has not lowered it."""
-    stage.figure("perplexity", before, after, rows=rows)
+    stage.result("perplexity", before, after, rows=rows)
     if before is not None and after >= before:
         problem = f"the perplexity of held-out text has not fallen ({before:.4g} -> {after:.4g})"
         stage.warn(problem, "lower the learning rate, train for fewer epochs, or look at the data")
@@ -64,7 +64,7 @@ class Floor(NamedTuple):
     """`length` or `words`."""
 
 
-def floor_of_pairs(longer: float, train: Sequence[Row], held_out: Sequence[Row]) -> Floor:
+def pair_accuracy_floor(longer: float, train: Sequence[Row], held_out: Sequence[Row]) -> Floor:
     """Give the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
     words that has learnt from the first rows that are learnt from.
 
@@ -79,7 +79,7 @@ def _difference(row: Row) -> Features:
     return difference(shown(row["chosen"]), shown(row["rejected"]))
 
 
-def share_of_longer(pairs: Sequence[Pair]) -> float:
+def share_of_longer(pairs: Sequence[TokenPair]) -> float:
     """Tell how often the chosen side is the longer one, ties counting half: what a judge by length alone reaches."""
     wins = [0.5 if len(p.chosen) == len(p.rejected) else float(len(p.chosen) > len(p.rejected)) for p in pairs]
     return sum(wins) / len(wins)

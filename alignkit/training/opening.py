@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit.contract.judges import RULE, OpenJudge, by_comparing, by_rating
+from alignkit.contract.judges import RULE, JudgeClient, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Precision
@@ -52,7 +52,7 @@ def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where
     return lambda answers: function(answers, settings)
 
 
-def open_judge(judge: Judge, *, cache: Path | None = None) -> OpenJudge:
+def open_judge(judge: Judge, *, cache: Path | None = None) -> JudgeClient:
     """Open whatever compares answers, so that it can be asked.
 
     What was paid for is kept in the `cache`, a folder that outlives the stage, and not asked again. Raises RecipeError

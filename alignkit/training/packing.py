@@ -48,7 +48,7 @@ FAILURES = (
 """What a model raises that was never meant for what is tried with it."""
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """How attention finds n rows in a pack of `tokens`."""
 
     tokens: Tensor
@@ -73,7 +73,7 @@ class Pack:
     """Their places in a right-padded table (n, t)."""
     lengths: tuple[int, ...]
     """Of prompt and answer together, without the answer's last token."""
-    rows: Rows
+    rows: PackedRows
     """Where each row's tokens stand among those of the pack."""
 
     def as_table(self, values: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.dev
     length = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
     flat = torch.tensor([row * length + place for row, place in home], device=device)
-    found = Rows(tokens, flat, whole=sum(map(len, rows)) == len(ids))
+    found = PackedRows(tokens, flat, whole=sum(map(len, rows)) == len(ids))
     inputs = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": torch.tensor([positions], device=device),
@@ -146,7 +146,7 @@ def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.d
         for place in range(len(answer))
     ]
     places = torch.arange(ids.numel(), device=device)
-    found = Rows(places.view(ids.shape), places, whole=False)
+    found = PackedRows(places.view(ids.shape), places, whole=False)
     inputs = {"input_ids": ids, "use_cache": False}
     return Pack(inputs, *_answers(before, answers, device), tuple(map(len, rows)), found)
 
@@ -197,12 +197,12 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed_rows: Rows | None = None,
+    packed_rows: PackedRows | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each row of a pack; tensors are (1, heads, tokens, d), the result (1, tokens, heads, d).
 
-    Rows are put into a right-padded table for this alone: being causal, no token ever sees what stands behind it.
+    PackedRows are put into a right-padded table for this alone: being causal, no token ever sees what stands behind it.
     """
     if packed_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -215,7 +215,7 @@ def packed_attention(
     return found.flatten(0, 1).index_select(0, packed_rows.home)[None], None
 
 
-def _apart(tensor: Tensor, rows: Rows) -> Tensor:
+def _apart(tensor: Tensor, rows: PackedRows) -> Tensor:
     """Put the tokens of a pack (1, heads, tokens, d) into rows (n, heads, length, d)."""
     flat = tensor[0].transpose(0, 1)  # (tokens, heads, d)
     if rows.whole:
@@ -267,7 +267,7 @@ def logprobs_of(model: PreTrainedModel | PeftModel, rows: Pack, temperature: flo
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputLayer:
     """What makes logits of hidden states: a linear layer, a factor (Granite, Cohere), a soft cap (Gemma 2)."""
 
     linear: nn.Linear
@@ -300,7 +300,7 @@ def shaped(products: Tensor, scale: float, cap: float | None) -> Tensor:
 
 @torch.no_grad()
 def logprobs_and_entropy(
-    hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0
+    hidden: Tensor, head: OutputLayer, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute what `chosen_logprobs` does and the entropy of each distribution, both (m,), without gradient."""
     found = []
@@ -313,7 +313,7 @@ def logprobs_and_entropy(
     return chosen, entropy
 
 
-def chosen_logprobs(hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def chosen_logprobs(hidden: Tensor, head: OutputLayer, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d).
 
     Logits exist for a few rows at a time only, and unless they are few are computed again for the gradient: the table
@@ -430,11 +430,11 @@ LARGE_LOGITS = 20.0
 """Standard deviation of logits at which any soft cap shows."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configs call the cap of logits."""
-_heads: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
+_heads: WeakKeyDictionary[nn.Module, OutputLayer | None] = WeakKeyDictionary()
 """What is known of the heads of models; the linear layer of one may have been put there anew."""
 
 
-def head_of(model: PreTrainedModel | PeftModel) -> Head:
+def head_of(model: PreTrainedModel | PeftModel) -> OutputLayer:
     """Give what makes logits of a model's hidden states; raises TypeError where that is no such head."""
     head = find_head(model)
     if head is None:
@@ -442,7 +442,7 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
     return head
 
 
-def find_head(model: PreTrainedModel | PeftModel) -> Head | None:
+def find_head(model: PreTrainedModel | PeftModel) -> OutputLayer | None:
     """Find how a model makes logits of its hidden states, by trying; None where in none of the known ways."""
     inner = beneath(model)
     if inner not in _heads:
@@ -455,7 +455,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> Head | None:
 
 
 @torch.no_grad()
-def _head(model: Any) -> Head | None:
+def _head(model: Any) -> OutputLayer | None:
     linear = model.get_output_embeddings()
     if type(linear) is not nn.Linear:
         return None
@@ -474,7 +474,7 @@ def _head(model: Any) -> Head | None:
     config = model.config.get_text_config()
     caps = [float(cap) for name in SOFT_CAPS if (cap := getattr(config, name, None))]
     seen = [(hidden[0], logits), (large[0], larger)]
-    for head in (Head(linear), *(Head(linear, cap=cap) for cap in caps), Head(linear, scale)):
+    for head in (OutputLayer(linear), *(OutputLayer(linear, cap=cap) for cap in caps), OutputLayer(linear, scale)):
         if all(agree(head.logits(states).to(hidden.dtype), made.to(hidden.dtype)) for states, made in seen):
             return head
     return None

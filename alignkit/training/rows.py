@@ -1,7 +1,7 @@
 """The loop of methods that learn from given rows, and pairs of answers as it takes them.
 
 A method brings an objective, which gives a loss for each row; the loop does the rest: the order of rows, exact
-accumulation over what fits into memory, clipping, the schedule, figures, checkpoints, resuming, stopping.
+accumulation over what fits into memory, clipping, the schedule, metrics, checkpoints, resuming, stopping.
 """
 
 import math
@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Preferences, Ratings
-from alignkit.contract.row_settings import OfflineSettings
+from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
 from alignkit.training import encoding
-from alignkit.training.answers import Model, answer_logprobs, in_passes, sequence_logprobs
-from alignkit.training.encoding import Lengths, Row
+from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
+from alignkit.training.encoding import LengthReport, Row
 from alignkit.training.models import computing, positions
 from alignkit.training.rollouts import generator_for
 from alignkit.training.step import (
@@ -34,11 +34,11 @@ from alignkit.training.step import (
 )
 
 LOGGED_STEPS = 300
-"""About so many lines of figures a stage."""
+"""About so many lines of metrics a stage."""
 
 T = TypeVar("T")
 RowLoss = Callable[[Sequence[T]], tuple[Tensor, Mapping[str, Tensor]]]
-"""Gives, with gradient, the loss of each of n rows (n,), and figures of each (n,)."""
+"""Gives, with gradient, the loss of each of n rows (n,), and metrics of each (n,)."""
 
 
 class Answered(NamedTuple):
@@ -62,14 +62,14 @@ class Pair(NamedTuple):
         return sum(map(len, (*self.chosen, *self.rejected)))
 
 
-class Pairs(NamedTuple):
+class PairRows(NamedTuple):
     """What is learnt from, and what is kept aside."""
 
     train: list[Pair]
     held_out: list[Pair]
 
 
-class Judged(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """An answer to a prompt, as tokens, and its row: `prompt`, `completion`, and a `label` or a `rating`."""
 
     prompt: list[int]
@@ -79,16 +79,16 @@ class Judged(NamedTuple):
     """Both as text, for trainers that make their own tokens; a chat is rendered, and its answer closed."""
 
 
-class JudgedAnswers(NamedTuple):
+class AnswerRows(NamedTuple):
     """What is learnt from, and what is kept aside."""
 
-    train: list[Judged]
-    held_out: list[Judged]
+    train: list[JudgedAnswer]
+    held_out: list[JudgedAnswer]
 
 
 def read_pairs(
-    pairs: Preferences, model: Model, tokenizer: PreTrainedTokenizerBase, settings: OfflineSettings, stage: Stage
-) -> Pairs:
+    pairs: Preferences, model: Model, tokenizer: PreTrainedTokenizerBase, settings: RowSettings, stage: Stage
+) -> PairRows:
     """Encode pairs; one with a side longer than `max_length` is left out, which is counted and told.
 
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
@@ -97,16 +97,16 @@ def read_pairs(
     train, lengths = _encoded(pairs.train(), tokenizer, limit)
     encoding.report(stage, "pairs", lengths, settings.max_lost)
     held_out, _ = _encoded(islice(pairs.held_out(), settings.measured), tokenizer, limit)
-    return Pairs(train, held_out)
+    return PairRows(train, held_out)
 
 
 def read_answers(
     answers: Ratings | Preferences,
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    settings: OfflineSettings,
+    settings: RowSettings,
     stage: Stage,
-) -> JudgedAnswers:
+) -> AnswerRows:
     """Encode judged answers; of a pair, the chosen one has the label true, the rejected one false.
 
     An answer that is longer with its prompt than `max_length` is left out, which is counted and told. Raises DataError
@@ -116,10 +116,10 @@ def read_answers(
     train, lengths = _judged(_alone(answers.train()), tokenizer, limit)
     encoding.report(stage, "answers", lengths, settings.max_lost)
     held_out, _ = _judged(islice(_alone(answers.held_out()), settings.measured), tokenizer, limit)
-    return JudgedAnswers(train, held_out)
+    return AnswerRows(train, held_out)
 
 
-def _limit(model: Model, settings: OfflineSettings) -> int:
+def _limit(model: Model, settings: RowSettings) -> int:
     if settings.lora and settings.lora.dropout:
         remedy = "set this stage's lora.dropout to 0"
         raise RecipeError("dropout would make a model differ from itself from pass to pass", "lora.dropout", remedy)
@@ -137,15 +137,17 @@ def _alone(rows: Iterator[Row]) -> Iterator[Row]:
             yield encoding.at_same_place(row, {**shared, "completion": row[side], "label": label})
 
 
-def _judged(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Judged], Lengths]:
-    def judged(row: Row) -> Judged:
+def _judged(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[list[JudgedAnswer], LengthReport]:
+    def judged(row: Row) -> JudgedAnswer:
         texts = encoding.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
-        return Judged(*_side(row, "completion", tokenizer), row, texts)
+        return JudgedAnswer(*_side(row, "completion", tokenizer), row, texts)
 
     return encoding.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
 
 
-def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], Lengths]:
+def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], LengthReport]:
     def pair(row: Row) -> Pair:
         chosen, rejected = (_side(row, side, tokenizer) for side in ("chosen", "rejected"))
         return Pair(chosen, rejected, row.get("p_chosen", 1.0), row)
@@ -173,10 +175,10 @@ def pair_logprobs(model: Model, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return table[: len(pairs)], table[len(pairs) :]
 
 
-def answer_sums(model: Model, answers: Sequence[Answered | Judged], settings: OfflineSettings) -> Tensor:
+def sequence_logprobs(model: Model, answers: Sequence[Answered | JudgedAnswer], settings: RowSettings) -> Tensor:
     """Compute the log-probability of each answer (n,), without gradient."""
     with computing(settings.precision):
-        return sequence_logprobs(model, [one.prompt for one in answers], [one.answer for one in answers])
+        return summed_logprobs(model, [one.prompt for one in answers], [one.answer for one in answers])
 
 
 def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:
@@ -185,9 +187,7 @@ def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:
     return in_passes(model, [pair.chosen.prompt for pair in pairs], together)
 
 
-def train_pairs(
-    model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: OfflineSettings, stage: Stage
-) -> None:
+def train_pairs(model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: RowSettings, stage: Stage) -> None:
     """Train a model on pairs, from the stage's newest checkpoint, else from the start."""
     train_rows(model, pairs, loss, settings, stage, lambda part: pair_passes(model, part))
 
@@ -196,7 +196,7 @@ def train_rows(
     model: Model,
     rows: Sequence[T],
     loss: RowLoss[T],
-    settings: OfflineSettings,
+    settings: RowSettings,
     stage: Stage,
     passes: Callable[[Sequence[T]], Sequence[Sequence[int]]] | None = None,
 ) -> None:
@@ -219,13 +219,13 @@ def train_rows(
 
         def objective(part: Sequence[T], count: int = count) -> tuple[Tensor, Mapping[str, Tensor]]:
             with computing(settings.precision):
-                losses, figures = loss(part)
-            return losses.sum() / count, {name: values.sum() / count for name, values in figures.items()}
+                losses, metrics = loss(part)
+            return losses.sum() / count, {name: values.sum() / count for name, values in metrics.items()}
 
-        figures = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
-        figures |= {"learning_rate": learner.learning_rate, "rows_per_second": count / (time.perf_counter() - began)}
+        metrics = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
+        metrics |= {"learning_rate": learner.learning_rate, "rows_per_second": count / (time.perf_counter() - began)}
         if (step + 1) % every == 0 or step + 1 == of:
-            stage.log(step + 1, of, figures)
+            stage.log(step + 1, of, metrics)
         commit_or_leave(
             stage, step + 1, lambda folder: save_learners(folder, {"model": learner}, {"done": learner.steps}), timer
         )
@@ -241,8 +241,8 @@ def rows_of_step(rows: int, step: int, batch: int, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def over_pairs(
-    model: Model, pairs: Sequence[Pair], compute: Callable[[Sequence[Pair]], Tensor], settings: OfflineSettings
+def map_pairs(
+    model: Model, pairs: Sequence[Pair], compute: Callable[[Sequence[Pair]], Tensor], settings: RowSettings
 ) -> Tensor:
     """Compute something of each pair (n, ...) without gradient, as many at once as fit."""
     if not pairs:

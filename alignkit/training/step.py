@@ -1,7 +1,7 @@
 """The loop's inside: one exact optimiser step over any number of micro-batches, and checkpoints between steps.
 
-An objective is `(batch) -> (loss, figures)`, its loss already divided by the count of the *whole* step, so that the
-micro-batches' losses, gradients and figures simply add up.
+An objective is `(batch) -> (loss, metrics)`, its loss already divided by the count of the *whole* step, so that the
+micro-batches' losses, gradients and metrics simply add up.
 """
 
 import json
@@ -84,13 +84,13 @@ def set_learning_rate(learner: Learner, done: int, of: int) -> None:
 
 
 def take_step(learner: Learner, batches: Iterable[Batch], objective: Objective[Batch]) -> dict[str, float]:
-    """Take one optimiser step on the sum of the objective over the batches, and give the sums of its figures.
+    """Take one optimiser step on the sum of the objective over the batches, and give the sums of its metrics.
 
     They have `loss` and `grad_norm` (before clipping) among them. Raises NotFiniteError, with the weights as they
     were, where either is not a finite number.
     """
-    figures = take_joint_step({"": learner}, batches, objective)
-    return {name.lstrip("/"): value for name, value in figures.items()}
+    metrics = take_joint_step({"": learner}, batches, objective)
+    return {name.lstrip("/"): value for name, value in metrics.items()}
 
 
 def take_joint_step(
@@ -104,9 +104,9 @@ def take_joint_step(
         learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for batch in batches:
-        loss, figures = objective(batch)
+        loss, metrics = objective(batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, value in {"loss": loss, **figures}.items():
+        for name, value in {"loss": loss, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
     norms = {f"{name}/grad_norm": _clip(learner) for name, learner in learners.items()}
     if not math.isfinite(sums["loss"] + sum(norms.values())):
@@ -134,8 +134,8 @@ def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> 
         yield from (part.tolist() for part in shuffled.chunk(parts))
 
 
-def mean_figures(steps: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, float]:
-    """Average the figures over the steps that were taken, under their public names; nothing where none were."""
+def mean_metrics(steps: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, float]:
+    """Average the metrics over the steps that were taken, under their public names; nothing where none were."""
     return {names[key]: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else ())}
 
 

@@ -37,7 +37,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.training.encoding import NOT_LEARNT, Pair, Tokens, padding_share
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair, padding_share
 from alignkit.training.models import arithmetic, device, padded, restore_configs, without_deprecations
 from alignkit.training.packing import find_head
 from alignkit.training.saving import without_patches
@@ -46,7 +46,7 @@ from alignkit.training.step import CommitTimer
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 LOGGED_STEPS = 300
-"""About so many lines of figures a stage, so that curves are smooth and logging costs nothing."""
+"""About so many lines of metrics a stage, so that curves are smooth and logging costs nothing."""
 
 ACTIVATION_BYTES = 80
 """What training keeps of one token, per layer and unit of hidden width: a rule of thumb for decoders in fp32."""
@@ -107,7 +107,7 @@ class Training(Protocol):
 
 
 def train_language_model(
-    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], stage: Stage, training: Training
+    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[LabelledTokens], stage: Stage, training: Training
 ) -> None:
     """Train on the labelled tokens, by the mean over all of a step's tokens."""
     lengths = [len(row.ids) for row in rows]
@@ -160,7 +160,7 @@ def _mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -
 def train_scores(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TokenPair],
     stage: Stage,
     training: Training,
     centre: float = 0.0,
@@ -295,7 +295,7 @@ def tokens_in_a_pass(layers: int, width: int) -> int:
 
 
 def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
-    """Train as a stage does: tell figures, keep checkpoints, go on from the newest, leave where the stage must stop.
+    """Train as a stage does: tell metrics, keep checkpoints, go on from the newest, leave where the stage must stop.
 
     `make` makes the trainer, with `trainer_options`; it is called here so that what the libraries say to each other of
     names that will go is not shown to users. Afterwards the model is as it was given, with trained weights. Raises
@@ -305,7 +305,7 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
         trainer = make()
     _count_experts(trainer)
     trainer.remove_callback(PrinterCallback)
-    watch = _Watch(stage, Path(str(trainer.args.output_dir)))
+    watch = StageCallback(stage, Path(str(trainer.args.output_dir)))
     trainer.add_callback(watch)
     latest = stage.latest()
     with without_deprecations():
@@ -338,7 +338,7 @@ def _count_experts(trainer: Any) -> None:
 
 
 @dataclass
-class _Watch(TrainerCallback):
+class StageCallback(TrainerCallback):
     """What a stage does at the moments that a trainer offers."""
 
     stage: Stage
@@ -378,15 +378,15 @@ class _Watch(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        figures = {ours: float((logs or {})[theirs]) for theirs, ours in NAMES.items() if theirs in (logs or {})}
-        if "loss" not in figures:
+        metrics = {ours: float((logs or {})[theirs]) for theirs, ours in NAMES.items() if theirs in (logs or {})}
+        if "loss" not in metrics:
             return  # the trainer's summary at the end
-        if not math.isfinite(figures["loss"]):
+        if not math.isfinite(metrics["loss"]):
             raise _not_finite(state.global_step, "the loss")
         tokens, now = max(float((logs or {}).get(name, 0.0)) for name in TOKENS), time.monotonic()
-        figures["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
+        metrics["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
         self.tokens, self.began = tokens, now
-        self.stage.log(state.global_step, state.max_steps, figures)
+        self.stage.log(state.global_step, state.max_steps, metrics)
 
 
 def _not_finite(step: int, what: str) -> NotFiniteError:

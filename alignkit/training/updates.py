@@ -1,7 +1,7 @@
 """The loop of methods that learn from a policy's own answers: sample, score, learn, and again.
 
 A method brings `learn`, which takes the optimiser steps of one update. What is equal in all of them is here: opening
-what a stage names, the loop, the figures of answers, checkpoints, and what is measured before and after.
+what a stage names, the loop, the metrics of answers, checkpoints, and what is measured before and after.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Prompts, Reward
-from alignkit.contract.sampling_settings import OnlineSettings
+from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError, StageError
 from alignkit.training import encoding, held_out, layouts, losses
@@ -38,11 +38,11 @@ from alignkit.training.step import (
     save_learners,
     set_learning_rate,
 )
-from alignkit.training.warning_signs import Limits, Watch
+from alignkit.training.warning_signs import AnswerBounds, WarningSigns
 
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
-POLICY_FIGURES = {
+POLICY_METRICS = {
     "loss": "loss/policy_avg",
     "approxkl": "policy/approxkl_avg",
     "clipfrac": "policy/clipfrac_avg",
@@ -50,8 +50,8 @@ POLICY_FIGURES = {
     "grad_norm": "policy/grad_norm",
 }
 
-SettingsT = TypeVar("SettingsT", bound=OnlineSettings)
-SettingsC = TypeVar("SettingsC", bound=OnlineSettings, contravariant=True)
+SettingsT = TypeVar("SettingsT", bound=SamplingSettings)
+SettingsC = TypeVar("SettingsC", bound=SamplingSettings, contravariant=True)
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -64,7 +64,7 @@ class State:
     kl_coef: float
     done: int = 0
     """Updates that were taken."""
-    watch: Watch = field(default_factory=Watch)
+    watch: WarningSigns = field(default_factory=WarningSigns)
 
     @property
     def actor(self) -> Learner:
@@ -72,7 +72,7 @@ class State:
 
 
 class Learn(Protocol[SettingsC]):
-    """Takes the optimiser steps of one update, and gives its figures."""
+    """Takes the optimiser steps of one update, and gives its metrics."""
 
     def __call__(
         self, models: Models, state: State, rollout: Rollout, scored: Scored, settings: SettingsC, chance: Generator
@@ -80,7 +80,7 @@ class Learn(Protocol[SettingsC]):
 
 
 class Train(Protocol[SettingsC]):
-    """Takes the updates that are left, and logs the figures of each."""
+    """Takes the updates that are left, and logs the metrics of each."""
 
     def __call__(
         self,
@@ -101,7 +101,7 @@ def only_one_process(stage: Stage, method: str) -> None:
 
 
 def start(
-    models: Models, settings: OnlineSettings, others: Mapping[str, tuple[nn.Module, float]] | None = None
+    models: Models, settings: SamplingSettings, others: Mapping[str, tuple[nn.Module, float]] | None = None
 ) -> State:
     """Prepare to train the policy and the others, each with its learning rate."""
     trained = {"policy": (models.policy, settings.learning_rate), **(others or {})}
@@ -126,7 +126,7 @@ def train_and_measure(
     new = longest_answer(settings)
     generation = settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
-    limits = Limits(settings.batch, new, generation.penalty, replaced, taught)
+    limits = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
     opened = [
         Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
         for reward in rewards
@@ -143,9 +143,9 @@ def train_and_measure(
     def measure() -> Measured | None:
         return held_out.measured(models, aside, partial(score, aside), new, stage.seed)
 
-    def log(done: int, figures: Mapping[str, float]) -> None:
-        stage.log(done, settings.updates, figures)
-        for sign in state.watch.see(figures, limits):
+    def log(done: int, metrics: Mapping[str, float]) -> None:
+        stage.log(done, settings.updates, metrics)
+        for sign in state.watch.see(metrics, limits):
             stage.warn(f"update {done}: {sign.problem}", sign.remedy)
         if 0 < settings.patience <= state.watch.flat:
             raise without_signal(state.watch, limits)
@@ -168,12 +168,12 @@ def settled(settings: SettingsT, models: Models) -> SettingsT:
     return settings.model_copy(update={"generation": generation})
 
 
-def longest_answer(settings: OnlineSettings) -> int:
+def longest_answer(settings: SamplingSettings) -> int:
     """Give the tokens after which answers are cut."""
     return settings.generation.max_new_tokens or UNSET_ANSWER
 
 
-def without_signal(watch: Watch, limits: Limits) -> StageError:
+def without_signal(watch: WarningSigns, limits: AnswerBounds) -> StageError:
     sign = watch.without_signal(limits)
     return StageError(sign.problem, remedy=sign.remedy)
 
@@ -189,7 +189,7 @@ def load(state: State, folder: Path) -> Measured | None:
     """Go on where a checkpoint was written, and give what was measured at the start."""
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
-    state.watch = Watch(**facts["watch"])
+    state.watch = WarningSigns(**facts["watch"])
     return before and held_out.from_plain(before)
 
 
@@ -203,7 +203,7 @@ def take_updates(
     seed: int,
     log: Log,
 ) -> None:
-    """Take the updates that are left, which change what learns in place, and log the figures of each."""
+    """Take the updates that are left, which change what learns in place, and log the metrics of each."""
     asked = settings.batch // settings.answers
     for done in range(state.done, settings.updates):
         started = perf_counter()
@@ -217,20 +217,20 @@ def take_updates(
         answered = perf_counter()
         scored = score(rollout)
         judged = perf_counter()
-        figures = learn(models, state, rollout, scored, settings, chance)
+        metrics = learn(models, state, rollout, scored, settings, chance)
         learnt = perf_counter()
 
         state.done += 1
-        if settings.kl.target and "objective/kl" in figures:
-            kl, target, horizon = figures["objective/kl"], settings.kl.target, settings.kl.horizon
+        if settings.kl.target and "objective/kl" in metrics:
+            kl, target, horizon = metrics["objective/kl"], settings.kl.target, settings.kl.horizon
             state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
-        figures |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
-        figures["steps"] = state.actor.steps
+        metrics |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
+        metrics["steps"] = state.actor.steps
         tokens = sum(map(len, rollout.answers))
         phases = {"/sample": answered - started, "/score": judged - answered, "/learn": learnt - judged}
-        figures |= {f"tokens_per_second{name}": tokens / max(seconds, 1e-9) for name, seconds in phases.items()}
-        figures["tokens_per_second"] = tokens / (learnt - started)
-        log(state.done, figures)
+        metrics |= {f"tokens_per_second{name}": tokens / max(seconds, 1e-9) for name, seconds in phases.items()}
+        metrics["tokens_per_second"] = tokens / (learnt - started)
+        log(state.done, metrics)
 
 
 class Known(NamedTuple):
@@ -251,9 +251,9 @@ class Known(NamedTuple):
 
 
 def look(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: OnlineSettings
+    models: Models, state: State, rollout: Rollout, scored: Scored, settings: SamplingSettings
 ) -> tuple[Known, dict[str, float]]:
-    """Let all models read the answers, and shape scores; second come the answers' figures.
+    """Let all models read the answers, and shape scores; second come the answers' metrics.
 
     Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
     start.
@@ -267,7 +267,7 @@ def look(
     if settings.reward.clip:
         scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
     scores = losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
-    figures = {
+    metrics = {
         "objective/scores": scores.mean(),
         "objective/scores_std": scores.std(unbiased=False),
         "objective/entropy": -logprobs.sum(dim=1).mean(),
@@ -277,8 +277,8 @@ def look(
         "val/length_corr": _correlation(scores, mask.sum(dim=1)),
     } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
     if reference is not None:
-        figures |= _distances(logprobs, reference, scores, state.kl_coef)
-    told = {name: float(value) for name, value in figures.items()} | {"kl_coef": state.kl_coef}
+        metrics |= _distances(logprobs, reference, scores, state.kl_coef)
+    told = {name: float(value) for name, value in metrics.items()} | {"kl_coef": state.kl_coef}
     if reference is not None and not state.done:
         layouts.check_start(models, told["objective/kl_k2"], told["length"])
     return Known(reading, mask, scores), told

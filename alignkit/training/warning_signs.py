@@ -42,7 +42,7 @@ class Sign(NamedTuple):
     remedy: str
 
 
-class Limits(NamedTuple):
+class AnswerBounds(NamedTuple):
     """What answers that do not end are told with."""
 
     answers: int
@@ -74,8 +74,8 @@ class Limits(NamedTuple):
 
 
 @dataclass
-class Watch:
-    """Remembers figures of the first and the last updates, and what it has told."""
+class WarningSigns:
+    """Remembers metrics of the first and the last updates, and what it has told."""
 
     first: list[dict[str, float]] = field(default_factory=list)
     last: list[dict[str, float]] = field(default_factory=list)
@@ -84,9 +84,9 @@ class Watch:
     flat: int = 0
     """Updates from the start in which all answers scored the same."""
 
-    def see(self, figures: Mapping[str, float], limits: Limits) -> list[Sign]:
-        """Take in the figures of one update, and give the signs that are new."""
-        seen = {name: figures[name] for name in WATCHED if name in figures}
+    def see(self, metrics: Mapping[str, float], limits: AnswerBounds) -> list[Sign]:
+        """Take in the metrics of one update, and give the signs that are new."""
+        seen = {name: metrics[name] for name in WATCHED if name in metrics}
         if self.flat == self.updates and seen["objective/scores_std"] < FLAT:
             self.flat += 1
         self.updates += 1
@@ -99,7 +99,7 @@ class Watch:
         self.told += [sign.name for sign in new]
         return new
 
-    def without_signal(self, limits: Limits) -> Sign:
+    def without_signal(self, limits: AnswerBounds) -> Sign:
         """Say why nothing was learnt: all answers of all updates have scored the same."""
         last = _means(self.last)
         updates = "the update" if self.updates == 1 else f"each of {self.updates} updates"
@@ -109,7 +109,7 @@ class Watch:
         return Sign("flat", problem, "use a reward that tells answers apart, or set patience = 0 to go on all the same")
 
 
-def of_answers(now: Mapping[str, float], limits: Limits) -> Iterator[Sign]:
+def of_answers(now: Mapping[str, float], limits: AnswerBounds) -> Iterator[Sign]:
     """Give what goes wrong with answers from the first update on."""
     cut = 1 - now["eos_rate"]
     if cut > CUT and (limits.replaced or limits.penalty):  # else it is meant so
@@ -117,7 +117,7 @@ def of_answers(now: Mapping[str, float], limits: Limits) -> Iterator[Sign]:
 
 
 def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> Iterator[Sign]:
-    """Give what goes wrong, by mean figures of the first and the last updates."""
+    """Give what goes wrong, by mean metrics of the first and the last updates."""
     if now.get("objective/kl", 0.0) > FAR:
         problem = f"answers are {now['objective/kl']:.0f} nats from the start's, more than any reward is right about"
         yield Sign("kl", problem, "raise kl.coef, set kl.target = 6, or lower learning_rate")
@@ -144,4 +144,4 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
 
 
 def _means(updates: list[dict[str, float]]) -> dict[str, float]:
-    return {name: fmean(figures[name] for figures in updates) for name in updates[0]}
+    return {name: fmean(metrics[name] for metrics in updates) for name in updates[0]}

@@ -41,7 +41,7 @@ def count(settings: CountSettings, stage: Stage) -> Text:
     if settings.fail == "afterwards":
         stage.save_rows(Text, [{"text": "a row"}])
         raise ValueError("what is shown cannot be")
-    stage.figure("steps", 0, settings.steps)
+    stage.result("steps", 0, settings.steps)
     stage.sample({"prompt": "how far?", "answer": str(settings.steps)})
     if settings.fail == "nothing":
         return None  # type: ignore[return-value]

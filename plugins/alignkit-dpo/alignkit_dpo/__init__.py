@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat
 
-from alignkit import Method, OfflineSettings, Policy, Preferences, Stage, StageError, hookimpl, method
+from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError, hookimpl, method
 from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from alignkit import Pair
+    from alignkit.kit import Pair
 
 SAME = 1e-3
 """Nats by which an answer's log-probability may differ between two passes in fp32; more is another model."""
 
 
-class DPOSettings(OfflineSettings):
+class DPOSettings(RowSettings):
     """Settings of `dpo`."""
 
     learning_rate: PositiveFloat = 1e-6
@@ -51,10 +51,10 @@ class DPOSettings(OfflineSettings):
     """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
 
 
-@method("dpo", loop="pairs", figures=("accuracy", "margin"))
+@method("dpo", loop="pairs", results=("accuracy", "margin"))
 def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
-    from alignkit import load_policy, pair_logprobs, read_pairs, train_pairs
+    from alignkit.kit import load_policy, pair_logprobs, read_pairs, train_pairs
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
@@ -120,29 +120,29 @@ def of_start(
     if kept.is_file():
         found: list[list[float]] = json.loads(kept.read_text("utf-8"))
         return found
-    computed = answer_sums(model, pairs, settings)
+    computed = sequence_logprobs(model, pairs, settings)
     written = kept.with_suffix(f".{os.getpid()}")
     written.write_text(json.dumps(computed), "utf-8")
     written.replace(kept)
     return computed
 
 
-def answer_sums(model: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[list[float]]:
+def sequence_logprobs(model: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[list[float]]:
     """Compute the log-probabilities of each pair's chosen and rejected answer, without gradient."""
-    from alignkit import over_pairs, pair_logprobs
+    from alignkit.kit import map_pairs, pair_logprobs
 
     def sums(part: Sequence[Pair]) -> Tensor:
         import torch
 
         return torch.stack([table.sum(dim=1) for table in pair_logprobs(model, part)], dim=1)
 
-    computed: list[list[float]] = over_pairs(model, pairs, sums, settings).tolist()
+    computed: list[list[float]] = map_pairs(model, pairs, sums, settings).tolist()
     return computed
 
 
 def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[float]], settings: DPOSettings) -> None:
     """Refuse a start that is not the policy: before the first step no answer has gained or lost anything."""
-    now = answer_sums(model, pairs, settings)
+    now = sequence_logprobs(model, pairs, settings)
     worst = max(abs(a - b) for row, was in zip(now, start, strict=False) for a, b in zip(row, was, strict=True))
     if worst > SAME * math.sqrt(max(pair.tokens for pair in pairs)) * (1 if settings.precision == "fp32" else 100):
         raise StageError(
@@ -161,7 +161,7 @@ def tell(
     stage: Stage,
 ) -> None:
     """Tell how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
-    from alignkit import floor_of_pairs, over_pairs, pair_logprobs
+    from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs
 
     if not held_out:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
@@ -172,13 +172,13 @@ def tell(
         _, figures = losses(*pair_logprobs(model, part), part, [known[id(pair)] for pair in part], settings)
         return figures["rewards/margins"]
 
-    found = over_pairs(model, held_out, margins, settings).tolist()
+    found = map_pairs(model, held_out, margins, settings).tolist()
     accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
-    floor, judge = floor_of_pairs(longer, [pair.row for pair in train], [pair.row for pair in held_out])
-    stage.figure("accuracy", 0.5, accuracy, floor, len(found))
-    stage.figure("margin", 0.0, fmean(found), rows=len(found))
+    floor, judge = pair_accuracy_floor(longer, [pair.row for pair in train], [pair.row for pair in held_out])
+    stage.result("accuracy", 0.5, accuracy, floor, len(found))
+    stage.result("margin", 0.0, fmean(found), rows=len(found))
     if accuracy <= floor:
         problem = (
             f"the accuracy of {accuracy:.3f} on held-out pairs is none better than judging by {judge} ({floor:.3f})"

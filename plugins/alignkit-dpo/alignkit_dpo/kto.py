@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from alignkit import OfflineSettings, Policy, Preferences, Ratings, RecipeError, Stage, method
+from alignkit import Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit import Judged
+    from alignkit.kit import JudgedAnswer
 
 
-class KTOSettings(OfflineSettings):
+class KTOSettings(RowSettings):
     """Settings of `kto`."""
 
     learning_rate: PositiveFloat = 1e-6
@@ -48,13 +48,13 @@ class KTOSettings(OfflineSettings):
     """Rows between which answers are swapped to estimate the KL divergence; they go through the model at once."""
 
 
-@method("kto", loop="answers", figures=("auc",))
+@method("kto", loop="answers", results=("auc",))
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    from alignkit import answer_sums, load_policy, read_answers, run_trainer, trainer_options
+    from alignkit.kit import load_policy, read_answers, run_trainer, sequence_logprobs, trainer_options
 
     shared = stage.world * settings.kl_rows
     if settings.batch % shared:
@@ -64,7 +64,7 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
     start = load_policy(policy, precision=settings.precision)[0] if settings.lora else None
     train, held_out = read_answers(answers, model, tokenizer, settings, stage)
     good_from = threshold(train, settings)
-    before = answer_sums(model, held_out, settings)
+    before = sequence_logprobs(model, held_out, settings)
     rows = [train[place] for place in order_of_rows(len(train), settings, stage.seed)]
     reader, columns = texts_for_trainer(rows, tokenizer)
     labels = [is_good(row, good_from) for row in rows]
@@ -90,12 +90,12 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
 
     run_trainer(make, stage)
     made = stage.save_policy(model, tokenizer)
-    tell(held_out, (answer_sums(model, held_out, settings) - before).tolist(), good_from, stage)
+    tell(held_out, (sequence_logprobs(model, held_out, settings) - before).tolist(), good_from, stage)
     return made
 
 
 def texts_for_trainer(
-    rows: Sequence[Judged], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[JudgedAnswer], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedTokenizerBase, dict[str, list[Any]]]:
     """Give the trainer's tokenizer and its columns: strings as they stand, chats as our own text.
 
@@ -118,7 +118,7 @@ def texts_for_trainer(
     }
 
 
-def threshold(answers: Sequence[Judged], settings: KTOSettings) -> float:
+def threshold(answers: Sequence[JudgedAnswer], settings: KTOSettings) -> float:
     """Give the rating that a good answer exceeds or reaches; of rows with a label that is true."""
     if "label" in answers[0].row:
         return 1.0
@@ -127,7 +127,7 @@ def threshold(answers: Sequence[Judged], settings: KTOSettings) -> float:
     return math.nextafter(median(one.row["rating"] for one in answers), math.inf)
 
 
-def is_good(answer: Judged, good_from: float) -> bool:
+def is_good(answer: JudgedAnswer, good_from: float) -> bool:
     return float(answer.row["label"] if "label" in answer.row else answer.row["rating"]) >= good_from
 
 
@@ -148,14 +148,14 @@ def order_of_rows(rows: int, settings: KTOSettings, seed: int) -> list[int]:
     return order + (order * settings.kl_rows)[:lacking]
 
 
-def tell(answers: Sequence[Judged], gains: Sequence[float], good_from: float, stage: Stage) -> None:
+def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: float, stage: Stage) -> None:
     """Tell how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
     labels = [is_good(answer, good_from) for answer in answers]
     if len(set(labels)) < 2:
         stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
         return
     after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
-    stage.figure("auc", 0.5, after, floor, len(answers))
+    stage.result("auc", 0.5, after, floor, len(answers))
     if after <= floor:
         problem = (
             f"good held-out answers are told from bad ones (AUC {after:.3f}) none better than by length ({floor:.3f})"

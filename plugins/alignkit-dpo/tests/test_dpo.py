@@ -7,7 +7,8 @@ import torch
 from alignkit_dpo import DPOSettings, dpo, losses
 from pydantic import ValidationError
 
-from alignkit import Preferences, StageError, read_pairs
+from alignkit import Preferences, StageError
+from alignkit.kit import read_pairs
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
 
 SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"}
@@ -20,7 +21,7 @@ TestDPO = conformance(
 
 
 def pairs_of(policy, stage, rows, **settings):
-    from alignkit import load_policy
+    from alignkit.kit import load_policy
 
     model, tokenizer = load_policy(policy)
     return model, read_pairs(rows, model, tokenizer, DPOSettings(**settings), stage)
@@ -137,7 +138,7 @@ def test_it_learns_which_answers_are_good(tmp_path) -> None:
 
     run_method(dpo, SETTINGS | {"epochs": 4, "learning_rate": 3e-3}, stage, **inputs)
 
-    before, after, _ = stage.figures["accuracy"]
+    before, after, _ = stage.results["accuracy"]
     assert (before, after) == (0.5, 1.0)
     assert {"prompt", "chosen", "rejected", "margin"} == set(stage.samples[0])
 

@@ -6,7 +6,8 @@ import pytest
 from alignkit_dpo.kto import KTOSettings, area, balance, kto, order_of_rows, threshold
 from transformers import AutoTokenizer
 
-from alignkit import Judged, Preferences, Ratings, RecipeError, load_policy, read_answers
+from alignkit import Preferences, Ratings, RecipeError
+from alignkit.kit import JudgedAnswer, load_policy, read_answers
 from alignkit.testing import RecordingStage, conformance, run_method, same_weights
 
 SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "kl_rows": 8, "precision": "fp32"}
@@ -42,7 +43,7 @@ def test_good_held_out_answers_gain_more_than_bad_ones(tiny_policy, stage, recor
         kto, SETTINGS | {"epochs": 4}, stage, policy=tiny_policy, answers=records(Ratings, rows(48), rows(12))
     )
 
-    before, after, floor = stage.figures["auc"]
+    before, after, floor = stage.results["auc"]
     assert (before, floor) == (0.5, 0.0)
     assert after > 0.9
     assert made.path.is_dir()
@@ -69,7 +70,7 @@ def test_pairs_are_taken_side_by_side(tiny_policy, stage, records) -> None:
 
     run_method(kto, SETTINGS | {"epochs": 3}, stage, policy=tiny_policy, answers=records(Preferences, pairs, pairs[:4]))
 
-    assert stage.figures["auc"][1] == 1.0
+    assert stage.results["auc"][1] == 1.0
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # what our libraries say to each other
@@ -80,7 +81,7 @@ def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(tiny_policy, 
         data = make().train_dataset
         seen.extend(zip(data["prompt_ids"], data["completion_ids"], strict=True))
 
-    monkeypatch.setattr("alignkit.run_trainer", watched, raising=False)
+    monkeypatch.setattr("alignkit.kit.run_trainer", watched, raising=False)
     chats = [
         {
             "prompt": [{"role": "user", "content": f"how {n}"}],
@@ -115,7 +116,7 @@ def with_template(policy, folder, template):
 
 
 def judged(**row):
-    return Judged([1], [2, 3], row)
+    return JudgedAnswer([1], [2, 3], row)
 
 
 def test_ratings_part_at_their_median() -> None:

@@ -26,8 +26,8 @@ from alignkit import (
     method,
 )
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, length_of, room_of
-from alignkit_rlaif.telling import FIGURES
+from alignkit_rlaif.labels import AnswerPair, JudgingSettings, drawn, fitting, label, length_of, room_of
+from alignkit_rlaif.telling import RESULTS
 from alignkit_rlaif.wording import criticising, revising
 
 
@@ -38,7 +38,7 @@ class CritiqueSettings(JudgingSettings):
     """Who writes critique and revision: the policy itself, as in the paper, or the judge, where it can write."""
 
 
-@method("critique", figures=FIGURES)
+@method("critique", results=RESULTS)
 def critique(
     settings: CritiqueSettings,
     stage: Stage,
@@ -49,7 +49,7 @@ def critique(
     constitution: Text | None = None,
 ) -> Preferences:
     """Criticise a policy's answers and write them anew; pairs where a judge prefers the new one are kept."""
-    from alignkit import load_policy, open_judge, sample_answers
+    from alignkit.kit import load_policy, open_judge, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
@@ -84,7 +84,7 @@ def critique(
             texts[i] = (one.text, one.finished)
         return texts
 
-    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
+    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[AnswerPair]]:
         random = Random(seed)  # noqa: S311  # draws principles, guards no secret
         first = sampled(rows, 3 * seed)
         by = [drawn(principles, settings.principles, random) for _ in first]
@@ -92,7 +92,7 @@ def critique(
         turns = [revising(one, " ".join(p), text) for one, p, (text, _) in zip(first, by, critiques, strict=True)]
         revisions = written(turns, 3 * seed + 2)
         return [
-            [Pair(Answer(one.prompt, _like(text, one.text), finished, one.row), one, principles)]
+            [AnswerPair(Answer(one.prompt, _like(text, one.text), finished, one.row), one, principles)]
             for one, (text, finished), principles in zip(first, revisions, by, strict=True)
         ]
 
@@ -111,7 +111,7 @@ class ReviseSettings(Settings):
     """Leave out pairs whose `p_chosen` is lower."""
 
 
-@method("revise", figures=("demonstrations",))
+@method("revise", results=("demonstrations",))
 def revise(settings: ReviseSettings, stage: Stage, *, pairs: Preferences) -> Demonstrations:
     """Make demonstrations of the chosen answers, each once."""
     seen = set[str]()
@@ -122,7 +122,7 @@ def revise(settings: ReviseSettings, stage: Stage, *, pairs: Preferences) -> Dem
         if row.get("p_chosen", 1.0) >= settings.certain and content not in seen:
             seen.add(content)
             rows.append({"prompt": row["prompt"], "completion": row["chosen"], "held_out": held_out})
-    stage.figure("demonstrations", float(len(given)), float(len(rows)))
+    stage.result("demonstrations", float(len(given)), float(len(rows)))
     if not rows:
         raise StageError(f"no pair of {len(given)} is certain enough", remedy="lower revise.certain")
     return stage.save_rows(Demonstrations, rows)

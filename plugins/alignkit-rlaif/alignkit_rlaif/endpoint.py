@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from alignkit import Answer, Judge, JudgeError, OpenJudge, Question, RecipeError, Settings, Verdict, judge_scheme
+from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Settings, Verdict, judge_scheme
 from alignkit_rlaif import wording
 from alignkit_rlaif.http import FaultError, RefusedError, make_opener, post
-from alignkit_rlaif.journal import Journal
+from alignkit_rlaif.replies import Replies
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, unless the endpoint asks for more."""
@@ -83,7 +83,7 @@ class EndpointSettings(Settings):
 
 
 @judge_scheme("openai", free=("key_env", "limits"))
-def openai(judge: Judge, settings: EndpointSettings, cache: Path | None) -> OpenJudge:
+def openai(judge: Judge, settings: EndpointSettings, cache: Path | None) -> JudgeClient:
     """Ask an endpoint that speaks as OpenAI's chat completions do."""
     client = Client(judge, settings, cache)
 
@@ -100,7 +100,7 @@ def openai(judge: Judge, settings: EndpointSettings, cache: Path | None) -> Open
     def write(chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
         return [reply["text"] for reply in client.ask([client.long(chat) for chat in chats])]
 
-    return OpenJudge(compare, rate, write, client.figures)
+    return JudgeClient(compare, rate, write, client.results)
 
 
 def _mean(grades: Sequence[float | None]) -> float | None:
@@ -116,7 +116,7 @@ class Client:
         self._headers, self._secret = self._credentials()
         self._url = f"{settings.url}/chat/completions"
         place = hashlib.sha256(f"{self._url} {self.model}".encode()).hexdigest()[:16]
-        self._journal = Journal(cache / f"judge-{place}.jsonl" if cache else None)
+        self._journal = Replies(cache / f"judge-{place}.jsonl" if cache else None)
         self._opener = make_opener(self._url)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._costs = {"requests": 0.0, "tokens": 0.0, "retries": 0.0, "remembered": 0.0}
@@ -151,7 +151,7 @@ class Client:
             "temperature": self.settings.temperature,
         }
 
-    def figures(self) -> dict[str, float]:
+    def results(self) -> dict[str, float]:
         """Tell what it has cost: requests, tokens, attempts that were repeated, replies that were remembered."""
         return dict(self._costs)
 

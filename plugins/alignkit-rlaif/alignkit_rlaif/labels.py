@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from alignkit import (
     Answer,
     DataError,
-    OpenJudge,
+    JudgeClient,
     Precision,
     Preferences,
     Prompts,
@@ -62,7 +62,7 @@ class JudgingSettings(Settings):
     """Pairs that are shown."""
 
 
-class Pair(NamedTuple):
+class AnswerPair(NamedTuple):
     """Two answers to one prompt, of which the better one is wanted."""
 
     one: Answer
@@ -90,7 +90,7 @@ class Prompted(NamedTuple):
     held_out: bool
 
 
-Pairs = Callable[[Sequence[Mapping[str, Any]], int], list[list[Pair]]]
+Pairs = Callable[[Sequence[Mapping[str, Any]], int], list[list[AnswerPair]]]
 """Makes the pairs of some prompts' rows, each prompt's in a list, from a seed."""
 Keep = Callable[[float], bool]
 """Says whether a pair is kept whose one answer is better than the other with this chance."""
@@ -102,7 +102,7 @@ def fitting(prompts: Prompts, room: int, tokenizer: PreTrainedTokenizerBase, sta
     The others are counted and told, and so are those that the chat template refuses where their source leaves bad rows
     out. Raises DataError where none is left.
     """
-    from alignkit import fitting_prompts
+    from alignkit.kit import fitting_prompts
 
     sides = [fitting_prompts(rows, tokenizer, room) for rows in (prompts.train(), prompts.held_out())]
     kept = [Prompted(row, held_out) for held_out, side in zip((False, True), sides, strict=True) for row in side.rows]
@@ -127,7 +127,7 @@ def room_of(model: PreTrainedModel | PeftModel, settings: JudgingSettings) -> in
 
 def length_of(prompt: str | Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> int:
     """Count the tokens of what a policy is asked, a chat with the opening of its answer."""
-    from alignkit import prompt_ids
+    from alignkit.kit import prompt_ids
 
     return len(prompt_ids(tokenizer, prompt))
 
@@ -137,7 +137,7 @@ def drawn(principles: Sequence[str], count: int, random: Random) -> tuple[str, .
     return tuple(random.sample(list(principles), min(count, len(principles)))) or ("",)
 
 
-def opinions(judge: OpenJudge, pairs: Sequence[Pair], min_mass: float) -> list[Opinion | None]:
+def opinions(judge: JudgeClient, pairs: Sequence[AnswerPair], min_mass: float) -> list[Opinion | None]:
     """Ask of each pair in both orders, by each of its principles; None where no principle got two valid replies."""
     asked = [(pair, principle) for pair in pairs for principle in pair.principles]
     questions = [
@@ -169,7 +169,7 @@ def _mean(several: Sequence[Opinion]) -> Opinion | None:
     return Opinion(fmean(one), fmean(bias), all(consistent), fmean(mass))
 
 
-class State(NamedTuple):
+class LabelState(NamedTuple):
     """What a stage has made so far."""
 
     done: int
@@ -180,7 +180,7 @@ class State(NamedTuple):
 
 
 def label(
-    stage: Stage, prompts: Sequence[Prompted], make: Pairs, judge: OpenJudge, settings: JudgingSettings, keep: Keep
+    stage: Stage, prompts: Sequence[Prompted], make: Pairs, judge: JudgeClient, settings: JudgingSettings, keep: Keep
 ) -> Preferences:
     """Make pairs of all prompts, batch by batch, have them judged, and save those that are kept.
 
@@ -193,29 +193,29 @@ def label(
         tally, rows = Counter(state.tally), list(state.rows)
         for one, two, pair in _judged(batch, made, judge, settings, tally, keep):
             rows.append(_row(one, two, pair))
-        state = State(state.done + len(batch), rows, tally)
-        stage.log(state.done, len(prompts), {**so_far(tally), **judge.figures()})
+        state = LabelState(state.done + len(batch), rows, tally)
+        stage.log(state.done, len(prompts), {**so_far(tally), **judge.results()})
         if state.done < len(prompts):
             _keep(stage, state)
             if stage.stopping:
                 stage.leave()
-    for name, cost in judge.figures().items():
-        stage.figure(name, None, cost)
+    for name, cost in judge.results().items():
+        stage.result(name, None, cost)
     tell(stage, state.tally, state.rows, settings.samples)
     return stage.save_rows(Preferences, state.rows)
 
 
 def _judged(
     batch: Sequence[Prompted],
-    made: Sequence[Sequence[Pair]],
-    judge: OpenJudge,
+    made: Sequence[Sequence[AnswerPair]],
+    judge: JudgeClient,
     settings: JudgingSettings,
     tally: Counter[str],
     keep: Keep,
-) -> list[tuple[Prompted, Opinion, Pair]]:
+) -> list[tuple[Prompted, Opinion, AnswerPair]]:
     """Have pairs judged, count what becomes of them, and give those that are kept."""
     whole = [(prompt, pair) for prompt, pairs in zip(batch, made, strict=True) for pair in pairs if _fit(pair, tally)]
-    kept = list[tuple[Prompted, Opinion, Pair]]()
+    kept = list[tuple[Prompted, Opinion, AnswerPair]]()
     for (prompt, pair), opinion in zip(
         whole, opinions(judge, [pair for _, pair in whole], settings.min_mass), strict=True
     ):
@@ -230,7 +230,7 @@ def _judged(
     return kept
 
 
-def _fit(pair: Pair, tally: Counter[str]) -> bool:
+def _fit(pair: AnswerPair, tally: Counter[str]) -> bool:
     """Count a pair, and say whether there is anything to judge: neither answer was cut, and they are not the same."""
     fate = "cut" if not (pair.one.finished and pair.other.finished) else "equal" if _same(pair) else "judged"
     tally["pairs"] += 1
@@ -238,11 +238,11 @@ def _fit(pair: Pair, tally: Counter[str]) -> bool:
     return fate == "judged"
 
 
-def _same(pair: Pair) -> bool:
+def _same(pair: AnswerPair) -> bool:
     return pair.one.text.strip() == pair.other.text.strip()
 
 
-def _sums(pair: Pair, opinion: Opinion) -> Counter[str]:
+def _sums(pair: AnswerPair, opinion: Opinion) -> Counter[str]:
     longer = len(pair.one.text) - len(pair.other.text)
     sums: Any = {"bias": opinion.bias, "consistent": opinion.consistent, "mass": opinion.mass, "valid": 1}
     if opinion.one != 0.5 and longer:
@@ -250,7 +250,7 @@ def _sums(pair: Pair, opinion: Opinion) -> Counter[str]:
     return Counter(sums)
 
 
-def _row(prompt: Prompted, opinion: Opinion, pair: Pair) -> dict[str, Any]:
+def _row(prompt: Prompted, opinion: Opinion, pair: AnswerPair) -> dict[str, Any]:
     asked = prompt.row["prompt"]
     better, worse = (pair.one, pair.other) if opinion.one > 0.5 else (pair.other, pair.one)
     return {
@@ -269,15 +269,15 @@ def _as_asked(answer: Answer, asked: Any) -> Any:
     return answer.text if isinstance(asked, str) else [{"role": "assistant", "content": answer.text}]
 
 
-def _keep(stage: Stage, state: State) -> None:
+def _keep(stage: Stage, state: LabelState) -> None:
     def write(folder: Path) -> None:
         (folder / "state.json").write_text(json.dumps(state._asdict()), "utf-8")
 
     stage.commit(state.done, write)
 
 
-def _resumed(stage: Stage) -> State:
+def _resumed(stage: Stage) -> LabelState:
     if (folder := stage.latest()) is None:
-        return State(0, [], Counter())
+        return LabelState(0, [], Counter())
     kept = json.loads((folder / "state.json").read_text("utf-8"))
-    return State(kept["done"], kept["rows"], Counter(kept["tally"]))
+    return LabelState(kept["done"], kept["rows"], Counter(kept["tally"]))

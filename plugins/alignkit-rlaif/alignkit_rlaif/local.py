@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from alignkit import Answer, Judge, OpenJudge, Policy, Precision, Question, Settings, Verdict, judge_scheme
+from alignkit import Answer, Judge, JudgeClient, Policy, Precision, Question, Settings, Verdict, judge_scheme
 from alignkit_rlaif import wording
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ class PolicyJudgeSettings(Settings):
 
 
 @judge_scheme("policy", policy=True)
-def policy(judge: Judge, settings: PolicyJudgeSettings, cache: Path | None) -> OpenJudge:
+def policy(judge: Judge, settings: PolicyJudgeSettings, cache: Path | None) -> JudgeClient:
     """Ask a policy of this machine, without sampling: the probabilities of its options are the verdict."""
     opened = Policy(name=judge.name, fingerprint=judge.fingerprint, path=judge.path, load=settings.load)
     return open_policy(opened, settings)
 
 
-def open_policy(judging: Policy, settings: PolicyJudgeSettings) -> OpenJudge:
+def open_policy(judging: Policy, settings: PolicyJudgeSettings) -> JudgeClient:
     """Make a judge of a policy."""
-    from alignkit import load_policy, sample_answers
+    from alignkit.kit import load_policy, sample_answers
 
     model, tokenizer = load_policy(judging, precision=settings.precision, trainable=False)
 
@@ -59,7 +59,7 @@ def open_policy(judging: Policy, settings: PolicyJudgeSettings) -> OpenJudge:
         found = sample_answers(model, tokenizer, rows, max_new_tokens=settings.text_tokens)
         return [one.text for (one,) in found]
 
-    return OpenJudge(compare, rate, write)
+    return JudgeClient(compare, rate, write)
 
 
 def _verdict(shares: Sequence[float]) -> Verdict:
@@ -82,7 +82,7 @@ def option_shares(
     """
     import torch
 
-    from alignkit import answer_logprobs
+    from alignkit.kit import answer_logprobs
 
     encoded = [option_tokens(tokenizer, chat, options) for chat in chats]
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -104,7 +104,7 @@ def option_tokens(
     tokenizer: PreTrainedTokenizerBase, chat: wording.Chat, options: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
     """Encode a chat with each option behind it, parted where the options begin to differ."""
-    from alignkit import prompt_text
+    from alignkit.kit import prompt_text
 
     opened = prompt_text(tokenizer, chat)
     whole = [list(tokenizer(opened + option, add_special_tokens=False)["input_ids"]) for option in options]

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from alignkit import Answer, Judge, OpenJudge, Policy, Preferences, Prompts, Stage, Text, method
+from alignkit import Answer, Judge, JudgeClient, Policy, Preferences, Prompts, Stage, Text, method
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import JudgingSettings, Pair, drawn, fitting, label, room_of
+from alignkit_rlaif.labels import AnswerPair, JudgingSettings, drawn, fitting, label, room_of
 from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
-from alignkit_rlaif.telling import FIGURES
+from alignkit_rlaif.telling import RESULTS
 
 
 class RLAIFSettings(JudgingSettings):
@@ -32,7 +32,7 @@ class RLAIFSettings(JudgingSettings):
     """Which of them are compared: each answer once, or all with all, which is 6 pairs of 4 answers instead of 2."""
 
 
-@method("rlaif", figures=FIGURES)
+@method("rlaif", results=RESULTS)
 def rlaif(
     settings: RLAIFSettings,
     stage: Stage,
@@ -43,12 +43,12 @@ def rlaif(
     constitution: Text | None = None,
 ) -> Preferences:
     """Have a judge prefer among a policy's own answers, asked in both orders."""
-    from alignkit import open_judge
+    from alignkit.kit import open_judge
 
     return preferences(settings, stage, policy, prompts, lambda: open_judge(judge, cache=stage.cache), constitution)
 
 
-@method("self-rlaif", figures=FIGURES)
+@method("self-rlaif", results=RESULTS)
 def self_rlaif(
     settings: RLAIFSettings,
     stage: Stage,
@@ -60,7 +60,7 @@ def self_rlaif(
 ) -> Preferences:
     """Have a policy prefer among its own answers, or the critic, which is another policy of the recipe."""
 
-    def opened() -> OpenJudge:
+    def opened() -> JudgeClient:
         return open_policy(critic or policy, PolicyJudgeSettings(precision=settings.precision))
 
     return preferences(settings, stage, policy, prompts, opened, constitution)
@@ -71,11 +71,11 @@ def preferences(
     stage: Stage,
     policy: Policy,
     prompts: Prompts,
-    opened: Callable[[], OpenJudge],
+    opened: Callable[[], JudgeClient],
     constitution: Text | None,
 ) -> Preferences:
     """Sample answers, and have pairs of them judged."""
-    from alignkit import load_policy, sample_answers
+    from alignkit.kit import load_policy, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
@@ -83,7 +83,7 @@ def preferences(
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
     asked = fitting(prompts, room_of(model, settings), tokenizer, stage)
 
-    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[Pair]]:
+    def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[AnswerPair]]:
         answered = sample_answers(
             model,
             tokenizer,
@@ -96,7 +96,7 @@ def preferences(
         )
         random = Random(seed)  # noqa: S311  # draws principles, guards no secret
         return [
-            [Pair(*two, drawn(principles, settings.principles, random)) for two in paired(answers, settings)]
+            [AnswerPair(*two, drawn(principles, settings.principles, random)) for two in paired(answers, settings)]
             for answers in answered
         ]
 

@@ -9,7 +9,7 @@ from alignkit import Stage, StageError
 
 FATES = ("pairs", "kept", "ties", "invalid", "equal", "cut", "worse")
 """What can become of a pair, after how many there were."""
-FIGURES = (
+RESULTS = (
     *FATES,
     *("position_bias", "order_consistency", "option_mass", "longer_wins"),
     *("requests", "tokens", "retries", "remembered"),
@@ -26,10 +26,10 @@ LENGTHY = 0.8
 def so_far(tally: Counter[str]) -> dict[str, float]:
     """Give what is told while it runs: counts, and means over the pairs that the judge has an opinion of."""
     counts: dict[str, float] = {name: tally[name] for name in FATES if tally[name]}
-    return {**counts, **_figures(tally)}
+    return {**counts, **_results(tally)}
 
 
-def _figures(tally: Counter[str]) -> dict[str, float]:
+def _results(tally: Counter[str]) -> dict[str, float]:
     found = dict[str, float]()
     if valid := tally["valid"]:
         found["position_bias"] = tally["bias"] / valid
@@ -42,17 +42,17 @@ def _figures(tally: Counter[str]) -> dict[str, float]:
 
 def tell(stage: Stage, tally: Counter[str], rows: Sequence[Mapping[str, Any]], samples: int) -> None:
     """Tell what became of the pairs and how the judge does. Raises StageError where no pair is left."""
-    figures = _figures(tally)
+    results = _results(tally)
     for name in FATES:
         if name != "worse" or tally[name]:  # only revisions can be
-            stage.figure(name, None, float(tally[name]))
-    for name, value in figures.items():
-        stage.figure(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
+            stage.result(name, None, float(tally[name]))
+    for name, value in results.items():
+        stage.result(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
     fates = ", ".join(f"{tally[name]} {name}" for name in FATES[2:] if tally[name])
     if not rows:
         problem = f"no pair is left of {tally['pairs']}: {fates}" if tally["pairs"] else "there are no pairs to judge"
         raise StageError(problem, remedy=_remedy(tally))
-    for problem, remedy in _warnings(tally, figures):
+    for problem, remedy in _warnings(tally, results):
         stage.warn(problem, remedy)
     for row in rows[:samples]:
         stage.sample({key: row[key] if isinstance(row[key], str | float) else json.dumps(row[key]) for key in SHOWN})
@@ -71,9 +71,9 @@ def _remedy(tally: Counter[str]) -> str:
     return remedies[max(reasons, key=lambda name: tally[name])] if reasons else "give prompts, and two or more answers"
 
 
-def _warnings(tally: Counter[str], figures: Mapping[str, float]) -> list[tuple[str, str]]:
+def _warnings(tally: Counter[str], results: Mapping[str, float]) -> list[tuple[str, str]]:
     found = list[tuple[str, str]]()
-    bias = figures.get("position_bias", 0.0)
+    bias = results.get("position_bias", 0.0)
     if abs(bias) > BIASED:
         place = "first" if bias > 0 else "second"
         problem = f"the judge favours whichever answer stands {place} (position bias {bias:+.2f})"
@@ -81,8 +81,8 @@ def _warnings(tally: Counter[str], figures: Mapping[str, float]) -> list[tuple[s
     if tally["judged"] and tally["invalid"] / tally["judged"] > BIASED:
         problem = f"the judge had no valid reply to {tally['invalid']} of {tally['judged']} pairs"
         found.append((problem, "take a judge that follows its instructions, or raise reply_tokens"))
-    if figures.get("longer_wins", 0.5) > LENGTHY:
-        problem = f"the longer answer won {figures['longer_wins']:.0%} of the pairs"
+    if results.get("longer_wins", 0.5) > LENGTHY:
+        problem = f"the longer answer won {results['longer_wins']:.0%} of the pairs"
         found.append((problem, "see in the samples whether the judge likes length for its own sake"))
     if tally["cut"] > tally["pairs"] / 2:
         problem = f"{tally['cut']} of {tally['pairs']} pairs were left out, as an answer was cut"

@@ -53,7 +53,7 @@ def test_the_judges_revision_is_chosen_over_the_first_answer(tmp_path: Path, roo
     rows = [*made.train(), *made.held_out()]
     assert rows
     assert {row["chosen"].strip() for row in rows} == {"A much better reply."}
-    assert "worse" not in stage.figures
+    assert "worse" not in stage.results
     assert all("Be clear." in text for text in asked_of(server, 1))
     assert asked_of(server, 3)[0].startswith("Now write the reply anew")
 

@@ -15,14 +15,14 @@ from alignkit_rlaif.http import FaultError, is_local, retry_after
 from loopback import FAULTS, HANGS, Server, says, serving
 from pydantic import ValidationError
 
-from alignkit import Answer, Judge, JudgeError, OpenJudge, Question, RecipeError, Verdict
+from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Verdict
 
 QUICK = {"timeout": HANGS / 2, "pause": 0.001, "patience": 60.0}
 
 
 def opened(
     server: Server | str, cache: Path | None = None, limits: dict[str, Any] | None = None, **more: Any
-) -> OpenJudge:
+) -> JudgeClient:
     url = server if isinstance(server, str) else server.url
     settings = EndpointSettings.model_validate({"url": url, "limits": QUICK | (limits or {}), **more})
     return openai.open(Judge(name="critic", fingerprint="0", path=Path(), address="openai:m"), settings, cache)
@@ -84,7 +84,7 @@ def test_faults_change_nothing(tmp_path: Path) -> None:
     assert stormy == calm
     assert set(server.met) == set(FAULTS)
     assert len(server.asked) == len(questions)
-    assert judge.figures()["retries"] == sum(server.met.values())
+    assert judge.results()["retries"] == sum(server.met.values())
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
         again = judge.compare([question(), question("other")])
 
     assert (len(server.asked), again[0]) == (2, first[0])
-    assert judge.figures() == {"requests": 1, "tokens": 10, "retries": 0, "remembered": 1}
+    assert judge.results() == {"requests": 1, "tokens": 10, "retries": 0, "remembered": 1}
 
 
 def test_half_a_line_of_the_journal_is_asked_again(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from alignkit_rlaif import rlaif
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import JudgingSettings, Pair, Prompted, drawn, label, opinions
-from alignkit_rlaif.telling import FIGURES
+from alignkit_rlaif.labels import AnswerPair, JudgingSettings, Prompted, drawn, label, opinions
+from alignkit_rlaif.telling import RESULTS
 from loopback import says, serving
 
-from alignkit import Answer, DataError, Judge, OpenJudge, Preferences, Prompts, Question, StageError, Text, Verdict
+from alignkit import Answer, DataError, Judge, JudgeClient, Preferences, Prompts, Question, StageError, Text, Verdict
 from alignkit.testing import LeftError, RecordingStage, run_method, write_records
 
 
@@ -21,13 +21,13 @@ def answer(text: str, finished: bool = True) -> Answer:
     return Answer("Why?", text, finished)
 
 
-def pair(one: str = "one", other: str = "two", *principles: str) -> Pair:
-    return Pair(answer(one), answer(other), principles or ("",))
+def pair(one: str = "one", other: str = "two", *principles: str) -> AnswerPair:
+    return AnswerPair(answer(one), answer(other), principles or ("",))
 
 
-def says_of(verdict: Any) -> OpenJudge:
+def says_of(verdict: Any) -> JudgeClient:
     """Make a judge of a function from question to verdict."""
-    return OpenJudge(lambda questions: [verdict(question) for question in questions])
+    return JudgeClient(lambda questions: [verdict(question) for question in questions])
 
 
 def by_length(question: Question) -> Verdict:
@@ -81,11 +81,15 @@ def test_principles_are_averaged_and_invalid_ones_left_out() -> None:
 
 
 def labelled(
-    stage: RecordingStage, judge: OpenJudge, pairs: Sequence[Pair], held_out: Sequence[int] = (), **settings: Any
+    stage: RecordingStage,
+    judge: JudgeClient,
+    pairs: Sequence[AnswerPair],
+    held_out: Sequence[int] = (),
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     prompts = [Prompted({"prompt": f"{number}?"}, number in held_out) for number in range(len(pairs))]
 
-    def make(rows: Sequence[Any], seed: int) -> list[list[Pair]]:
+    def make(rows: Sequence[Any], seed: int) -> list[list[AnswerPair]]:
         return [[pairs[int(row["prompt"][:-1])]] for row in rows]
 
     given = JudgingSettings.model_validate({"batch": 2, **settings})
@@ -128,17 +132,17 @@ def test_what_is_dropped_is_counted(stage: RecordingStage) -> None:
     def verdict(question: Question) -> Verdict:
         return Verdict(None) if "odd" in question.first.text else by_length(question)
 
-    cut = Pair(answer("aaaaa", finished=False), answer("b"))
+    cut = AnswerPair(answer("aaaaa", finished=False), answer("b"))
     pairs = [pair("aaa", "a"), pair("ab", "ba"), pair("odd", "a"), pair("same", " same"), cut]
     rows = labelled(stage, says_of(verdict), pairs)
 
-    told = {name: after for name, (_, after, _) in stage.figures.items()}
+    told = {name: after for name, (_, after, _) in stage.results.items()}
     assert len(rows) == 1
     assert told == {
         "pairs": 5, "kept": 1, "ties": 1, "invalid": 1, "equal": 1, "cut": 1,
         "position_bias": 0.0, "order_consistency": 0.5, "option_mass": 1.0, "longer_wins": 1.0,
     }  # fmt: skip
-    assert set(told) <= set(FIGURES)
+    assert set(told) <= set(RESULTS)
 
 
 def test_of_a_judge_that_always_says_first_every_pair_is_a_tie_and_none_is_labelled(stage: RecordingStage) -> None:
@@ -148,7 +152,7 @@ def test_of_a_judge_that_always_says_first_every_pair_is_a_tie_and_none_is_label
     assert str(refusal.value) == (
         "no pair is left of 3: 3 ties; the judge does not tell them apart: take another judge, or a smaller tie"
     )
-    assert (stage.figures["position_bias"][1], stage.figures["kept"][1]) == (1.0, 0.0)
+    assert (stage.results["position_bias"][1], stage.results["kept"][1]) == (1.0, 0.0)
     assert not (stage.root / "artifact").exists()
 
 

@@ -11,11 +11,12 @@ from alignkit_rlaif import self_rlaif
 from alignkit_rlaif.local import PolicyJudgeSettings, option_shares, option_tokens, policy
 from alignkit_rlaif.wording import GRADES, LETTERS, comparing
 
-from alignkit import Answer, Judge, OpenJudge, Policy, Prompts, Question, Verdict, load_policy
+from alignkit import Answer, Judge, JudgeClient, Policy, Prompts, Question, Verdict
+from alignkit.kit import load_policy
 from alignkit.testing import RecordingStage, run_method, write_records, write_tiny_policy
 
 
-def opened(at: Policy, **settings: Any) -> OpenJudge:
+def opened(at: Policy, **settings: Any) -> JudgeClient:
     judge = Judge(name="critic", fingerprint="0", path=at.path, address="policy:tiny")
     return policy.open(judge, PolicyJudgeSettings(**settings), None)
 
@@ -107,5 +108,5 @@ def test_a_policy_judges_its_own_answers_or_another_does(tmp_path: Path, critic:
 
     run_method(self_rlaif, {"max_new_tokens": 600, "tie": 0.0, "min_mass": 0.0}, stage, **given)
 
-    assert (stage.figures["kept"][1] or 0) > 0
-    assert 0 < (stage.figures["option_mass"][1] or 0) < 1
+    assert (stage.results["kept"][1] or 0) > 0
+    assert 0 < (stage.results["option_mass"][1] or 0) < 1

@@ -12,7 +12,8 @@ from alignkit_rlaif import critique, rlaif, self_rlaif
 from loopback import says, serving
 
 import alignkit
-from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts, open_reward
+from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts
+from alignkit.kit import open_reward
 from alignkit.testing import RecordingStage, run_method, write_records
 
 
@@ -92,9 +93,9 @@ def test_what_was_asked_and_repeated_is_told(tmp_path: Path, tiny_policy: Policy
         given = {"policy": tiny_policy, "prompts": prompts, "judge": judge}
         run_method(rlaif, {"max_new_tokens": 240, "pairs": "all"}, stage, **given)
 
-    assert stage.figures["requests"][1] == len(server.asked)
-    assert stage.figures["tokens"][1] == 10 * len(server.asked)
-    assert all(rlaif.tells(figure, {}) for figure in stage.figures)
+    assert stage.results["requests"][1] == len(server.asked)
+    assert stage.results["tokens"][1] == 10 * len(server.asked)
+    assert all(rlaif.tells(figure, {}) for figure in stage.results)
 
 
 def test_it_imports_what_alignkit_exports_and_nothing_else() -> None:

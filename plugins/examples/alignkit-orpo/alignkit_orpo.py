@@ -2,20 +2,20 @@
 
 from pydantic import PositiveFloat
 
-from alignkit import Method, OfflineSettings, Policy, Preferences, Stage, hookimpl, method
+from alignkit import Method, Policy, Preferences, RowSettings, Stage, hookimpl, method
 
 
-class ORPOSettings(OfflineSettings):
+class ORPOSettings(RowSettings):
     learning_rate: PositiveFloat = 8e-6
     """Peak learning rate."""
     beta: PositiveFloat = 0.1
     """Weight of the odds ratio beside the likelihood of the chosen answer."""
 
 
-@method("orpo", figures=("accuracy",))
+@method("orpo", results=("accuracy",))
 def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Learn the chosen answers and push the rejected ones away, in one stage."""
-    from alignkit import load_policy, over_pairs, pair_logprobs, read_pairs, train_pairs
+    from alignkit.kit import load_policy, map_pairs, pair_logprobs, read_pairs, train_pairs
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
@@ -29,8 +29,8 @@ def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Prefere
 
     train_pairs(model, train, loss, settings, stage)
     if held_out:
-        right = over_pairs(model, held_out, lambda part: (loss(part)[1]["odds"] > 0).float(), settings)
-        stage.figure("accuracy", None, right.mean().item(), floor=0.5, rows=len(held_out))
+        right = map_pairs(model, held_out, lambda part: (loss(part)[1]["odds"] > 0).float(), settings)
+        stage.result("accuracy", None, right.mean().item(), floor=0.5, rows=len(held_out))
     return stage.save_policy(model, tokenizer)
 
 

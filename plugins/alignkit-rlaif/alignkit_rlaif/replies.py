@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 
-class Journal:
+class Replies:
     """Replies by key. What was added is on the disk when `add` returns; without a file it is in memory alone."""
 
     def __init__(self, path: Path | None) -> None:
