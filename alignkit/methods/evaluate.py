@@ -67,7 +67,9 @@ def evaluate(
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
     from alignkit.training.opening import open_reward
     from alignkit.training.scoring import Weighted
+    from alignkit.training.step import one_process
 
+    one_process(stage)
     deciding = chosen(settings, rewards)
     rows = asked(settings, stage, policies, prompts)
     results = [answer(settings, stage, policy, rows, compared=i > 0) for i, policy in enumerate(policies)]
@@ -166,7 +168,7 @@ def answer(
     prompts, _ = encoding.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
-        tokens, finished = sample_answers(
+        tokens, _, finished = sample_answers(
             model,
             ids,
             max_new_tokens=settings.max_new_tokens,

@@ -97,7 +97,7 @@ def show(
     fitting, _ = prompts(asked, tokenizer, limit - new)
     if not fitting:
         return
-    answers, ended = sample_answers(
+    answers, _, ended = sample_answers(
         model,
         [prompt.ids for prompt in fitting],
         max_new_tokens=new,
