@@ -82,7 +82,7 @@ def read_pairs(words: argparse.Namespace, model: Path) -> list[dict[str, str]]:
         with opened(words.pairs, "rt", encoding="utf-8") as lines:
             found = [json.loads(line) for line in lines]
     else:
-        found = reviews("preferences", "train")
+        found = list(reviews("preferences", "train"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     kept = [
         {name: " " + " ".join(as_text(row[name]).split()) for name in ("prompt", "chosen", "rejected")} for row in found

@@ -93,8 +93,8 @@ def make(vocabulary: int) -> Models:
         num_key_value_heads=2,
         max_position_embeddings=1024,
     )
-    policy: Any = LlamaForCausalLM(config).eval()
-    reference = deepcopy(policy).requires_grad_(False)
+    policy: Any = LlamaForCausalLM(config)
+    reference = deepcopy(policy.eval()).requires_grad_(False)
     if not all(map(packs, (policy, reference))):
         raise SystemExit("a Llama is not packed")
     return Models(policy, reference, ValueHead(config.hidden_size, policy.device), frozenset(), form="packed")

@@ -126,6 +126,9 @@ def make_job(words: argparse.Namespace, seed: int) -> Job:
     chain = run_recipe(RECIPE, seed=seed, runs=words.runs, until="reward")
     recipe = tomllib.loads(RECIPE.read_text("utf-8"))["stage"]["align"]["ppo"]
     ppo = PPOSettings.model_validate(recipe | ({"updates": words.updates} if words.updates else {}))
+    longest = ppo.generation.max_new_tokens
+    if longest is None:
+        raise SystemExit(f"{RECIPE}: say ppo.generation.max_new_tokens, so that both sides answer as long")
     return Job(
         policy=str(chain.artifact("finetune").path.resolve()),
         reward=str(chain.artifact("reward").path.resolve()),
@@ -135,7 +138,7 @@ def make_job(words: argparse.Namespace, seed: int) -> Job:
         batch=ppo.batch,
         epochs=ppo.epochs,
         minibatches=ppo.minibatches,
-        max_new_tokens=ppo.generation.max_new_tokens,
+        max_new_tokens=longest,
         learning_rate=ppo.learning_rate,
         kl_coef=ppo.kl.coef,
         seed=seed,

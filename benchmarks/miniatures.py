@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
@@ -37,8 +38,9 @@ USES = {
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet: Any = transformers_logging  # untyped
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     logging.disable(logging.WARNING)
     names, whole = sys.argv[1:] or list(ARCHITECTURES), []
     with tempfile.TemporaryDirectory() as folder:
