@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import inf, isfinite
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from job import HERE, TRL, Job, Result, install_trl, run_side
@@ -197,11 +197,19 @@ def summary(words: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
                 "seconds": [value and round(value, 1) for value in seconds[name]],
                 "median": rounded(medians[name]),
                 "times TRL": rounded(medians["TRL"] / medians[name]) if medians[name] < inf else None,
+                "ends": [round(run.curve[-1][2], 3) for run in chosen if run.side == name],
             }
             for name in names
         },
+        "curves": [{"side": name, "gold": mean_gold(run for run in chosen if run.side == name)} for name in names],
         "runs": [vars(run) for run in runs],
     }
+
+
+def mean_gold(runs: Iterable[Run]) -> list[float]:
+    """Give the mean gold of several runs, measurement by measurement."""
+    measured = zip(*([gold for _, _, gold in run.curve] for run in runs), strict=True)
+    return [round(fmean(golds), 3) for golds in measured]
 
 
 def settled(run: Run) -> tuple[float, float]:
