@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -131,7 +131,7 @@ def recipe(folder: Path, model: str, case: Case, lora: bool, batch: int, words: 
     def text(many: int) -> str:
         return " ".join(chance.choice(WORDS) for _ in range(many))
 
-    rows = {
+    rows: Mapping[str, Callable[[], Mapping[str, str]]] = {
         "text": lambda: {"text": text(2 * words)},
         "demonstrations": lambda: {"prompt": text(words // 3), "completion": " " + text(2 * words // 3)},
         "preferences": lambda: {

@@ -1,6 +1,7 @@
 """Preflight: what stages will need, what does not fit, and every stage in small; nothing is trained to find it out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,8 +161,8 @@ def test_a_stage_that_needs_more_than_there_is_is_refused_with_what_would_help(
     (problem,) = found_of(recipe("sft.batch = 64")).problems
 
     assert problem.where == "stage 'one'"
-    assert problem.problem.startswith("needs about 0.")
-    assert problem.problem.endswith(" GiB of memory, and this machine has 0.0")
+    # How much depends on the build of torch: that for CUDA takes 0.4 GiB more than that for processors.
+    assert re.fullmatch(r"needs about \d\.\d GiB of memory, and this machine has 0\.0", problem.problem)
 
 
 def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:
