@@ -20,20 +20,25 @@ from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from alignkit_dpo import DPOSettings, dpo
 from architectures import ARCHITECTURES
 
 from alignkit.estimate.trial import Uses, tried
+from alignkit.methods.grpo import GRPOSettings, grpo
+from alignkit.methods.ppo import PPOSettings, ppo
+from alignkit.methods.reward import RewardSettings, reward
+from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import write_tiny_policy
 from alignkit.training.models import open_tokenizer
 
 USES = {
-    "sft": Uses("language_model"),
-    "reward": Uses("scores"),
-    "dpo": Uses("pairs"),
-    "ppo": Uses("online", "separate"),
-    "ppo, shared": Uses("online", "shared"),
-    "ppo, frozen": Uses("online", "frozen", trained_layers=True),
-    "grpo": Uses("online"),
+    "sft": Uses.of(sft.needs(SFTSettings())),
+    "reward": Uses.of(reward.needs(RewardSettings())),
+    "dpo": Uses.of(dpo.needs(DPOSettings())),
+    "ppo": Uses.of(ppo.needs(PPOSettings())),
+    "ppo, shared": Uses.of(ppo.needs(PPOSettings(layout="shared"))),
+    "ppo, frozen": Uses.of(ppo.needs(PPOSettings(layout="frozen"))),
+    "grpo": Uses.of(grpo.needs(GRPOSettings())),
 }
 
 

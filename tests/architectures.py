@@ -19,12 +19,12 @@ from chat_tokenizers import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.kinds import Policy
 from alignkit.errors import AlignkitError
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.preflight import preflight
 from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_recipe
-from alignkit.sources.fetch import audits
 from alignkit.training.answers import answer_logprobs
 from alignkit.training.miniature import miniature, stir
 from alignkit.training.models import PLAIN_TEMPLATE, load_policy
@@ -186,8 +186,8 @@ def outcome(folder: Path, stage: str) -> str:
     recipe.write_text(SOURCES + text + "\n")
     shutil.rmtree(runs, ignore_errors=True)
     plan = make_plan(recipe, runs=runs, plugins=[folder / "brevity.py"])
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
-    found = preflight(plan, {one.source: one for one in known}, runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
+    found = preflight(desk)
     if found.problems:
         return f"refused: {found.problems[0]}"
     try:

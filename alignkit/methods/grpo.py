@@ -25,6 +25,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import group_needs
 from alignkit.contract.sampling_settings import KL, GroupSettings
 from alignkit.contract.stage import Stage
 
@@ -65,7 +66,7 @@ class GRPOSettings(GroupSettings):
     (DAPO); or over as many as answers may have, so that length pays nowhere (Dr. GRPO)."""
 
 
-@method("grpo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("grpo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def grpo(
     settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

@@ -15,6 +15,7 @@ advantages, and take several epochs of clipped steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -23,6 +24,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import SamplingNeeds, sampling_needs
 from alignkit.contract.sampling_settings import KL, Generation, RewardShape, SamplingSettings
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
@@ -96,7 +98,17 @@ class PPOSettings(SamplingSettings):
         return self
 
 
-@method("ppo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+def needs(settings: PPOSettings) -> SamplingNeeds:
+    """Return what the loop will do, with a critic."""
+    return replace(
+        sampling_needs(settings),
+        critic="separate" if settings.layout == "separate" else "shared",
+        upper_layers=settings.trained_layers if settings.layout == "frozen" else None,
+        start=True,
+    )
+
+
+@method("ppo", needs=needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

@@ -21,6 +21,7 @@ from pydantic import PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import group_needs
 from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.contract.stage import Stage
 
@@ -43,7 +44,7 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("rloo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def rloo(
     settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:

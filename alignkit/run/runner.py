@@ -191,13 +191,13 @@ class _Run:
 
     def _needed(self, finished: Mapping[str, Finished]) -> list[Source]:
         """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
-        names = {name for stage in self._left(finished) for several in stage.inputs.values() for name in several}
+        names = {name for stage in self._left(finished) for name in stage.taken}
         return [source for name, source in self.plan.sources.items() if name in names]
 
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
         left = self._left(finished)
-        if not any(stage.method.loop or _reads(stage, self.plan) for stage in left):
+        if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
         found = preflight.found_in(folder)
@@ -256,7 +256,7 @@ class _Run:
         raise failure_of(order, partial, status)
 
     def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
-        names = [name for several in stage.inputs.values() for name in several]
+        names = stage.taken
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
         assert stage.fingerprint
@@ -309,7 +309,7 @@ def _takes(stage: PlannedStage, where: str) -> bool:
 
 def _reads(stage: PlannedStage, plan: Plan) -> bool:
     """Say whether a stage reads rows of a source by a policy's template."""
-    names = [name for several in stage.inputs.values() for name in several]
+    names = stage.taken
     rows = any(name in plan.sources and issubclass(plan.sources[name].kind, Records) for name in names)
     return rows and any(Policy in given.kinds for given in stage.method.consumes.values())
 
