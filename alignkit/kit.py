@@ -8,7 +8,6 @@ from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_a
 from alignkit.training.encoding import prompt_ids, prompt_text
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.models import load_policy
-from alignkit.training.opening import open_judge, open_reward
 from alignkit.training.rows import (
     JudgedAnswer,
     Pair,
@@ -29,8 +28,6 @@ __all__ = [
     "fitting_prompts",
     "load_policy",
     "map_pairs",
-    "open_judge",
-    "open_reward",
     "pair_accuracy_floor",
     "pair_logprobs",
     "prompt_ids",

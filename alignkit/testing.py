@@ -1,7 +1,7 @@
 """For authors of methods: a tiny policy, a stage that writes down what it is told, and a conformance suite.
 
-pytest loads this by itself where alignkit is installed, so its fixtures `tiny_policy`, `stage` and `records` are at
-hand. The suite is one line:
+Where alignkit is installed, pytest has its fixtures `alignkit_tiny_policy`, `alignkit_stage` and `alignkit_records`.
+The suite is one line:
 
     TestSimPO = conformance(simpo, {"learning_rate": 1e-2, "batch": 4}, effects=["beta=2.0"])
 """
@@ -10,14 +10,16 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
+from weakref import finalize
 
 import pytest
 
+from alignkit.contract.events import Event, Metrics, Result, Sample, Warned
 from alignkit.contract.kinds import (
     Artifact,
     Demonstrations,
@@ -34,6 +36,10 @@ from alignkit.contract.method import Input, Method
 from alignkit.contract.settings import Settings, merged, over_default
 from alignkit.data.records import Part
 from alignkit.errors import NotFiniteError
+from alignkit.plugins import load_plugins
+from alignkit.run.order import Order
+from alignkit.run.stopping import Stop
+from alignkit.run.working_stage import Left, WorkingStage
 
 SENTENCES = (
     "the food was good bad and we liked it not at all my room is cold warm they said hello how are you i am fine "
@@ -44,100 +50,93 @@ CLOSE = 1e-4
 """How far weights may lie apart that should be equal but for rounding."""
 
 RecordsT = TypeVar("RecordsT", bound=Records)
+EventT = TypeVar("EventT", bound=Event)
 
 
-class LeftError(Exception):
-    """The stage was left, to be resumed."""
+class RecordingStage(WorkingStage):
+    """A stage for tests: the one that methods get in a run, with a folder of its own, and what it is told in lists.
 
+    `again` makes the next attempt, which goes on from the newest checkpoint, as a run would.
+    """
 
-@dataclass
-class RecordingStage:
-    """A stage for tests: keeps what it is told in lists, checkpoints and artifacts in a folder."""
-
-    root: Path
-    name: str = "stage"
-    seed: int = 17
-    offline: bool = True
-    rank: int = 0
-    world: int = 1
-    stop_at: int | None = None
-    """Ask to stop once this step was logged."""
-    logs: list[tuple[int, int | None, dict[str, float]]] = field(default_factory=list)
-    results: dict[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
-    measured: dict[str, int | None] = field(default_factory=dict)
-    """On how many rows each result was measured."""
-    samples: list[dict[str, str | float]] = field(default_factory=list)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        folder = self.root / "scratch"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def __init__(
+        self,
+        root: Path,
+        name: str = "stage",
+        seed: int = 17,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        stop_at: int | None = None,
+        plugin_files: Sequence[Path] = (),
+    ) -> None:
+        self.root, self._files = root, plugin_files
+        self.stop_at = stop_at
+        """Ask to stop once this step was logged."""
+        self.events: list[Event] = []
+        self._told_by_commit = 0
+        root.mkdir(parents=True, exist_ok=True)
+        order = Order(
+            attempt="",
+            stage=name,
+            method="",
+            settings={},
+            inputs={},
+            seed=seed,
+            fingerprint="0",
+            offline=True,
+            processes=world,
+        )
+        super().__init__(order, root, Stop(), rank, self.events.append, cache(partial(load_plugins, plugin_files)))
+        if self._journal:
+            self.close = finalize(self, self._journal.close)  # type: ignore[method-assign]
 
     @property
     def cache(self) -> Path:
         folder = self.root / "cache"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         return folder
 
     @property
     def stopping(self) -> bool:
         return self.stop_at is not None and bool(self.logs) and self.logs[-1][0] >= self.stop_at
 
-    def leave(self) -> NoReturn:
-        raise LeftError
-
-    def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
-        self.logs.append((step, of, dict(values)))
-
-    def result(
-        self,
-        name: str,
-        before: float | None,
-        after: float | None,
-        floor: float | None = None,
-        rows: int | None = None,
-    ) -> None:
-        self.results[name] = (before, after, floor)
-        self.measured[name] = rows
-
-    def sample(self, row: Mapping[str, str | float]) -> None:
-        self.samples.append(dict(row))
-
-    def warn(self, problem: str, remedy: str) -> None:
-        self.warnings.append((problem, remedy))
-
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
-        staged = self.root / "checkpoints" / f"step-{step}.partial"
-        staged.mkdir(parents=True)
-        write(staged)
-        staged.rename(staged.with_suffix(""))
+        super().commit(step, write)
+        self._told_by_commit = len(self.events)
 
-    def latest(self) -> Path | None:
-        found = sorted((self.root / "checkpoints").glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-        return found[-1] if found else None
+    def again(self, stop_at: int | None = None) -> "RecordingStage":
+        """Return the next attempt, as it begins: what was told after the last commit is forgotten."""
+        next_one = RecordingStage(
+            self.root, self.name, self.seed, rank=self.rank, world=self.world, stop_at=stop_at, plugin_files=self._files
+        )
+        next_one.events[:0] = self.events[: self._told_by_commit]
+        return next_one
 
-    def save_policy(self, model: Any, tokenizer: Any) -> Policy:
-        from alignkit.training.saving import save_policy
+    def _of(self, kind: type[EventT]) -> list[EventT]:
+        return [event for event in self.events if isinstance(event, kind)]
 
-        save_policy(model, tokenizer, self.root / "artifact")
-        return Policy(name=self.name, fingerprint="0", path=self.root / "artifact")
+    @property
+    def logs(self) -> list[tuple[int, int | None, dict[str, float]]]:
+        return [(event.step, event.of, dict(event.values)) for event in self._of(Metrics)]
 
-    def save_reward(self, model: Any, tokenizer: Any, mean: float, std: float) -> RewardModel:
-        from alignkit.training.saving import save_reward
+    @property
+    def results(self) -> dict[str, tuple[float | None, float | None, float | None]]:
+        """Name -> before, after, floor."""
+        return {event.name: (event.before, event.after, event.floor) for event in self._of(Result)}
 
-        save_reward(model, tokenizer, self.root / "artifact", mean, std)
-        return RewardModel(name=self.name, fingerprint="0", path=self.root / "artifact")
+    @property
+    def measured(self) -> dict[str, int | None]:
+        """On how many rows each result was measured."""
+        return {event.name: event.rows for event in self._of(Result)}
 
-    def save_rows(self, kind: Any, rows: Iterable[Mapping[str, object]]) -> Any:
-        folder = self.root / "artifact"
-        folder.mkdir(parents=True)
-        (folder / "data.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), "utf-8")
-        if issubclass(kind, Records):
-            part = Part(name=self.name, paths=(folder / "data.jsonl",), made=True)
-            return kind(name=self.name, fingerprint="0", path=folder, parts=(part,))
-        return kind(name=self.name, fingerprint="0", path=folder)
+    @property
+    def samples(self) -> list[dict[str, str | float]]:
+        return [dict(event.row) for event in self._of(Sample)]
+
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        return [(event.problem, event.remedy) for event in self._of(Warned)]
 
 
 def write_tiny_policy(folder: Path) -> Policy:
@@ -265,30 +264,6 @@ EXAMPLES: Mapping[type[Records], Callable[[int], dict[str, Any]]] = {
 """Rows of each kind, by number; prompts and answers are ragged."""
 
 
-@pytest.fixture(scope="session")
-def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """A random Llama of two layers with its tokenizer."""
-    return write_tiny_policy(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> RecordingStage:
-    """A stage that writes down what it is told."""
-    return RecordingStage(tmp_path / "stage")
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Callable[..., Any]:
-    """Make records of a kind from rows, some of them held out: `records(Preferences, rows, held_out)`."""
-
-    def make(
-        kind: type[Records], train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()
-    ) -> Records:
-        return write_records(kind, tmp_path, train, held_out)
-
-    return make
-
-
 def run_method(method: Method, settings: Mapping[str, Any], stage: RecordingStage, **inputs: Any) -> Any:
     """Run a method as a worker would, with settings as a recipe has them; give its artifact."""
     import torch
@@ -369,10 +344,10 @@ class Conformance:
         whole = self.ran(tmp_path / "whole")
         inputs = self.given(tmp_path / "parts" / "inputs")
         stopped = RecordingStage(tmp_path / "parts" / "stage", stop_at=1)
-        with pytest.raises(LeftError):
+        with pytest.raises(Left):
             run_method(self.method, self.settings, stopped, **inputs)
-        assert stopped.latest() is not None
-        again = RecordingStage(tmp_path / "parts" / "stage")
+        again = stopped.again()
+        assert again.latest() is not None
         assert same_weights(whole, run_method(self.method, self.settings, again, **inputs))
 
     def test_how_much_goes_through_at_once_changes_nothing(self, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class RunResult:
         raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
 
     def artifact(self, name: str) -> Artifact:
-        """Give what a stage made, as `load_policy` and `open_reward` take it."""
+        """Return what a stage made, as `load_policy` takes it."""
         return self.stage(name).artifact
 
 

@@ -26,7 +26,6 @@ from alignkit.training.held_out import Measured
 from alignkit.training.layouts import Models, Reading
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import positions, taught_length
-from alignkit.training.opening import open_reward
 from alignkit.training.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.step import (
@@ -127,10 +126,7 @@ def train_and_measure(
     generation = settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     limits = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
-    opened = [
-        Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
-        for reward in rewards
-    ]
+    opened = [Weighted(reward.name, stage.open_reward(reward), reward.weight) for reward in rewards]
     limit = encoding.fitting_length(positions(models.policy), settings.max_length)
     room = limit - new
     asked, lengths = encoding.prompts(prompts.train(), tokenizer, room)

@@ -17,10 +17,10 @@ def best_of_n(
     settings: BestOfNSettings, stage: Stage, *, policy: Policy, prompts: Prompts, reward: Reward
 ) -> Demonstrations:
     """Keep the best of several answers to each prompt, by a reward."""
-    from alignkit.kit import load_policy, open_reward, sample_answers
+    from alignkit.kit import load_policy, sample_answers
 
     model, tokenizer = load_policy(policy, trainable=False)
-    score = open_reward(reward)
+    score = stage.open_reward(reward)
 
     def best(rows):
         wanted = {"answers": settings.answers, "max_new_tokens": settings.max_new_tokens, "seed": stage.seed}
