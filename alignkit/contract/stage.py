@@ -94,6 +94,14 @@ class Stage(Protocol):
         """
         ...
 
+    def begin_part(self, part: str, steps: int) -> int:
+        """Note that a loop of so many steps begins; return how many steps those before it take.
+
+        The loops of `alignkit.kit` call it, so that their checkpoints are told apart. Raise StageError where a second
+        loop begins and not each of them has a name of its own.
+        """
+        ...
+
     def open_reward(self, reward: Reward) -> Score:
         """Return a function from answers to scores, whatever the reward is.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarted, Warned
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
+from alignkit.contract.method import NAME
 from alignkit.contract.rewards import Score
 from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
@@ -56,6 +57,7 @@ class WorkingStage:
         self.made: Artifact | None = None
         """What the method has saved."""
         self._order, self._partial, self._stop, self._plugins = order, partial, stop, plugins
+        self._parts: dict[str, int] = {}
         self._damaged: list[tuple[str, str]] = []
         self._resumed = checkpoints.newest(partial / layout.CHECKPOINTS, lambda *what: self._damaged.append(what))
         facts = self._resumed.facts if self._resumed else {}
@@ -149,6 +151,18 @@ class WorkingStage:
     @property
     def artifact(self) -> Path:
         return self._partial / layout.ARTIFACT
+
+    def begin_part(self, part: str, steps: int) -> int:
+        if part in self._parts or (self._parts and "" in (part, *self._parts)):
+            problem = (
+                f"a second loop {f'named {part!r} ' if part else ''}began, and its checkpoints cannot be told apart"
+            )
+            raise StageError(problem, remedy='give each a name of its own: train_rows(..., part="round-1")')
+        if part and not NAME.fullmatch(part):
+            raise StageError(f"a loop cannot be named {part!r}", remedy="use a-z, 0-9 and hyphens")
+        before = sum(self._parts.values())
+        self._parts[part] = steps
+        return before
 
     def open_reward(self, reward: Reward) -> Score:
         from alignkit.training import opening
