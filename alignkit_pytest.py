@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from alignkit.testing import RecordingStage
 
 
+pytest.register_assert_rewrite("alignkit.testing.suite")
+
+
 @pytest.fixture(scope="session")
 def alignkit_tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """A random Llama of two layers with its tokenizer."""
