@@ -43,3 +43,12 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         new_package("simpo", tmp_path)
 
     assert str(refusal.value) == f"{folder}: the folder is there already; choose another name, or remove it"
+
+
+@pytest.mark.parametrize("name", ["ppo", "evaluate"])
+def test_a_name_that_a_method_has_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        new_package(name, tmp_path)
+
+    assert str(refusal.value) == f"alignkit new: {name!r} is a method of alignkit; choose another name"
+    assert list(tmp_path.iterdir()) == []

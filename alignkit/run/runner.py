@@ -263,7 +263,7 @@ class _Run:
         return Order(
             attempt=secrets.token_hex(8),
             stage=stage.name,
-            method=stage.method.name,
+            method=stage.method.address,
             settings=stage.settings.model_dump(mode="json"),
             inputs={
                 role: given(stage.method.consumes[role], [artifacts[name] for name in several])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarted, Warned
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
-from alignkit.contract.method import NAME
+from alignkit.contract.names import NAME
 from alignkit.contract.rewards import Score
 from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
