@@ -63,9 +63,7 @@ arithmetic = module("alignkit_arithmetic")
 concise = module("alignkit_concise")
 
 
-class TestORPO(
-    conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["beta=1.0", "lora.rank=4"])
-):
+class TestORPO(conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["lora.rank=4"])):
     def test_it_is_found_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-orpo"))
         super().test_it_is_found_without_torch()

@@ -15,6 +15,7 @@ from alignkit import Demonstrations, Event, Metrics, Result, Sample, StageStarte
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
+from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
 from alignkit.run.order import Order, given, typed, write_order
 from alignkit.run.stopping import Stop, noting_signals
@@ -330,7 +331,7 @@ def test_a_worker_can_be_started_by_hand(partial: Path) -> None:
 
 
 def stage(partial: Path) -> WorkingStage:
-    return WorkingStage(order(), partial, Stop(), 0, None)
+    return WorkingStage(order(), partial, Stop(), 0, None, load_plugins)
 
 
 def test_rows_without_a_column_of_their_kind_are_refused(partial: Path) -> None:
@@ -346,7 +347,7 @@ def test_rows_without_a_column_of_their_kind_are_refused(partial: Path) -> None:
 
 def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     heard: list[Event] = []
-    told = WorkingStage(order(), partial, Stop(), 0, heard.append)
+    told = WorkingStage(order(), partial, Stop(), 0, heard.append, load_plugins)
 
     told.result("length", 3, 4)
     told.result("accuracy", 0.5, 1, floor=1, rows=4)

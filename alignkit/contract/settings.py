@@ -2,9 +2,19 @@
 
 from collections.abc import Mapping
 from typing import Any, Literal
+from warnings import catch_warnings
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PydanticUserError,
+    ValidationError,
+)
 from pydantic.fields import Field, FieldInfo
+from pydantic_core import PydanticSerializationError
 
 
 class Settings(BaseModel):
@@ -43,6 +53,35 @@ class Optimisation(Settings):
     """Memory of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Memory of the squared gradient; 0.95 forgets faster."""
+
+
+def why_unusable(kind: type[Settings]) -> str:
+    """Say why settings cannot stand in a recipe: they have no JSON schema, or a default that JSON does not keep.
+
+    Nothing where they can.
+    """
+    try:
+        with catch_warnings(action="ignore"):  # of defaults that no schema can show; they are dumped below
+            kind.model_json_schema()
+        kind.model_validate_json("{}", strict=True)  # as a recipe that says nothing is read
+    except PydanticUserError as error:
+        return error.message
+    except ValidationError as error:
+        if wrong := _but_missing(error):
+            return wrong
+    try:
+        dumped = kind.model_construct().model_dump(mode="json")  # as an order has it
+        return "" if kind.model_validate(dumped) == kind() else "its defaults change when they are written as JSON"
+    except (PydanticSerializationError, UnicodeDecodeError) as error:
+        return str(error)
+    except ValidationError as error:
+        return _but_missing(error)
+
+
+def _but_missing(error: ValidationError) -> str:
+    """Word the first mistake that is not a setting which a recipe must give."""
+    wrong = next((detail for detail in error.errors(include_url=False) if detail["type"] != "missing"), None)
+    return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}" if wrong else ""
 
 
 def over_default(field: FieldInfo, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class _Planner:
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
             return None
-        code = code_identity(self.plugins.origins[f"method:{method.name}"], method.module)
+        code = code_identity(self.plugins.origins[f"method:{method.address}"], method.module)
         inputs = {role: [self.prints.get(source) for source in names] for role, names in wires.items()}
         stored = settings.model_dump(mode="json")
         self.prints[name] = fingerprint = stage_fingerprint(method.name, code, stored, seed, inputs)

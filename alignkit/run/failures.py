@@ -109,6 +109,7 @@ def _is_disk(error: BaseException) -> bool:
 
 def lighter(stage: str, method: str, settings: Mapping[str, Any]) -> str:
     """Advise up to three changes that need less memory, ready for the command line."""
+    method = method.rpartition(":")[2]
     found = sorted(_numbers(settings), key=lambda item: HALVED.index(item[0].rpartition(".")[2]))
     changes = [f"{method}.{key}={value // 2}" for key, value in found if value > 1]
     if settings.get("lora", ...) is None:

@@ -78,7 +78,7 @@ class RunResult:
         raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
 
     def artifact(self, name: str) -> Artifact:
-        """Give what a stage made, as `load_policy` and `open_reward` take it."""
+        """Return what a stage made, as `load_policy` takes it."""
         return self.stage(name).artifact
 
 
@@ -264,7 +264,7 @@ class _Run:
         return Order(
             attempt=secrets.token_hex(8),
             stage=stage.name,
-            method=stage.method.name,
+            method=stage.method.address,
             settings=stage.settings.model_dump(mode="json"),
             inputs={
                 role: given(stage.method.consumes[role], [artifacts[name] for name in several])

@@ -120,7 +120,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     _check_world(order)
     plugins = load_plugins(order.plugin_files)
     method = _find(plugins, order.method)
-    stage = WorkingStage(order, partial, stop, rank, heard)
+    stage = WorkingStage(order, partial, stop, rank, heard, lambda: plugins)
     if rank == 0:
         _report_start(partial, order, stage)
     for preparation in order.prepare:

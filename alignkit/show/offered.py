@@ -96,6 +96,11 @@ def _complaints(plugins: Plugins) -> Iterator[str]:
     for key, origins in plugins.clashes.items():
         kind, _, name = key.partition(":")
         yield f"clash: {kind} {name!r} is offered by {' and by '.join(map(str, origins))}; {CLASH_REMEDY}"
+    for key, origins in plugins.shadowed.items():
+        kind, _, name = key.partition(":")
+        for origin in origins:
+            how = f'; a recipe gets it by method = "{origin.word}:{name}"' if kind == "method" else ""
+            yield f"not taken: the {kind} {name!r} of {origin}, since alignkit has one of that name{how}"
     for broken in plugins.broken:
         yield f"broken: {broken.origin} cannot be loaded: {broken.reason}"
     for origin in plugins.heavy:
@@ -159,6 +164,7 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
         "methods": [as_dict(plugins, method) for _, method in sorted(plugins.methods.items())],
         "rewards and judges": [asdict(one) for one in scorers(plugins)],
         "clashes": {key: list(map(str, origins)) for key, origins in plugins.clashes.items()},
+        "not taken": {key: list(map(str, origins)) for key, origins in plugins.shadowed.items()},
         "broken": {str(broken.origin): broken.reason for broken in plugins.broken},
         "slow": list(map(str, plugins.heavy)),
     }

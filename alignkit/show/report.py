@@ -144,7 +144,7 @@ def _gather(
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(
         plan=stage,
-        origin=str(plan.plugins.origins[f"method:{stage.method.name}"]),
+        origin=str(plan.plugins.origins[f"method:{stage.method.address}"]),
         state=_state(stage, folder, facts, reused),
         folder=os.path.relpath(folder, path.parent) if folder else "",
         facts=facts,
