@@ -1,6 +1,7 @@
 """Files under `runs/`: whole or not there, verified, moved without harm."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
 from alignkit.recipe.recipe import RESERVED
 from alignkit.store import checkpoints, layout
-from alignkit.store.durable import damage, sync_and_list, write_json
+from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
 from alignkit.store.locks import check_free, hold
-from alignkit.store.results import find_finished, finish, finish_complete
+from alignkit.store.results import find_finished, finish, finish_complete, finished_in, read_finished
+from alignkit.store.verdicts import verify
 
 PRINT = "f8d922c0" + "0" * 56
 
@@ -84,12 +86,56 @@ def test_an_artifact_that_lost_a_file_is_refused(tmp_path: Path) -> None:
     assert str(raised.value) == expected
 
 
-def test_a_changed_byte_is_found_where_content_is_asked_for(tmp_path: Path) -> None:
+def test_a_changed_byte_is_found_where_content_is_looked_at(tmp_path: Path) -> None:
     folder = made(tmp_path)
     (folder / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
 
     with pytest.raises(StageError, match=r"data\.jsonl is not as it was written"):
-        find_finished(tmp_path, "finetune", PRINT, content=True)
+        read_finished(folder).check(hash_file)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda text: text[: len(text) // 2], "Expecting"),
+        (lambda text: text.replace('"seconds": 1.5', '"seconds": 1.7'), "it is not as it was written"),
+        (lambda text: text.replace('"method"', '"lethod"'), "it is not as it was written"),
+        (lambda text: "[]", "it is no JSON object"),
+    ],
+)
+def test_a_damaged_description_of_a_stage_is_refused(tmp_path: Path, harm: Callable[[str], str], why: str) -> None:
+    folder = made(tmp_path)
+    (folder / "stage.json").write_text(harm((folder / "stage.json").read_text()))
+
+    with pytest.raises(StageError) as raised:
+        find_finished(tmp_path, "finetune", PRINT)
+
+    told = str(raised.value)
+    assert told.startswith(f"{folder}: stage.json of the finished stage cannot be read ({why}")
+    assert told.endswith("); put it back, or run again with --again finetune")
+
+
+def test_a_stage_of_an_earlier_version_has_no_seal_and_is_read(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    facts = json.loads((folder / "stage.json").read_text())
+    del facts["seal"]
+    write_json(folder / "stage.json", facts)
+
+    assert find_finished(tmp_path, "finetune", PRINT)
+
+
+def test_all_finished_stages_are_verified(tmp_path: Path) -> None:
+    made(tmp_path, "whole")
+    harmed = made(tmp_path, "harmed")
+    (harmed / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
+    (tmp_path / "stages" / "other-00000000.partial").mkdir()
+
+    first, second = verify(finished_in(tmp_path))
+
+    assert (second.folder.name, second.size, second.wrong) == ("whole-f8d922c0", 16, None)
+    assert (first.folder, first.size) == (harmed, 16)
+    expected = "the finished stage is damaged: data.jsonl is not as it was written"
+    assert str(first.wrong) == f"{harmed}: {expected}; put it back, or run again with --again harmed"
 
 
 def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -286,7 +332,7 @@ def test_a_listing_reaches_into_folders(tmp_path: Path) -> None:
     listing = sync_and_list(tmp_path)
 
     assert listing["base/config.json"]["bytes"] == 2
-    assert damage(tmp_path, listing, content=True) == ""
+    assert damage(tmp_path, listing, hash_file) == ""
 
 
 TOLD = [

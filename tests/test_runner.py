@@ -23,6 +23,7 @@ from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
 from alignkit.store import layout
 from alignkit.store.durable import read_json
+from alignkit.store.file_hashes import FileHashes
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished
@@ -150,6 +151,59 @@ def test_a_damaged_stage_can_run_again() -> None:
     result = run(again=["first"])
 
     assert [stage.reused for stage in result.stages] == [False, True]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_damaged_artifact_is_not_started_from(inline: bool) -> None:
+    first = run(plan(result="first")).stage("first")
+    flip_a_bit(first.folder / "artifact" / "data.jsonl")
+
+    with pytest.raises(StageError) as raised:
+        run(inline=inline)
+
+    damage = "the finished stage is damaged: data.jsonl is not as it was written"
+    expected = f"{first.folder}: {damage}; put it back, or run again with --again first"
+    assert str(raised.value) == expected
+    assert not list(Path("runs/stages").glob("second-*"))
+
+
+def test_a_damaged_artifact_is_refused_before_any_stage_runs(here: Path) -> None:
+    (here / "light.toml").write_text(RECIPE + '[stage.third]\nmethod = "shout"\ninputs.text = "first"\n')
+    first = run(plan(result="first")).stage("first")
+    flip_a_bit(first.folder / "artifact" / "data.jsonl")
+    heard: list[Event] = []
+
+    with pytest.raises(StageError):
+        run(plan(result=["second", "third"]), observers=[heard.append])
+
+    assert {event.stage for event in heard} == {"first"}
+
+
+def test_what_a_stage_starts_from_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(plan(result="first")).stage("first")
+    file = made.folder / "artifact" / "data.jsonl"
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    run()
+
+    assert str(file) in FileHashes(layout.file_hashes(Path("runs").resolve())).known
+
+
+def test_a_stage_whose_description_is_damaged_can_run_again() -> None:
+    first = run().stage("first")
+    (first.folder / "stage.json").write_text('{"format": 1, "artif')
+    with pytest.raises(StageError, match=r"run again with --again first$"):
+        run()
+
+    result = run(again=["first"])
+
+    assert [stage.reused for stage in result.stages] == [False, True]
+    assert ">damaged" not in (result.folder / "report.html").read_text()
 
 
 def test_an_unknown_stage_cannot_run_again() -> None:

@@ -13,7 +13,7 @@ import click
 
 from alignkit.cli import completion
 from alignkit.errors import INTERRUPTED, AlignkitError, DataError, RecipeError
-from alignkit.text import line_width, short
+from alignkit.text import line_width, short, size, table
 
 if TYPE_CHECKING:
     from alignkit.compare.planning import ComparisonPlan
@@ -342,6 +342,40 @@ def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence
         return
     click.echo(_bold(show_heading(planned, Path.cwd())))
     _print_lines(show_plan(planned.plan, states, remarks, _width()))
+
+
+@main.command()
+@click.argument("what", metavar="[RUNS|RECIPE]", required=False, shell_complete=completion.recipes)
+@_options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def verify(what: str | None, as_json: bool, **selection: Any) -> None:
+    """Read every file of the finished stages, of RECIPE or of all in RUNS, and tell which are damaged."""
+    from alignkit.errors import StageError
+    from alignkit.store.verdicts import verify
+
+    verdicts = list(verify(_finished_folders(what, selection)))
+    if as_json:
+        _print_json([{"folder": str(one.folder), "bytes": one.size, "wrong": str(one.wrong or "")} for one in verdicts])
+    else:
+        states = ["damaged" if one.wrong else "as it was written" for one in verdicts]
+        rows = [(one.folder.name, size(one.size), state) for one, state in zip(verdicts, states, strict=True)]
+        _print_lines(table(rows, _width(), ("stage", "size", "state")) or ["no stage is finished"])
+    if wrong := [one.wrong for one in verdicts if one.wrong]:
+        raise StageError.of(wrong)
+
+
+def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Path]:
+    """List the finished stages in a folder of runs, or those of a recipe."""
+    from alignkit.recipe.packaged import find_recipe
+    from alignkit.store import layout
+    from alignkit.store.results import finished_in
+
+    if what is None or Path(what).is_dir():
+        return list(finished_in(Path(what or selection["runs"]).resolve()))
+    stages = _plan(find_recipe(what), **selection).stages
+    wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
+    folders = [layout.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 @main.command()

@@ -31,6 +31,7 @@ from alignkit.show.report import Report
 from alignkit.sources.fetch import Fetched, fetch
 from alignkit.sources.source import Source
 from alignkit.store import layout
+from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
 from alignkit.text import short
@@ -144,7 +145,8 @@ def run_plan(
             Launcher(layout.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
         tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / layout.OBSERVERS).tell
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check)
+        hashes = FileHashes(layout.file_hashes(folder))
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
 
@@ -163,6 +165,7 @@ class _Run:
     launcher: Launcher
     tell: Observer
     check: bool
+    hashes: FileHashes
 
     def stages(self) -> Iterator[StageResult]:
         finished: dict[str, Finished] = {}
@@ -174,6 +177,7 @@ class _Run:
             if self.stop.asked:
                 raise StoppedError(stage.name, self.stop.status)
             if not found and fetched is None:
+                self._check_inputs(self._left(finished), finished)
                 fetched = fetch(self._needed(finished), self.runs, self.offline)
                 self._warn(
                     stage.name, self._left(finished), [found for one in fetched.values() for found in one.remarks]
@@ -193,6 +197,17 @@ class _Run:
         """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
         names = {name for stage in self._left(finished) for several in stage.inputs.values() for name in several}
         return [source for name, source in self.plan.sources.items() if name in names]
+
+    def _check_inputs(self, stages: Sequence[PlannedStage], finished: Mapping[str, Finished]) -> None:
+        """Read what is finished of what these stages start from; raises StageError where it is not as it was written.
+
+        A file that has not changed since it was last read is not read again.
+        """
+        names = {name for stage in stages for several in stage.inputs.values() for name in several}
+        for name, made in finished.items():
+            if name in names:
+                made.check(self.hashes.of)
+        self.hashes.save()
 
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
@@ -246,6 +261,7 @@ class _Run:
         assert stage.fingerprint
         partial = layout.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
+        self._check_inputs([stage], finished)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
         status = self._here(partial, order) if self.inline else self._apart(partial, order)

@@ -26,11 +26,12 @@ from alignkit.data.records import SLICE, placed_rows
 from alignkit.data.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plugins import CLASH_REMEDY, Plugins
-from alignkit.recipe.fingerprint import FileHashes, code_identity, digest
+from alignkit.recipe.fingerprint import code_identity, digest
 from alignkit.sources.chat_template import KEY, read_chat_template
 from alignkit.sources.entry import Entry
 from alignkit.sources.model_folder import adapter_bases, model_files
 from alignkit.sources.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
+from alignkit.store.file_hashes import FileHashes
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""
