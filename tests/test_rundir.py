@@ -378,6 +378,87 @@ def test_a_later_line_waits_for_an_earlier_one_in_the_other_file(tmp_path: Path)
     assert (early, list(follower.news())) == ([], TOLD[:2])
 
 
+def damaged_metrics(folder: Path, harm: Callable[[bytes], bytes]) -> None:
+    journal = Journal(folder, {})
+    for event in TOLD:
+        journal.tell(event)
+    journal.close()
+    (folder / METRICS).write_bytes(harm((folder / METRICS).read_bytes()))
+
+
+BAD_LINE = Warned(
+    "align",
+    "1 line of metrics.jsonl cannot be read and is left out",
+    "the stage's result is not affected; check the disk",
+)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text.replace(b'"n": 0', b'"n", 0'),
+        lambda text: text.replace(b'"n": 0', b'"o": 0'),
+        lambda text: text.replace(b'"of": 2', b'"og": 2', 1),
+        lambda text: text.replace(b'"values": {"loss": 0.5}', b'"values": [0.5]'),
+        lambda text: text.replace(b"0.5", b'"."'),
+        lambda text: b"\xff" + text,
+        lambda text: b"5" + text[text.index(b"\n") :],
+    ],
+)
+def test_a_line_that_cannot_be_read_is_left_out_and_told(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    damaged_metrics(tmp_path, harm)
+
+    assert read_journal("align", tmp_path) == [*TOLD[1:], BAD_LINE]
+
+
+def test_a_last_line_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text[:-9])
+
+    assert read_journal("align", tmp_path) == [*TOLD[:2], *TOLD[3:], BAD_LINE]
+
+
+def test_any_bit_of_a_journal_may_flip(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD:
+        journal.tell(event)
+    journal.close()
+
+    for name in (METRICS, EVENTS):
+        whole = (tmp_path / name).read_bytes()
+        for bit in range(0, 8 * len(whole), 7):
+            harmed = bytearray(whole)
+            harmed[bit // 8] ^= 1 << bit % 8
+            (tmp_path / name).write_bytes(harmed)
+            assert 3 < len(read_journal("align", tmp_path)) < 8
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_a_lost_line_does_not_hold_up_the_later_ones_while_a_stage_runs(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text.replace(b'"n": 0', b'"n", 0'))
+    follower = Follower("align", tmp_path)
+
+    first, second = list(follower.news()), list(follower.news())
+
+    assert (first, second) == ([], TOLD[1:])
+
+
+def test_a_journal_that_was_cut_goes_on_with_a_line_of_its_own(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD[:3]:
+        journal.tell(event)
+    marks = journal.marks()
+    journal.close()
+    (tmp_path / METRICS).write_bytes((tmp_path / METRICS).read_bytes()[:-9])
+
+    resumed = Journal(tmp_path, marks)
+    for event in TOLD[3:]:
+        resumed.tell(event)
+    resumed.close()
+
+    assert resumed.cut == {METRICS: f"{marks[METRICS] - 9} of {marks[METRICS]} bytes"}
+    assert read_journal("align", tmp_path) == [*TOLD[:2], *TOLD[3:], BAD_LINE]
+
+
 def test_a_resumed_journal_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     for event in TOLD[:2]:

@@ -194,6 +194,36 @@ def test_what_a_stage_starts_from_is_read_once(monkeypatch: pytest.MonkeyPatch) 
     assert str(file) in FileHashes(layout.file_hashes(Path("runs").resolve())).known
 
 
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_damaged_journal_of_a_finished_stage_stops_nothing(name: str, inline: bool) -> None:
+    first = run(plan(result="first")).stage("first")
+    file = first.folder / name
+    file.write_bytes(file.read_bytes()[:-5])
+
+    result = run(inline=inline)
+
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert [stage.reused for stage in result.stages] == [True, False]
+    assert f"1 line of {name} cannot be read and is left out" in page
+
+
+def test_a_damaged_journal_of_an_unfinished_stage_stops_nothing() -> None:
+    made = plan(first__count__fail="bug", first__count__at=3)
+    with pytest.raises(StageError):
+        run(made)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (folder(made, "first") / name).write_bytes(b'{"n": 0, "step"\n\xff\n' * 20)
+    heard: list[Event] = []
+
+    run(made, inline=False, observers=[heard.append])
+
+    told = [event.problem for event in heard if isinstance(event, Warned)]
+    assert [event.step for event in heard if isinstance(event, Metrics)] == [3]
+    assert len(told) == 1
+    assert told[0].endswith("of metrics.jsonl cannot be read and are left out")
+
+
 def test_a_stage_whose_description_is_damaged_can_run_again() -> None:
     first = run().stage("first")
     (first.folder / "stage.json").write_text('{"format": 1, "artif')

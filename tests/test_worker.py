@@ -265,6 +265,19 @@ def test_a_second_attempt_makes_the_same_as_one_that_was_never_broken(tmp_path: 
     assert finished(partial).content == finished(other).content
 
 
+def test_a_journal_that_was_emptied_is_told(partial: Path) -> None:
+    run(partial, settings={"fail": "bug"})
+    size = (partial / "metrics.jsonl").stat().st_size // 2  # of the two steps that were told one is committed
+    (partial / "metrics.jsonl").write_text("")
+
+    run(partial, attempt="a2")
+
+    (warned,) = [event for event in read_journal("first", finished(partial).folder) if isinstance(event, Warned)]
+    wrong = f"metrics.jsonl was cut off (0 of {size} bytes are left)"
+    assert warned.problem == f"{wrong}, so what was told before is missing in the report"
+    assert warned.remedy == "the stage's result is not affected; check the disk"
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(partial: Path) -> None:
     run(partial, settings={"fail": "bug", "at": 3})
     (partial / "checkpoints" / "step-2" / "step.txt").write_text("7")

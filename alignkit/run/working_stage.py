@@ -62,6 +62,9 @@ class WorkingStage:
         for name, wrong in self._damaged:
             problem = f"the checkpoint {name} is damaged ({wrong})"
             journal.tell(Warned(self.name, problem, "an older one is used; check the disk if this happens again"))
+        for name, rest in journal.cut.items():
+            problem = f"{name} was cut off ({rest} are left), so what was told before is missing in the report"
+            journal.tell(Warned(self.name, problem, "the stage's result is not affected; check the disk"))
         return journal
 
     @property
