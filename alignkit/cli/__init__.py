@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -13,6 +14,7 @@ import click
 
 from alignkit.cli import completion
 from alignkit.errors import INTERRUPTED, AlignkitError, DataError, RecipeError
+from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.text import line_width, short, size, table
 
 if TYPE_CHECKING:
@@ -34,6 +36,17 @@ ARGUMENTS = "alignkit.arguments"
 class Commands(click.Group):
     """The commands; a user's mistakes end in lines on standard error and in their exit status."""
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run a command; from the first moment on a signal ends it, or is heeded by what it runs."""
+        if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:  # a shell has it ignored by what runs in the background
+            signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        with noting_signals(Stop()) as stop:
+            try:
+                with stop.at_once():
+                    return super().main(*args, obj=stop, **more)
+            except Left:
+                sys.exit(stop.status)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments, and keep them."""
         ctx.meta[ARGUMENTS] = list(args)
@@ -49,6 +62,9 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except Left:
+            click.echo("interrupted", err=True)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -508,7 +524,7 @@ def _run(
     try:
         with console, redirect_stdout(sys.stderr if aside else sys.stdout):
             console.begin(plan, states, remarks)
-            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, **how)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, stop=ctx.obj, **how)
     except AlignkitError as error:
         _print_results(console, plan, runs, err=True)
         _print_problems(error)

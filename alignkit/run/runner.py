@@ -2,10 +2,10 @@
 
 import math
 import secrets
-import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
-from alignkit.run.stopping import Stop, noting_signals
+from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
 from alignkit.show.planned import as_dict
 from alignkit.show.report import Report
@@ -38,6 +38,9 @@ from alignkit.text import short
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
+
+PATIENCE = 300.0
+"""Seconds that a stage has to end when it is asked to; it leaves by itself much earlier, unless something hangs."""
 
 
 class StoppedError(AlignkitError):
@@ -139,8 +142,8 @@ def run_plan(
     check_again(plan, again)
     recipe_folder = layout.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
-        report = resources.enter_context(Report(plan, folder))
         resources.enter_context(noting_signals(stop))
+        report = resources.enter_context(Report(plan, folder))
         launcher = resources.enter_context(
             Launcher(layout.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
@@ -173,22 +176,34 @@ class _Run:
         for stage in self.plan.stages:
             if not stage.wanted:
                 continue
-            found = reuse(stage, self.runs, self.again, finished)
-            if self.stop.asked:
-                raise StoppedError(stage.name, self.stop.status)
-            if not found and fetched is None:
-                self._check_inputs(self._left(finished), finished)
-                fetched = fetch(self._needed(finished), self.runs, self.offline)
-                self._warn(
-                    stage.name, self._left(finished), [found for one in fetched.values() for found in one.remarks]
-                )
-                if self.check and not self.inline and self.machine.processes == 1:
-                    self._preflight(stage.name, finished)
-                elif self.check:
-                    self._look_at_chats(stage.name, finished)
+            with self._left_at_once(stage.name):
+                found = reuse(stage, self.runs, self.again, finished)
+                if not found and fetched is None:
+                    fetched = self._prepare(stage.name, finished)
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
+
+    @contextmanager
+    def _left_at_once(self, stage: str) -> Iterator[None]:
+        """Heed signals wherever they come; raises StoppedError."""
+        try:
+            with self.stop.at_once():
+                yield
+        except Left:
+            raise StoppedError(stage, self.stop.status) from None
+
+    def _prepare(self, first: str, finished: Mapping[str, Finished]) -> dict[str, Fetched]:
+        """Look at all that the stages which are left need, before the first of them runs."""
+        left = self._left(finished)
+        self._check_inputs(left, finished)
+        fetched = fetch(self._needed(finished), self.runs, self.offline)
+        self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
+        if self.check and not self.inline and self.machine.processes == 1:
+            self._preflight(first, finished)
+        elif self.check:
+            self._look_at_chats(first, finished)
+        return fetched
 
     def _left(self, finished: Mapping[str, Finished]) -> list[PlannedStage]:
         return [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
@@ -219,8 +234,7 @@ class _Run:
         if found is None:
             self.launcher.start(folder)
             while (status := self.launcher.status(POLL)) is None:
-                if self.stop.asked:
-                    raise StoppedError(first, self.stop.status)
+                pass
             found = preflight.found_in(folder)
             if found is None:
                 problem = f"the plan could not be checked beforehand (exit status {status})"
@@ -261,7 +275,8 @@ class _Run:
         assert stage.fingerprint
         partial = layout.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
-        self._check_inputs([stage], finished)
+        with self._left_at_once(stage.name):
+            self._check_inputs([stage], finished)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
         status = self._here(partial, order) if self.inline else self._apart(partial, order)
@@ -307,14 +322,18 @@ class _Run:
         """Run a stage in a process of its own, and pass on what it tells."""
         watch = StageFollower(order, partial, self.tell)
         self.launcher.start(partial)
-        passed_on = 0
+        asked_at: float | None = None
         while (status := self.launcher.status(POLL)) is None:
             watch.look()
-            if self.stop.asked and not self.launcher.started:
+            if not self.stop.asked:
+                continue
+            if not self.launcher.started:
                 return self.stop.status
-            for number in self.stop.signals[passed_on:]:
-                self.launcher.signal(signal.SIGKILL if passed_on else number)
-                passed_on += 1
+            if asked_at is None:
+                self.launcher.ask_to_end()
+                asked_at = time.monotonic()
+            if self.stop.insisted or time.monotonic() > asked_at + PATIENCE:
+                self.launcher.kill()
         watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
 

@@ -15,7 +15,7 @@ from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
 from alignkit.run.order import Order
-from alignkit.run.stopping import Stop
+from alignkit.run.stopping import Left, Stop
 from alignkit.store import checkpoints, layout
 from alignkit.store.journal import Journal
 
@@ -28,10 +28,6 @@ A = TypeVar("A", bound=Artifact)
 ENOUGH_ROWS = 30
 """Held-out rows below which a result says so little that people are told: a share of one half then has a standard
 error of 9 points and more."""
-
-
-class Left(BaseException):
-    """A stage left early, to be resumed. No Exception, so that no method takes it for a failure of its own."""
 
 
 class WorkingStage:
@@ -92,6 +88,7 @@ class WorkingStage:
         raise Left
 
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        self._stop.step_taken()
         plain = {name: float(value) for name, value in values.items()}
         self._tell(Metrics(self.name, step, of, plain, round(self.seconds, 3)))
 
@@ -130,7 +127,8 @@ class WorkingStage:
                 "journal": self._journal.marks(),
                 "results": [_plain_result(result) for result in self.results],
             }
-            checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
+            with self._stop.only_noted():
+                checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None

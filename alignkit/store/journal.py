@@ -1,8 +1,8 @@
 """A stage's journal: what it tells while it runs, in `metrics.jsonl` and `events.jsonl`, written and followed.
 
 The files are the only channel between a stage and whoever watches it. Each line has a number `n`, counted over both
-files, so that a reader of the two can tell them in one order. What is told never stops a run: a line that cannot be read
-is counted, named once, and left out.
+files, so that a reader of the two can tell them in one order. What is told never stops a run: a line that cannot be
+read is counted, named once, and left out.
 """
 
 import heapq
