@@ -336,7 +336,7 @@ def compare(
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     planned = plan_pinned(recipe, asked, offline=offline, **selection)
     click.echo(_bold(show_heading(planned, Path.cwd())), err=True)
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
     _, result = _run(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
     found = conclude(planned, result, selection["runs"])
     if as_json:

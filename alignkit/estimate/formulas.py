@@ -7,13 +7,12 @@ logits. Constants are fitted to measured stages (benchmarks/estimates.py); none 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 
 from alignkit.contract.method import Loop
+from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
 from alignkit.training import packing, trainers
@@ -365,7 +364,4 @@ def machine_memory() -> int:
     """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
     if device().type == "cuda":
         return int(torch.cuda.get_device_properties(device()).total_memory)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    total = int(psutil.virtual_memory().total)
-    return min(total, int(text)) if text.isdigit() else total
+    return host_memory()

@@ -199,10 +199,8 @@ class _Run:
         self._check_inputs(left, finished)
         fetched = fetch(self._needed(finished), self.runs, self.offline)
         self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
-        if self.check and not self.inline and self.machine.processes == 1:
+        if self.check:
             self._preflight(first, finished)
-        elif self.check:
-            self._look_at_chats(first, finished)
         return fetched
 
     def _left(self, finished: Mapping[str, Finished]) -> list[PlannedStage]:
@@ -225,36 +223,34 @@ class _Run:
         self.hashes.save()
 
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
-        """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
+        """Look whether models fit their stages and this machine; raises RecipeError where not."""
         left = self._left(finished)
         if not any(stage.method.loop or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
-        found = preflight.found_in(folder)
+        found = preflight.remembered(folder, self.runs)
         if found is None:
-            self.launcher.start(folder)
-            while (status := self.launcher.status(POLL)) is None:
-                pass
+            preflight.forget(folder)
+            status = self._look(folder)
             found = preflight.found_in(folder)
-            if found is None:
-                problem = f"the plan could not be checked beforehand (exit status {status})"
-                self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
-                return
-        self._heed(first, left, found.problems, found.remarks)
+        if found is None:
+            problem = f"the plan could not be checked beforehand (exit status {status})"
+            self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
+            return
+        self._warn(first, left, found.remarks)
+        if found.problems:
+            raise RecipeError.of(found.problems)
 
-    def _look_at_chats(self, first: str, finished: Mapping[str, Finished]) -> None:
-        """Render all chats of what is left in this process; raises RecipeError where a template refuses them."""
-        set_environment(self.offline)
-        left = self._left(finished)
-        found = preflight.look_at_chats(self.plan, [stage.name for stage in left], self.runs, self.offline)
-        self._heed(first, left, found.problems, found.remarks)
-
-    def _heed(
-        self, first: str, left: Sequence[PlannedStage], problems: Sequence[Problem], remarks: Sequence[Problem]
-    ) -> None:
-        self._warn(first, left, remarks)
-        if problems:
-            raise RecipeError.of(problems)
+    def _look(self, folder: Path) -> int:
+        """Have looked at what is asked in a folder, where stages run: in this process, or in one of its own."""
+        if self.inline:
+            set_environment(self.offline)
+            preflight.answer(folder)
+            return 0
+        self.launcher.start(folder)
+        while (status := self.launcher.status(POLL)) is None:
+            pass
+        return status
 
     def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
         """Tell each remark as one of the stage that it names, else of the first one that takes the source it names."""

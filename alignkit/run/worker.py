@@ -40,7 +40,7 @@ from alignkit.training.prepare import prepare
 def main(arguments: list[str]) -> int:
     """Run the stage whose working folder (or order) is given; returns the exit status."""
     path = Path(arguments[0]).resolve()
-    if (path / preflight.ASKED).is_file():
+    if is_preflight(path):
         preflight.answer(path)
         return 0
     partial = path.parent if path.name == layout.ORDER else path
@@ -50,6 +50,11 @@ def main(arguments: list[str]) -> int:
     set_environment(order.offline)
     with noting_signals(Stop(once=True)) as stop:
         return work(partial, order, stop, quiet=True)
+
+
+def is_preflight(folder: Path) -> bool:
+    """Say whether a folder asks for a look at a plan, which one process does, instead of a stage."""
+    return (folder / preflight.ASKED).is_file()
 
 
 def die_with_parent() -> None:

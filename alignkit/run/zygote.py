@@ -140,7 +140,7 @@ def _become_worker(folder: Path, fork: bool, processes: int) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
         if not fork:
-            _start_afresh(folder, processes)
+            _start_afresh(folder, 1 if worker.is_preflight(folder) else processes)
         status = worker.main([str(folder)])
     finally:
         sys.stdout.flush()
