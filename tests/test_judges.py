@@ -97,6 +97,22 @@ def source(desk: Desk, lines: str, method: str = "opinion") -> Any:
     return desk.plan(f"[sources.critic]\n{lines}\n[stage.judged]\nmethod = '{method}'\n").sources["critic"]
 
 
+def test_a_number_of_the_command_line_is_text_where_text_is_wanted(desk: Desk) -> None:
+    text = JUDGES.replace("class Own(Settings):", "class Own(Settings):\n    mark: str = 'x'")
+    rated = "from alignkit import reward\n@reward('loud')\ndef loud(answers, settings: Own) -> list[float]: ...\n"
+    offered = rated + "@hookimpl\ndef alignkit_rewards():\n    return [loud]\n"
+    desk.plugin.write_text(text + offered, "utf-8")
+    recipe = "[sources.one]\n{}\n[stage.judged]\nmethod = '{}'\n"
+
+    made = [
+        desk.plan(recipe.format(lines, method), {"one.settings.mark": "5"}).sources["one"].artifact()
+        for lines, method in (("reward = 'function:loud'", "raise"), ("judge = 'rule:loud'", "opinion"))
+    ]
+
+    assert made[0].settings == {"mark": "5"}
+    assert made[1].options == {"settings": {"mark": "5"}}
+
+
 def asked(*texts: str) -> list[Answer]:
     return [Answer("Why?", text, True) for text in texts]
 

@@ -28,7 +28,7 @@ from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
 from alignkit.show.planned import as_dict
 from alignkit.show.report import Report
-from alignkit.sources.fetch import Fetched, fetch
+from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import layout
 from alignkit.store.file_hashes import FileHashes
@@ -197,6 +197,7 @@ class _Run:
         """Look at all that the stages which are left need, before the first of them runs."""
         left = self._left(finished)
         self._check_inputs(left, finished)
+        open_judges(self._needed(finished), self.plan.plugins.schemes)
         fetched = fetch(self._needed(finished), self.runs, self.offline)
         self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
         if self.check:
