@@ -274,10 +274,17 @@ def test_a_rule_without_an_opinion_gives_none() -> None:
     ("given", "problem"),
     [
         ([2.0], "judge 'critic': the rule says 2, which is no probability; it must return numbers from 0 to 1"),
-        ([], "judge 'critic': the rule gave 0 numbers where 1 were asked for; it must return one number each"),
+        (
+            [],
+            "judge 'critic': the rule gave 0 numbers where 1 were asked for; it must return one number for each answer",
+        ),
+        (
+            [None],
+            "judge 'critic': the rule gave None where a number was asked for; it must return one number for each answer",
+        ),
     ],
 )
-def test_a_rule_that_gives_something_else_is_refused(given: list[float], problem: str) -> None:
+def test_a_rule_that_gives_something_else_is_refused(given: Any, problem: str) -> None:
     with pytest.raises(PluginError) as refusal:
         by_comparing(lambda questions: given, "critic").compare([Question(*asked("a", "b"))])
 
