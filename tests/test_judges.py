@@ -270,6 +270,9 @@ def test_a_rule_without_an_opinion_gives_none() -> None:
     assert verdict == Verdict(None)
 
 
+ONE_EACH = "it must return one number for each answer"
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
