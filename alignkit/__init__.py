@@ -28,8 +28,21 @@ from alignkit.contract.kinds import (
     Text,
 )
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import (
+    EvaluationNeeds,
+    Needs,
+    PairNeeds,
+    RowNeeds,
+    SamplingNeeds,
+    TrainerNeeds,
+    group_needs,
+    pair_needs,
+    sampling_needs,
+    trainer_needs,
+)
 from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
-from alignkit.contract.row_settings import RowSettings
+from alignkit.contract.row_settings import RowSettings, TrainingSettings
+from alignkit.contract.sampling_settings import KL, Generation, GroupSettings, RewardShape, SamplingSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
@@ -50,13 +63,17 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "KL",
     "AlignkitError",
     "Answer",
     "Artifact",
     "DataError",
     "Demonstrations",
+    "EvaluationNeeds",
     "Event",
     "FunctionReward",
+    "Generation",
+    "GroupSettings",
     "Judge",
     "JudgeClient",
     "JudgeError",
@@ -66,8 +83,10 @@ __all__ = [
     "LoRA",
     "Method",
     "Metrics",
+    "Needs",
     "NotFiniteError",
     "Optimisation",
+    "PairNeeds",
     "PluginError",
     "Policy",
     "Precision",
@@ -81,8 +100,12 @@ __all__ = [
     "Reward",
     "RewardFunction",
     "RewardModel",
+    "RewardShape",
+    "RowNeeds",
     "RowSettings",
     "Sample",
+    "SamplingNeeds",
+    "SamplingSettings",
     "Score",
     "Scores",
     "Settings",
@@ -91,13 +114,19 @@ __all__ = [
     "StageFinished",
     "StageStarted",
     "Text",
+    "TrainerNeeds",
+    "TrainingSettings",
     "Verdict",
     "Warned",
     "compare_recipe",
+    "group_needs",
     "hookimpl",
     "judge",
     "judge_scheme",
     "method",
+    "pair_needs",
     "reward",
     "run_recipe",
+    "sampling_needs",
+    "trainer_needs",
 ]

@@ -4,11 +4,16 @@
 them, as the built-in methods do.
 """
 
+from alignkit.training import losses
 from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
 from alignkit.training.encoding import prompt_ids, prompt_text
+from alignkit.training.layouts import Around, Models
+from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.models import load_policy
 from alignkit.training.opening import open_judge, open_reward
+from alignkit.training.policy_steps import step_policy
+from alignkit.training.rollouts import Rollout
 from alignkit.training.rows import (
     JudgedAnswer,
     Pair,
@@ -20,16 +25,31 @@ from alignkit.training.rows import (
     train_pairs,
     train_rows,
 )
+from alignkit.training.scoring import Scored
+from alignkit.training.seen import Experience, Seen
 from alignkit.training.trainers import run_trainer, trainer_options
+from alignkit.training.updates import Loop, Roles, Update, open_loop
 
 __all__ = [
+    "Around",
+    "Count",
+    "Experience",
     "JudgedAnswer",
+    "Loop",
+    "Models",
     "Pair",
+    "Roles",
+    "Rollout",
+    "Scored",
+    "Seen",
+    "Update",
     "answer_logprobs",
     "fitting_prompts",
     "load_policy",
+    "losses",
     "map_pairs",
     "open_judge",
+    "open_loop",
     "open_reward",
     "pair_accuracy_floor",
     "pair_logprobs",
@@ -40,6 +60,7 @@ __all__ = [
     "run_trainer",
     "sample_answers",
     "sequence_logprobs",
+    "step_policy",
     "train_pairs",
     "train_rows",
     "trainer_options",

@@ -25,7 +25,12 @@ def measure(seed: int, runs: Path) -> dict[str, float]:
     """Run the chain once and give its figures."""
     started = time.perf_counter()
     run = run_recipe("rlhf.toml", seed=seed, runs=runs)
-    figures = {(stage.name, figure.name): figure.after for stage in run.stages for figure in stage.results}
+    figures = {
+        (stage.name, figure.name): figure.after
+        for stage in run.stages
+        for figure in stage.results
+        if figure.after is not None
+    }
     return {
         "gold, after CLM": figures["scores", "reward pretrain"],
         "gold, after SFT": figures["scores", "reward finetune"],

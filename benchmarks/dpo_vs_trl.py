@@ -6,8 +6,8 @@ PAIRS has rows of prompt, chosen and rejected (without it: the packaged reviews)
 random weights (see made_models.py). Both sides take the same batches in the same order, each in a new process, one
 after the other in every repeat. First once for exactness: the loss of every step, and how far apart the weights end,
 as a share of the way that they went. Then for speed, with what the start says computed in the run, and with it cached
-before (which is shown apart). How many pairs TRL takes at once is tried out first, and the fastest is used. TRL keeps
-its reference in memory unless that is cached; ours never has one.
+before (which is shown apart). How many pairs TRL takes at once is tried out first, and the fastest is used, unless
+--micro says it. TRL keeps its reference in memory unless that is cached; ours never has one.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
         folder = Path(name)
         model = make_models(words.model, 28.0, folder).policy
         pairs = read_pairs(words, model)
-        words.micro = best_micro_batch(words, model, pairs, folder)
+        words.micro = words.micro or best_micro_batch(words, model, pairs, folder)
         exact = exactness(words, model, pairs, folder)
         speeds = {cached: speed(words, model, pairs, folder, cached) for cached in (False, True)}
     facts = {
@@ -54,7 +54,7 @@ def main() -> None:
         "computed in the run": speeds[False],
         "cached before": speeds[True],
     }
-    print(json.dumps(facts, indent=2))
+    print_summary(facts)
     if words.json:
         words.json.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
@@ -64,6 +64,7 @@ def read_words() -> argparse.Namespace:
     parser.add_argument("--model", default="30M", help="5M, 30M, or a model's folder (default 30M)")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="JSON Lines, also .gz")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--micro", type=int, help="pairs that TRL takes at once (default: its fastest, tried out)")
     parser.add_argument("--steps", type=int, default=8, help="of a timed run (default 8)")
     parser.add_argument("--exact-steps", type=int, default=50, help="of the run for exactness (default 50)")
     parser.add_argument("--repeats", type=int, default=3)
@@ -82,7 +83,7 @@ def read_pairs(words: argparse.Namespace, model: Path) -> list[dict[str, str]]:
         with opened(words.pairs, "rt", encoding="utf-8") as lines:
             found = [json.loads(line) for line in lines]
     else:
-        found = reviews("preferences", "train")
+        found = list(reviews("preferences", "train"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     kept = [
         {name: " " + " ".join(as_text(row[name]).split()) for name in ("prompt", "chosen", "rejected")} for row in found
@@ -152,6 +153,21 @@ def speed(
         side: {key: spread([float(result[key]) for result in results]) for key in ("seconds", "filling", "memory")}
         for side, results in found.items()
     }
+
+
+def print_summary(facts: Mapping[str, Any]) -> None:
+    exact = facts["exact"]
+    print(f"{facts['measured on']}; TRL {facts['trl']} takes {facts['rows that TRL takes at once']} pairs at once")
+    print(
+        f"{exact['steps']} same steps: losses differ by at most {exact['greatest difference of losses']:.1e}, "
+        f"weights end {exact['weights apart, as a share of the way']:.1e} of the way apart"
+    )
+    for name in ("computed in the run", "cached before"):
+        speed, memory = (facts[name][ratio] for ratio in ("times TRL's speed", "TRL's memory over ours"))
+        print(
+            f"the start {name}: {speed['median']:.2f} ({speed['min']:.2f}-{speed['max']:.2f}) times TRL's speed, "
+            f"{1 / memory['median']:.2f} ({1 / memory['max']:.2f}-{1 / memory['min']:.2f}) of its memory"
+        )
 
 
 def told(

@@ -16,19 +16,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from ppo_vs_trl import machine
 
-from alignkit.contract.kinds import Records
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.estimator import Estimate, Estimator
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_plan
-from alignkit.sources.fetch import audits
 from alignkit.store.durable import read_json
 
 WORDS = "the cat sat on a mat and it was good film bad story one day time old man saw her big red house".split()  # noqa: SIM905  # easier to read
@@ -117,11 +116,10 @@ def one(file: Path) -> dict[str, Any]:
 
 
 def estimate(plan: Plan, runs: Path) -> Estimate:
-    records = [source for source in plan.sources.values() if issubclass(source.kind, Records)]
-    found, errors = audits(records, runs, True)
+    desk, errors = desk_for(plan, runs, offline=True)
     if errors:
         raise errors[0]
-    return next(Estimator(plan, {one.source: one for one in found}, runs, True).estimates())
+    return next(Estimator(desk).estimates())
 
 
 def recipe(folder: Path, model: str, case: Case, lora: bool, batch: int, words: int) -> Path:
@@ -131,7 +129,7 @@ def recipe(folder: Path, model: str, case: Case, lora: bool, batch: int, words: 
     def text(many: int) -> str:
         return " ".join(chance.choice(WORDS) for _ in range(many))
 
-    rows = {
+    rows: Mapping[str, Callable[[], Mapping[str, str]]] = {
         "text": lambda: {"text": text(2 * words)},
         "demonstrations": lambda: {"prompt": text(words // 3), "completion": " " + text(2 * words // 3)},
         "preferences": lambda: {

@@ -26,11 +26,12 @@ from job import forget_peak, peak_memory
 from ppo_vs_trl import machine
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignkit.methods.ppo import Generation, PPOSettings, start, train
+from alignkit.methods.ppo import Generation, PPOSettings, train
 from alignkit.training.layouts import Models, ValueHead
 from alignkit.training.packing import packs
 from alignkit.training.rollouts import Rollout
 from alignkit.training.scoring import Scored
+from alignkit.training.updates import Loop, start
 
 BASE = {"answer": 64, "batch": 16, "vocabulary": 4096}
 GROWN: Mapping[str, Sequence[int]] = {
@@ -73,7 +74,8 @@ def measured(sizes: Mapping[str, int], updates: int) -> dict[str, float]:
     prompts = torch.randint(sizes["vocabulary"], (sizes["batch"], PROMPT), generator=chance).tolist()
     logged: list[dict[str, float]] = []
     forget_peak()
-    train(models, start(models, given), prompts, some_scores, given, 1, lambda _, row: logged.append(dict(row)))
+    state = start(models, given, given.critic.learning_rate)
+    train(Loop(models, state, prompts, some_scores, given, 1, lambda _, row: logged.append(dict(row))))
     tokens = sizes["batch"] * sizes["answer"]
     phases = {
         phase: median(tokens / row[f"tokens_per_second{key}"] for row in logged[1:])
@@ -93,8 +95,8 @@ def make(vocabulary: int) -> Models:
         num_key_value_heads=2,
         max_position_embeddings=1024,
     )
-    policy: Any = LlamaForCausalLM(config).eval()
-    reference = deepcopy(policy).requires_grad_(False)
+    policy: Any = LlamaForCausalLM(config)
+    reference = deepcopy(policy.eval()).requires_grad_(False)
     if not all(map(packs, (policy, reference))):
         raise SystemExit("a Llama is not packed")
     return Models(policy, reference, ValueHead(config.hidden_size, policy.device), frozenset(), form="packed")

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import inf, isfinite
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from job import HERE, TRL, Job, Result, install_trl, run_side
@@ -126,6 +126,9 @@ def make_job(words: argparse.Namespace, seed: int) -> Job:
     chain = run_recipe(RECIPE, seed=seed, runs=words.runs, until="reward")
     recipe = tomllib.loads(RECIPE.read_text("utf-8"))["stage"]["align"]["ppo"]
     ppo = PPOSettings.model_validate(recipe | ({"updates": words.updates} if words.updates else {}))
+    longest = ppo.generation.max_new_tokens
+    if longest is None:
+        raise SystemExit(f"{RECIPE}: say ppo.generation.max_new_tokens, so that both sides answer as long")
     return Job(
         policy=str(chain.artifact("finetune").path.resolve()),
         reward=str(chain.artifact("reward").path.resolve()),
@@ -135,7 +138,7 @@ def make_job(words: argparse.Namespace, seed: int) -> Job:
         batch=ppo.batch,
         epochs=ppo.epochs,
         minibatches=ppo.minibatches,
-        max_new_tokens=ppo.generation.max_new_tokens,
+        max_new_tokens=longest,
         learning_rate=ppo.learning_rate,
         kl_coef=ppo.kl.coef,
         seed=seed,
@@ -194,11 +197,19 @@ def summary(words: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
                 "seconds": [value and round(value, 1) for value in seconds[name]],
                 "median": rounded(medians[name]),
                 "times TRL": rounded(medians["TRL"] / medians[name]) if medians[name] < inf else None,
+                "ends": [round(run.curve[-1][2], 3) for run in chosen if run.side == name],
             }
             for name in names
         },
+        "curves": [{"side": name, "gold": mean_gold(run for run in chosen if run.side == name)} for name in names],
         "runs": [vars(run) for run in runs],
     }
+
+
+def mean_gold(runs: Iterable[Run]) -> list[float]:
+    """Give the mean gold of several runs, measurement by measurement."""
+    measured = zip(*([gold for _, _, gold in run.curve] for run in runs), strict=True)
+    return [round(fmean(golds), 3) for golds in measured]
 
 
 def settled(run: Run) -> tuple[float, float]:

@@ -30,10 +30,6 @@ from alignkit.demo.reviews import rows
 from alignkit.training.models import load_policy
 from alignkit.training.saving import unpack
 
-quiet: Any = logging  # transformers leaves these untyped
-quiet.set_verbosity_error()
-quiet.disable_progress_bar()
-
 PAD, EOS = "<pad>", "</s>"
 NEVER = 50.0
 """Logits by which a token is pushed down that must not come."""
@@ -58,6 +54,9 @@ def make_models(model: str, answer_tokens: float | None, folder: Path) -> Folder
 
     `model` is one of SIZES, a model's folder, or a GGUF file.
     """
+    quiet: Any = logging  # untyped
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     policy, tokenizer = generated(model) if model in SIZES else opened(Path(model), folder)
     end_after(policy, tokenizer, answer_tokens)
     policy.save_pretrained(folder / "policy")

@@ -5,6 +5,7 @@
 All of a model: how it reads and decodes, and a step of SFT, reward, DPO, PPO in each layout and GRPO.
 """
 
+import argparse
 import logging
 import statistics
 import sys
@@ -12,41 +13,53 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from alignkit_dpo import DPOSettings, dpo
 from architectures import ARCHITECTURES
 
 from alignkit.estimate.trial import Uses, tried
+from alignkit.methods.grpo import GRPOSettings, grpo
+from alignkit.methods.ppo import PPOSettings, ppo
+from alignkit.methods.reward import RewardSettings, reward
+from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import write_tiny_policy
 from alignkit.training.models import open_tokenizer
 
 USES = {
-    "sft": Uses("language_model"),
-    "reward": Uses("scores"),
-    "dpo": Uses("pairs"),
-    "ppo": Uses("online", "separate"),
-    "ppo, shared": Uses("online", "shared"),
-    "ppo, frozen": Uses("online", "frozen", trained_layers=True),
-    "grpo": Uses("online"),
+    "sft": Uses.of(sft.needs(SFTSettings())),
+    "reward": Uses.of(reward.needs(RewardSettings())),
+    "dpo": Uses.of(dpo.needs(DPOSettings())),
+    "ppo": Uses.of(ppo.needs(PPOSettings())),
+    "ppo, shared": Uses.of(ppo.needs(PPOSettings(layout="shared"))),
+    "ppo, frozen": Uses.of(ppo.needs(PPOSettings(layout="frozen"))),
+    "grpo": Uses.of(grpo.needs(GRPOSettings())),
 }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of an architecture (default: all)")
+    words = parser.parse_args()
+    if unknown := [name for name in words.names if name not in ARCHITECTURES]:
+        parser.error(f"no architecture {unknown[0]!r}; there are: {', '.join(ARCHITECTURES)}")
     warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet: Any = transformers_logging  # untyped
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     logging.disable(logging.WARNING)
-    names, whole = sys.argv[1:] or list(ARCHITECTURES), []
+    whole: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = open_tokenizer(write_tiny_policy(Path(folder) / "tiny").path)
         tried(AutoConfig.for_model("llama", hidden_size=128), tokenizer, USES["sft"], Path("warm"))
-        for name in names:
+        for name in words.names or ARCHITECTURES:
             kind, more = ARCHITECTURES[name]
-            config, each = AutoConfig.for_model(kind, **more), {}
+            config, each = AutoConfig.for_model(kind, **more), dict[str, float]()
             for use, how in USES.items():
                 began = time.perf_counter()
                 tried(config, tokenizer, how, Path(name))

@@ -113,10 +113,10 @@ def watch(stage: BenchmarkStage) -> None:
     """Begin with training, mark the end of sampling and the start of learning; answer as the job says."""
 
     def around_train(train: Callable[..., Any]) -> Callable[..., Any]:
-        def begun(models: Any, *rest: Any, **named: Any) -> Any:
-            stage.models = models
+        def begun(loop: Any) -> Any:
+            stage.models = loop.models
             stage.recorder.begin(stage.gold)
-            return train(models, *rest, **named)
+            return train(loop)
 
         return begun
 
@@ -133,16 +133,16 @@ def watch(stage: BenchmarkStage) -> None:
 
         return sampled
 
-    def around_update(update: Callable[..., Any]) -> Callable[..., Any]:
+    def around_step(step: Callable[..., Any]) -> Callable[..., Any]:
         def learning(*rest: Any, **named: Any) -> Any:
             stage.recorder.learning()
-            return update(*rest, **named)
+            return step(*rest, **named)
 
         return learning
 
     wrap("train", around_train, ppo)
     wrap("sample", around_sample, layouts, ppo)
-    wrap("update", around_update, ppo)
+    wrap("step", around_step, ppo)
 
 
 def wrap(name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]], *places: Any) -> None:

@@ -30,7 +30,12 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
 
 def measure(recipe: Path, changes: Mapping[str, object], seed: int, runs: Path) -> dict[str, float]:
     run = run_recipe(recipe, set=changes, seed=seed, runs=runs)
-    found = {(stage.name, figure.name): figure.after for stage in run.stages for figure in stage.results}
+    found = {
+        (stage.name, figure.name): figure.after
+        for stage in run.stages
+        for figure in stage.results
+        if figure.after is not None
+    }
     return {"start": found["scores", "reward finetune"], "gold": found["scores", "reward align"]}
 
 

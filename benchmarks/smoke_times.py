@@ -18,13 +18,12 @@ from typing import Any
 
 from ppo_vs_trl import machine
 
-from alignkit.contract.kinds import Records
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.preflight import preflight
 from alignkit.plan.planner import make_plan
 from alignkit.recipe.packaged import find_recipe
 from alignkit.run import smoke
 from alignkit.run.runner import run_plan
-from alignkit.sources.fetch import audits
 from alignkit.store.durable import read_json
 
 
@@ -52,13 +51,12 @@ def main() -> None:
 def measured(recipe: Path, until: str | None, runs: Path) -> list[dict[str, Any]]:
     """Estimate, run in small, run whole; give what each says of every stage that is estimated."""
     plan = make_plan(recipe, runs=runs, until=until)
-    found, errors = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    desk, errors = desk_for(plan, runs, offline=True)
     if errors:
         raise errors[0]
-    known = {one.source: one for one in found}
-    needs = preflight(plan, known, runs, True)
+    needs = preflight(desk)
     place = smoke.emptied(runs)
-    small = smoke.small_plan(plan, needs, known, place)
+    small = smoke.small_plan(desk, needs, place)
     result = run_plan(small, runs=place, offline=True)
     corrected = {one["stage"]: one for one in smoke.calibrated(needs, small, result, place, True)}
     whole = {

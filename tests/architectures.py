@@ -19,12 +19,12 @@ from chat_tokenizers import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.kinds import Policy
 from alignkit.errors import AlignkitError
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.preflight import preflight
 from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_recipe
-from alignkit.sources.fetch import audits
 from alignkit.training.answers import answer_logprobs
 from alignkit.training.miniature import miniature, stir
 from alignkit.training.models import PLAIN_TEMPLATE, load_policy
@@ -126,7 +126,8 @@ def write_model(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
     for token in ("bos", "eos", "pad"):
         setattr(config, f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    make: Any = AutoModelForCausalLM  # untyped
+    model = make.from_config(config, dtype=torch.float32)
     if kind not in ("rwkv", "xlstm"):
         stir(model)
     model.save_pretrained(folder)
@@ -134,8 +135,10 @@ def write_model(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    shape = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertForMaskedLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -158,7 +161,8 @@ def write_rows(folder: Path) -> None:
 def exactness(folder: Path) -> tuple[str, str, float]:
     """Compare log-probabilities of rows that are read together with those by plain transformers of each row alone."""
     model, _ = load_policy(Policy(name="p", fingerprint="0", path=folder))
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain.eval()
     chance = torch.Generator().manual_seed(1)
     draw = [torch.randint(3, 90, (length,), generator=chance).tolist() for length in (4, 4, 17, 1, 9, 6, 21, 2, 30, 11)]
     prompts, answers = [draw[0], draw[0], *draw[2:5]], draw[5:]
@@ -182,15 +186,15 @@ def outcome(folder: Path, stage: str) -> str:
     recipe.write_text(SOURCES + text + "\n")
     shutil.rmtree(runs, ignore_errors=True)
     plan = make_plan(recipe, runs=runs, plugins=[folder / "brevity.py"])
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
-    found = preflight(plan, {one.source: one for one in known}, runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
+    found = preflight(desk)
     if found.problems:
         return f"refused: {found.problems[0]}"
     try:
         run_recipe(recipe, runs=runs, inline=True, offline=True, plugins=[folder / "brevity.py"])
     except AlignkitError as error:
         return f"LOST: {error}"
-    warned = [line for line in (runs / "stages").rglob("events.jsonl") for line in line.read_text().splitlines()]
+    warned = [line for file in (runs / "stages").rglob("events.jsonl") for line in file.read_text().splitlines()]
     if any("what was to be measured and shown of it failed" in line for line in warned):
         return "ok, but nothing is shown"
     return "ok"
@@ -222,8 +226,9 @@ def table(found: Mapping[str, Found]) -> Iterator[str]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet: Any = transformers_logging  # untyped
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     logging.disable(logging.WARNING)
     names = sys.argv[1:] or [*ARCHITECTURES, "bert"]
     found: dict[str, Found] = {}

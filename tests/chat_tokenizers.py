@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -40,7 +41,8 @@ def make_tokenizer(
         begin = (bos, made.token_to_id(bos))
         made.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[begin])
     named = {name: mark for name, mark in (("eos_token", eos), ("bos_token", bos), ("pad_token", pad)) if mark}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
+    make: Any = PreTrainedTokenizerFast  # untyped
+    tokenizer: PreTrainedTokenizerFast = make(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
     if special and (others := _others(marks, list(named.values()))):
         tokenizer.add_special_tokens({"extra_special_tokens": others})
     tokenizer.chat_template = template

@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.contract.events import Warned
-from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts, Records
+from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.estimate.chat_check import Chats
 from alignkit.estimate.counting import RowCounts, count
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.encoded_rows import preview
 from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.methods.evaluate import evaluate
@@ -25,7 +26,6 @@ from alignkit.methods.sft import sft
 from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine
 from alignkit.run.runner import run_recipe
-from alignkit.sources.fetch import audits
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy, write_tiny_reward
 from alignkit.training.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
 
@@ -84,8 +84,8 @@ SFT = ("[stage.one]", 'method = "sft"', "sft.epochs = 1")
 def found_of(file: Path) -> Preflight:
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
-    return preflight(plan, {one.source: one for one in known}, runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
+    return preflight(desk)
 
 
 def refused_at(place: Path, stage: str = "one") -> list[str]:

@@ -263,7 +263,8 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 def checked(*words: str) -> Any:
-    return CliRunner().invoke(main, ["check", *words])
+    """Look at a recipe, else at files."""
+    return CliRunner().invoke(main, ["check" if words[0].endswith(".toml") else "data", *words])
 
 
 def test_check_tells_what_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +354,7 @@ def test_fix_writes_good_rows_once_and_over_nothing(tmp_path: Path, monkeypatch:
 
     first, again = checked("rows.jsonl", "--fix", "good.jsonl"), checked("rows.jsonl", "--fix", "rows.jsonl")
 
-    assert first.stderr.splitlines()[0] == "good.jsonl has 2 rows; 2 are left out, bad or there twice"
+    assert first.stderr.splitlines()[0] == "good.jsonl has 2 rows; 2 are left out (bad or duplicate)"
     assert [json.loads(line) for line in Path("good.jsonl").read_text().splitlines()] == [PAIR, {**PAIR, "prompt": "b"}]
     assert again.stderr == "error: rows.jsonl: there is such a file already; give --fix another name\n"
     assert checked("good.jsonl").exit_code == 0
@@ -377,10 +378,31 @@ def test_what_a_tokenizer_cannot_take_is_told_beside_the_audit(tmp_path: Path, m
     )
 
 
-def test_fix_of_a_recipe_is_refused() -> None:
-    assert checked("rlhf.toml", "--fix", "x.jsonl").stderr == (
-        "error: rlhf.toml: --as and --fix are for a file, and this is none; leave them out\n"
+def test_a_recipe_is_no_data_and_rows_are_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR])
+
+    of_recipe = CliRunner().invoke(main, ["data", "rlhf.toml"])
+    of_rows = CliRunner().invoke(main, ["check", "rows.jsonl"])
+
+    assert of_recipe.stderr == "error: rlhf.toml: this is a recipe; look at it with: alignkit check rlhf.toml\n"
+    assert of_rows.stderr == (
+        "error: rows.jsonl: these are rows, and no recipe; look at them with: alignkit data rows.jsonl\n"
     )
+
+
+def test_several_files_are_looked_at_together_and_fixed_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [PAIR], "a.jsonl")
+    put(tmp_path, [PAIR, {**PAIR, "prompt": "b"}], "b.jsonl")
+
+    found = json.loads(CliRunner().invoke(main, ["data", "a.jsonl", "b.jsonl", "--json"]).stdout)["sources"]
+    refused = CliRunner().invoke(main, ["data", "a.jsonl", "b.jsonl", "--fix", "c.jsonl"])
+
+    assert [one["rows"] + one["held_out"] for one in found] == [1, 2]
+    assert refused.stderr == "error: a.jsonl b.jsonl: --fix writes one file of one; fix them one by one\n"
 
 
 NASTY = Path(os.environ.get("ALIGNKIT_DATA", "")) / "nasty"

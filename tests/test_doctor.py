@@ -7,6 +7,7 @@ from typing import Any
 
 import pluggy
 import pytest
+from packaging.version import Version
 
 from alignkit.doctor.examine import report
 from alignkit.doctor.facts import Device, Disk, Doctor, Memory, Package, Plugin, Torch
@@ -235,7 +236,9 @@ def test_torch_is_asked_in_another_process() -> None:
     found = report(Path("runs"), plugins=NO_PLUGINS)
 
     assert found.torch.problem == ""
-    assert found.torch.version == version("torch")
+    assert (
+        Version(found.torch.version).public == Version(version("torch")).public
+    )  # "+cu130" stands in torch's own alone
     assert found.torch.threads >= 1
 
 

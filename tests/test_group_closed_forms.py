@@ -7,19 +7,19 @@ and with `average = "fixed"`, because the other averages let a token weigh less 
 """
 
 import math
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from types import ModuleType
 
 import pytest
 from test_ppo_closed_forms import KL_COEF, as_scores, even_tokens, last_10
 from test_ppo_closed_forms import best_objective_of_ended_answers as best_objective
-from tiny_models import STOP, uniform_models
+from tiny_models import STOP, uniform_models, updated
 
 from alignkit.contract.sampling_settings import KL, Generation
 from alignkit.methods import grpo, rloo
 from alignkit.training.rollouts import Rollout
 from alignkit.training.scoring import Scored
-from alignkit.training.updates import start, take_updates
 
 SEEDS = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 ANSWERS = 8
@@ -33,7 +33,7 @@ def rloo_settings(longest: int, penalty: float, **given) -> rloo.RLOOSettings:
 
 def grpo_settings(longest: int, penalty: float, corrected: bool = True, **given) -> grpo.GRPOSettings:
     generation = Generation(max_new_tokens=longest, unfinished="subtract", penalty=penalty)
-    kl = grpo.KL(coef=KL_COEF * (1 - 1 / ANSWERS), corrected=corrected)
+    kl = grpo.GroupKL(coef=KL_COEF * (1 - 1 / ANSWERS), corrected=corrected)
     return grpo.GRPOSettings(**TRAINING, kl=kl, scale="none", average="fixed", generation=generation, **given)
 
 
@@ -41,12 +41,8 @@ def ending(
     method: ModuleType, settings, vocabulary: int, stop: frozenset[int], score, seed: int
 ) -> tuple[float, float]:
     """Train, and give the score and the KL of the last updates."""
-    models = uniform_models(vocabulary, seed, stop)
-    log: list[dict[str, float]] = []
-    train = partial(take_updates, method.learn)
-    train(
-        models, start(models, settings), [[STOP]], score, settings, seed, lambda _, figures: log.append(dict(figures))
-    )
+    models = replace(uniform_models(vocabulary, seed, stop), critic=None)
+    log = updated(method.train, models, settings, [[STOP]], score, seed)
     return last_10(log, "objective/scores"), last_10(log, "objective/kl")
 
 

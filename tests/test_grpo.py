@@ -1,12 +1,11 @@
 """What must hold in every run of grpo and rloo, whatever they learn."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_models import STOP, llama
+from tiny_models import STOP, llama, updated
 
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings
@@ -14,17 +13,16 @@ from alignkit.contract.settings import LoRA
 from alignkit.errors import RecipeError, StageError
 from alignkit.methods import grpo, rloo
 from alignkit.testing import LeftError, RecordingStage
-from alignkit.training.layouts import Models, open_models
+from alignkit.training.layouts import Around, Models, open_models
 from alignkit.training.losses import adapt_kl_coef
 from alignkit.training.models import load_for_reward_training
 from alignkit.training.rollouts import Rollout
 from alignkit.training.saving import save_reward
 from alignkit.training.scoring import Scored
-from alignkit.training.updates import start, take_updates
 
 VOCABULARY = 8
 PROMPTS = [[1], [2, 3], [4, 5, 6], [7, 1]]
-METHODS = {"grpo": (grpo.grpo, grpo.learn, grpo.GRPOSettings), "rloo": (rloo.rloo, rloo.learn, rloo.RLOOSettings)}
+METHODS = {"grpo": (grpo.grpo, grpo.train, grpo.GRPOSettings), "rloo": (rloo.rloo, rloo.train, rloo.RLOOSettings)}
 
 both = pytest.mark.parametrize("name", METHODS)
 
@@ -43,12 +41,12 @@ def settings(name: str, **given) -> GroupSettings:
 
 
 def pull(name: str, **given) -> KL:
-    return (grpo.KL if name == "grpo" else KL)(**given)
+    return (grpo.GroupKL if name == "grpo" else KL)(**given)
 
 
 def models(rows: int | None = None) -> Models:
     policy, reference = (llama(VOCABULARY) for _ in range(2))
-    return Models(policy, reference.requires_grad_(False), None, frozenset([STOP]), rows=rows)
+    return Models(policy, reference.requires_grad_(False), None, frozenset([STOP]), rows_at_once=rows)
 
 
 def ones(rollout: Rollout) -> Scored:
@@ -57,10 +55,7 @@ def ones(rollout: Rollout) -> Scored:
 
 
 def run(name: str, some: Models, given: GroupSettings, score=ones) -> list[dict[str, float]]:
-    log: list[dict[str, float]] = []
-    train = partial(take_updates, METHODS[name][1])
-    train(some, start(some, given), PROMPTS, score, given, 5, lambda _, figures: log.append(dict(figures)))
-    return log
+    return updated(METHODS[name][1], some, given, PROMPTS, score, 5)
 
 
 def weights(model) -> list[torch.Tensor]:
@@ -292,7 +287,7 @@ def test_without_a_pull_kl_is_not_measured(name, inputs, stage) -> None:
 
 
 def test_neither_critic_nor_start_is_opened_where_nothing_asks_for_them(policy) -> None:
-    some, _ = open_models(policy, [], critic=None, temperature=1.0, lora=None, precision="fp32", compared=False)
+    some, _ = open_models(policy, [], settings("grpo"), Around(start=False))
 
     assert (some.critic, some.reference) == (None, None)
 
@@ -302,7 +297,9 @@ def test_several_processes_are_refused(name, inputs, tmp_path) -> None:
     with pytest.raises(RecipeError) as refusal:
         METHODS[name][0](whole(name), RecordingStage(tmp_path / "wide", world=2), **inputs)
 
-    assert str(refusal.value) == f"{name} runs in one process; choose a machine with one process"
+    assert str(refusal.value) == (
+        "each of the machine's 2 processes would do the whole of the work; choose a machine with one process"
+    )
 
 
 def figures(stage: RecordingStage) -> list[dict[str, float]]:

@@ -277,14 +277,8 @@ ONE_EACH = "it must return one number for each answer"
     ("given", "problem"),
     [
         ([2.0], "judge 'critic': the rule says 2, which is no probability; it must return numbers from 0 to 1"),
-        (
-            [],
-            "judge 'critic': the rule gave 0 numbers where 1 were asked for; it must return one number for each answer",
-        ),
-        (
-            [None],
-            "judge 'critic': the rule gave None where a number was asked for; it must return one number for each answer",
-        ),
+        ([], f"judge 'critic': the rule gave 0 numbers where 1 were asked for; {ONE_EACH}"),
+        ([None], f"judge 'critic': the rule gave None where a number was asked for; {ONE_EACH}"),
     ],
 )
 def test_a_rule_that_gives_something_else_is_refused(given: Any, problem: str) -> None:

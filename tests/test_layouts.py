@@ -82,7 +82,7 @@ def moved(models: Models) -> Models:
 @pytest.mark.parametrize("make", [shared_models, frozen_models])
 def test_reading_gives_the_log_probabilities_of_policy_and_start(make) -> None:
     models = moved(make())
-    plain = Models(copy.deepcopy(models.policy), policy(), None, models.stop)
+    plain = Models(copy.deepcopy(models.policy), policy(), None, models.stop_tokens)
 
     expected, found = read(plain, ROLLOUT), read(models, ROLLOUT)
 
@@ -174,7 +174,7 @@ def test_groups_of_rows_change_nothing() -> None:
     models = moved(frozen_models())
     together = read(models, ROLLOUT)
 
-    apart = read(replace(models, rows=1), ROLLOUT)
+    apart = read(replace(models, rows_at_once=1), ROLLOUT)
 
     for one, other in zip(together[:4], apart[:4], strict=True):
         torch.testing.assert_close(one, other)

@@ -68,9 +68,13 @@ def test_the_wheel_says_that_it_is_typed_and_brings_its_licence(wheel: ZipFile) 
 
 
 def test_the_sdist_holds_what_a_distributor_needs_to_build_and_test(sdist: set[str]) -> None:
-    alone = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt", "Makefile"}
+    alone = {
+        *("pyproject.toml", "constraints.txt", "Makefile", ".pre-commit-config.yaml", "LICENSE", "CITATION.cff"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    }
 
-    assert alone | tracked("tests") | tracked("recipes") | tracked("scripts") | tracked("docs") <= sdist
+    folders = ("tests", "benchmarks", "recipes", "scripts", "docs", ".github")
+    assert alone.union(*map(tracked, folders)) <= sdist
 
 
 def test_the_metadata_says_what_the_project_says(metadata: Message) -> None:

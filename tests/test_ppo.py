@@ -7,12 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
-from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_models
+from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_models, updated
 
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPORewardShape, PPOSettings, ppo, start, train
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPORewardShape, PPOSettings, ppo, train
 from alignkit.testing import LeftError, RecordingStage
 from alignkit.training.encoding import Prompt
 from alignkit.training.layouts import Models
@@ -43,7 +43,7 @@ def models(rows: int | None = None, seed: int = 0, layout: Layout | None = None)
     """Make models that read padded rows, or packed ones in a layout."""
     policy, reference = (llama(VOCABULARY, seed) for _ in range(2))
     critic, stop = llama_critic(VOCABULARY, seed + 1), frozenset([STOP])
-    padded = Models(policy, reference.requires_grad_(False), critic, stop, rows=rows)
+    padded = Models(policy, reference.requires_grad_(False), critic, stop, rows_at_once=rows)
     return laid_out(padded, layout) if layout else padded
 
 
@@ -53,9 +53,7 @@ def ones(rollout: Rollout) -> Scored:
 
 
 def run(some: Models, given: PPOSettings, seed: int = 5, score=ones) -> list[dict[str, float]]:
-    log: list[dict[str, float]] = []
-    train(some, start(some, given), PROMPTS, score, given, seed, lambda _, figures: log.append(dict(figures)))
-    return log
+    return updated(train, some, given, PROMPTS, score, seed)
 
 
 def weights(model) -> list[torch.Tensor]:
@@ -120,7 +118,7 @@ def test_how_many_rows_go_through_at_once_changes_nothing(rows, layout) -> None:
 
 def test_a_reference_that_is_another_model_is_refused() -> None:
     some = models()
-    other = Models(some.policy, llama(VOCABULARY, seed=9), some.critic, some.stop)
+    other = Models(some.policy, llama(VOCABULARY, seed=9), some.critic, some.stop_tokens)
 
     with pytest.raises(StageError) as refusal:
         run(other, settings())
@@ -139,7 +137,7 @@ def test_a_model_that_computes_differently_from_pass_to_pass_is_refused() -> Non
 
     some.policy.register_forward_hook(shift)
     some.reference.register_forward_hook(lambda module, given, output: shift(module, given, output))
-    same = Models(some.policy, some.policy, some.critic, some.stop)
+    same = Models(some.policy, some.policy, some.critic, some.stop_tokens)
 
     with pytest.raises(StageError):
         run(same, settings())
@@ -243,7 +241,7 @@ def test_a_full_policy_without_a_reference_is_refused() -> None:
     some = models()
 
     with pytest.raises(StageError) as refusal:
-        run(Models(some.policy, None, some.critic, some.stop), settings())
+        run(Models(some.policy, None, some.critic, some.stop_tokens), settings())
 
     assert str(refusal.value) == "a policy without adapters needs a model of its own as reference"
 
@@ -411,10 +409,10 @@ def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_mo
 
 
 def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, reward_model) -> None:
-    from alignkit.training.layouts import open_models
+    from alignkit.training.layouts import Around, open_models
     from alignkit.training.models import load_reward_model
 
-    some, tokenizer = open_models(policy, [reward_model], critic="auto", temperature=1.0, lora=None, precision="fp32")
+    some, tokenizer = open_models(policy, [reward_model], settings(), Around(critic="auto"))
 
     ids = torch.tensor([tokenizer("hello how are you")["input_ids"]])
     raw, _, mean, std = load_reward_model(reward_model)
@@ -424,10 +422,10 @@ def test_a_critic_from_the_reward_model_starts_with_normalised_scores(policy, re
 
 
 def test_a_critic_from_the_policy_starts_at_0(policy) -> None:
-    from alignkit.training.layouts import open_models
+    from alignkit.training.layouts import Around, open_models
 
     gold = FunctionReward(name="gold", fingerprint="0", path=policy.path, function="reviews-gold")
-    some, _ = open_models(policy, [gold], critic="auto", temperature=1.0, lora=LoRA(rank=2), precision="fp32")
+    some, _ = open_models(policy, [gold], settings(lora=LoRA(rank=2)), Around(critic="auto"))
 
     ids = torch.tensor([[5, 6, 7]])
     assert not some.critic(ids).any()
@@ -452,7 +450,9 @@ def test_several_processes_are_refused(policy, reward_model, prompts, tmp_path) 
     with pytest.raises(RecipeError) as refusal:
         ppo(whole(), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
-    assert str(refusal.value) == "ppo runs in one process; choose a machine with one process"
+    assert str(refusal.value) == (
+        "each of the machine's 2 processes would do the whole of the work; choose a machine with one process"
+    )
 
 
 def test_answers_without_prompts_aside_are_not_measured(policy, reward_model, records, stage) -> None:

@@ -9,12 +9,12 @@ from itertools import product
 
 import pytest
 import torch
-from tiny_models import STOP, laid_out, two_layers_and_a_peaked_start, uniform_models
+from tiny_models import STOP, laid_out, two_layers_and_a_peaked_start, uniform_models, updated
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignkit.contract.settings import Optimisation
-from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, start, train
+from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, train
 from alignkit.training.layouts import Models
 from alignkit.training.rollouts import Rollout, answer_logprobs, answer_mask
 from alignkit.training.scoring import Scored
@@ -58,9 +58,8 @@ def test_answers_of_fixed_length_reach_the_known_optimum(seed, layout) -> None:
     best_kl = length * (share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share)))
     models = laid_out(uniform_models(vocabulary=16, seed=seed, stop=frozenset()), layout)
     given = settings(60, length, penalty=0)
-    log: list[dict[str, float]] = []
 
-    train(models, start(models, given), [[1]], even_tokens, given, seed, lambda _, f: log.append(dict(f)))
+    log = updated(train, models, given, [[1]], even_tokens, seed)
 
     assert share - KL_COEF * best_kl == pytest.approx(0.6470, abs=1e-4)
     assert last_10(log, "objective/rlhf_reward") == pytest.approx(0.6470, abs=0.01)
@@ -97,9 +96,8 @@ def ones(rollout: Rollout) -> Scored:
 def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed, layout) -> None:
     models = laid_out(uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP])), layout)
     given = settings(80, 5, penalty=0.5)
-    log: list[dict[str, float]] = []
 
-    train(models, start(models, given), [[STOP]], ones, given, seed, lambda _, f: log.append(dict(f)))
+    log = updated(train, models, given, [[STOP]], ones, seed)
 
     assert best_objective_of_ended_answers() == pytest.approx(0.19826, abs=1e-5)
     assert 0.17 <= last_10(log, "objective/rlhf_reward") < 0.205
@@ -120,7 +118,7 @@ def test_frozen_lower_layers_leave_nearly_the_optimum_of_all_weights() -> None:
     models = laid_out(Models(policy, copy.deepcopy(policy), None, frozenset([STOP])), "frozen")
     given = settings(80, 5, penalty=0.5)
 
-    train(models, start(models, given), [[STOP]], ones, given, 2, lambda *_: None)
+    updated(train, models, given, [[STOP]], ones, 2)
 
     logprobs = logprobs_of_all(policy)
     reached = float((logprobs.exp() * (rewards - KL_COEF * (logprobs - start_logprobs))).sum())

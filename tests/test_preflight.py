@@ -1,6 +1,7 @@
 """Preflight: what stages will need, what does not fit, and every stage in small; nothing is trained to find it out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,24 +18,23 @@ from transformers.utils import logging
 
 from alignkit.cli import main
 from alignkit.compare.comparison import compare_recipe
-from alignkit.contract.kinds import Policy, Records
+from alignkit.contract.kinds import Policy
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.estimate import counting
 from alignkit.estimate import formulas as estimating
 from alignkit.estimate import preflight as preflights
+from alignkit.estimate.desk import desk_for
 from alignkit.estimate.estimator import Estimator
-from alignkit.estimate.formulas import LOOPS, Facts, Job
+from alignkit.estimate.formulas import Facts, Job, estimated
 from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import Gauge, Rate, gauge
-from alignkit.methods.ppo import PPOSettings
-from alignkit.methods.sft import SFTSettings
+from alignkit.methods.ppo import PPOSettings, ppo
+from alignkit.methods.sft import SFTSettings, sft
 from alignkit.plan.planner import make_plan
 from alignkit.run import smoke
-from alignkit.run.machine import Machine
 from alignkit.run.runner import run_recipe
-from alignkit.sources.fetch import audits
 from alignkit.testing import write_tiny_policy, write_tiny_reward
 from alignkit.training.models import load_policy, open_tokenizer
 
@@ -63,8 +63,8 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 def found_of(file: Path) -> Preflight:
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
-    return preflight(plan, {one.source: one for one in known}, runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
+    return preflight(desk)
 
 
 def problems(found: Preflight) -> list[str]:
@@ -110,9 +110,10 @@ def test_a_model_is_gauged_once(tiny_policy: Policy) -> None:
     assert gauge(config, None, "fp32") == gauge(AutoConfig.from_pretrained(tiny_policy.path), None, "fp32")
 
 
-def need(settings: Any, loop: Any = "language_model", facts: Facts = FACTS, lora: LoRA | None = None) -> Any:
+def need(settings: Any, facts: Facts = FACTS, lora: LoRA | None = None) -> Any:
     sizes = estimating.Sizes(1000_000, 10_000 if lora else 1000_000, 8, 128, 500, 1024)
-    return LOOPS[loop](Job(settings, facts, sizes, GAUGE))
+    needs: Any = (ppo if isinstance(settings, PPOSettings) else sft).needs(settings)
+    return estimated(needs, Job(needs, facts, sizes, GAUGE))
 
 
 def test_memory_grows_with_batch_and_length_and_shrinks_with_lora() -> None:
@@ -131,7 +132,7 @@ def test_full_training_holds_weights_gradients_and_two_moments() -> None:
 
 def test_time_grows_with_rows_and_updates() -> None:
     few, many = (need(SFTSettings(), facts=FACTS._replace(rows=rows)).seconds for rows in (1000, 10_000))
-    short, long = (need(PPOSettings(updates=updates), "online").seconds for updates in (10, 100))
+    short, long = (need(PPOSettings(updates=updates)).seconds for updates in (10, 100))
 
     assert 6 < many / few < 11
     assert 5 < long / short < 11
@@ -139,8 +140,7 @@ def test_time_grows_with_rows_and_updates() -> None:
 
 def test_layouts_of_ppo_hold_less_and_less() -> None:
     separate, shared, frozen = (
-        need(PPOSettings(layout=layout, trained_layers=1), "online").memory
-        for layout in ("separate", "shared", "frozen")
+        need(PPOSettings(layout=layout, trained_layers=1)).memory for layout in ("separate", "shared", "frozen")
     )
 
     assert separate > shared > frozen
@@ -162,16 +162,16 @@ def test_a_stage_that_needs_more_than_there_is_is_refused_with_what_would_help(
     (problem,) = found_of(recipe("sft.batch = 64")).problems
 
     assert problem.where == "stage 'one'"
-    assert problem.problem.startswith("needs about 0.")
-    assert problem.problem.endswith(" GiB of memory, and this machine has 0.0")
+    # How much depends on the build of torch: that for CUDA takes 0.4 GiB more than that for processors.
+    assert re.fullmatch(r"needs about \d\.\d GiB of memory, and this machine has 0\.0", problem.problem)
 
 
 def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:
     file = recipe("sft.batch = 64")
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
-    known, _ = audits([plan.sources["demos"]], runs, True)
-    estimator = Estimator(plan, {one.source: one for one in known}, runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
+    estimator = Estimator(desk)
     estimator._libraries = 0
     estimating_all = estimator.helps(plan.stage("one"))
 
@@ -202,11 +202,9 @@ def test_pairs_that_are_left_out_take_no_time_and_cut_demonstrations_some(
     file = recipe("max_length = 24", f"{method}.max_lost = 1.0", method=method, sources=pairs)
     runs = file.parent / "runs"
     plan = make_plan(file, set={"demos.held_out": 0.0001}, runs=runs)
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
 
-    job = Estimator(plan, {one.source: one for one in known}, runs, True).job(
-        plan.stage("one"), plan.stage("one").settings
-    )
+    job = Estimator(desk).job(plan.stage("one"), plan.stage("one").needs)
 
     assert job is not None
     assert job.facts.rows + job.facts.held_out == pytest.approx(kept, abs=1)
@@ -479,14 +477,10 @@ def headless(recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=sources)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [{"inline": True}, *(pytest.param(how, marks=pytest.mark.slow) for how in ({}, {"machine": Machine(processes=2)}))],
-    ids=str,
-)
-def test_every_way_to_run_is_refused_before_the_first_stage(headless: Path, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_every_way_to_run_is_refused_before_the_first_stage(headless: Path, inline: bool) -> None:
     with pytest.raises(RecipeError, match=NO_HEAD):
-        run_recipe(headless, runs=headless.parent / "runs", **how)
+        run_recipe(headless, runs=headless.parent / "runs", inline=inline)
 
 
 def test_a_comparison_is_refused_before_the_first_stage(headless: Path) -> None:
@@ -578,9 +572,9 @@ def test_tokens_are_counted_once_for_each_content(recipe: Callable[..., Path], m
 
 def test_rows_that_a_stage_makes_arereckoned_with_one_for_each_prompt(tmp_path: Path) -> None:
     runs, plan = tmp_path, make_plan("rlaif.toml", runs=tmp_path)
-    known, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
 
-    found = preflight(plan, {one.source: one for one in known}, runs, True)
+    found = preflight(desk)
 
     assert [one["stage"] for one in found.stages] == ["pretrain", "finetune", "align", "scores"]
     assert [str(remark) for remark in found.remarks] == [
@@ -609,7 +603,7 @@ def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[
     result = checked(file, "--smoke", "--runs", file.parent / "runs", "--offline")
 
     assert result.exit_code == 0, result.output
-    assert "measured in small, and reckoned from it for the whole:" in result.output
+    assert "trial measured, full run estimated:" in result.output
     assert (file.parent / "runs/cache/smoke/stages").is_dir()
     assert not (file.parent / "runs/stages").exists()
 
@@ -646,11 +640,11 @@ def test_an_evaluation_in_small_asks_as_many_prompts_as_a_few_seconds_allow(
     )
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
-    found, _ = audits([one for one in plan.sources.values() if issubclass(one.kind, Records)], runs, True)
+    desk, _ = desk_for(plan, runs, offline=True)
     needs = found_of(file)
     told = replace(needs, stages=[one | {"seconds": seconds} for one in needs.stages])
 
-    small = smoke.small_plan(plan, told, {one.source: one for one in found}, smoke.emptied(runs))
+    small = smoke.small_plan(desk, told, smoke.emptied(runs))
 
     assert small.stage("one").settings.prompts == asked
     assert small.sources["prompts"].options.rows >= 2 * asked
@@ -728,15 +722,6 @@ def test_the_disk_that_stages_take_is_told_within_a_tenth(recipe: Callable[..., 
 
     taken = {one.name: sum(f.stat().st_size for f in one.folder.rglob("*") if f.is_file()) for one in made}
     assert told == {name: pytest.approx(size, rel=0.1) for name, size in taken.items()}
-
-
-def test_smoke_of_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "demos.jsonl").write_text(DEMOS)
-
-    result = checked(tmp_path / "demos.jsonl", "--smoke")
-
-    assert result.exit_code == 2
-    assert result.stderr.endswith("--smoke is for a recipe, and this is a file; leave it out\n")
 
 
 def test_a_length_that_cuts_the_recipes_own_answers_is_told(recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Text
-from alignkit.contract.settings import Settings
 from alignkit.estimate import counting
 from alignkit.estimate.counting import Counted, Lengths, RowCounts, count, sequences
 from alignkit.estimate.encoded_rows import pieces, preview, steps
 from alignkit.estimate.preview import Preview
-from alignkit.methods.clm import CLMSettings
-from alignkit.methods.ppo import PPOSettings
-from alignkit.methods.reward import RewardSettings
+from alignkit.methods.clm import CLMSettings, clm
+from alignkit.methods.ppo import PPOSettings, ppo
+from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.show.audit_lines import show_preview
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy
@@ -29,9 +28,13 @@ CHAT = [
 PLAIN = {"prompt": "the food", "completion": " was good"}
 
 
-def previewed(policy: Any, records: Any, settings: Settings) -> Preview:
+METHODS = {CLMSettings: clm, PPOSettings: ppo, RewardSettings: reward, SFTSettings: sft}
+
+
+def previewed(policy: Any, records: Any, settings: Any) -> Preview:
     rows = RowCounts(len(list(records.train())), len(list(records.held_out())))
-    return preview(policy, records, settings, count(records, rows, open_tokenizer(policy.path)), rows)
+    needs = METHODS[type(settings)].needs(settings)
+    return preview(policy, records, needs, count(records, rows, open_tokenizer(policy.path)), rows)
 
 
 def shown(kind: type, row: Any, tokenizer: Any) -> list[str]:
@@ -156,13 +159,14 @@ def lengths(*tokens: int) -> tuple[Lengths, ...]:
         (Demonstrations, SFTSettings(batch=16, epochs=2), 6),
         (Text, CLMSettings(batch=2, epochs=1), 5),  # 2 * 90 tokens in blocks of 20, two at a time
         (Prompts, PPOSettings(updates=7), 7),
-        (Prompts, Settings(), None),
+        (Prompts, None, None),
     ],
 )
-def test_steps_are_those_of_whole_epochs_blocks_or_updates(kind: type, settings: Settings, taken: int | None) -> None:
+def test_steps_are_those_of_whole_epochs_blocks_or_updates(kind: type, settings: Any, taken: int | None) -> None:
     counted = Counted(2, lengths(40, 50), lengths(1), 0)
+    needs = settings and METHODS[type(settings)].needs(settings)
 
-    assert steps(kind, 33, settings, counted, 20) == taken
+    assert steps(kind, 33, needs, counted, 20) == taken
 
 
 def test_of_many_rows_a_part_is_counted_spread_evenly(

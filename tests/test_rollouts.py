@@ -119,7 +119,7 @@ def test_tokens_are_drawn_as_often_as_their_logprobs_say(make) -> None:
     model.get_output_embeddings().weight.data *= 20  # far from uniform
     many = 4000
 
-    answers, _ = sampled(model, [[4, 5]] * many + [[3]], longest=2, temperature=0.8, stop=frozenset())
+    answers, *_ = sampled(model, [[4, 5]] * many + [[3]], longest=2, temperature=0.8, stop=frozenset())
 
     pairs = {(a, b): 0 for a in range(VOCABULARY) for b in range(VOCABULARY)}
     for a, b in answers[:many]:
@@ -131,7 +131,7 @@ def test_tokens_are_drawn_as_often_as_their_logprobs_say(make) -> None:
 
 
 def test_an_answer_ends_with_its_first_stop_token_or_at_the_limit() -> None:
-    answers, finished = sampled(llama(VOCABULARY), PROMPTS * 20, longest=6, stop=frozenset([STOP, 1]))
+    answers, _, finished = sampled(llama(VOCABULARY), PROMPTS * 20, longest=6, stop=frozenset([STOP, 1]))
 
     for answer, done in zip(answers, finished, strict=True):
         stops = [token in (STOP, 1) for token in answer]
@@ -144,8 +144,8 @@ def test_an_answer_ends_with_its_first_stop_token_or_at_the_limit() -> None:
 def test_an_answer_does_not_depend_on_who_is_asked_beside() -> None:
     model = llama(VOCABULARY)
 
-    together, _ = sampled(model, PROMPTS)
-    first_two, _ = sampled(model, PROMPTS[:2])
+    together, *_ = sampled(model, PROMPTS)
+    first_two, *_ = sampled(model, PROMPTS[:2])
 
     assert together[:2] == first_two
 

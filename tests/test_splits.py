@@ -352,7 +352,7 @@ def test_a_file_has_neither_splits_nor_configs(desk: Desk, option: str, remedy: 
 
 
 def checked(folder: str) -> Any:
-    return CliRunner().invoke(main, ["check", folder, "--json"])
+    return CliRunner().invoke(main, ["data", folder, "--json"])
 
 
 def test_check_reads_the_split_train_of_a_folder_and_tells_the_others(
@@ -375,7 +375,7 @@ def test_check_names_a_file_of_a_folder_without_a_split_train(tmp_path: Path, mo
     assert result.exit_code == DataError.status
     assert result.stderr == (
         "error: set: the folder has the splits validation, test, and no train; "
-        "name the file, or a pattern in quotes: alignkit check set/dev.jsonl\n"
+        "name the file, or a pattern in quotes: alignkit data set/dev.jsonl\n"
     )
 
 
@@ -388,7 +388,7 @@ def test_check_says_where_there_are_no_files_of_rows(
     (tmp_path / "set").mkdir()
     monkeypatch.chdir(tmp_path)
 
-    result = CliRunner().invoke(main, ["check", what, "--as", "demonstrations"])
+    result = CliRunner().invoke(main, ["data", what, "--as", "demonstrations"])
 
     assert result.exit_code == 65
     assert result.stderr == (

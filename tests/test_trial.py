@@ -23,9 +23,10 @@ from transformers import (
 from alignkit.contract.settings import LoRA
 from alignkit.estimate import trial
 from alignkit.estimate.trial import Trial, Uses, tried
-from alignkit.methods.grpo import GRPOSettings
-from alignkit.methods.ppo import PPOSettings
-from alignkit.methods.sft import SFTSettings
+from alignkit.methods.grpo import GRPOSettings, grpo
+from alignkit.methods.ppo import PPOSettings, ppo
+from alignkit.methods.reward import RewardSettings, reward
+from alignkit.methods.sft import SFTSettings, sft
 from alignkit.training.miniature import miniature
 from alignkit.training.models import open_tokenizer
 
@@ -42,15 +43,15 @@ CONFIGS = {
     ),
 }
 USES = {
-    "sft": Uses.of("language_model", SFTSettings()),
-    "sft with LoRA": Uses.of("language_model", SFTSettings(lora=LoRA())),
-    "reward": Uses("scores"),
-    "reward with LoRA": Uses("scores", lora=LoRA()),
-    "dpo": Uses("pairs"),
-    "ppo": Uses.of("online", PPOSettings()),
-    "ppo, shared": Uses.of("online", PPOSettings(layout="shared")),
-    "ppo, frozen": Uses.of("online", PPOSettings(layout="frozen")),
-    "grpo": Uses.of("online", GRPOSettings(trained_layers=1)),
+    "sft": Uses.of(sft.needs(SFTSettings())),
+    "sft with LoRA": Uses.of(sft.needs(SFTSettings(lora=LoRA()))),
+    "reward": Uses.of(reward.needs(RewardSettings())),
+    "reward with LoRA": Uses.of(reward.needs(RewardSettings(lora=LoRA()))),
+    "dpo": Uses(reads=True, learns=True),
+    "ppo": Uses.of(ppo.needs(PPOSettings())),
+    "ppo, shared": Uses.of(ppo.needs(PPOSettings(layout="shared"))),
+    "ppo, frozen": Uses.of(ppo.needs(PPOSettings(layout="frozen"))),
+    "grpo": Uses.of(grpo.needs(GRPOSettings(trained_layers=1))),
 }
 
 
@@ -123,7 +124,7 @@ def test_what_fails_in_a_step_is_refused_by_its_reason(tokenizer, monkeypatch: p
 def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_them(tokenizer) -> None:
     config = RobertaConfig(is_decoder=True)
 
-    found = tried(config, tokenizer, Uses("answers"), FOLDER)
+    found = tried(config, tokenizer, Uses(reads=True, learns=True, head=True), FOLDER)
 
     assert [str(problem) for problem in found.problems] == [
         "the logits of a RobertaForCausalLM are not made as TRL's trainer makes them; take a method that compares "

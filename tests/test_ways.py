@@ -107,7 +107,7 @@ def test_sampled_answers_are_those_of_each_prompt_alone(name) -> None:
     stop = frozenset(range(10))  # some answers end early, others do not
     draws = torch.rand(len(prompts), 12, generator=generator_for(5))
 
-    answers, _ = sample_answers(model, prompts, max_new_tokens=12, stop=stop, generator=generator_for(5))
+    answers, _, _ = sample_answers(model, prompts, max_new_tokens=12, stop=stop, generator=generator_for(5))
 
     assert len(set(map(len, answers))) > 1
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -1,7 +1,8 @@
 """Models with a few thousand weights, made on the spot."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -17,6 +18,7 @@ from alignkit.training.layouts import Models, ValueHead
 from alignkit.training.packing import packs
 from alignkit.training.rollouts import Critic
 from alignkit.training.trunk import Trunk
+from alignkit.training.updates import Loop, start
 
 STOP = 0
 
@@ -91,3 +93,14 @@ def laid_out(models: Models, layout: Layout) -> Models:
     if layout == "shared":
         return replace(models, critic=head, form="packed")
     return replace(models, reference=None, critic=head, form="packed", trunk=Trunk.cut(models.policy, 1))
+
+
+def updated(
+    train: Callable[[Any], None], models: Models, settings: Any, prompts: Sequence[list[int]], score: Any, seed: int
+) -> list[dict[str, float]]:
+    """Take all updates of a method, and give what each logged."""
+    log: list[dict[str, float]] = []
+    rate = settings.critic.learning_rate if models.critic else None
+    state = start(models, settings, rate)
+    train(Loop(models, state, prompts, score, settings, seed, lambda _, metrics: log.append(dict(metrics))))
+    return log

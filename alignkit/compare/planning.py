@@ -227,7 +227,7 @@ class _Writer:
         """Give the stages that no variant changes, wired as the recipe wires them; whoever needs them runs them."""
         changed = {self.stage, measuring.name if measuring else ""}
         for stage in self.planned[0].stages:
-            if stage.name in changed or changed & {name for several in stage.inputs.values() for name in several}:
+            if stage.name in changed or changed & set(stage.taken):
                 changed.add(stage.name)
             else:
                 yield stage.name, self._wired(stage, self.base.stages[stage.name])

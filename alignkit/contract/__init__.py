@@ -1,1 +1,1 @@
-"""What a plugin sees: kinds, settings, methods, the stage, hooks."""
+"""What a plugin sees, and no more: kinds, settings, methods, the stage, events, rewards, judges, hooks."""

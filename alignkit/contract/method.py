@@ -6,12 +6,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations, zip_longest
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
+from alignkit.contract.needs import Needs
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import PluginError
+from alignkit.errors import PluginError, one_line
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
@@ -19,9 +20,8 @@ ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
 STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
 
-Loop = Literal["language_model", "scores", "pairs", "answers", "online", "evaluation"]
-"""How a method works through its rows, from which time and memory are estimated: by `train_language_model`,
-`train_scores`, `train_pairs`, TRL's KTO trainer, `train_and_measure`, or by answering prompts."""
+OfferNeeds = Callable[[Any], Needs]
+"""From a method's settings to what it will do with its models and rows."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Method:
     consumes: Mapping[str, Input]
     produces: type[Artifact]
     run: Callable[..., Any] = field(repr=False)
-    loop: Loop | None = None
+    offers_needs: OfferNeeds | None = field(default=None, repr=False)
     """None: nothing can be said of its time and memory before it was tried."""
     results: tuple[str, ...] = ()
     """The names of the results that it may tell; a role in braces stands for each of that role's artifacts, any other
@@ -72,6 +72,18 @@ class Method:
         patterns = (re.escape(name) for name in self.result_names(inputs))
         return not self.results or any(re.fullmatch(ANY_TEXT.sub(".+", pattern), result) for pattern in patterns)
 
+    def needs(self, settings: Settings) -> Needs | None:
+        """Return what it will do with its models and rows; None where it does not say."""
+        if self.offers_needs is None:
+            return None
+        try:
+            needs = self.offers_needs(settings)
+        except Exception as error:
+            raise _wrong(self.name, self.run, f"its needs cannot be told ({one_line(error)})") from error
+        if not isinstance(needs, Needs):
+            raise _wrong(self.name, self.run, f"its needs are {type(needs).__name__}, not what `trainer_needs` returns")
+        return needs
+
     def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
         return self.run(settings, stage, **inputs)
 
@@ -87,12 +99,13 @@ def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
 
 
 def method(
-    name: str, *, loop: Loop | None = None, results: Sequence[str] = ()
+    name: str, *, needs: OfferNeeds | None = None, results: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
-    `loop` names the one of our loops that it runs, so that `alignkit check` can estimate what it will need. `results`
-    are the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan.
+    `needs` tells from its settings which of our loops it runs and how (`trainer_needs`, `pair_needs`,
+    `sampling_needs`, or a function of its own), so that `alignkit check` can estimate what it will take. `results` are
+    the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
@@ -111,7 +124,10 @@ def method(
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        return Method(name, summary, settings, consumes, produces, function, loop, _results(name, function, results))
+        made = Method(name, summary, settings, consumes, produces, function, needs, _results(name, function, results))
+        if all(not field.is_required() for field in settings.model_fields.values()):
+            made.needs(settings())  # so that a package that is wrong says so when it is loaded
+        return made
 
     return wrap
 

@@ -6,7 +6,7 @@ from alignkit.errors import PluginError
 
 
 def one_number_each(given: object, asked: int, function: str, where: str) -> list[float]:
-    """Return what a function (`the reward`, `the rule`) gave as numbers. Raise PluginError where it is anything else."""
+    """Return what a function (`the reward`, `the rule`) gave, as numbers. Raise PluginError where it gave others."""
     remedy = "it must return one number for each answer"
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise PluginError(f"{function} gave {_shown(given)} instead of a list of numbers", where, remedy)

@@ -199,4 +199,4 @@ def _name_files(folder: Path, splits: Splits, *, in_recipe: bool) -> str:
     said = files[0].relative_to(folder) if files[0].is_relative_to(folder) else files[0]
     if in_recipe:
         return f'name the files to read, or a pattern, such as "{Path(folder.name) / said}"'
-    return f"name the file, or a pattern in quotes: alignkit check {folder / said}"
+    return f"name the file, or a pattern in quotes: alignkit data {folder / said}"

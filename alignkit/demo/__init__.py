@@ -1,1 +1,1 @@
-"""The embedded default: a tiny model and a small domain with a known gold score, so that a recipe needs no download."""
+"""The embedded default: reviews from a grammar whose score is known, and a tiny model."""

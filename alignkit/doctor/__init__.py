@@ -1,1 +1,1 @@
-"""What this machine offers to alignkit, and what to mend: `alignkit doctor`."""
+"""What this machine offers, and what to mend."""

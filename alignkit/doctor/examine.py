@@ -77,7 +77,10 @@ def _package(requirement: Requirement) -> Package:
 
 
 def _cores(cgroup: Path) -> int:
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if sys.platform == "linux":
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,25 +1,16 @@
 """Does a stage's method work with the architecture of its model: tried on a miniature, before weights are loaded."""
 
-from pathlib import Path
-from typing import Any
-
+from alignkit.estimate.desk import Desk
 from alignkit.estimate.trial import Trial, Uses, tried
-from alignkit.plan.plan import Plan, PlannedStage, policies_of
-from alignkit.sources.source import Source
+from alignkit.plan.plan import PlannedStage, policies_of
 from alignkit.training.models import open_config, open_tokenizer
-from alignkit.training.prepare import opened
 
 
-def architecture(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Trial:
+def architecture(desk: Desk, stage: PlannedStage) -> Trial:
     """Try what a stage will do with its policies; nothing is tried where it has none."""
-    uses = Uses.of(stage.method.loop, stage.settings)
-    trials = [_tried(source, uses, runs, offline) for source in policies_of(plan, stage)]
+    uses, folders = Uses.of(stage.needs), [desk.open(source).path for source in policies_of(desk.plan, stage)]
+    trials = [tried(open_config(folder), open_tokenizer(folder), uses, folder) for folder in folders]
     return Trial(
         tuple(dict.fromkeys(problem for trial in trials for problem in trial.problems)),
         tuple(dict.fromkeys(remark for trial in trials for remark in trial.remarks)),
     )
-
-
-def _tried(source: Source, uses: Uses, runs: Path, offline: bool) -> Trial:
-    artifact: Any = opened(source, runs, offline)
-    return tried(open_config(artifact.path), open_tokenizer(artifact.path), uses, artifact.path)

@@ -6,20 +6,19 @@ was found is kept by the content that it is of.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.contract.kinds import Judge, JudgeReward, Policy, Prompts, Records, RewardModel
+from alignkit.contract.needs import EvaluationNeeds
 from alignkit.errors import DataError, Problem
-from alignkit.plan.plan import Plan, PlannedStage, policy_of
-from alignkit.sources.audit import Audit
+from alignkit.estimate.desk import Desk
+from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import BadRows, RecordOptions, Source
 from alignkit.store import layout
 from alignkit.store.durable import read_json, write_text
-from alignkit.training.prepare import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,11 +42,7 @@ class Told(NamedTuple):
 class Chats:
     """Looks at the chats of one plan's stages; what was told of a source once is not told again."""
 
-    plan: Plan
-    audits: Mapping[str, Audit]
-    """By the source's name."""
-    runs: Path
-    offline: bool
+    desk: Desk
     _told: set[str] = field(default_factory=set)
 
     def look(self, stage: PlannedStage) -> Told:
@@ -61,27 +56,27 @@ class Chats:
         told = Told([*self._new(list(self._judges(stage))), *self._two_forms(stage)], [])
         for name in self._sources(stage):
             for reader in self._readers(stage):
-                if reader.reward and not issubclass(self.plan.sources[name].kind, Prompts):
+                if reader.reward and not issubclass(self.desk.plan.sources[name].kind, Prompts):
                     continue
-                found = self._rendering(name, reader, learn_of(stage.settings))
+                found = self._rendering(name, reader, learn_of(stage.needs))
                 wrong = list(self._refused(name, found, reader))
-                strict = stage.method.loop or issubclass(self.plan.sources[name].kind, Prompts)
+                strict = stage.needs or issubclass(self.desk.plan.sources[name].kind, Prompts)
                 where = f"stage {stage.name!r}"
                 (told.problems if strict else told.remarks).extend(
                     Problem(one.problem, f"{where}, {one.where}", one.remedy) for one in self._new(wrong)
                 )
                 if not wrong:
                     told.remarks.extend(self._new(self._remarks(name, found, reader)))
-        if stage.method.loop == "evaluation" and not told.problems:
-            told.problems.extend(self._left_out(stage))
+        if isinstance(stage.needs, EvaluationNeeds) and not told.problems:
+            told.problems.extend(self._left_out(stage, stage.needs))
         return told
 
     def _two_forms(self, stage: PlannedStage) -> Iterator[Problem]:
         """Refuse an input that joins sources of chats with such of plain text, as one source may not hold both."""
         for role, names in stage.inputs.items():
-            known = [name for name in names if name in self.audits]
-            chats = [name for name in known if self.audits[name].chats]
-            texts = [name for name in known if not self.audits[name].chats]
+            known = [name for name in names if name in self.desk.audits]
+            chats = [name for name in known if self.desk.audits[name].chats]
+            texts = [name for name in known if not self.desk.audits[name].chats]
             if chats and texts:
                 problem = f"{role} joins chats ({', '.join(chats)}) and plain text ({', '.join(texts)})"
                 remedy = f'write all rows in one form, or take those of one: inputs.{role} = "{chats[0]}"'
@@ -92,7 +87,7 @@ class Chats:
         from alignkit.training.templates import PROBED, rendered
 
         for name in self._named(stage):
-            source = self.plan.sources.get(name)
+            source = self.desk.plan.sources.get(name)
             if source is None or not issubclass(source.kind, Judge | JudgeReward) or source.how == "judge":
                 continue
             tokenizer = self._tokenizer(source)
@@ -103,24 +98,24 @@ class Chats:
                 remedy = "take a judge whose template takes questions and answers in turn"
                 yield Problem(error.problem, f"stage {stage.name!r}, source {name!r}", remedy)
 
-    def _left_out(self, stage: PlannedStage) -> Iterator[Problem]:
+    def _left_out(self, stage: PlannedStage, needs: EvaluationNeeds) -> Iterator[Problem]:
         """Refuse an evaluation that would leave out too many prompts, by the function that leaves them out."""
+        from alignkit.estimate.counting import answer_tokens
         from alignkit.training.encoding import AskedPrompt, asked_of_all, fitting_length, too_much_lost
         from alignkit.training.models import open_config, positions_of
 
-        settings: Any = stage.settings
-        names = [name for name in self._named(stage) if name in self.audits]
-        prompts: list[Any] = [opened(self.plan.sources[name], self.runs, self.offline) for name in names]
+        names = [name for name in self._named(stage) if name in self.desk.audits]
+        prompts: list[Any] = [self.desk.open(self.desk.plan.sources[name]) for name in names]
         asked = []
         for reader in self._readers(stage):
             if reader.reward:
                 continue
-            model: Any = opened(reader.source, self.runs, self.offline)
-            longest = fitting_length(positions_of(open_config(model.path)), settings.max_length)
+            model: Any = self.desk.open(reader.source)
+            longest = fitting_length(positions_of(open_config(model.path)), needs.max_length)
             asked.append(AskedPrompt(reader.tokenizer, longest))
         held_out = chain.from_iterable(one.held_out() for one in prompts)
-        _, lengths = asked_of_all(held_out, asked, settings.prompts, settings.max_new_tokens)
-        error = too_much_lost("prompts", lengths, settings.max_lost)
+        _, lengths = asked_of_all(held_out, asked, needs.prompts, answer_tokens(needs))
+        error = too_much_lost("prompts", lengths, needs.max_lost)
         if error and lengths.rows:
             yield Problem(error.problem, f"stage {stage.name!r}", error.remedy)
 
@@ -131,10 +126,10 @@ class Chats:
 
     def _sources(self, stage: PlannedStage) -> list[str]:
         """Name the sources of chats that a stage reads."""
-        return [name for name in self._named(stage) if name in self.audits and self.audits[name].chats]
+        return [name for name in self._named(stage) if name in self.desk.audits and self.desk.audits[name].chats]
 
     def _named(self, stage: PlannedStage) -> list[str]:
-        return [name for several in stage.inputs.values() for name in several]
+        return stage.taken
 
     def _readers(self, stage: PlannedStage) -> "list[_Reader]":
         """Give the tokenizers that a stage reads chats by: of its policies, and of the reward models that judge."""
@@ -148,34 +143,34 @@ class Chats:
         return [one for one in found.values() if not (one.reward and one.plain)]
 
     def _makes_rewards(self, name: str) -> bool:
-        made = self.plan.sources[name].kind if name in self.plan.sources else self.plan.stage(name).made
+        made = self.desk.plan.sources[name].kind if name in self.desk.plan.sources else self.desk.plan.stage(name).made
         return issubclass(made, RewardModel)
 
     def _start(self, name: str) -> Source | None:
         """Follow a model back to the source that its tokenizer comes from."""
-        if name in self.plan.sources:
-            source = self.plan.sources[name]
+        if name in self.desk.plan.sources:
+            source = self.desk.plan.sources[name]
             return source if issubclass(source.kind, Policy | RewardModel) else None
-        stage = self.plan.stage(name)
-        return policy_of(self.plan, stage) if issubclass(stage.made, Policy | RewardModel) else None
+        stage = self.desk.plan.stage(name)
+        return policy_of(self.desk.plan, stage) if issubclass(stage.made, Policy | RewardModel) else None
 
     def _tokenizer(self, source: Source) -> "PreTrainedTokenizerBase":
         from alignkit.training.models import open_tokenizer
 
-        artifact: Any = opened(source, self.runs, self.offline)
+        artifact: Any = self.desk.open(source)
         return open_tokenizer(artifact.path, source.chat_template)
 
     def _rendering(self, name: str, reader: "_Reader", learn: "Learn") -> "Rendering":
         """Render a source's chats, or give what was found before."""
         from alignkit.estimate.rendering import Rendering, render_all
 
-        source = self.plan.sources[name]
+        source = self.desk.plan.sources[name]
         content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn]
         text = json.dumps(content, sort_keys=True)
-        note = layout.cache_folder(self.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        note = layout.cache_folder(self.desk.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if facts := read_json(note):
             return Rendering(**facts)
-        records = opened(source, self.runs, self.offline)
+        records = self.desk.open(source)
         assert isinstance(records, Records)
         found = render_all(records, reader.tokenizer, learn)
         if source.fingerprint and reader.source.fingerprint:
@@ -184,13 +179,13 @@ class Chats:
 
     def _refused(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
         """Give what refuses a source: rows that the template refuses, unless so many may be left out."""
-        options, audit = self.plan.sources[name].options, self.audits[name]
+        options, audit = self.desk.plan.sources[name].options, self.desk.audits[name]
         assert isinstance(options, RecordOptions)
         total, bad = found.rows + audit.bad, found.refused + audit.bad
         if not found.refused or (options.on_bad_rows == "skip" and bad <= options.max_bad * total):
             return
         errors = [_for_reward(one, reader) for one in found.errors] if reader.reward else found.errors
-        artifact: Any = self.plan.sources[name].artifact()
+        artifact: Any = self.desk.plan.sources[name].artifact()
         yield from BadRows(bad, list(errors)).refusal(artifact.parts[0], total - bad, options).problems
 
     def _remarks(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:

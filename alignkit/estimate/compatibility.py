@@ -9,26 +9,25 @@ from alignkit.data.adapter_folder import is_adapter
 from alignkit.data.records import placed_rows
 from alignkit.errors import DataError, Problem, RecipeError
 from alignkit.estimate.counting import Counted, sequences
+from alignkit.estimate.desk import Desk
 from alignkit.estimate.sizes import built
-from alignkit.plan.plan import Plan, PlannedStage, policies_of
+from alignkit.plan.plan import PlannedStage, policies_of
 from alignkit.training.adapters import check_fit, task_of
 from alignkit.training.heads import head_of, labels_of, place_of
 from alignkit.training.models import misfit, open_config, open_tokenizer, policy_tokenizer, rows_of
-from alignkit.training.prepare import opened
 from alignkit.training.templates import Learn
 from alignkit.training.weight_files import chain_of, root_of, shapes_in
 
 
-def remarks_on(plan: Plan, stage: PlannedStage, runs: Path, offline: bool) -> Iterator[Problem]:
+def remarks_on(desk: Desk, stage: PlannedStage) -> Iterator[Problem]:
     """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
-    for name in (name for several in stage.inputs.values() for name in several if name in plan.sources):
-        if issubclass(plan.sources[name].kind, RewardModel):
-            reward: Any = opened(plan.sources[name], runs, offline)
+    for source in (desk.plan.sources[name] for name in stage.taken if name in desk.plan.sources):
+        if issubclass(source.kind, RewardModel):
+            reward = desk.open(source)
             check_reward(reward)
             yield from _remarks_on_reward(reward)
-    for source in policies_of(plan, stage):
-        artifact: Any = opened(source, runs, offline)
-        yield from _remarks_on_policy(source.name, artifact)
+    for source in policies_of(desk.plan, stage):
+        yield from _remarks_on_policy(source.name, desk.open(source))
 
 
 def _remarks_on_policy(name: str, policy: Policy) -> Iterator[Problem]:

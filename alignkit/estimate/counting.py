@@ -7,16 +7,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Ratings, Records, RewardModel, Text
-from alignkit.contract.settings import Settings
+from alignkit.contract.needs import Needs, TrainerNeeds
 from alignkit.errors import DataError
-from alignkit.sources.audit import Audit
+from alignkit.estimate.desk import Desk
 from alignkit.sources.source import Source
 from alignkit.store import layout
 from alignkit.store.notes import note_path, read_note, write_note
@@ -24,7 +23,6 @@ from alignkit.training import encoding
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import UNSET_ANSWER, learnt_runs
 from alignkit.training.models import open_tokenizer, policy_tokenizer
-from alignkit.training.prepare import opened
 from alignkit.training.templates import Learn
 
 VERSION = 5
@@ -101,12 +99,6 @@ def count(records: Records, rows: RowCounts, tokenizer: PreTrainedTokenizerBase,
     return Counted(step, tuple(lengths(records.train())), tuple(lengths(records.held_out())), marked, same, refused)
 
 
-def learn_of(settings: Settings) -> Learn:
-    """Tell which turns of a chat a stage learns."""
-    learn: Learn = getattr(settings, "learn", "all")
-    return learn
-
-
 def lengths_of(sequences: Sequence[LabelledTokens]) -> Lengths:
     """Weigh a row's sequences."""
     whole = [len(tokens.ids) for tokens in sequences]
@@ -121,9 +113,9 @@ def _begins(tokens: LabelledTokens) -> int:
     return next((place for place, label in enumerate(tokens.labels) if label != NOT_LEARNT), len(tokens.labels))
 
 
-def one_by_one(loop: str | None, kind: type[Records], rows: Sequence[Lengths]) -> Sequence[Lengths]:
-    """Give the rows as a loop takes them: that over single answers takes the two of a pair apart."""
-    if loop != "answers" or not issubclass(kind, Preferences):
+def one_by_one(needs: Needs | None, kind: type[Records], rows: Sequence[Lengths]) -> Sequence[Lengths]:
+    """Return the rows as a stage takes them: one that learns from single answers takes the two of a pair apart."""
+    if not (isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)):
         return rows
     sizes = ((row, size) for row in rows for size in (row.longest, row.tokens - row.longest))
     return [row._replace(longest=size, tokens=size) for row, size in sizes]
@@ -152,10 +144,15 @@ def room(kind: type[Records], limit: int, new_tokens: int) -> int:
     return limit - new_tokens if issubclass(kind, Prompts) else limit
 
 
-def new_tokens_of(settings: Any) -> int:
-    """Tell how long the answers are that a stage has sampled, at most; 0 where it samples none."""
-    found = getattr(getattr(settings, "generation", settings), "max_new_tokens", 0)
-    return UNSET_ANSWER if found is None else int(found)
+def learn_of(needs: Needs | None) -> Learn:
+    """Return which turns of a chat a stage learns."""
+    return "all" if needs is None else needs.learn
+
+
+def answer_tokens(needs: Needs | None) -> int:
+    """Return the tokens of the answers that a stage has sampled, at most; 0 where it samples none."""
+    found = 0 if needs is None else needs.new_tokens
+    return UNSET_ANSWER if found is None else found
 
 
 def all_text(row: encoding.Row) -> str:
@@ -183,21 +180,18 @@ def sequences(
         yield "text", LabelledTokens(ids, ids)
 
 
-def count_tokens(
-    source: Source, policy: Source, audit: Audit, settings: Settings, runs: Path, offline: bool
-) -> Counted:
+def count_tokens(desk: Desk, source: Source, model: Source, learn: Learn) -> Counted:
     """Count the tokens of a source's rows by the tokenizer of a policy, or of a reward model, once for each content."""
-    learn = learn_of(settings)
-    seen = (source.fingerprint, source.kind.__name__, source.said(), policy.fingerprint, learn)
-    note = note_path(layout.cache_folder(runs), "tokens", VERSION, *seen)
+    seen = (source.fingerprint, source.kind.__name__, source.said(), model.fingerprint, learn)
+    note = note_path(layout.cache_folder(desk.runs), "tokens", VERSION, *seen)
     if facts := read_note(note):
         sides = {side: tuple(Lengths(*row) for row in facts[side]) for side in ("train", "held_out")}
         return Counted(**{**facts, **sides})
-    records, model = opened(source, runs, offline), opened(policy, runs, offline)
+    records, opened, audit = desk.open(source), desk.open(model), desk.audits[source.name]
     assert isinstance(records, Records)
-    assert isinstance(model, Policy | RewardModel)
-    tokenizer = policy_tokenizer(model) if isinstance(model, Policy) else open_tokenizer(model.path)
+    assert isinstance(opened, Policy | RewardModel)
+    tokenizer = policy_tokenizer(opened) if isinstance(opened, Policy) else open_tokenizer(opened.path)
     found = count(records, RowCounts(audit.rows, audit.held_out), tokenizer, learn)
-    if source.fingerprint and policy.fingerprint:
+    if source.fingerprint and model.fingerprint:
         write_note(note, asdict(found))
     return found

@@ -13,15 +13,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Demonstrations, Policy, Records, Text
-from alignkit.contract.settings import Settings
+from alignkit.contract.needs import EvaluationNeeds, Needs, RowNeeds, SamplingNeeds
 from alignkit.errors import DataError
 from alignkit.estimate.counting import (
     Counted,
     Fate,
     RowCounts,
+    answer_tokens,
     fate_of,
     learn_of,
-    new_tokens_of,
     one_by_one,
     room,
     sequences,
@@ -37,17 +37,15 @@ FIRST_BITS = 4
 """The first bar of a histogram has up to 2 ** 4 tokens."""
 
 
-def preview(
-    policy: Policy, records: Records, settings: Settings, counted: Counted, rows: RowCounts, loop: str | None = None
-) -> Preview:
-    """Tell what a stage that runs this loop will make of the rows; an evaluation reads those held out and no others."""
-    aside = loop == "evaluation"
+def preview(policy: Policy, records: Records, needs: Needs | None, counted: Counted, rows: RowCounts) -> Preview:
+    """Return what a stage with these needs will make of the rows; an evaluation reads those held out and no others."""
+    aside = isinstance(needs, EvaluationNeeds)
     tokenizer = policy_tokenizer(policy)
-    limit = encoding.fitting_length(positions_of(open_config(policy.path)), getattr(settings, "max_length", None))
-    longest = room(type(records), limit, new_tokens_of(settings))
-    read = one_by_one(loop, type(records), counted.held_out if aside else counted.rows)
+    limit = encoding.fitting_length(positions_of(open_config(policy.path)), needs.max_length if needs else None)
+    longest = room(type(records), limit, answer_tokens(needs))
+    read = one_by_one(needs, type(records), counted.held_out if aside else counted.rows)
     lengths, fate = sorted(row.longest for row in read), fate_of(type(records), read, longest)
-    samples = islice(_samples(records, tokenizer, learn_of(settings), aside), SAMPLES)
+    samples = islice(_samples(records, tokenizer, learn_of(needs), aside), SAMPLES)
     return Preview(
         counted=len(lengths),
         of=rows.held_out if aside else rows.train + rows.held_out,
@@ -66,8 +64,8 @@ def preview(
         samples=tuple(
             RenderedSample(role, tuple(pieces(tokens, tokenizer))) for row in samples for role, tokens in row
         ),
-        steps=steps(type(records), rows.train, settings, counted, limit),
-        steps_are="updates" if hasattr(settings, "updates") else "optimiser steps",
+        steps=steps(type(records), rows.train, needs, counted, limit),
+        steps_are="updates" if isinstance(needs, SamplingNeeds) else "optimiser steps",
     )
 
 
@@ -106,18 +104,17 @@ def pieces(tokens: LabelledTokens, tokenizer: PreTrainedTokenizerBase) -> Iterat
         yield Piece(text, learnt)
 
 
-def steps(kind: type[Records], train: int, settings: Any, counted: Counted, limit: int) -> int | None:
+def steps(kind: type[Records], train: int, needs: Needs | None, counted: Counted, limit: int) -> int | None:
     """Tell how many optimiser steps a stage takes over so many rows, raw text in blocks; or how many updates.
 
-    Rows that are too long and will be left out are counted, too. None for a method that has neither batch nor updates.
+    Rows that are too long and will be left out are counted, too. None for a method that does not say.
     """
-    if hasattr(settings, "updates"):
-        return int(settings.updates)
-    batch, epochs = getattr(settings, "batch", None), getattr(settings, "epochs", None)
-    if batch is None or epochs is None:
+    if isinstance(needs, SamplingNeeds):
+        return needs.updates
+    if not isinstance(needs, RowNeeds):
         return None
     sequences = train
     if issubclass(kind, Text):
         sequences = math.ceil(counted.step * sum(row.tokens for row in counted.train) / limit)
-    taken: int = math.ceil(epochs * math.ceil(sequences / batch))
+    taken: int = math.ceil(needs.epochs * math.ceil(sequences / needs.batch))
     return taken

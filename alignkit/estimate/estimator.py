@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -12,23 +11,23 @@ import psutil
 from pydantic import ValidationError
 
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
-from alignkit.contract.settings import LoRA, Precision, Settings, merged
+from alignkit.contract.needs import EvaluationNeeds, Needs, TrainerNeeds
+from alignkit.contract.settings import Settings, merged
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.estimate.answer_length import remarks_on_answers, settled
 from alignkit.estimate.compatibility import check_layers, check_tokens, remarks_on, unscored_tokens
-from alignkit.estimate.counting import Lengths, count_tokens, fate_of, learn_of, new_tokens_of, one_by_one
+from alignkit.estimate.counting import Lengths, answer_tokens, count_tokens, fate_of, learn_of, one_by_one
 from alignkit.estimate.counting import room as longest_row
-from alignkit.estimate.formulas import LOOPS, Facts, Held, Job, Need
+from alignkit.estimate.desk import Desk
+from alignkit.estimate.formulas import Facts, Held, Job, Need, estimated
 from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import gauge
 from alignkit.plan.plan import Plan, PlannedStage, policies_of, policy_of, policy_roles
-from alignkit.sources.audit import Audit
 from alignkit.sources.source import Source
 from alignkit.training import encoding
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import arithmetic, device, open_config, positions_of, rows_of
-from alignkit.training.prepare import opened
 from alignkit.training.weight_files import root_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
@@ -78,11 +77,7 @@ class Helps(NamedTuple):
 class Estimator:
     """Estimates stages of one plan."""
 
-    plan: Plan
-    audits: Mapping[str, Audit]
-    """By the source's name."""
-    runs: Path
-    offline: bool
+    desk: Desk
 
     def __post_init__(self) -> None:
         self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
@@ -90,30 +85,26 @@ class Estimator:
         self._facts: dict[tuple[str, str], Facts] = {}
 
     def estimates(self) -> Iterator[Estimate]:
-        """Estimate every wanted stage of which anything is known."""
+        """Yield the estimates of all wanted stages of which anything is known."""
         for stage in self.plan.stages:
-            if stage.wanted and (found := self.estimate(stage, stage.settings)):
+            if stage.wanted and (found := self.estimate(stage, stage.needs)):
                 yield found
 
-    def estimate(self, stage: PlannedStage, settings: Settings) -> Estimate | None:
-        """Estimate a stage with these settings; None where its method does not say how it works."""
-        job = self.job(stage, settled(self.plan, stage, settings, self.audits, self.runs, self.offline))
-        if job is None or stage.method.loop is None:
+    def estimate(self, stage: PlannedStage, needs: Needs | None) -> Estimate | None:
+        """Estimate a stage that needs this; None where its method does not say."""
+        job = self.job(stage, settled(self.desk, stage, needs))
+        if job is None:
             return None
-        return Estimate(stage.name, stage.method.name, LOOPS[stage.method.loop](job), self._libraries)
+        return Estimate(stage.name, stage.method.name, estimated(job.needs, job), self._libraries)
 
-    def job(self, stage: PlannedStage, settings: Settings) -> Job | None:
+    def job(self, stage: PlannedStage, needs: Needs | None) -> Job | None:
         """Put together what is known of a stage."""
         source = policy_of(self.plan, stage)
-        facts = self._facts_of(stage, settings)
-        if source is None or facts is None or not stage.method.loop:
+        if source is None or needs is None or (facts := self._facts_of(stage, needs)) is None:
             return None
         config = self._config(source.name)
-        lora: LoRA | None = getattr(settings, "lora", None)
-        precision: Precision = getattr(settings, "precision", "auto")
-        trained = _trained_layers(settings)
-        check_layers(int(config.get_text_config().num_hidden_layers), trained)
-        sizes = sizes_of(config, lora, trained, stage.method.produces is RewardModel)
+        check_layers(int(config.get_text_config().num_hidden_layers), needs.upper_layers)
+        sizes = sizes_of(config, needs.lora, needs.upper_layers, stage.method.produces is RewardModel)
         policies = sum(
             len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
         )
@@ -121,9 +112,13 @@ class Estimator:
             Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
             for one in self._reward_configs(stage)
         ]
-        costs = gauge(config, lora, precision)
-        whole, beside = bool(lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
-        return Job(settings, facts, sizes, costs, rewards, policies, whole, beside)
+        costs = gauge(config, needs.lora, needs.precision)
+        whole, beside = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
+        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside)
+
+    @property
+    def plan(self) -> Plan:
+        return self.desk.plan
 
     def _base_lies_in_a_folder(self, stage: PlannedStage) -> bool:
         """Say whether a folder holds exactly the weights that a stage's policy begins with.
@@ -133,58 +128,58 @@ class Estimator:
         name = stage.inputs[policy_roles(stage)[0]][0]
         if name not in self.plan.sources:
             before = self.plan.stage(name)
-            adapted = bool(getattr(before.settings, "lora", None))
+            adapted = bool(before.needs and before.needs.lora)
             return not (adapted and self._base_lies_in_a_folder(before))
-        policy: Any = opened(self.plan.sources[name], self.runs, self.offline)
+        policy = self.desk.open(self.plan.sources[name])
         in_files, once_opened = rows_of(policy)
         return not is_adapter(policy.path) and in_files == once_opened
 
     def _beside(self, source: Source) -> float:
         """Weigh the files that are saved beside a policy's weights: its tokenizer's, and its config."""
-        policy: Any = opened(source, self.runs, self.offline)
+        policy = self.desk.open(source)
         folder = policy.path if (policy.path / TOKENIZER[0]).is_file() else root_of(policy.path)
         return float(RECORD + sum((folder / name).stat().st_size for name in TOKENIZER if (folder / name).is_file()))
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
         """Tell what had better be known of a stage's models; raises what would end it."""
-        told = list(remarks_on(self.plan, stage, self.runs, self.offline))
-        told += remarks_on_answers(self.plan, stage, self.audits, self.runs, self.offline)
+        told = list(remarks_on(self.desk, stage))
+        told += remarks_on_answers(self.desk, stage)
         self._check_tokens(stage)
-        rows = self._rows_of(stage, stage.settings)
-        if stage.method.loop and rows and not any(rows[0] in several for several in stage.inputs.values()):
+        rows = self._rows_of(stage, stage.needs)
+        if stage.needs and rows and not any(rows[0] in several for several in stage.inputs.values()):
             problem = f"the rows are not made yet; it is reckoned with one for each row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
 
     def _check_tokens(self, stage: PlannedStage) -> None:
         """Refuse rows with tokens that one of the stage's policies, or a reward model, has no weights for."""
-        if stage.method.loop is None:
+        if stage.needs is None:
             return
-        given = [name for several in stage.inputs.values() for name in several]
+        given, learn = stage.taken, learn_of(stage.needs)
         for source in [*self._odd_rewards(given), *policies_of(self.plan, stage)]:
-            model: Any = opened(source, self.runs, self.offline)
-            for name in (name for name in given if name in self.audits):
+            model = self.desk.open(source)
+            for name in (name for name in given if name in self.desk.audits):
                 rows = self.plan.sources[name]
-                counted = count_tokens(rows, source, self.audits[name], stage.settings, self.runs, self.offline)
-                records: Any = opened(rows, self.runs, self.offline)
-                check_tokens(records, counted, model, learn_of(stage.settings))
+                counted = count_tokens(self.desk, rows, source, learn)
+                records = self.desk.open(rows)
+                check_tokens(records, counted, model, learn)
 
     def _odd_rewards(self, names: Sequence[str]) -> Iterator[Source]:
         """Give the reward models among these sources whose tokenizers have tokens that they have no weights for."""
         for source in (self.plan.sources[name] for name in names if name in self.plan.sources):
             if issubclass(source.kind, RewardModel):
-                reward: Any = opened(source, self.runs, self.offline)
+                reward = self.desk.open(source)
                 if unscored_tokens(reward):
                     yield source
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
         """Give the settings that would save most memory, the best first."""
-        now = self.estimate(stage, stage.settings)
+        now = self.estimate(stage, stage.needs)
         found = []
         for change in CHANGES:
             name, value, changed = _changed(stage.settings, change)
             try:
-                after = changed and self.estimate(stage, changed)
+                after = changed and self.estimate(stage, stage.method.needs(changed))
             except AlignkitError:
                 continue  # it does not fit the model or the rows
             if now and after and after.memory < now.memory * 0.95:
@@ -193,13 +188,12 @@ class Estimator:
 
     def _config(self, source: str) -> Any:
         if source not in self._configs:
-            artifact: Any = opened(self.plan.sources[source], self.runs, self.offline)
+            artifact = self.desk.open(self.plan.sources[source])
             self._configs[source] = open_config(artifact.path)
         return self._configs[source]
 
     def _reward_configs(self, stage: PlannedStage) -> Iterator[Any]:
-        names = [name for role, several in stage.inputs.items() for name in several]
-        for name in names:
+        for name in stage.taken:
             if name in self.plan.sources:
                 if issubclass(self.plan.sources[name].kind, RewardModel):
                     yield self._config(name)
@@ -208,43 +202,42 @@ class Estimator:
                 if source:
                     yield self._config(source.name)
 
-    def _facts_of(self, stage: PlannedStage, settings: Settings) -> Facts | None:
-        source, rows = policy_of(self.plan, stage), self._rows_of(stage, settings)
+    def _facts_of(self, stage: PlannedStage, needs: Needs) -> Facts | None:
+        source, rows = policy_of(self.plan, stage), self._rows_of(stage, needs)
         if source is None or rows is None:
             return None
         name, new = rows
-        said = [getattr(settings, name, None) for name in ("max_length", "max_lost")]
-        key = (name, f"{source.name} {said} {learn_of(settings)} {new} {stage.method.loop}")
+        key = (name, f"{source.name} {needs}")
         if key not in self._facts:
-            self._facts[key] = self._count(name, source.name, settings, new, stage.method.loop)
+            self._facts[key] = self._count(name, source.name, needs, new)
         facts, kind = self._facts[key], self.plan.sources[name].kind
-        if stage.method.loop == "answers" and issubclass(kind, Preferences):  # each pair is two of them
+        if (
+            isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)
+        ):  # each pair is two of them
             return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
         if not issubclass(kind, Prompts):
             return facts
         answer = min(self._usual_answer(source.name) or new, new)
         return facts._replace(answer=answer, longest=facts.longest + new)
 
-    def _rows_of(self, stage: PlannedStage, settings: Settings) -> tuple[str, int] | None:
+    def _rows_of(self, stage: PlannedStage, needs: Needs | None) -> tuple[str, int] | None:
         """Name the source of a stage's rows, and how many tokens its prompts are answered with.
 
         Of rows that an earlier stage makes, it is that of what they are made of.
         """
-        names = [name for several in stage.inputs.values() for name in several]
-        if known := next((name for name in names if name in self.audits), None):
-            return known, _new_tokens(settings)
-        made = (self.plan.stage(name) for name in names if name not in self.plan.sources)
+        if known := next((name for name in stage.taken if name in self.desk.audits), None):
+            return known, answer_tokens(needs) or UNSET_ANSWER
+        made = (self.plan.stage(name) for name in stage.taken if name not in self.plan.sources)
         makers = [one for one in made if issubclass(one.made, Records)]
-        return self._rows_of(makers[0], makers[0].settings) if makers else None
+        return self._rows_of(makers[0], makers[0].needs) if makers else None
 
-    def _count(self, name: str, policy: str, settings: Settings, new: int, loop: str | None) -> Facts:
-        source, audit = self.plan.sources[name], self.audits[name]
-        counted = count_tokens(source, self.plan.sources[policy], audit, settings, self.runs, self.offline)
-        limit: int | None = getattr(settings, "max_length", None)
-        fits, rows = encoding.fitting_length(positions_of(self._config(policy)), limit), counted.rows
+    def _count(self, name: str, policy: str, needs: Needs, new: int) -> Facts:
+        source, audit = self.plan.sources[name], self.desk.audits[name]
+        counted = count_tokens(self.desk, source, self.plan.sources[policy], needs.learn)
+        fits, rows = encoding.fitting_length(positions_of(self._config(policy)), needs.max_length), counted.rows
         assert issubclass(source.kind, Records)
         if issubclass(source.kind, Text):
-            measured = math.ceil(int(getattr(settings, "measured", 0)) / counted.step)
+            measured = math.ceil(needs.measured / counted.step)
             sides = (counted.train, counted.held_out[:measured])
             tokens, aside = (counted.step * sum(row.tokens for row in side) for side in sides)
             size = min(fits, tokens or 1)
@@ -252,9 +245,9 @@ class Estimator:
         if not rows:
             raise DataError("the chat template refuses all rows", f"source {name!r}", "correct them")
         room = longest_row(source.kind, fits, new)
-        evaluates = loop == "evaluation"  # what that leaves out, `Chats.look` has counted
-        read = one_by_one(loop, source.kind, counted.held_out if evaluates else counted.train)
-        allowed = 1.0 if evaluates else float(getattr(settings, "max_lost", 1.0))
+        evaluates = isinstance(needs, EvaluationNeeds)  # what that leaves out, `Chats.look` has counted
+        read = one_by_one(needs, source.kind, counted.held_out if evaluates else counted.train)
+        allowed = 1.0 if evaluates else needs.max_lost
         lost = check_lost(name, source.kind, read or rows, room, allowed)
         longest = max(1, min(room, max(row.longest for row in rows)))
         prompt, answer = means(rows)
@@ -267,10 +260,10 @@ class Estimator:
 
     def _usual_answer(self, policy: str) -> float | None:
         """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
-        for name in self.audits:
+        for name in self.desk.audits:
             if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
                 with suppress(DataError):  # told where a stage reads these rows
-                    return self._count(name, policy, Settings(), 0, None).answer
+                    return self._count(name, policy, Needs(), 0).answer
         return None
 
 
@@ -290,38 +283,28 @@ def means(counted: Sequence[Lengths]) -> tuple[float, float]:
     return fmean(row.prompt for row in counted), fmean(row.answer for row in counted)
 
 
-def _trained_layers(settings: Any) -> int | None:
-    if getattr(settings, "layout", "frozen") != "frozen":
-        return None
-    return getattr(settings, "trained_layers", None)
-
-
-def _new_tokens(settings: Any) -> int:
-    return new_tokens_of(settings) or UNSET_ANSWER
-
-
 def _changed(settings: Settings, change: Mapping[str, Any]) -> tuple[str, object, Settings | None]:
     """Make settings with one change; None where they have no such setting or it already is so."""
-    ((name, value),) = change.items()
-    now: Any = getattr(settings, name, ...)
-    path = name
-    if isinstance(value, dict) and name != "lora" and now is not ...:
+    said: Any = settings.model_dump(mode="json")
+    ((path, value),) = change.items()
+    now = said.get(path, ...)
+    if isinstance(value, dict) and path != "lora" and now is not ...:
         ((inner, value),) = value.items()
-        now, path = getattr(now, inner), f"{name}.{inner}"
-    if name == "max_length" and now is None:
+        now, path = now[inner], f"{path}.{inner}"
+    if path == "max_length" and now is None:
         now = UNSET_LENGTH
     if now is ... or (isinstance(value, float) and not now):
         return path, None, None
     if isinstance(value, float):
         value = max(1, int(now * value))
-    elif name == "minibatches":
+    elif path == "minibatches":
         value = now * value
     wanted: Any = value
     for part in reversed(path.split(".")):
         wanted = {part: wanted}
     try:
-        changed = type(settings).model_validate(merged(settings.model_dump(mode="json"), wanted))
+        changed = type(settings).model_validate(merged(said, wanted))
     except ValidationError:
         return path, None, None
-    shown = "'{}'" if name == "lora" else value
+    shown = "'{}'" if path == "lora" else value
     return path, shown, changed if changed != settings else None

@@ -5,13 +5,15 @@ logits. Constants are fitted to measured stages (benchmarks/estimates.py); none 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import singledispatch
+from typing import NamedTuple
 
 import torch
 
-from alignkit.contract.method import Loop
+from alignkit.contract.needs import EvaluationNeeds, Needs, PairNeeds, SamplingNeeds, TrainerNeeds
+from alignkit.errors import PluginError
 from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
@@ -39,10 +41,8 @@ SHOWN_TOKENS = 64
 """Tokens, at most, of answers that are shown."""
 TRL_START = 0.25
 """Seconds that a trainer of TRL takes to be made."""
-KTO_START = 0.5
-"""Seconds that KTO's trainer takes to prepare its rows."""
-KTO_READS = 6
-"""Further reads of each answer that KTO's trainer takes the time of, as measured: swapped ones, both by the start."""
+READS_START = 0.5
+"""Seconds to prepare reading by the start."""
 ADAM = 4e-9
 """Seconds to step one weight, its gradient's norm included."""
 STEP = 0.01
@@ -112,9 +112,9 @@ class Need:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage, as its loop's estimate sees it."""
+    """A stage, as its estimate sees it."""
 
-    settings: Any
+    needs: Needs
     facts: Facts
     policy: Sizes
     gauge: Gauge
@@ -129,7 +129,7 @@ class Job:
 
     @property
     def lora(self) -> bool:
-        return bool(getattr(self.settings, "lora", None))
+        return bool(self.needs.lora)
 
     def body(self, tokens: float, passes: float, *, learn: bool) -> float:
         """Give the seconds of all layers for so many tokens in so many passes."""
@@ -149,43 +149,41 @@ class Job:
         return self.body(rows * prompt, 1, learn=False) + steps + draws
 
 
-def language_model(job: Job) -> Need:
-    """`train_language_model`: padded rows through TRL's trainer; a few held-out prompts are answered at the end."""
-    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True)
-    shown = min(getattr(job.settings, "samples", 0), job.facts.held_out)
-    return replace(need, seconds=need.seconds + job.sampling(shown, job.facts.prompt, SHOWN_TOKENS))
+@singledispatch
+def estimated(needs: Needs, job: Job) -> Need:
+    """Return what a stage needs whose method does this. Raise PluginError where no kind of needs is known."""
+    problem = f"needs of the kind {type(needs).__name__} cannot be estimated"
+    raise PluginError(problem, remedy="return what trainer_needs, pair_needs or sampling_needs returns")
 
 
-def scores(job: Job) -> Need:
-    """`train_scores`: both sides of a pair, padded, through TRL's trainer."""
-    return _through_trainer(job, 2 * job.facts.longest, 2 * (job.facts.prompt + job.facts.answer), False)
-
-
-def answers(job: Job) -> Need:
-    """KTO by TRL's trainer: each answer and a swapped one, and both by the start before."""
-    need = _through_trainer(job, job.facts.longest, job.facts.prompt + job.facts.answer, True, job.settings.kl_rows)
-    facts = job.facts
-    rows = facts.rows * max(1.0, job.settings.epochs)
-    tokens, passes = (
-        KTO_READS * count for count in (rows * (facts.prompt + facts.answer), rows / job.settings.kl_rows)
-    )
-    more = job.body(tokens, passes, learn=False) + job.head(tokens, learn=False)
+@estimated.register
+def through_trainer(needs: TrainerNeeds, job: Job) -> Need:
+    """Padded rows through TRL's trainer; a few held-out prompts may be answered at the end."""
+    facts, sides = job.facts, 2 if needs.scores else 1
+    need = _through_trainer(needs, job, sides * facts.longest, sides * (facts.prompt + facts.answer))
+    seconds = need.seconds + job.sampling(min(needs.shown, facts.held_out), facts.prompt, SHOWN_TOKENS)
+    if not needs.reads:
+        return replace(need, seconds=seconds)
+    rows = facts.rows * max(1.0, needs.epochs)
+    tokens, passes = rows * (facts.prompt + facts.answer), rows / (needs.rows_at_once or 1)
+    more = job.body(needs.reads * tokens, needs.reads * passes, learn=False)
+    more += job.head(needs.reads * tokens, learn=False)
     start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
-    return replace(need, parts={**need.parts, **start}, seconds=need.seconds + KTO_START + more)
+    return replace(need, parts={**need.parts, **start}, seconds=seconds + READS_START + more)
 
 
-def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_at_once: int | None = None) -> Need:
-    settings, facts, sizes = job.settings, job.facts, job.policy
+def _through_trainer(needs: TrainerNeeds, job: Job, longest: float, mean: float) -> Need:
+    facts, sizes, logits = job.facts, job.policy, not needs.scores
     tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
-    micro = rows_at_once or trainers.micro_batch(settings.batch, int(longest), tokens_in_a_pass)
-    steps = math.ceil(settings.epochs * facts.rows / settings.batch)
+    micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(longest), tokens_in_a_pass)
+    steps = math.ceil(needs.epochs * facts.rows / needs.batch)
     largest = min(micro, facts.rows) * longest
     tables = TRL_TABLES if logits else 0.0
-    held = [Held(sizes, trains=True, bytes=arithmetic(settings.precision).itemsize)]
+    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
     parts = _training(job, held, Pass(largest, tables), trainer=True)
-    tokens = settings.epochs * facts.rows * mean
-    passes = steps * settings.batch / micro
-    measured = min(facts.held_out, settings.measured) * mean
+    tokens = needs.epochs * facts.rows * mean
+    passes = steps * needs.batch / micro
+    measured = min(facts.held_out, needs.measured) * mean
     stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)
     once = TRL_START + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
     if logits:
@@ -194,21 +192,22 @@ def _through_trainer(job: Job, longest: float, mean: float, logits: bool, rows_a
     return _need(job, parts, stepping, once, steps, [sizes])
 
 
-def pairs(job: Job) -> Need:
+@estimated.register
+def pairs(needs: PairNeeds, job: Job) -> Need:
     """`train_pairs`: packed pairs, the start's log-probabilities computed before."""
-    settings, facts, sizes = job.settings, job.facts, job.policy
+    facts, sizes = job.facts, job.policy
     each = facts.prompt + 2 * facts.answer
-    largest = min(packing.TOKENS_IN_A_PACK, settings.batch * each, facts.rows * each)
+    largest = min(packing.TOKENS_IN_A_PACK, needs.batch * each, facts.rows * each)
     largest = max(largest, each)
-    steps = math.ceil(settings.epochs * math.ceil(facts.rows / settings.batch))
-    passes = max(steps, settings.epochs * facts.rows * each / packing.TOKENS_IN_A_PACK)
-    held = [Held(sizes, trains=True, bytes=arithmetic(settings.precision).itemsize)]
+    steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
+    passes = max(steps, needs.epochs * facts.rows * each / packing.TOKENS_IN_A_PACK)
+    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
     parts = _training(job, held, Pass(largest))
     parts["logits"] = _kept_logits(sizes, 2 * facts.answer / each * largest)
-    held_out = min(facts.held_out, settings.measured)
-    read = (facts.rows + 2 * held_out) + min(settings.batch, facts.rows)
+    held_out = min(facts.held_out, needs.measured)
+    read = (facts.rows + 2 * held_out) + min(needs.batch, facts.rows)
     answered = 2 * facts.answer
-    learnt = settings.epochs * facts.rows
+    learnt = needs.epochs * facts.rows
     stepping = (
         job.body(learnt * each, passes, learn=True)
         + job.head(learnt * answered, learn=True)
@@ -219,44 +218,44 @@ def pairs(job: Job) -> Need:
     return _need(job, parts, stepping, once, steps, [sizes])
 
 
-def online(job: Job) -> Need:
-    """`train_and_measure`: sample, read by all models, learn in epochs, and measure before and after."""
-    settings, facts, sizes = job.settings, job.facts, job.policy
-    frozen = arithmetic(settings.precision).itemsize
-    layout = getattr(settings, "layout", None)
-    cut = layout == "frozen" or (layout is None and getattr(settings, "trained_layers", None))
+@estimated.register
+def updates(needs: SamplingNeeds, job: Job) -> Need:
+    """`open_loop`: sample, read by all models, learn in epochs, and measure before and after."""
+    facts, sizes = job.facts, job.policy
+    frozen = arithmetic(needs.precision).itemsize
+    cut = needs.upper_layers is not None
     held = [Held(sizes, trains=True, bytes=frozen)]
-    if layout == "separate":
+    if needs.critic == "separate":
         held.append(Held(sizes, trains=True, bytes=frozen))
-    if not job.lora and not cut and (layout or settings.kl.coef):
+    if not job.lora and not cut and needs.start:
         held.append(Held(sizes, trains=False, bytes=frozen))
     if cut:
         held.append(Held(sizes._replace(weights=sizes.trained), trains=False, bytes=frozen))
     longest = facts.longest
-    new = settings.generation.max_new_tokens or UNSET_ANSWER
+    new = needs.new_tokens or UNSET_ANSWER
     answer = min(facts.answer or new, new)
-    small = settings.batch // settings.minibatches
-    mean = facts.prompt / _shared(settings, small) + answer
+    small = needs.batch // needs.minibatches
+    mean = facts.prompt / _shared(needs, small) + answer
     largest = max(min(packing.TOKENS_IN_A_PACK, small * longest), longest)
-    critics = 2 if layout == "separate" else 1
-    upper = min(1.0, settings.trained_layers / sizes.layers) if cut else 1.0
+    critics = 2 if needs.critic == "separate" else 1
+    upper = min(1.0, needs.upper_layers / sizes.layers) if needs.upper_layers else 1.0
     parts = _training(job, held, Pass(largest * upper))
-    parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, settings.batch * new * sizes.vocabulary)
+    parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
     parts["weights"] += TWICE * frozen * sizes.weights
-    parts["cache"] = 4.0 * sizes.cache * settings.batch * longest * 1.5
+    parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5
     read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
-    steps = settings.updates * settings.epochs * settings.minibatches
-    tokens = settings.updates * settings.batch * mean
-    read_passes = settings.updates * max(1.0, settings.batch * mean / packing.TOKENS_IN_A_PACK)
-    learn_passes = max(steps, settings.epochs * tokens / packing.TOKENS_IN_A_PACK)
-    answered = settings.updates * settings.batch * answer
-    measured = min(facts.held_out, settings.measured)
+    steps = needs.updates * needs.epochs * needs.minibatches
+    tokens = needs.updates * needs.batch * mean
+    read_passes = needs.updates * max(1.0, needs.batch * mean / packing.TOKENS_IN_A_PACK)
+    learn_passes = max(steps, needs.epochs * tokens / packing.TOKENS_IN_A_PACK)
+    answered = needs.updates * needs.batch * answer
+    measured = min(facts.held_out, needs.measured)
     stepping = (
-        settings.updates * job.sampling(settings.batch, facts.prompt, new, answer)
+        needs.updates * job.sampling(needs.batch, facts.prompt, new, answer)
         + read_by * job.body(tokens, read_passes, learn=False)
         + 2 * job.head(answered, learn=False)
-        + critics * upper * job.body(settings.epochs * tokens, learn_passes, learn=True)
-        + job.head(settings.epochs * answered, learn=True)
+        + critics * upper * job.body(needs.epochs * tokens, learn_passes, learn=True)
+        + job.head(needs.epochs * answered, learn=True)
         + critics * _stepping(sizes.trained, steps)
         + len(job.others) * job.body(tokens, read_passes, learn=False)
     )
@@ -265,14 +264,15 @@ def online(job: Job) -> Need:
         + (2 * 2 + 2 * len(job.others)) * job.body(measured * (facts.prompt + answer), 1, learn=False)
         + 4 * job.head(measured * answer, learn=False)
     )
-    return _need(job, parts, stepping, once, settings.updates, [sizes] * critics)
+    return _need(job, parts, stepping, once, needs.updates, [sizes] * critics)
 
 
-def evaluation(job: Job) -> Need:
+@estimated.register
+def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     """`evaluate`: each policy answers the same prompts."""
-    settings, facts, sizes = job.settings, job.facts, job.policy
-    rows, new = min(settings.prompts, facts.held_out), settings.max_new_tokens or UNSET_ANSWER
-    bytes_each = arithmetic(settings.precision).itemsize
+    facts, sizes = job.facts, job.policy
+    rows, new = min(needs.prompts, facts.held_out), needs.new_tokens or UNSET_ANSWER
+    bytes_each = arithmetic(needs.precision).itemsize
     policies = job.policies
     drawn = rows * sizes.vocabulary
     answered = min(packing.TOKENS_IN_A_PACK, rows * new)
@@ -294,9 +294,9 @@ def evaluation(job: Job) -> Need:
     return _need(job, parts, 0.0, seconds, 1, [])
 
 
-def _shared(settings: Any, rows: int) -> float:
+def _shared(needs: SamplingNeeds, rows: int) -> float:
     """Tell how many answers of a minibatch share a prompt's computation."""
-    return float(max(1, min(settings.answers, rows)))
+    return float(max(1, min(needs.answers, rows)))
 
 
 def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = False) -> dict[str, float]:
@@ -347,17 +347,6 @@ def _need(
     written = min(MOST_CHECKPOINTS, int(seconds / SECONDS_BETWEEN_COMMITS))
     checkpoints = written * sum(12.0 * sizes.trained for sizes in learners)
     return Need(parts, seconds, stepping, artifact + checkpoints, steps, job.facts.prompt, job.facts.answer)
-
-
-LOOPS: Mapping[Loop, Callable[[Job], Need]] = {
-    "language_model": language_model,
-    "scores": scores,
-    "pairs": pairs,
-    "answers": answers,
-    "online": online,
-    "evaluation": evaluation,
-}
-"""What `Method.loop` names."""
 
 
 def machine_memory() -> int:

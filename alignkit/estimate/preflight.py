@@ -9,19 +9,18 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.kinds import Records
 from alignkit.errors import AlignkitError, Problem, one_line
+from alignkit.estimate.desk import Desk, desk_for
 from alignkit.estimate.host import state_of_host
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
-from alignkit.sources.audit import Audit
 from alignkit.store import layout
 from alignkit.store.durable import read_json, write_json
 from alignkit.text import duration, size, table
@@ -51,8 +50,8 @@ class Preflight:
     """What had better be known."""
 
 
-def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Preflight:
-    """Look at all wanted stages; `audits` by the source's name."""
+def preflight(desk: Desk) -> Preflight:
+    """Look at all wanted stages."""
     from transformers.utils import logging
 
     from alignkit.estimate.architecture import architecture
@@ -62,21 +61,21 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
     from alignkit.training.packing import FAILURES
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
-    found, estimator, room = Preflight(), Estimator(plan, audits, runs, offline), machine_memory()
-    chats, disk = Chats(plan, audits, runs, offline), 0.0
-    for stage in plan.stages:
+    found, estimator, room = Preflight(), Estimator(desk), machine_memory()
+    chats, disk = Chats(desk), 0.0
+    for stage in desk.plan.stages:
         if not stage.wanted:
             continue
         if not _take(found, stage, chats):
             continue
         try:
             found.remarks += estimator.remarks(stage)
-            trial = architecture(plan, stage, runs, offline)
+            trial = architecture(desk, stage)
             found.remarks += [remark for remark in trial.remarks if remark not in found.remarks]
             if trial.problems:
                 found.problems += _of_stage(stage, trial.problems)
                 continue
-            estimate = estimator.estimate(stage, stage.settings)
+            estimate = estimator.estimate(stage, stage.needs)
         except AlignkitError as error:
             found.problems += _of_stage(stage, error.problems)
             continue
@@ -90,7 +89,7 @@ def preflight(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool
         disk += estimate.need.disk
         if estimate.memory > room:
             found.problems.append(too_large(stage, estimate, room, estimator))
-    found.problems += list(_disk_problems(disk, runs))
+    found.problems += list(_disk_problems(disk, desk.runs))
     found.problems, found.remarks = together(found.problems), together(found.remarks)
     return found
 
@@ -198,23 +197,12 @@ def answer(folder: Path) -> None:
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
     plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files), runs=runs, files=files)
-    plan, audits_by_name = _left(plan, asked["stages"], runs, asked["offline"])
-    found = preflight(plan, audits_by_name, runs, asked["offline"])
+    desk, _ = desk_for(plan, runs, asked["offline"], asked["stages"])
+    found = preflight(desk)
     write_json(folder / FOUND, asdict(found))
     if not found.problems:
         with suppress(AlignkitError):  # for the report alone: a method of its own kind may read rows that ours cannot
-            list(previews(plan, audits_by_name, runs, asked["offline"]))
-
-
-def _left(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> tuple[Plan, dict[str, Audit]]:
-    """Give the plan with these stages wanted and no others, and what is in the sources that they read."""
-    from alignkit.sources.fetch import audits
-
-    plan = replace(plan, stages=tuple(replace(stage, wanted=stage.name in stages) for stage in plan.stages))
-    used = {name for stage in plan.stages for several in stage.inputs.values() for name in several if stage.wanted}
-    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
-    known, _ = audits(sources, runs, offline)
-    return plan, {one.source: one for one in known}
+            list(previews(desk))
 
 
 def remembered(folder: Path, runs: Path) -> Preflight | None:

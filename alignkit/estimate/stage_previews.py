@@ -3,18 +3,16 @@
 What was counted and rendered is kept: the one by the content that it is of, the other by the stage, for its report.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from alignkit.contract.kinds import Policy, Records
+from alignkit.estimate.desk import Desk
 from alignkit.estimate.preview import Preview
-from alignkit.plan.plan import Plan, PlannedStage, policy_of
-from alignkit.sources.audit import Audit
+from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import Source
 from alignkit.store import layout
 from alignkit.store.notes import note_path, read_note, write_note
-from alignkit.training.prepare import opened
 
 VERSION = 5
 """Raised when what is counted or shown changes."""
@@ -28,50 +26,38 @@ class StagePreview(NamedTuple):
     preview: Preview
 
 
-def previews(plan: Plan, audits: Mapping[str, Audit], runs: Path, offline: bool) -> Iterator[StagePreview]:
+def previews(desk: Desk) -> Iterator[StagePreview]:
     """Encode the rows of each source as each wanted stage will; sources that were not audited are left out."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    for stage in plan.stages:
-        policy = policy_of(plan, stage)
+    for stage in desk.plan.stages:
+        policy = policy_of(desk.plan, stage)
         if not stage.wanted or policy is None:
             continue
-        for name in (name for several in stage.inputs.values() for name in several if name in audits):
-            note = _note(stage, name, runs)
+        for name in (name for name in stage.taken if name in desk.audits):
+            note = _note(stage, name, desk.runs)
             if (found := _known(note)) is None:
-                found = _preview(plan, name, policy, audits, stage, runs, offline)
+                found = _preview(desk, stage, desk.plan.sources[name], policy)
                 if note:
                     write_note(note, found.as_dict())
             yield StagePreview(stage.name, name, found)
 
 
-def _preview(
-    plan: Plan,
-    name: str,
-    policy: Source,
-    audits: Mapping[str, Audit],
-    stage: PlannedStage,
-    runs: Path,
-    offline: bool,
-) -> Preview:
+def _preview(desk: Desk, stage: PlannedStage, source: Source, policy: Source) -> Preview:
     from alignkit.estimate.answer_length import settled
-    from alignkit.estimate.counting import RowCounts, count_tokens
+    from alignkit.estimate.counting import RowCounts, count_tokens, learn_of
     from alignkit.estimate.encoded_rows import preview
 
-    source, audit = plan.sources[name], audits[name]
-    model, records = opened(policy, runs, offline), opened(source, runs, offline)
-    assert isinstance(model, Policy)
-    assert isinstance(records, Records)
-    counted = count_tokens(source, policy, audit, stage.settings, runs, offline)
+    needs, audit = settled(desk, stage, stage.needs), desk.audits[source.name]
+    counted = count_tokens(desk, source, policy, learn_of(needs))
     rows = RowCounts(audit.rows, audit.held_out)
-    settings = settled(plan, stage, stage.settings, audits, runs, offline)
-    return preview(model, records, settings, counted, rows, stage.method.loop)
+    return preview(desk.open(policy), desk.open(source), needs, counted, rows)
 
 
 def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
     """Give what was found before of what a stage gets."""
-    for name in (name for several in stage.inputs.values() for name in several):
+    for name in stage.taken:
         if found := _known(_note(stage, name, runs)):
             yield StagePreview(stage.name, name, found)
 

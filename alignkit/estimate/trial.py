@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.contract.method import Loop
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.needs import Needs, PairNeeds, SamplingNeeds, TrainerNeeds
+from alignkit.contract.settings import LoRA, Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.training.adapters import weights_with
@@ -30,9 +30,6 @@ from alignkit.training.trainers import train_language_model, train_scores, trl_m
 from alignkit.training.trunk import Trunk
 from alignkit.training.ways import Ways, form_by, ways_of_config
 
-SAMPLING = ("online", "evaluation")
-LEARNING = ("pairs", "answers", "online")
-"""Loops of ours, which read log-probabilities of answers."""
 LENGTH = 41
 """Tokens of a row that a step is taken on: more than a miniature's windows and chunks have, and no multiple of them."""
 STIRRED = 0.02
@@ -43,18 +40,32 @@ STIRRED = 0.02
 class Uses:
     """What a stage does with its policy."""
 
-    loop: Loop | None
-    layout: str = ""
-    """`separate`, `shared` or `frozen`, where the method has a critic."""
-    trained_layers: bool = False
+    trains: Literal["language model", "score"] | None = None
+    """By a trainer of TRL."""
+    reads: bool = False
+    """Log-probabilities of answers are read by passes of ours."""
+    learns: bool = False
+    """And learnt from."""
+    head: bool = False
+    """A trainer reads logits that it makes itself."""
+    samples: bool = False
+    critic: Literal["separate", "shared"] | None = None
+    cut: bool = False
+    """Upper layers alone learn."""
     lora: LoRA | None = None
 
     @classmethod
-    def of(cls, loop: Loop | None, settings: Settings) -> "Uses":
-        layout = str(getattr(settings, "layout", ""))
-        upper = getattr(settings, "trained_layers", None)
-        frozen = layout == "frozen" or (not layout and upper is not None)
-        return cls(loop, layout, frozen, getattr(settings, "lora", None))
+    def of(cls, needs: Needs | None) -> "Uses":
+        if isinstance(needs, TrainerNeeds) and needs.reads:
+            return cls(reads=True, learns=True, head=True, lora=needs.lora)
+        if isinstance(needs, TrainerNeeds):
+            return cls("score" if needs.scores else "language model", lora=needs.lora)
+        if isinstance(needs, PairNeeds):
+            return cls(reads=True, learns=True, lora=needs.lora)
+        if isinstance(needs, SamplingNeeds):
+            cut, critic = needs.upper_layers is not None, needs.critic
+            return cls(reads=True, learns=True, samples=True, critic=critic, cut=cut, lora=needs.lora)
+        return cls(reads=needs is not None, samples=needs is not None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ _known: dict[str, Trial] = {}
 
 def tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: Path) -> Trial:
     """Try a stage on a miniature of a model, once for each config; `where` is its folder, for messages."""
-    key = f"{where} {config.to_json_string()} {uses.loop} {uses.layout} {uses.trained_layers} {uses.lora}"
+    key = f"{where} {config.to_json_string()} {uses}"
     if key not in _known:
         _known[key] = _tried(config, tokenizer, uses, where)
     return _known[key]
@@ -105,20 +116,20 @@ def _fails(config: Any, error: BaseException) -> Problem:
 def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
     """Give what is tried, each with a miniature of its own."""
     yield lambda: _saved_and_opened(_small(config), AutoModelForCausalLM)
-    if uses.loop == "language_model":
+    if uses.trains == "language model":
         yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
-    if uses.loop == "scores" or uses.layout == "separate":
+    if uses.trains == "score" or uses.critic == "separate":
         yield lambda: _check_score(_scorer(config))
-    if uses.loop == "scores":
+    if uses.trains == "score":
         yield lambda: _teach_scores(_adapted(_scorer(config), uses, "SEQ_CLS"), tokenizer)
         yield lambda: _saved_and_opened(_scorer(config), scorer_for(config))
-    if uses.loop in LEARNING:
+    if uses.learns:
         yield lambda: _learns(_adapted(_small(config), uses), ways)
-    if uses.loop == "answers":
+    if uses.head:
         yield lambda: _check_head(_small(config))
     if uses.lora:
         yield lambda: _merges(_adapted(_small(config), uses), _small(config))
-    if uses.layout == "shared" or uses.trained_layers:
+    if uses.critic == "shared" or uses.cut:
         yield lambda: _shares(_small(config), uses, ways)
 
 
@@ -173,7 +184,7 @@ def _shares(model: Any, uses: Uses, ways: Ways) -> None:
     form = form_by(ways, model)
     if form == "logits":
         raise no_shared_body(model)
-    if uses.trained_layers:
+    if uses.cut:
         Trunk.cut(model, 1, LAID_OUT[form])
 
 
@@ -214,11 +225,11 @@ def _saved_and_opened(model: PreTrainedModel, kind: Any) -> None:
 def _slower(config: Any, uses: Uses, ways: Ways, where: Path) -> Iterator[Problem]:
     """Tell of ways that are exact, and slower than usual."""
     found = []
-    if uses.loop in (*LEARNING, "evaluation") and not ways.packed:
+    if uses.reads and not ways.packed:
         found.append("rows are padded" if ways.padded else "rows go through it one by one")
-    if uses.loop in SAMPLING and ways.decoding.cache == "none":
+    if uses.samples and ways.decoding.cache == "none":
         found.append("for each token of an answer all those before it are read anew")
-    elif uses.loop in SAMPLING and ways.decoding.cache == "level":
+    elif uses.samples and ways.decoding.cache == "level":
         found.append("only prompts of one length are answered together")
     if found:
         problem = f"a model of the architecture {config.model_type!r} is exact in slower ways only: {'; '.join(found)}"

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Text
 from alignkit.contract.method import Method, method
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.needs import trainer_needs
+from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
 
@@ -23,28 +24,16 @@ if TYPE_CHECKING:
     from alignkit.training.encoding import LabelledTokens
 
 
-class CLMSettings(Settings):
-    """Settings of `clm`."""
+class CLMSettings(TrainingSettings):
+    """Settings of `clm`; its rows are blocks of text."""
 
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
-    epochs: PositiveFloat = 1.0
-    """How often the text is read; more than two seldom helps."""
-    batch: PositiveInt = 32
-    """Blocks in an optimiser step, on any machine."""
     max_length: PositiveInt | None = None
     """Tokens in a block. Unset: what the model reads at once, at most 1024."""
-    optimisation: Optimisation = Optimisation(warmup=0.03)
-    """How weights are stepped."""
-    lora: LoRA | None = None
-    """Train small added matrices instead of all weights."""
-    precision: Precision = "auto"
-    """Arithmetic of training."""
     measured: PositiveInt = 200
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", loop="language_model", results=("perplexity",))
+@method("clm", needs=trainer_needs, results=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.encoding import fitting_length

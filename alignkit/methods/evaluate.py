@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import EvaluationNeeds
 from alignkit.contract.rewards import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
@@ -55,7 +56,19 @@ class EvaluateSettings(Settings):
     all."""
 
 
-@method("evaluate", loop="evaluation", results=("reward {policies}", "win rate {policies} over {policies}"))
+def needs(settings: EvaluateSettings) -> EvaluationNeeds:
+    """Return what answering the prompts takes."""
+    return EvaluationNeeds(
+        prompts=settings.prompts,
+        precision=settings.precision,
+        max_length=settings.max_length,
+        max_lost=settings.max_lost,
+        new_tokens=settings.max_new_tokens,
+        new_tokens_key="max_new_tokens",
+    )
+
+
+@method("evaluate", needs=needs, results=("reward {policies}", "win rate {policies} over {policies}"))
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,
@@ -67,7 +80,9 @@ def evaluate(
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
     from alignkit.training.opening import open_reward
     from alignkit.training.scoring import Weighted
+    from alignkit.training.step import one_process
 
+    one_process(stage)
     deciding = chosen(settings, rewards)
     rows = asked(settings, stage, policies, prompts)
     results = [answer(settings, stage, policy, rows, compared=i > 0) for i, policy in enumerate(policies)]
@@ -166,7 +181,7 @@ def answer(
     prompts, _ = encoding.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
     ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
-        tokens, finished = sample_answers(
+        tokens, _, finished = sample_answers(
             model,
             ids,
             max_new_tokens=settings.max_new_tokens,

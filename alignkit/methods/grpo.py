@@ -25,18 +25,16 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import group_needs
 from alignkit.contract.sampling_settings import KL, GroupSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-    from alignkit.training.groups import Experience
-    from alignkit.training.layouts import Models
     from alignkit.training.losses import Count
-    from alignkit.training.rollouts import Rollout
-    from alignkit.training.scoring import Scored
-    from alignkit.training.updates import State
+    from alignkit.training.seen import Experience
+    from alignkit.training.updates import Loop
 
 
 class GroupKL(KL):
@@ -68,68 +66,60 @@ class GRPOSettings(GroupSettings):
     (DAPO); or over as many as answers may have, so that length pays nowhere (Dr. GRPO)."""
 
 
-@method("grpo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("grpo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def grpo(
     settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the other answers to its prompt."""
-    from alignkit.training.layouts import open_models
-    from alignkit.training.updates import only_one_process, settled, start, take_updates, train_and_measure
+    from alignkit.training.layouts import Around
+    from alignkit.training.updates import Roles, open_loop
 
-    only_one_process(stage, settings.method)
-    models, tokenizer = open_models(
-        policy,
-        rewards,
-        critic=None,
-        temperature=settings.generation.temperature,
-        lora=settings.lora,
-        precision=settings.precision,
-        compared=settings.kl.coef > 0,
-        trained_layers=settings.trained_layers,
-    )
-    settings = settled(settings, models)
-    train, state = partial(take_updates, learn), start(models, settings)
-    tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
-    made = stage.save_policy(models.policy, tokenizer)
-    tell()
-    return made
+    around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around)
+    train(loop)
+    return finish()
 
 
-def learn(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: GRPOSettings, chance: Generator
-) -> dict[str, float]:
-    """Learn from answers: compare the scores of each group, and step on the clipped ratios of tokens."""
+def train(loop: Loop[GRPOSettings]) -> None:
+    """Sample groups of answers, score, compare within each group, step; as often as there are updates left."""
     from alignkit.training import losses
-    from alignkit.training.groups import experience_of, take_steps
-    from alignkit.training.updates import look
+    from alignkit.training.policy_steps import step_policy
 
-    known, metrics = look(models, state, rollout, scored, settings)
-    advantages = losses.group_advantages(known.scores, settings.answers, settings.scale)
-    metrics["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
+    settings = loop.settings
+    for update in loop.updates():
+        rollout = update.sample()
+        seen = update.read(rollout, update.score(rollout))
+        advantages = losses.group_advantages(seen.scores, settings.answers, settings.scale)  # (n,)
+        equal = {"val/groups_without_signal": float(losses.share_of_equal_groups(seen.scores, settings.answers))}
+        objective = partial(policy_loss, settings, loop.state.kl_coef)
+        update.done({**seen.metrics, **equal, **step_policy(update, seen.experience(advantages), objective)})
 
-    def loss(part: Experience, logprobs: Tensor, count: Count) -> tuple[Tensor, dict[str, Tensor]]:
-        result = losses.grpo_loss(
-            logprobs,
-            part.logprobs,
-            part.advantages,
-            part.mask,
-            count,
-            reference=part.reference,
-            kl_coef=state.kl_coef,
-            corrected=settings.kl.corrected,
-            clip=settings.clip,
-            clip_high=settings.clip_high,
-            how=settings.average,
-        )
-        return result.loss, {
-            "pull": result.pull,
-            "approxkl": result.approximate_kl,
-            "clipfrac": result.clip_fraction,
-            "ratio": losses.masked_mean(result.ratio, part.mask, count.tokens),
-        }
 
-    experience = experience_of(rollout, known, advantages)
-    return metrics | take_steps(models, state.actor, experience, loss, settings, chance)
+def policy_loss(
+    settings: GRPOSettings, kl_coef: float, part: Experience, logprobs: Tensor, count: Count
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss of clipped ratios and of the pull, and its metrics, as their share of a whole step."""
+    from alignkit.training import losses
+
+    result = losses.grpo_loss(
+        logprobs,
+        part.logprobs,
+        part.advantages,
+        part.mask,
+        count,
+        reference=part.reference,
+        kl_coef=kl_coef,
+        corrected=settings.kl.corrected,
+        clip=settings.clip,
+        clip_high=settings.clip_high,
+        how=settings.average,
+    )
+    return result.loss, {
+        "pull": result.pull,
+        "approxkl": result.approximate_kl,
+        "clipfrac": result.clip_fraction,
+        "ratio": losses.masked_mean(result.ratio, part.mask, count.tokens),
+    }
 
 
 @hookimpl

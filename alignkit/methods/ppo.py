@@ -14,30 +14,31 @@ advantages, and take several epochs of clipped steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import SamplingNeeds, sampling_needs
 from alignkit.contract.sampling_settings import KL, Generation, RewardShape, SamplingSettings
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import StageError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from alignkit.training.layouts import Models
-    from alignkit.training.rollouts import Rollout, Tokens
-    from alignkit.training.scoring import Scored
+    from alignkit.training.seen import Experience, Seen
     from alignkit.training.step import Learner
-    from alignkit.training.updates import Log, State
+    from alignkit.training.updates import Loop, Update
 
-__all__ = ["KL", "CriticSettings", "Generation", "PPORewardShape", "PPOSettings", "ppo", "start", "train"]
+__all__ = ["KL", "CriticSettings", "Generation", "PPORewardShape", "PPOSettings", "ppo", "train"]
 
 VALUE_METRICS = {"loss": "loss/value_avg", "clipfrac": "val/clipfrac_avg", "grad_norm": "val/grad_norm"}
 
@@ -97,139 +98,82 @@ class PPOSettings(SamplingSettings):
         return self
 
 
-@method("ppo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+def needs(settings: PPOSettings) -> SamplingNeeds:
+    """Return what the loop will do, with a critic."""
+    return replace(
+        sampling_needs(settings),
+        critic="separate" if settings.layout == "separate" else "shared",
+        upper_layers=settings.trained_layers if settings.layout == "frozen" else None,
+        start=True,
+    )
+
+
+@method("ppo", needs=needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def ppo(
     settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
-    from alignkit.training.layouts import open_models
-    from alignkit.training.updates import only_one_process, settled, train_and_measure
+    from alignkit.training.layouts import Around
+    from alignkit.training.updates import Roles, open_loop
 
-    only_one_process(stage, settings.method)
-    models, tokenizer = open_models(
-        policy,
-        rewards,
+    around = Around(
         critic=settings.critic.init,
-        temperature=settings.generation.temperature,
-        lora=settings.lora,
-        precision=settings.precision,
         layout="separate" if settings.layout == "separate" else "shared",
         trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
-    settings = settled(settings, models)
-    state = start(models, settings)
-    tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
-    made = stage.save_policy(models.policy, tokenizer)
-    tell()
-    return made
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around, settings.critic.learning_rate)
+    train(loop)
+    return finish()
 
 
-def start(models: Models, settings: PPOSettings) -> State:
-    """Prepare to train policy and critic."""
-    from alignkit.training import updates
-    from alignkit.training.layouts import ValueHead
-
-    if models.critic is None:
-        raise StageError("ppo needs a critic, and none was opened")
-    usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else 3e-5
-    return updates.start(models, settings, {"critic": (models.critic, settings.critic.learning_rate or usual)})
-
-
-def train(
-    models: Models,
-    state: State,
-    prompts: Sequence[Tokens],
-    score: Callable[[Rollout], Scored],
-    settings: PPOSettings,
-    seed: int,
-    log: Log,
-) -> None:
-    """Take the updates that are left, which change policy and critic in place, and log the metrics of each."""
-    from alignkit.training.updates import take_updates
-
-    take_updates(learn, models, state, prompts, score, settings, seed, log)
-
-
-def learn(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings, chance: Generator
-) -> dict[str, float]:
-    """Learn from answers: shape a reward for every token, estimate advantages, take several epochs of steps."""
-    experience, metrics = shape(models, state, rollout, scored, settings)
-    learners = dict(state.learners)
-    if state.done < settings.critic.warmup:
-        del learners["policy"]
-    return metrics | update(models, learners, experience, settings, chance)
-
-
-class Experience(NamedTuple):
-    """Answers and what to learn from them; tables are (n, t), right-padded."""
-
-    prompts: Sequence[Tokens]
-    answers: Sequence[Tokens]
-    mask: Tensor
-    logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    states: Sequence[Tensor] | None
-    """What frozen layers made of each row."""
-
-    def take(self, rows: Sequence[int]) -> Experience:
-        """Take these rows, as wide as the longest of them."""
-        answers = [self.answers[row] for row in rows]
-        width = max(map(len, answers))
-        return Experience(
-            [self.prompts[row] for row in rows],
-            answers,
-            self.mask[rows, :width],
-            self.logprobs[rows, :width],
-            self.values[rows, :width],
-            self.advantages[rows, :width],
-            self.returns[rows, :width],
-            None if self.states is None else [self.states[row] for row in rows],
-        )
-
-
-def shape(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: PPOSettings
-) -> tuple[Experience, dict[str, float]]:
-    """Make rewards of tokens from scores, and advantages from these; second come the metrics of the answers."""
+def train(loop: Loop[PPOSettings]) -> None:
+    """Sample, score, shape a reward for every token, estimate advantages, step; as often as there are updates left."""
     from alignkit.training import losses
-    from alignkit.training.updates import look
 
-    known, metrics = look(models, state, rollout, scored, settings)
-    (logprobs, _, _, values, states), mask = known.reading, known.mask
-    if values is None:
-        raise StageError("values need a critic, and none was opened")
-    rewards = losses.token_rewards(known.scores, known.kl, mask, state.kl_coef)
-    if settings.reward.whiten:
-        rewards = losses.whiten(rewards, mask, shift_mean=False)
-    advantages, returns = losses.estimate_advantages(rewards, values, mask, settings.gamma, settings.lam)
-    advantages = losses.whiten(advantages, mask)
-    metrics["val/explained_var"] = float(losses.explained_variance(values, returns, mask))
-    return Experience(rollout.prompts, rollout.answers, mask, logprobs, values, advantages, returns, states), metrics
+    settings = loop.settings
+    for update in loop.updates():
+        rollout = update.sample()
+        seen = update.read(rollout, update.score(rollout))
+
+        rewards = losses.token_rewards(seen.scores, seen.kl, seen.mask, loop.state.kl_coef)  # (n, t)
+        if settings.reward.whiten:
+            rewards = losses.whiten(rewards, seen.mask, shift_mean=False)
+        values = values_of(seen)
+        advantages, returns = losses.estimate_advantages(rewards, values, seen.mask, settings.gamma, settings.lam)
+        explained = {"val/explained_var": float(losses.explained_variance(values, returns, seen.mask))}
+
+        experience = seen.experience(losses.whiten(advantages, seen.mask), returns)
+        update.done({**seen.metrics, **explained, **step(update, experience)})
 
 
-def update(
-    models: Models, learners: Mapping[str, Learner], experience: Experience, settings: PPOSettings, chance: Generator
-) -> dict[str, float]:
-    """Take the optimiser steps of one update; without the learner `policy` the critic alone learns."""
+def values_of(seen: Seen) -> Tensor:
+    """Return the critic's values (n, t). Raise StageError where there is none."""
+    if seen.values is None:
+        raise StageError("ppo needs a critic, and none was opened")
+    return seen.values
+
+
+def step(update: Update[PPOSettings], experience: Experience) -> dict[str, float]:
+    """Take the optimiser steps of one update; during the critic's warm-up it learns alone."""
     from alignkit.training.layouts import ValueHead, check_first_step, passes
     from alignkit.training.step import mean_metrics, minibatches
     from alignkit.training.updates import POLICY_METRICS
 
-    step = partial(joint_step, scale=spread(experience)) if isinstance(models.critic, ValueHead) else separate_steps
-    learning = dict(learners)
+    models, settings, learning = update.loop.models, update.loop.settings, dict(update.loop.state.learners)
+    if update.number < settings.critic.warmup:
+        del learning["policy"]
+    shared = isinstance(models.critic, ValueHead)
+    take = partial(joint_step, scale=spread(experience)) if shared else separate_steps
     steps: dict[str, list[dict[str, float]]] = {"policy": [], "critic": []}
-    for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, chance):
+    for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, update.chance):
         minibatch = experience.take(rows)
         parts = [minibatch.take(group) for group in passes(models, minibatch.prompts, minibatch.answers)]
-        for name, metrics in step(models, learning, parts, settings).items():
+        for name, metrics in take(models, learning, parts, settings).items():
             steps[name].append(metrics)
         if "policy" in learning and len(steps["policy"]) == 1:
             check_first_step(models, steps["policy"][0]["approxkl"])
         if settings.kl.stop and "policy" in learning and steps["policy"][-1]["approxkl"] > settings.kl.stop:
-            if isinstance(models.critic, ValueHead):
+            if shared:
                 break  # Its steps would move the policy on.
             del learning["policy"]
     return mean_metrics(steps["policy"], POLICY_METRICS) | mean_metrics(steps["critic"], VALUE_METRICS)
@@ -286,6 +230,7 @@ def spread(experience: Experience) -> float:
     """Compute the variance of an update's returns."""
     from alignkit.training.losses import masked_mean
 
+    assert experience.returns is not None
     mean = masked_mean(experience.returns, experience.mask)
     return max(float(masked_mean((experience.returns - mean).square(), experience.mask)), 1e-4)
 
@@ -307,6 +252,8 @@ def value_loss(
     """Compute the critic's loss and its metrics, likewise."""
     from alignkit.training.losses import clipped_value_loss
 
+    assert part.values is not None
+    assert part.returns is not None
     result = clipped_value_loss(values, part.values, part.returns, part.mask, settings.critic.clip or None, tokens)
     return result.loss, {"clipfrac": result.clip_fraction}
 

@@ -8,15 +8,18 @@ of the KL penalty mean the same from one reward model to the next.
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Preferences, RewardModel
 from alignkit.contract.method import Method, method
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.needs import TrainerNeeds, trainer_needs
+from alignkit.contract.row_settings import TrainingSettings
+from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
@@ -29,34 +32,23 @@ ENOUGH = 32
 """So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""
 
 
-class RewardSettings(Settings):
-    """Settings of `reward`."""
+class RewardSettings(TrainingSettings):
+    """Settings of `reward`; its rows are pairs."""
 
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
-    epochs: PositiveFloat = 1.0
-    """How often each pair is learnt from; a second time often overfits."""
-    batch: PositiveInt = 32
-    """Pairs in an optimiser step, on any machine."""
     centering: NonNegativeFloat = 0.0
     """Weight of the pull of scores towards a mean of zero; 0.01 is usual (arXiv 2312.09244)."""
-    max_length: PositiveInt | None = None
-    """Longest prompt with answer in tokens; longer pairs are left out. Unset: what the model reads, at most 1024."""
     max_lost: float = Field(default=0.05, ge=0, le=1)
     """Share of the pairs that may be left out for their length; more stops the stage."""
-    optimisation: Optimisation = Optimisation(warmup=0.03)
-    """How weights are stepped."""
-    lora: LoRA | None = None
-    """Train small added matrices, and the score's head, instead of all weights."""
-    precision: Precision = "auto"
-    """Arithmetic of training."""
-    measured: PositiveInt = 1000
-    """Held-out pairs, at most, on which accuracy is measured."""
     samples: NonNegativeInt = 4
     """Held-out pairs that are shown with their scores."""
 
 
-@method("reward", loop="scores", results=("accuracy",))
+def needs(settings: RewardSettings) -> TrainerNeeds:
+    """Return what the trainer will do with pairs."""
+    return replace(trainer_needs(settings), max_lost=settings.max_lost, scores=True)
+
+
+@method("reward", needs=needs, results=("accuracy",))
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.encoding import fitting_length, preferences, report

@@ -21,18 +21,16 @@ from pydantic import PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
+from alignkit.contract.needs import group_needs
 from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-    from alignkit.training.groups import Experience
-    from alignkit.training.layouts import Models
     from alignkit.training.losses import Count
-    from alignkit.training.rollouts import Rollout
-    from alignkit.training.scoring import Scored
-    from alignkit.training.updates import State
+    from alignkit.training.seen import Experience
+    from alignkit.training.updates import Loop
 
 
 class RLOOSettings(GroupSettings):
@@ -46,56 +44,48 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", loop="online", results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("rloo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
 def rloo(
     settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the mean of the others to its prompt."""
-    from alignkit.training.layouts import open_models
-    from alignkit.training.updates import only_one_process, settled, start, take_updates, train_and_measure
+    from alignkit.training.layouts import Around
+    from alignkit.training.updates import Roles, open_loop
 
-    only_one_process(stage, settings.method)
-    models, tokenizer = open_models(
-        policy,
-        rewards,
-        critic=None,
-        temperature=settings.generation.temperature,
-        lora=settings.lora,
-        precision=settings.precision,
-        compared=settings.kl.coef > 0,
-        trained_layers=settings.trained_layers,
-    )
-    settings = settled(settings, models)
-    train, state = partial(take_updates, learn), start(models, settings)
-    tell = train_and_measure(train, models, tokenizer, state, rewards, prompts, settings, stage)
-    made = stage.save_policy(models.policy, tokenizer)
-    tell()
-    return made
+    around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around)
+    train(loop)
+    return finish()
 
 
-def learn(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: RLOOSettings, chance: Generator
-) -> dict[str, float]:
-    """Learn from answers: compare each reward with the group's others, and step on the ratios of whole answers."""
+def train(loop: Loop[RLOOSettings]) -> None:
+    """Sample groups of answers, score, compare each reward with the others of its group, step; as often as is left."""
     from alignkit.training import losses
-    from alignkit.training.groups import experience_of, take_steps
-    from alignkit.training.updates import look
+    from alignkit.training.policy_steps import step_policy
 
-    known, metrics = look(models, state, rollout, scored, settings)
-    answer_rewards = known.scores - state.kl_coef * known.kl.sum(dim=1)
-    advantages = losses.leave_one_out_advantages(answer_rewards, settings.answers)
-    metrics["val/groups_without_signal"] = float(losses.share_of_equal_groups(known.scores, settings.answers))
+    settings = loop.settings
+    for update in loop.updates():
+        rollout = update.sample()
+        seen = update.read(rollout, update.score(rollout))
+        rewards = seen.scores - loop.state.kl_coef * seen.kl.sum(dim=1)  # (n,)
+        advantages = losses.leave_one_out_advantages(rewards, settings.answers)
+        equal = {"val/groups_without_signal": float(losses.share_of_equal_groups(seen.scores, settings.answers))}
+        objective = partial(policy_loss, settings)
+        update.done({**seen.metrics, **equal, **step_policy(update, seen.experience(advantages), objective)})
 
-    def loss(part: Experience, logprobs: Tensor, count: Count) -> tuple[Tensor, dict[str, Tensor]]:
-        result = losses.rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, settings.clip)
-        return result.loss, {
-            "approxkl": result.approximate_kl,
-            "clipfrac": result.clip_fraction,
-            "ratio": result.ratio.sum() / count.answers,
-        }
 
-    experience = experience_of(rollout, known, advantages)
-    return metrics | take_steps(models, state.actor, experience, loss, settings, chance)
+def policy_loss(
+    settings: RLOOSettings, part: Experience, logprobs: Tensor, count: Count
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss of the ratios of whole answers, and its metrics, as their share of a whole step."""
+    from alignkit.training import losses
+
+    result = losses.rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, settings.clip)
+    return result.loss, {
+        "approxkl": result.approximate_kl,
+        "clipfrac": result.clip_fraction,
+        "ratio": result.ratio.sum() / count.answers,
+    }
 
 
 @hookimpl

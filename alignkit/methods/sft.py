@@ -6,6 +6,7 @@ that the policy learns to stop.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Demonstrations, Policy
 from alignkit.contract.method import Method, method
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.needs import TrainerNeeds, trainer_needs
+from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
@@ -23,34 +25,29 @@ if TYPE_CHECKING:
     from alignkit.training.trainers import Model
 
 
-class SFTSettings(Settings):
-    """Settings of `sft`."""
+class SFTSettings(TrainingSettings):
+    """Settings of `sft`; its rows are demonstrations."""
 
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate. Unset: 1 / sqrt(weights), 1e-3 for a million and 1e-5 for ten billion; tenfold with LoRA."""
     epochs: PositiveFloat = 2.0
     """How often each demonstration is learnt from."""
-    batch: PositiveInt = 32
-    """Demonstrations in an optimiser step, on any machine."""
     learn: Literal["all", "last"] = "all"
     """Of a chat: learn all that the assistant says, or its last turn alone."""
     max_length: PositiveInt | None = None
     """Longest demonstration in tokens; a longer one loses its end. Unset: what the model reads, at most 1024."""
     max_lost: float = Field(default=0.05, ge=0, le=1)
     """Share of the demonstrations that may be cut or left out for their length; more stops the stage."""
-    optimisation: Optimisation = Optimisation(warmup=0.03)
-    """How weights are stepped."""
-    lora: LoRA | None = None
-    """Train small added matrices instead of all weights."""
-    precision: Precision = "auto"
-    """Arithmetic of training."""
     measured: PositiveInt = 200
     """Held-out demonstrations, at most, on which the perplexity of answers is measured."""
     samples: NonNegativeInt = 4
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-@method("sft", loop="language_model", results=("perplexity",))
+def needs(settings: SFTSettings) -> TrainerNeeds:
+    """Return what the trainer will do with demonstrations."""
+    return replace(trainer_needs(settings), max_lost=settings.max_lost, learn=settings.learn, shown=settings.samples)
+
+
+@method("sft", needs=needs, results=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.training.encoding import demonstrations, fitting_length, report
@@ -97,7 +94,7 @@ def show(
     fitting, _ = prompts(asked, tokenizer, limit - new)
     if not fitting:
         return
-    answers, ended = sample_answers(
+    answers, _, ended = sample_answers(
         model,
         [prompt.ids for prompt in fitting],
         max_new_tokens=new,

@@ -11,8 +11,7 @@ from alignkit.sources.lock import lock_path, read_lock, write_lock
 def pin(plan: Plan, runs: Path, offline: bool) -> None:
     """Find out the commits of the hub sources that are needed and have none yet, and write them into the lock file."""
     path = lock_path(plan.recipe.path, runs)
-    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
-    unknown = [plan.sources[name] for name in plan.sources if name in used and plan.sources[name].fingerprint is None]
+    unknown = [source for source in plan.used_sources() if source.fingerprint is None]
     if unknown:
         set_environment(offline)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alignkit.contract.kinds import Artifact, Policy
 from alignkit.contract.method import Method
+from alignkit.contract.needs import Needs
 from alignkit.contract.settings import Settings
 from alignkit.plugins import Plugins
 from alignkit.recipe.recipe import Recipe
@@ -30,7 +31,17 @@ class PlannedStage:
     standing_by: tuple[str, ...] = ()
     """Settings, roles and gates that only another method of this stage has."""
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Figure -> {"min": x, "max": y}."""
+    """Result -> {"min": x, "max": y}."""
+
+    @property
+    def taken(self) -> list[str]:
+        """The sources and stages that it takes, role by role."""
+        return [name for several in self.inputs.values() for name in several]
+
+    @property
+    def needs(self) -> Needs | None:
+        """What its method will do with its models and rows; None where the method does not say."""
+        return self.method.needs(self.settings)
 
     @property
     def made(self) -> type[Artifact]:
@@ -46,6 +57,11 @@ class Plan:
     sources: Mapping[str, Source]
     plugins: Plugins
     plugin_files: tuple[Path, ...] = ()
+
+    def used_sources(self) -> list[Source]:
+        """Return the sources that wanted stages take, in the recipe's order."""
+        used = {name for stage in self.stages if stage.wanted for name in stage.taken}
+        return [source for name, source in self.sources.items() if name in used]
 
     def stage(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)

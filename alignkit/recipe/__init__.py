@@ -1,0 +1,1 @@
+"""What the file says: TOML with line numbers, settings, fingerprints."""

@@ -21,7 +21,7 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.launch import Launcher
-from alignkit.run.machine import Machine
+from alignkit.run.machine import Machine, check_processes
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
@@ -140,6 +140,7 @@ def run_plan(
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_again(plan, again)
+    check_processes(plan, machine)
     recipe_folder = layout.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
@@ -209,7 +210,7 @@ class _Run:
 
     def _needed(self, finished: Mapping[str, Finished]) -> list[Source]:
         """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
-        names = {name for stage in self._left(finished) for several in stage.inputs.values() for name in several}
+        names = {name for stage in self._left(finished) for name in stage.taken}
         return [source for name, source in self.plan.sources.items() if name in names]
 
     def _check_inputs(self, stages: Sequence[PlannedStage], finished: Mapping[str, Finished]) -> None:
@@ -217,7 +218,7 @@ class _Run:
 
         A file that has not changed since it was last read is not read again.
         """
-        names = {name for stage in stages for several in stage.inputs.values() for name in several}
+        names = {name for stage in stages for name in stage.taken}
         for name, made in finished.items():
             if name in names:
                 made.check(self.hashes.of)
@@ -226,7 +227,7 @@ class _Run:
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
         """Look whether models fit their stages and this machine; raises RecipeError where not."""
         left = self._left(finished)
-        if not any(stage.method.loop or _reads(stage, self.plan) for stage in left):
+        if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
         found = preflight.remembered(folder, self.runs)
@@ -284,7 +285,7 @@ class _Run:
         raise failure_of(order, partial, status)
 
     def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
-        names = [name for several in stage.inputs.values() for name in several]
+        names = stage.taken
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
         assert stage.fingerprint
@@ -341,7 +342,7 @@ def _takes(stage: PlannedStage, where: str) -> bool:
 
 def _reads(stage: PlannedStage, plan: Plan) -> bool:
     """Say whether a stage reads rows of a source by a policy's template."""
-    names = [name for several in stage.inputs.values() for name in several]
+    names = stage.taken
     rows = any(name in plan.sources and issubclass(plan.sources[name].kind, Records) for name in names)
     return rows and any(Policy in given.kinds for given in stage.method.consumes.values())
 

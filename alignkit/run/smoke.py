@@ -13,12 +13,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.contract.events import Metrics
-from alignkit.contract.kinds import Records, Text
+from alignkit.contract.kinds import Text
+from alignkit.contract.needs import EvaluationNeeds, RowNeeds, SamplingNeeds
+from alignkit.estimate.desk import Desk, desk_for
 from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import dotted, read_recipe
-from alignkit.sources.audit import Audit
 from alignkit.store import layout
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
@@ -38,14 +39,15 @@ def emptied(runs: Path) -> Path:
     return place
 
 
-def small_plan(plan: Plan, needs: Preflight, audits: Mapping[str, Audit], place: Path) -> Plan:
+def small_plan(desk: Desk, needs: Preflight, place: Path) -> Plan:
     """Plan the same stages with few steps and rows, and no gates: what they would guard says nothing here."""
+    plan = desk.plan
     given = {dotted(keys): value for keys, value in plan.recipe.overrides.items()}
     needed = {one["stage"]: one for one in needs.stages}
     wanted = [stage for stage in plan.stages if stage.wanted]
     parts = {stage.name: _part(stage, needed.get(stage.name)) for stage in wanted}
     changes = {key: value for stage in wanted for key, value in _settings(stage, parts[stage.name])}
-    for name, audit in audits.items():
+    for name, audit in desk.audits.items():
         changes |= _rows(plan, name, audit.rows + audit.held_out, parts)
     read = read_recipe(plan.recipe.path, given | changes)
     small = plan_recipe(read, plan.plugins, runs=place, files=plan.plugin_files)
@@ -68,28 +70,28 @@ def _part(stage: PlannedStage, need: Mapping[str, Any] | None) -> _Part:
     if not need:
         return _Part()
     few = min(1.0, SECONDS / float(need["seconds"]))
-    if stage.method.loop == "evaluation":
-        return _Part(asked=max(MEASURED, math.ceil(few * getattr(stage.settings, "prompts", MEASURED))))
+    if isinstance(stage.needs, EvaluationNeeds):
+        return _Part(asked=max(MEASURED, math.ceil(few * stage.needs.prompts)))
     steps = max(STEPS, math.ceil(few * float(need["steps"])))
     return _Part(steps, min(1.0, steps / max(1.0, float(need["steps"]))))
 
 
 def _settings(stage: PlannedStage, part: _Part) -> Iterator[tuple[str, Any]]:
-    known = type(stage.settings).model_fields
+    said = stage.settings.model_dump()
     smallest = {"measured": MEASURED, "prompts": part.asked, "max_lost": 1.0, "updates": part.steps}
     for name, value in smallest.items():
-        now = getattr(stage.settings, name, None)
-        if name in known and isinstance(now, int | float) and (now > value or name == "max_lost"):
+        now = said.get(name)
+        if isinstance(now, int | float) and (now > value or name == "max_lost"):
             yield f"{stage.name}.{stage.method.name}.{name}", value
-    if "patience" in known:  # a policy that has hardly learnt may answer all alike
+    if "patience" in said:  # a policy that has hardly learnt may answer all alike
         yield f"{stage.name}.{stage.method.name}.patience", 0
-    if "epochs" in known and "updates" not in known:
+    if "epochs" in said and "updates" not in said:
         yield f"{stage.name}.{stage.method.name}.epochs", 1
 
 
 def _rows(plan: Plan, source: str, rows: int, parts: Mapping[str, _Part]) -> dict[str, object]:
     """Take as many rows as the largest batch needs for its steps, and some to measure on."""
-    used = [stage for stage in plan.stages if stage.wanted and any(source in names for names in stage.inputs.values())]
+    used = [stage for stage in plan.stages if stage.wanted and source in stage.taken]
     if not used:
         return {}
     if issubclass(plan.sources[source].kind, Text):  # a block takes several texts, or a text several blocks
@@ -105,17 +107,14 @@ def _rows(plan: Plan, source: str, rows: int, parts: Mapping[str, _Part]) -> dic
 
 
 def _batch(stage: PlannedStage) -> int:
-    return int(getattr(stage.settings, "batch", MEASURED))
+    needs = stage.needs
+    return needs.batch if isinstance(needs, RowNeeds | SamplingNeeds) else MEASURED
 
 
 def calibrated(needs: Preflight, small: Plan, result: "RunResult", place: Path, offline: bool) -> list[dict[str, Any]]:
     """Correct what was estimated for each stage by what it took in small; what was not estimated is told as it was."""
-    from alignkit.sources.fetch import audits
-
-    known, _ = audits([one for one in small.sources.values() if issubclass(one.kind, Records)], place, offline)
-    expected = {
-        one["stage"]: one for one in preflight(small, {one.source: one for one in known}, place, offline).stages
-    }
+    desk, _ = desk_for(small, place, offline)
+    expected = {one["stage"]: one for one in preflight(desk).stages}
     estimated = {one["stage"]: one for one in needs.stages}
     return [
         _corrected(stage.name, stage.method, estimated.get(stage.name), expected.get(stage.name), _taken(stage.folder))

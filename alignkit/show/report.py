@@ -117,8 +117,7 @@ def write_report(
         _gather(path, plan, runs, stage, journals.get(stage.name, []), reused or set(), points) for stage in plan.stages
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    used = {name for stage in plan.stages if stage.wanted for several in stage.inputs.values() for name in several}
-    sources = [one for name, one in plan.sources.items() if name in used and issubclass(one.kind, Records)]
+    sources = [one for one in plan.used_sources() if issubclass(one.kind, Records)]
     audits = [audit for one in sources if (audit := known(one, layout.cache_folder(runs)))]
     write_text(path, _render(plan, stages, audits, failure, lead))
 

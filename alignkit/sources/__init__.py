@@ -1,0 +1,1 @@
+"""Sources: from a table of a recipe to checked rows or a model on this machine."""

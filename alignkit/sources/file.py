@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,24 @@ def files_at(what: str) -> RowFiles:
     if format_of(path):
         raise DataError("there is no such file", what, "check its path")
     return RowFiles()
+
+
+def source_at(what: str, kind: str | None) -> Source:
+    """Make a source of the files that a path or a pattern names. Raise DataError where there are none."""
+    rows = files_at(what)
+    if rows.files:
+        return source_of(rows.files, Path(what).name, kind, rows.splits)
+    if Path(what).suffix == ".toml":
+        raise DataError("this is a recipe", what, f"look at it with: alignkit check {shlex.quote(what)}")
+    raise DataError("there is no such file", what, "check its path")
+
+
+def refuse_rows(what: str) -> None:
+    """Refuse rows where a recipe is meant."""
+    path = Path(what)
+    if path.suffix != ".toml" and (path.is_dir() or is_pattern(what) or format_of(path)):
+        remedy = f"look at them with: alignkit data {shlex.quote(what)}"
+        raise RecipeError("these are rows, and no recipe", what, remedy)
 
 
 def _some(files: list[Path], problem: str, what: str) -> list[Path]:

@@ -1,0 +1,1 @@
+"""What methods are built of: models, encoding, packed passes, sampling, scores, losses, steps, saving."""

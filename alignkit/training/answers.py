@@ -116,7 +116,7 @@ def sample_answers(
         raise DataError(problem, remedy="leave them out; `alignkit check` names them and says why")
     asked = [prompt for prompt in prompts for _ in range(answers)]
     was_training = model.training
-    tokens, finished = rollouts.sample_answers(
+    tokens, _, finished = rollouts.sample_answers(
         model.eval(),
         [prompt.ids for prompt in asked],
         max_new_tokens=max_new_tokens,

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Policy, Reward, RewardModel
-from alignkit.contract.settings import LoRA, Precision
+from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import DataError, RecipeError, StageError
 from alignkit.training.models import arithmetic, load_critic, load_policy, stop_tokens
 from alignkit.training.packing import (
@@ -76,13 +76,13 @@ class Models:
     """The starting policy; None: the policy with its adapters off or its first upper layers, where it has either."""
     critic: Critic | ValueHead | None
     """None: the method has no use for one."""
-    stop: frozenset[int]
+    stop_tokens: frozenset[int]
     """Tokens that end an answer."""
     temperature: float = 1.0
     """Divides the logits wherever a probability is meant."""
     dtype: torch.dtype = torch.float32
     """The arithmetic of all passes."""
-    rows: int | None = None
+    rows_at_once: int | None = None
     """How many rows go through a model at once; None: as many as fit into memory."""
     form: Form = "logits"
     """How rows go through the models."""
@@ -97,7 +97,7 @@ class Models:
         return self.reference is not None or self.trunk is not None or isinstance(self.policy, PeftModel)
 
     @property
-    def same(self) -> float:
+    def tolerance(self) -> float:
         """The approximate KL a token below which two passes have come from equal weights."""
         return 1e-7 if self.dtype == torch.float32 else 1e-2
 
@@ -114,48 +114,53 @@ class Reading(NamedTuple):
     """What the frozen layers made of each row (tokens, d)."""
 
 
+@dataclass(frozen=True)
+class Around:
+    """What stands around the policy that a method trains."""
+
+    critic: Literal["auto", "reward", "policy"] | None = None
+    """What a critic starts from; None: the method has no use for one."""
+    layout: Layout = "separate"
+    """Whether the critic has a body of its own."""
+    trained_layers: int | None = None
+    """How many of the policy's upper layers learn; None: all."""
+    start: bool = True
+    """The policy is compared with the one that it started as."""
+
+
 def open_models(
-    policy: Policy,
-    rewards: Sequence[Reward],
-    *,
-    critic: Literal["auto", "reward", "policy"] | None,
-    temperature: float,
-    lora: LoRA | None,
-    precision: Precision,
-    compared: bool = True,
-    layout: Layout = "separate",
-    trained_layers: int | None = None,
+    policy: Policy, rewards: Sequence[Reward], settings: SamplingSettings, around: Around
 ) -> tuple[Models, PreTrainedTokenizerBase]:
-    """Open a policy to be trained, its frozen start where it is compared with it, and a critic unless that is None.
+    """Open a policy to be trained, and what the method wants around it.
 
     With LoRA the start is the policy's own base: `load_policy` puts a fresh adapter on exactly the starting weights.
-    With `trained_layers` only so many of the upper ones learn.
     """
+    lora, precision, trained_layers = settings.lora, settings.precision, around.trained_layers
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
     form = form_of(trained)
-    if form == "logits" and (layout == "shared" or trained_layers):
+    if form == "logits" and (around.layout == "shared" or trained_layers):
         raise no_shared_body(trained)
     trunk = None
     if trained_layers and not isinstance(trained, PeftModel):
         trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
     reference = None
-    if compared and lora is None and trunk is None:
+    if around.start and lora is None and trunk is None:
         reference, _ = load_policy(policy, precision=precision, trainable=False)
         form = _both(form, reference)
     valued: Critic | ValueHead | None = None
-    if critic and layout == "separate":
-        valued = _open_critic(policy, rewards, critic, lora, precision, tokenizer.get_vocab())
+    if around.critic and around.layout == "separate":
+        valued = _open_critic(policy, rewards, around.critic, settings, tokenizer.get_vocab())
         form = _both(form, valued.model)
-    elif critic:
+    elif around.critic:
         valued = ValueHead(head_of(trained).width, trained.device)
     models = Models(
         trained,
         reference,
         valued,
         stop_tokens(trained, tokenizer),
-        temperature,
+        settings.generation.temperature,
         arithmetic(precision),
-        rows=None if form == "packed" else rows_together(trained),
+        rows_at_once=None if form == "packed" else rows_together(trained),
         form=form,
         trunk=trunk,
         alone_beyond=alone_beyond(trained),
@@ -178,15 +183,14 @@ def _open_critic(
     policy: Policy,
     rewards: Sequence[Reward],
     init: Literal["auto", "reward", "policy"],
-    lora: LoRA | None,
-    precision: Precision,
+    settings: SamplingSettings,
     vocabulary: dict[str, int],
 ) -> Critic:
     """Start from the first reward that is a decoder with one score and the policy's tokens, else from the policy."""
     ours = [reward for reward in rewards if isinstance(reward, RewardModel) and reward.label is None]
     for reward in ours if init != "policy" else ():
         try:
-            model, tokenizer = load_critic(reward, lora=lora, precision=precision)
+            model, tokenizer = load_critic(reward, lora=settings.lora, precision=settings.precision)
         except DataError:
             continue  # It scores whole texts only, as an encoder does.
         if tokenizer.get_vocab() == vocabulary:
@@ -194,22 +198,22 @@ def _open_critic(
     if init == "reward":
         problem = "no reward of this stage is a model that reads the policy's tokens one by one"
         raise RecipeError(problem, "ppo.critic.init", 'set it to "auto" or "policy"')
-    return Critic(load_critic(policy, lora=lora, precision=precision)[0])
+    return Critic(load_critic(policy, lora=settings.lora, precision=settings.precision)[0])
 
 
 def sample(models: Models, prompts: Sequence[Tokens], rows: list[int], longest: int, chance: Generator) -> Rollout:
     """Let the policy answer these rows of the prompts in at most `longest` tokens."""
     asked = [prompts[row] for row in rows]
     with _arithmetic(models):
-        answers, finished = sample_answers(
+        drawn = sample_answers(
             models.policy,
             asked,
             max_new_tokens=longest,
-            stop=models.stop,
+            stop=models.stop_tokens,
             generator=chance,
             temperature=models.temperature,
         )
-    return Rollout(rows, asked, answers, finished)
+    return Rollout(rows, asked, drawn.answers, drawn.finished, drawn.logprobs)
 
 
 def policy_logprobs(
@@ -262,29 +266,37 @@ def _laid_out(models: Models, prompts: Sequence[Tokens], answers: Sequence[Token
 
 def _read_by_hidden(models: Models, rollout: Rollout) -> Reading:
     groups = passes(models, rollout.prompts, rollout.answers)
-    tables: list[list[Tensor]] = []
+    tables: list[dict[str, Tensor]] = []
     states: list[Tensor] = [torch.empty(0)] * len(rollout.answers)
     for group in groups:
         rows = _laid_out(models, [rollout.prompts[i] for i in group], [rollout.answers[i] for i in group])
         below = models.trunk.states(rows) if models.trunk else None
-        hidden = _hidden(models, rows, below)
-        found = [*logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)]
-        if models.can_compare:
-            start = head_of(models.reference or models.policy)
-            found.append(chosen_logprobs(_start_hidden(models, rows, below), start, rows.targets, models.temperature))
-        if isinstance(models.critic, ValueHead):
-            found.append(models.critic(hidden))
-        elif models.critic:
-            found.append(models.critic.of_hidden(hidden_before_answers(models.critic.model, rows)))
-        tables.append([rows.as_table(values) for values in found])
+        tables.append({name: rows.as_table(values) for name, values in _read_rows(models, rows, below).items()})
         for row, state in zip(group, rows.apart(below) if below is not None else (), strict=False):
             states[row] = state
-    columns = [joined(groups, column) for column in zip(*tables, strict=True)]
-    logprobs, entropy = columns[:2]
-    reference = columns[2] if models.can_compare else None
+    whole = {name: joined(groups, [table[name] for table in tables]) for name in tables[0]}
     return Reading(
-        logprobs, entropy, reference, columns[-1] if models.critic else None, states if models.trunk else None
+        whole["logprobs"],
+        whole["entropy"],
+        whole.get("reference"),
+        whole.get("values"),
+        states if models.trunk else None,
     )
+
+
+def _read_rows(models: Models, rows: Pack, below: Tensor | None) -> dict[str, Tensor]:
+    """Return what each model makes of the answer tokens of these rows (m,)."""
+    hidden = _hidden(models, rows, below)
+    found = logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)
+    read = dict(zip(("logprobs", "entropy"), found, strict=True))
+    if models.can_compare:
+        start, theirs = head_of(models.reference or models.policy), _start_hidden(models, rows, below)
+        read["reference"] = chosen_logprobs(theirs, start, rows.targets, models.temperature)
+    if isinstance(models.critic, ValueHead):
+        read["values"] = models.critic(hidden)
+    elif models.critic:
+        read["values"] = models.critic.of_hidden(hidden_before_answers(models.critic.model, rows))
+    return read
 
 
 def _read_by_logits(models: Models, rollout: Rollout) -> Reading:
@@ -366,7 +378,7 @@ def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[
 def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
     """Group rows into what goes through a model at once."""
     if models.form == "packed":
-        groups = by_prompt(prompts, answers, models.rows)
+        groups = by_prompt(prompts, answers, models.rows_at_once)
     else:
         groups = by_length(prompts, answers, rows_at_once(models, prompts, answers))
     return apart_beyond(groups, prompts, answers, models.alone_beyond)
@@ -374,12 +386,12 @@ def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens])
 
 def rows_at_once(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
     """Tell how many of these rows go through a model at once."""
-    return models.rows or rows_in_a_pass(models.policy, prompts, answers)
+    return models.rows_at_once or rows_in_a_pass(models.policy, prompts, answers)
 
 
 def check_start(models: Models, kl: float, tokens: float) -> None:
     """Refuse a policy that is not its own reference before anything was learnt, by the KL of an answer (k2)."""
-    if kl > models.same * tokens:
+    if kl > models.tolerance * tokens:
         raise StageError(
             f"the policy is not at its reference before the first update (KL {kl:.3g} nats)",
             remedy="the base of a LoRA policy must hold the weights that training starts from",
@@ -388,7 +400,7 @@ def check_start(models: Models, kl: float, tokens: float) -> None:
 
 def check_first_step(models: Models, kl: float) -> None:
     """Refuse log-probabilities that change although the weights have not, by the approximate KL of a token."""
-    if kl > models.same:
+    if kl > models.tolerance:
         raise StageError(
             f"the ratio of an update's first step is not 1 (approximate KL {kl:.3g} a token)",
             remedy='this model computes differently from pass to pass; try precision = "fp32"',

@@ -108,8 +108,9 @@ def estimate_advantages(
     """Estimate advantages (n, t) by GAE, and the returns that the critic learns; zero outside of the mask.
 
     A_t = d_t + gamma * lam * A_{t+1} with d_t = r_t + gamma * V_{t+1} - V_t (Schulman et al. 2016, arXiv 1506.02438,
-    equation 16); nothing is worth anything after an answer's last token, also of one that was cut. Returns are A + V,
-    before anybody whitens A. Neither carries a gradient.
+    equation 16); nothing is worth anything after an answer's last token, also of one that was cut. Tokens outside of
+    the mask between others, such as what a tool said, are passed over. Returns are A + V, before anybody whitens A.
+    Neither carries a gradient.
     """
     _same_shape(rewards, values)
     _same_shape(rewards, mask)
@@ -119,8 +120,8 @@ def estimate_advantages(
     columns: list[Tensor] = []
     for t in reversed(range(rewards.shape[1])):
         surprise = rewards[:, t] + gamma * next_value - values[:, t]
-        running = surprise + gamma * lam * running
-        next_value = values[:, t]
+        running = torch.where(mask[:, t], surprise + gamma * lam * running, running)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
         columns.append(running)
     advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
     advantages = advantages.masked_fill(~mask, 0.0)

@@ -8,8 +8,8 @@ end token, or which has none, is harmless.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -38,6 +38,23 @@ class Rollout:
     """At least one token each."""
     finished: list[bool]
     """The answer ends with a stop token; otherwise it was cut at the length limit."""
+    logprobs: list[list[float]] = field(default_factory=list)
+    """Of each token of each answer, by whatever sampled it; empty where that does not tell."""
+    learnt: list[list[bool]] = field(default_factory=list)
+    """The tokens that the policy sampled, which are learnt from; others, such as what a tool said, are read alone.
+    Empty: all."""
+    version: int = 0
+    """Updates that the policy had taken when it answered."""
+
+
+class Sampled(NamedTuple):
+    """Answers as they were drawn."""
+
+    answers: list[list[int]]
+    logprobs: list[list[float]]
+    """Of each token, at the temperature that it was drawn at."""
+    finished: list[bool]
+    """The answer ends with a stop token."""
 
 
 def generator_for(seed: int, *place: int | str) -> torch.Generator:
@@ -64,20 +81,21 @@ def sample_answers(
     stop: frozenset[int],
     generator: torch.Generator,
     temperature: float = 1.0,
-) -> tuple[list[list[int]], list[bool]]:
+) -> Sampled:
     """Draw one answer for each prompt from softmax(logits / temperature), nothing cut off and nothing else added.
 
-    An answer ends with the first stop token, or after `max_new_tokens`. Second comes which answers have ended by
-    themselves. The draws depend on the generator (on the CPU) alone, not on how prompts are grouped.
+    An answer ends with the first stop token, or after `max_new_tokens`. The draws depend on the generator (on the CPU)
+    alone, not on how prompts are grouped.
     """
     draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
     answers: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     way, groups = _grouped(model, prompts, max_new_tokens)
     for group in groups:
         found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
-        for i, answer in zip(group, found, strict=True):
-            answers[i] = answer
-    return answers, [answer[-1] in stop for answer in answers]
+        for i, answer, drawn in zip(group, *found, strict=True):
+            answers[i], logprobs[i] = answer, drawn
+    return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])
 
 
 def _grouped(model: PreTrainedModel, prompts: Sequence[Tokens], longest: int) -> tuple[Way, list[list[int]]]:
@@ -95,6 +113,18 @@ def answer_mask(answers: Sequence[Tokens], device: torch.device | str = "cpu") -
     """Mark each answer's tokens in a right-padded table (n, t)."""
     lengths = torch.tensor([len(answer) for answer in answers], device=device)
     return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+
+
+def learnt_mask(rollout: Rollout, device: torch.device | str = "cpu") -> Tensor:
+    """Mark the tokens of answers that the policy sampled, in a right-padded table (n, t)."""
+    mask = answer_mask(rollout.answers, device)
+    return padded_table(rollout.learnt, mask).bool() if rollout.learnt else mask
+
+
+def padded_table(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    """Return rows of numbers as a right-padded table (n, t) as wide as the mask, in fp32."""
+    width = mask.shape[1]
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], device=mask.device)
 
 
 def answer_logprobs(
@@ -227,24 +257,33 @@ def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def _decode(decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float) -> list[list[int]]:
-    """Sample token by token; answers leave the batch as they end."""
+def _decode(
+    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Sample token by token, with log-probabilities; answers leave the batch as they end."""
     answers: list[list[int]] = [[] for _ in draws]
+    logprobs: list[list[float]] = [[] for _ in draws]
     open_rows = list(range(len(draws)))
     for place in range(draws.shape[1]):
-        drawn = draw(decoding.logits, temperature, draws[open_rows, place])  # (open,)
-        for row, token in zip(open_rows, drawn.tolist(), strict=True):
+        drawn, chances = draw(decoding.logits, temperature, draws[open_rows, place])  # (open,)
+        for row, token, logprob in zip(open_rows, drawn.tolist(), chances.log().tolist(), strict=True):
             answers[row].append(token)
+            logprobs[row].append(logprob)
         going_on = [i for i, row in enumerate(open_rows) if answers[row][-1] not in stop]
         if not going_on or place + 1 == draws.shape[1]:
             break
         open_rows = [open_rows[i] for i in going_on]
         decoding.step(drawn[going_on], going_on)
-    return answers
+    return answers, logprobs
 
 
-def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """Draw a token for each row (n, v) by where its uniform number (n,) falls in the cumulative distribution."""
-    cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
+def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row (n, v) by where its uniform number (n,) falls in the cumulative distribution.
+
+    Second come the probabilities of the tokens (n,).
+    """
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)  # (n, 1)
+    return drawn.squeeze(-1), probabilities.gather(-1, drawn).squeeze(-1)

@@ -28,6 +28,7 @@ from alignkit.training.step import (
     commit_or_leave,
     load_learners,
     make_learner,
+    one_process,
     save_learners,
     set_learning_rate,
     take_step,
@@ -205,6 +206,7 @@ def train_rows(
     Every epoch shuffles the rows anew. `passes` groups the rows of a step into what goes through the model at once,
     which changes memory and time and nothing else; without it they go one by one.
     """
+    one_process(stage)
     of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
     learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
     latest, timer = stage.latest(), CommitTimer()

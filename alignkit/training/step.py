@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from alignkit.contract.settings import Optimisation
 from alignkit.contract.stage import Stage
-from alignkit.errors import NotFiniteError, StageError
+from alignkit.errors import NotFiniteError, RecipeError, StageError
 
 Batch = TypeVar("Batch")
 Objective = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -136,7 +136,10 @@ def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> 
 
 def mean_metrics(steps: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, float]:
     """Average the metrics over the steps that were taken, under their public names; nothing where none were."""
-    return {names[key]: sum(step[key] for step in steps) / len(steps) for key in (steps[0] if steps else ())}
+    return {
+        names.get(key, f"policy/{key}_avg"): sum(step[key] for step in steps) / len(steps)
+        for key in (steps[0] if steps else ())
+    }
 
 
 def save_learners(folder: Path, learners: Mapping[str, Learner], facts: Mapping[str, object]) -> None:
@@ -239,6 +242,15 @@ class CommitTimer:
         yield
         self.committed = time.monotonic()
         self.cost = self.committed - began
+
+
+def one_process(stage: Stage) -> None:
+    """Refuse one of several processes. Raise RecipeError, the same in all of them."""
+    if stage.world > 1:
+        raise RecipeError(
+            f"each of the machine's {stage.world} processes would do the whole of the work",
+            remedy="choose a machine with one process",
+        )
 
 
 def commit_or_leave(stage: Stage, step: int, write: Callable[[Path], None], timer: CommitTimer) -> None:

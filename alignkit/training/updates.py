@@ -1,40 +1,38 @@
 """The loop of methods that learn from a policy's own answers: sample, score, learn, and again.
 
-A method brings `learn`, which takes the optimiser steps of one update. What is equal in all of them is here: opening
-what a stage names, the loop, the metrics of answers, checkpoints, and what is measured before and after.
+A method takes the updates one by one and says what is learnt from each. What is equal in all of them is here: opening
+what a stage names, the updates, the metrics of answers, checkpoints, and what is measured before and after.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-import torch
-from torch import Generator, Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-from alignkit.contract.kinds import Prompts, Reward
+from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
-from alignkit.errors import RecipeError, StageError
+from alignkit.errors import PluginError, StageError
 from alignkit.training import encoding, held_out, layouts, losses
 from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured
-from alignkit.training.layouts import Models, Reading
+from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import positions, taught_length
 from alignkit.training.opening import open_reward
-from alignkit.training.rollouts import Rollout, Tokens, answer_mask, generator_for, in_turn
+from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
+from alignkit.training.seen import Seen, see
 from alignkit.training.step import (
     CommitTimer,
     Learner,
     commit_or_leave,
     load_learners,
     make_learner,
+    one_process,
     save_learners,
     set_learning_rate,
 )
@@ -42,6 +40,8 @@ from alignkit.training.warning_signs import AnswerBounds, WarningSigns
 
 ADAM_EPS = 1e-5
 """As in lm-human-preferences: with 1e-8 the first updates are too bold."""
+CRITIC_RATE = 3e-5
+"""Learning rate of a critic with a body of its own, where the settings leave it open."""
 POLICY_METRICS = {
     "loss": "loss/policy_avg",
     "approxkl": "policy/approxkl_avg",
@@ -51,7 +51,7 @@ POLICY_METRICS = {
 }
 
 SettingsT = TypeVar("SettingsT", bound=SamplingSettings)
-SettingsC = TypeVar("SettingsC", bound=SamplingSettings, contravariant=True)
+SettingsC = TypeVar("SettingsC", bound=SamplingSettings, covariant=True)
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -60,7 +60,7 @@ class State:
     """What one update leaves to the next; what is random in an update depends on the seed and its number alone."""
 
     learners: dict[str, Learner]
-    """What learns, by name; the policy is called `policy`."""
+    """What learns, by name: `policy`, and `critic` where there is one."""
     kl_coef: float
     done: int = 0
     """Updates that were taken."""
@@ -71,71 +71,134 @@ class State:
         return self.learners["policy"]
 
 
-class Learn(Protocol[SettingsC]):
-    """Takes the optimiser steps of one update, and gives its metrics."""
+def start(models: Models, settings: SamplingSettings, critic_rate: float | None = None) -> State:
+    """Return the state before the first update: the policy learns, and the critic where there is one.
 
-    def __call__(
-        self, models: Models, state: State, rollout: Rollout, scored: Scored, settings: SettingsC, chance: Generator
-    ) -> dict[str, float]: ...
-
-
-class Train(Protocol[SettingsC]):
-    """Takes the updates that are left, and logs the metrics of each."""
-
-    def __call__(
-        self,
-        models: Models,
-        state: State,
-        prompts: Sequence[Tokens],
-        score: Callable[[Rollout], Scored],
-        settings: SettingsC,
-        seed: int,
-        log: Log,
-    ) -> None: ...
-
-
-def only_one_process(stage: Stage, method: str) -> None:
-    """Refuse a machine with several processes."""
-    if stage.world > 1:
-        raise RecipeError(f"{method} runs in one process", remedy="choose a machine with one process")
-
-
-def start(
-    models: Models, settings: SamplingSettings, others: Mapping[str, tuple[nn.Module, float]] | None = None
-) -> State:
-    """Prepare to train the policy and the others, each with its learning rate."""
-    trained = {"policy": (models.policy, settings.learning_rate), **(others or {})}
-    learners = {
-        name: make_learner(model.eval(), rate, settings.optimisation, ADAM_EPS)
-        for name, (model, rate) in trained.items()
-    }
+    A critic that is a head on d hidden states learns at 1/d where no rate is given: a step then moves a value by
+    about 1.
+    """
+    learners = {"policy": make_learner(models.policy.eval(), settings.learning_rate, settings.optimisation, ADAM_EPS)}
+    if models.critic is not None:
+        usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else CRITIC_RATE
+        learners["critic"] = make_learner(models.critic.eval(), critic_rate or usual, settings.optimisation, ADAM_EPS)
     return State(learners, settings.kl.coef)
 
 
-def train_and_measure(
-    train: Train[SettingsT],
-    models: Models,
-    tokenizer: PreTrainedTokenizerBase,
-    state: State,
-    rewards: Sequence[Reward],
-    prompts: Prompts,
-    settings: SettingsT,
-    stage: Stage,
-) -> Callable[[], None]:
-    """Train from the stage's newest checkpoint, else from its start; give what then tells what held-out prompts say."""
-    new = longest_answer(settings)
+@dataclass(frozen=True)
+class Loop(Generic[SettingsC]):
+    """All that the updates of a stage are taken with."""
+
+    models: Models
+    state: State
+    prompts: Sequence[Tokens]
+    score: Callable[[Rollout], Scored]
+    settings: SettingsC
+    seed: int
+    log: Log
+    """Is told the number of updates that were taken and the metrics of the last; keeps checkpoints."""
+
+    def updates(self) -> "Iterator[Update[SettingsC]]":
+        """Yield the updates that are left, with learning rates set. Raise PluginError where one is not ended."""
+        for number in range(self.state.done, self.settings.updates):
+            for learner in self.state.learners.values():
+                set_learning_rate(learner, number, self.settings.updates)
+            yield Update(self, number)
+            if self.state.done == number:
+                raise PluginError("an update was not ended", remedy="call update.done(metrics) before the next one")
+
+
+class Update(Generic[SettingsC]):
+    """One update: sample, score, read, let the method learn, and be done."""
+
+    def __init__(self, loop: Loop[SettingsC], number: int) -> None:
+        self.loop, self.number = loop, number
+        self.chance = generator_for(loop.seed, "update", number)
+        """What is random in this update is drawn from here, in the order of the calls."""
+        self._tokens = 0
+        self._began = self._answered = self._judged = perf_counter()
+
+    def sample(self) -> Rollout:
+        """Let the policy answer the prompts whose turn it is, `settings.answers` times each, side by side."""
+        settings, prompts = self.loop.settings, self.loop.prompts
+        asked = settings.batch // settings.answers
+        drawn = in_turn(len(prompts), self.number * asked, asked, self.loop.seed)
+        rows = [row for row in drawn for _ in range(settings.answers)]
+        rollout = layouts.sample(self.loop.models, prompts, rows, longest_answer(settings), self.chance)
+        self._tokens += sum(map(len, rollout.answers))
+        self._answered = perf_counter()
+        return replace(rollout, version=self.number)
+
+    def score(self, rollout: Rollout) -> Scored:
+        """Score the answers by all rewards of the stage."""
+        scored = self.loop.score(rollout)
+        self._judged = perf_counter()
+        return scored
+
+    def read(self, rollout: Rollout, scored: Scored) -> Seen:
+        """Return what all models make of the answers, with scores as they are learnt from.
+
+        Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
+        start.
+        """
+        models, settings, state = self.loop.models, self.loop.settings, self.loop.state
+        if settings.kl.coef and not models.can_compare:
+            raise StageError("a policy without adapters needs a model of its own as reference")
+        seen = see(models, rollout, scored, settings, state.kl_coef)
+        if seen.reference is not None and not state.done:
+            layouts.check_start(models, seen.metrics["objective/kl_k2"], seen.metrics["length"])
+        return seen
+
+    def done(self, metrics: Mapping[str, float]) -> None:
+        """End the update: adapt the KL coefficient, and log the metrics with learning rate, counts and speeds."""
+        settings, state, told = self.loop.settings, self.loop.state, dict(metrics)
+        learnt = perf_counter()
+        state.done += 1
+        if settings.kl.target and "objective/kl" in told:
+            kl, target, horizon = told["objective/kl"], settings.kl.target, settings.kl.horizon
+            state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
+        told |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch, "steps": state.actor.steps}
+        phases = {
+            "/sample": self._answered - self._began,
+            "/score": self._judged - self._answered,
+            "/learn": learnt - self._judged,
+            "": learnt - self._began,
+        }
+        told |= {f"tokens_per_second{name}": self._tokens / max(spent, 1e-9) for name, spent in phases.items()}
+        self.loop.log(state.done, told)
+
+
+class Roles(NamedTuple):
+    """What a stage gives to a method that learns from a policy's own answers."""
+
+    policy: Policy
+    rewards: Sequence[Reward]
+    prompts: Prompts
+
+
+def open_loop(
+    settings: SettingsT, stage: Stage, roles: Roles, around: Around, critic_rate: float | None = None
+) -> tuple[Loop[SettingsT], Callable[[], Policy]]:
+    """Open all that a stage names, at its newest checkpoint or at its start.
+
+    Second comes what ends the stage once the updates are taken: it saves the policy, and tells what answers to
+    held-out prompts were before and are now. Raises RecipeError in one of several processes, DataError where too many
+    prompts are too long, StageError where all answers keep scoring the same.
+    """
+    one_process(stage)
+    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
+    settings = settled(settings, models)
+    state, new = start(models, settings, critic_rate), longest_answer(settings)
     generation = settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
-    limits = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
+    bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
     opened = [
         Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
-        for reward in rewards
+        for reward in roles.rewards
     ]
-    limit = encoding.fitting_length(positions(models.policy), settings.max_length)
-    room = limit - new
-    asked, lengths = encoding.prompts(prompts.train(), tokenizer, room)
+    room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
+    asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
-    aside, _ = encoding.prompts(islice(prompts.held_out(), settings.measured), tokenizer, room)
+    aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
         return score_rollout(rollout, prompts, tokenizer, opened)
@@ -145,23 +208,28 @@ def train_and_measure(
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, metrics)
-        for sign in state.watch.see(metrics, limits):
+        for sign in state.watch.see(metrics, bounds):
             stage.warn(f"update {done}: {sign.problem}", sign.remedy)
         if 0 < settings.patience <= state.watch.flat:
-            raise without_signal(state.watch, limits)
+            raise without_signal(state.watch, bounds)
         commit_or_leave(stage, done, partial(save, state, before), timer)
+
+    def finish() -> Policy:
+        if settings.patience and state.watch.flat == settings.updates:  # too few updates to call it a failure
+            sign = state.watch.without_signal(bounds)
+            stage.warn(sign.problem, sign.remedy)
+        made = stage.save_policy(models.policy, tokenizer)
+        held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples, bounds)
+        return made
 
     latest, timer = stage.latest(), CommitTimer()
     before = load(state, latest) if latest else measure()
-    train(models, state, [prompt.ids for prompt in asked], partial(score, asked), settings, stage.seed, log)
-    if settings.patience and state.watch.flat == settings.updates:  # too few updates to call it a failure
-        sign = state.watch.without_signal(limits)
-        stage.warn(sign.problem, sign.remedy)
-    return lambda: held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples, limits)
+    ids = [prompt.ids for prompt in asked]
+    return Loop(models, state, ids, partial(score, asked), settings, stage.seed, log), finish
 
 
 def settled(settings: SettingsT, models: Models) -> SettingsT:
-    """Say how long answers may be, where the settings leave that to the policy, which was taught by some."""
+    """Return settings that say how long answers may be; where they leave that open, the policy was taught it."""
     if settings.generation.max_new_tokens is not None:
         return settings
     generation = settings.generation.model_copy(update={"max_new_tokens": taught_length(models.policy)})
@@ -169,12 +237,12 @@ def settled(settings: SettingsT, models: Models) -> SettingsT:
 
 
 def longest_answer(settings: SamplingSettings) -> int:
-    """Give the tokens after which answers are cut."""
+    """Return the tokens after which answers are cut."""
     return settings.generation.max_new_tokens or UNSET_ANSWER
 
 
-def without_signal(watch: WarningSigns, limits: AnswerBounds) -> StageError:
-    sign = watch.without_signal(limits)
+def without_signal(watch: WarningSigns, bounds: AnswerBounds) -> StageError:
+    sign = watch.without_signal(bounds)
     return StageError(sign.problem, remedy=sign.remedy)
 
 
@@ -186,117 +254,8 @@ def save(state: State, before: Measured | None, folder: Path) -> None:
 
 
 def load(state: State, folder: Path) -> Measured | None:
-    """Go on where a checkpoint was written, and give what was measured at the start."""
+    """Go on where a checkpoint was written, and return what was measured at the start."""
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
     state.watch = WarningSigns(**facts["watch"])
     return before and held_out.from_plain(before)
-
-
-def take_updates(
-    learn: Learn[SettingsT],
-    models: Models,
-    state: State,
-    prompts: Sequence[Tokens],
-    score: Callable[[Rollout], Scored],
-    settings: SettingsT,
-    seed: int,
-    log: Log,
-) -> None:
-    """Take the updates that are left, which change what learns in place, and log the metrics of each."""
-    asked = settings.batch // settings.answers
-    for done in range(state.done, settings.updates):
-        started = perf_counter()
-        for learner in state.learners.values():
-            set_learning_rate(learner, done, settings.updates)
-
-        chance = generator_for(seed, "update", done)
-        drawn = in_turn(len(prompts), done * asked, asked, seed)
-        rows = [row for row in drawn for _ in range(settings.answers)]
-        rollout = layouts.sample(models, prompts, rows, longest_answer(settings), chance)
-        answered = perf_counter()
-        scored = score(rollout)
-        judged = perf_counter()
-        metrics = learn(models, state, rollout, scored, settings, chance)
-        learnt = perf_counter()
-
-        state.done += 1
-        if settings.kl.target and "objective/kl" in metrics:
-            kl, target, horizon = metrics["objective/kl"], settings.kl.target, settings.kl.horizon
-            state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
-        metrics |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch}
-        metrics["steps"] = state.actor.steps
-        tokens = sum(map(len, rollout.answers))
-        phases = {"/sample": answered - started, "/score": judged - answered, "/learn": learnt - judged}
-        metrics |= {f"tokens_per_second{name}": tokens / max(seconds, 1e-9) for name, seconds in phases.items()}
-        metrics["tokens_per_second"] = tokens / (learnt - started)
-        log(state.done, metrics)
-
-
-class Known(NamedTuple):
-    """What is known of n answers, of at most t tokens, before anything is learnt from them."""
-
-    reading: Reading
-    mask: Tensor
-    """(n, t)."""
-    scores: Tensor
-    """Clipped, and less the penalty of what was cut (n,)."""
-
-    @property
-    def kl(self) -> Tensor:
-        """Give the estimate (k1) that a penalty in the reward takes (n, t); 0 where there is no start."""
-        if self.reading.reference is None:
-            return torch.zeros_like(self.reading.logprobs)
-        return losses.estimate_kl(self.reading.logprobs, self.reading.reference, "k1")
-
-
-def look(
-    models: Models, state: State, rollout: Rollout, scored: Scored, settings: SamplingSettings
-) -> tuple[Known, dict[str, float]]:
-    """Let all models read the answers, and shape scores; second come the answers' metrics.
-
-    Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
-    start.
-    """
-    if settings.kl.coef and not models.can_compare:
-        raise StageError("a policy without adapters needs a model of its own as reference")
-    reading = layouts.read(models, rollout)
-    logprobs, reference = reading.logprobs, reading.reference
-    mask = answer_mask(rollout.answers, logprobs.device)
-    scores, finished = scored.total.to(mask.device), mask.new_tensor(rollout.finished)
-    if settings.reward.clip:
-        scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
-    scores = losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
-    metrics = {
-        "objective/scores": scores.mean(),
-        "objective/scores_std": scores.std(unbiased=False),
-        "objective/entropy": -logprobs.sum(dim=1).mean(),
-        "policy/entropy_avg": losses.masked_mean(reading.entropy, mask),
-        "eos_rate": finished.float().mean(),
-        "length": mask.sum(dim=1).float().mean(),
-        "val/length_corr": _correlation(scores, mask.sum(dim=1)),
-    } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
-    if reference is not None:
-        metrics |= _distances(logprobs, reference, scores, state.kl_coef)
-    told = {name: float(value) for name, value in metrics.items()} | {"kl_coef": state.kl_coef}
-    if reference is not None and not state.done:
-        layouts.check_start(models, told["objective/kl_k2"], told["length"])
-    return Known(reading, mask, scores), told
-
-
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Compute the correlation of two series (n,); 0 where one does not vary."""
-    one, other = (series.float() - series.float().mean() for series in (one, other))
-    return (one * other).mean() / (one.square().mean() * other.square().mean()).sqrt().clamp(min=1e-8)
-
-
-def _distances(logprobs: Tensor, reference: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Tensor]:
-    """Tell how far the answers are from the start's, and what that leaves of their scores; zero outside of answers."""
-    kl, k2, k3 = (losses.estimate_kl(logprobs, reference, name).sum(dim=1) for name in ("k1", "k2", "k3"))
-    return {
-        "objective/kl": kl.mean(),
-        "objective/kl_k2": k2.mean(),
-        "objective/kl_k3": k3.mean(),
-        "objective/non_score_reward": -kl_coef * kl.mean(),
-        "objective/rlhf_reward": (scores - kl_coef * kl).mean(),
-    }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat
 
-from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError, hookimpl, method
+from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError, hookimpl, method, pair_needs
 from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class DPOSettings(RowSettings):
     """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
 
 
-@method("dpo", loop="pairs", results=("accuracy", "margin"))
+@method("dpo", needs=pair_needs, results=("accuracy", "margin"))
 def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
     from alignkit.kit import load_policy, pair_logprobs, read_pairs, train_pairs

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from random import Random
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from alignkit import Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, method
+from alignkit import Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, TrainerNeeds, method, trainer_needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alignkit.kit import JudgedAnswer
+
+
+READS = 6
+"""How often an answer is read besides: with a swapped one, by policy and start, and by the start once before."""
 
 
 class KTOSettings(RowSettings):
@@ -48,7 +53,14 @@ class KTOSettings(RowSettings):
     """Rows between which answers are swapped to estimate the KL divergence; they go through the model at once."""
 
 
-@method("kto", loop="answers", results=("auc",))
+def needs(settings: KTOSettings) -> TrainerNeeds:
+    """Return what TRL's trainer will do: each answer and a swapped one, both read by the start before."""
+    return replace(
+        trainer_needs(settings), max_lost=settings.max_lost, rows_at_once=settings.kl_rows, reads=READS, apart=True
+    )
+
+
+@method("kto", needs=needs, results=("auc",))
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
     from datasets import Dataset

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveFloat
 
-from alignkit import Method, Policy, Preferences, RowSettings, Stage, hookimpl, method
+from alignkit import Method, Policy, Preferences, RowSettings, Stage, hookimpl, method, pair_needs
 
 
 class ORPOSettings(RowSettings):
@@ -12,7 +12,7 @@ class ORPOSettings(RowSettings):
     """Weight of the odds ratio beside the likelihood of the chosen answer."""
 
 
-@method("orpo", results=("accuracy",))
+@method("orpo", needs=pair_needs, results=("accuracy",))
 def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Learn the chosen answers and push the rejected ones away, in one stage."""
     from alignkit.kit import load_policy, map_pairs, pair_logprobs, read_pairs, train_pairs
@@ -20,7 +20,7 @@ def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Prefere
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
 
-    def loss(part):  # part: so many pairs as fit; gives a loss for each (n,), and figures
+    def loss(part):  # part: so many pairs as fit; gives a loss for each (n,), and metrics
         tables = pair_logprobs(model, part)  # log-probabilities of answer tokens, twice (n, t)
         lengths = tables[0].new_tensor([[len(pair.chosen.answer), len(pair.rejected.answer)] for pair in part])
         chosen, rejected = (table.sum(dim=1) / lengths[:, side] for side, table in enumerate(tables))

@@ -1,0 +1,229 @@
+"""Commands that look at recipes, rows, methods and this machine, and change nothing."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alignkit.cli import completion
+from alignkit.cli.options import AGAIN, OFFLINE, PLUGINS, RUNS, SEED, SET, UNTIL, options, pinned_plan, planned
+from alignkit.cli.printing import bold, print_json, print_lines, print_problems, width
+from alignkit.cli.running import run_and_show
+from alignkit.errors import AlignkitError, RecipeError, StageError
+from alignkit.text import short, size, table
+
+if TYPE_CHECKING:
+    from alignkit.estimate.examination import Examination
+    from alignkit.sources.audit import Audit
+
+
+@click.command()
+@click.argument("recipe", shell_complete=completion.recipes)
+@options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
+    """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
+    from alignkit.recipe.packaged import find_recipe
+    from alignkit.run.states import states_of
+    from alignkit.show.planned import as_dict, heading, show_plan
+
+    plan = planned(find_recipe(recipe), **selection)
+    states, remarks = states_of(plan, selection["runs"], again)
+    if as_json:
+        print_json(as_dict(plan, states))
+        return
+    click.echo(bold(heading(plan, Path.cwd())))
+    print_lines(show_plan(plan, states, remarks, width()))
+
+
+@click.command()
+@click.argument("recipe", shell_complete=completion.recipes)
+@options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@click.option("--rows-only", is_flag=True, help="Read the rows and nothing else: open no model's files.")
+@click.option("--smoke", is_flag=True, help="Then run a short trial of every stage, through save and load, to time it.")
+@OFFLINE
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    rows_only: bool,
+    smoke: bool,
+    offline: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Read every row of RECIPE's sources; tell what is in them, what is wrong, what is learnt, and what memory, time
+    and disk every stage will need."""
+    from alignkit.environment import set_environment
+    from alignkit.estimate.examination import examine
+    from alignkit.recipe.packaged import find_recipe
+    from alignkit.sources.file import refuse_rows
+
+    set_environment(offline)
+    refuse_rows(recipe)
+    plan = pinned_plan(find_recipe(recipe), offline, **selection)
+    found = examine(plan, selection["runs"], offline, rows_only=rows_only)
+    print_examination(found, as_json)
+    stop_at(ctx, found.errors)
+    if smoke:
+        try_stages(ctx, found, as_json)
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--as", "kind", metavar="KIND", help="What they hold: demonstrations, preferences, ratings, ...")
+@click.option(
+    "--fix",
+    "fixed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="NEW.jsonl",
+    help="Write the good rows, each once, to a new file.",
+)
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def data(
+    ctx: click.Context, /, files: Sequence[str], kind: str | None, fixed: Path | None, runs: Path, as_json: bool
+) -> None:
+    """Read every row of FILEs, of a folder's files or of those that match a pattern in quotes; tell what is in them
+    and what is wrong."""
+    from alignkit.environment import set_environment
+    from alignkit.sources.fetch import audits
+    from alignkit.sources.file import source_at, write_fixed
+
+    set_environment(offline=True)
+    sources = [source_at(file, kind) for file in files]
+    if fixed:
+        if len(sources) > 1:
+            raise RecipeError("--fix writes one file of one", " ".join(files), "fix them one by one")
+        kept, left_out = write_fixed(sources[0], fixed)
+        click.echo(f"{fixed} has {kept} rows; {left_out} are left out (bad or duplicate)", err=True)
+    found, errors = audits(sources, runs, offline=True)
+    if as_json:
+        print_json({"sources": [one.as_dict() for one in found], "problems": list(map(str, errors))})
+    else:
+        print_audits(found)
+    stop_at(ctx, errors)
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=completion.methods)
+@PLUGINS
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
+    """List all methods, or tell what one takes, makes and can be told."""
+    from alignkit.plugins import load_plugins
+    from alignkit.show.offered import all_as_dict, as_dict, describe_method, find_method, list_methods
+
+    loaded = load_plugins(plugins)
+    if name is None:
+        print_json(all_as_dict(loaded)) if as_json else print_lines(list_methods(loaded, width()))
+        return
+    method = find_method(loaded, name)
+    print_json(as_dict(loaded, method)) if as_json else print_lines(describe_method(loaded, method, width()))
+
+
+@click.command()
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
+def doctor(runs: Path, as_json: bool) -> None:
+    """Tell what this machine offers, and what to mend."""
+    from alignkit.doctor.examine import report
+    from alignkit.doctor.findings import as_dict, render
+
+    click.echo("looking (importing torch, about 5 s)", err=True)
+    found = report(runs)
+    print_json(as_dict(found)) if as_json else click.echo(render(found))
+
+
+@click.command()
+@click.argument("what", metavar="[RUNS|RECIPE]", required=False, shell_complete=completion.recipes)
+@options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def verify(what: str | None, as_json: bool, **selection: Any) -> None:
+    """Read every file of the finished stages, of RECIPE or of all in RUNS, and tell which are damaged."""
+    from alignkit.store.verdicts import verify
+
+    verdicts = list(verify(_finished_folders(what, selection)))
+    if as_json:
+        print_json([{"folder": str(one.folder), "bytes": one.size, "wrong": str(one.wrong or "")} for one in verdicts])
+    else:
+        states = ["damaged" if one.wrong else "as it was written" for one in verdicts]
+        rows = [(one.folder.name, size(one.size), state) for one, state in zip(verdicts, states, strict=True)]
+        print_lines(table(rows, width(), ("stage", "size", "state")) or ["no stage is finished"])
+    if wrong := [one.wrong for one in verdicts if one.wrong]:
+        raise StageError.of(wrong)
+
+
+def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Path]:
+    """List the finished stages in a folder of runs, or those of a recipe."""
+    from alignkit.recipe.packaged import find_recipe
+    from alignkit.store import layout
+    from alignkit.store.results import finished_in
+
+    if what is None or Path(what).is_dir():
+        return list(finished_in(Path(what or selection["runs"]).resolve()))
+    stages = planned(find_recipe(what), **selection).stages
+    wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
+    folders = [layout.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def print_examination(found: "Examination", as_json: bool) -> None:
+    """Print all that was found, problems last and to standard error."""
+    from alignkit.estimate.preflight import show
+    from alignkit.show.audit_lines import show_preview
+
+    audits = list(found.desk.audits.values())
+    if as_json:
+        print_json(
+            {
+                "sources": [one.as_dict() for one in audits],
+                "stages": [one._asdict() | {"preview": one.preview.as_dict()} for one in found.previews],
+                "needs": found.needs.stages,
+                "remarks": list(map(str, found.needs.remarks)),
+                "problems": list(map(str, found.errors)),
+            }
+        )
+        return
+    print_audits(audits)
+    print_lines(line for one in found.previews for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
+    print_lines(show(found.needs.stages, width()))
+    print_lines(f"! {remark}" for remark in found.needs.remarks)
+
+
+def print_audits(audits: Iterable["Audit"]) -> None:
+    """Print what is in each source."""
+    from alignkit.show.audit_lines import show_audit
+
+    print_lines(line for one in audits for line in [*show_audit(one, width()), ""])
+
+
+def stop_at(ctx: click.Context, errors: Sequence[AlignkitError]) -> None:
+    """End the command where something is wrong, with the status of the first."""
+    for error in errors:
+        print_problems(error)
+    if errors:
+        ctx.exit(errors[0].status)
+
+
+def try_stages(ctx: click.Context, found: "Examination", as_json: bool) -> None:
+    """Run a short trial of every stage, and print what it says of the whole."""
+    from alignkit.estimate.preflight import show
+    from alignkit.run import smoke
+
+    desk = found.desk
+    place = smoke.emptied(desk.runs)
+    small = smoke.small_plan(desk, found.needs, place)
+    click.echo(f"\nrunning a short trial of every stage, in {short(place, Path.cwd())}", err=True)
+    _, result = run_and_show(ctx, small, place, (), aside=as_json, offline=desk.offline)
+    measured = smoke.calibrated(found.needs, small, result, place, desk.offline)
+    if as_json:
+        print_json({"smoke": measured})
+        return
+    click.echo("trial measured, full run estimated:")
+    print_lines(show(measured, width()))

@@ -1,0 +1,55 @@
+"""What commands print: results to standard output, the rest to standard error."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from alignkit.errors import AlignkitError
+from alignkit.text import line_width, short
+
+if TYPE_CHECKING:
+    from alignkit.contract.events import Event
+    from alignkit.plan.plan import Plan
+    from alignkit.show.console import Console
+
+
+def print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) -> None:
+    from alignkit.store.layout import report_path
+
+    report = report_path(runs.resolve(), plan.recipe.name)
+    print_lines(console.closing(width(), Path.cwd()), err=err)
+    if report.is_file():
+        click.echo(f"report: {short(report, Path.cwd())}", err=err)
+
+
+def print_problems(error: AlignkitError) -> None:
+    for problem in error.problems:
+        click.echo(f"error: {problem}", err=True)
+
+
+def printer(file: TextIO) -> Callable[["Event"], None]:
+    from alignkit.contract.events import to_json
+
+    return lambda event: click.echo(json.dumps(to_json(event), ensure_ascii=False), file=file)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_lines(lines: Iterable[str], err: bool = False) -> None:
+    for line in lines:
+        click.echo(line, err=err)
+
+
+def width() -> int | None:
+    return line_width(sys.stdout)
+
+
+def bold(text: str) -> str:
+    return text if os.environ.get("TERM") == "dumb" else click.style(text, bold=True)

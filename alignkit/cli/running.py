@@ -1,0 +1,187 @@
+"""Commands that run recipes."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alignkit.cli import completion
+from alignkit.cli.options import (
+    AGAIN,
+    INLINE,
+    MACHINE,
+    OFFLINE,
+    PLUGINS,
+    RUNS,
+    SEED,
+    SET,
+    UNTIL,
+    changes_of,
+    options,
+    pinned_plan,
+)
+from alignkit.cli.printing import bold, print_json, print_lines, print_problems, print_results, printer, width
+from alignkit.errors import AlignkitError, DataError, RecipeError
+from alignkit.text import short
+
+if TYPE_CHECKING:
+    from alignkit.compare.planning import ComparisonPlan
+    from alignkit.contract.events import Event
+    from alignkit.plan.plan import Plan
+    from alignkit.run.runner import RunResult
+    from alignkit.show.console import Console
+
+ARGUMENTS = "alignkit.arguments"
+"""Where the context keeps the arguments as they were given, for the command that resumes."""
+
+
+@click.command()
+@click.argument("recipe", shell_complete=completion.recipes)
+@options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@options(INLINE, MACHINE, OFFLINE)
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
+@click.pass_context
+def recipe(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    again: Sequence[str],
+    inline: bool,
+    machine: str | None,
+    offline: bool,
+    as_json: bool,
+    **selection: Any,
+) -> None:
+    """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
+    path, runs = announce(recipe), selection["runs"]
+    from alignkit.run.machine import Machine, read_machine
+
+    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
+    plan = pinned_plan(path, offline, **selection)
+    heard = [printer(sys.stdout)] if as_json else []
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
+    console, _ = run_and_show(ctx, plan, runs, again, heard=heard, aside=as_json, **how)
+    print_results(console, plan, runs, err=as_json)
+
+
+@click.command()
+@click.argument("recipe", shell_complete=completion.recipes)
+@click.option(
+    "--stage",
+    metavar="STAGE",
+    shell_complete=completion.stages,
+    help="The stage to compare; unset: the last one that makes a policy.",
+)
+@click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods.")
+@click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
+@options(SET, SEED, RUNS, AGAIN, PLUGINS)
+@options(INLINE, MACHINE, OFFLINE)
+@click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    /,
+    recipe: str,
+    stage: str | None,
+    methods: str | None,
+    vary: Sequence[str],
+    seeds: int,
+    only_plan: bool,
+    changes: Sequence[str],
+    again: Sequence[str],
+    inline: bool,
+    machine: str | None,
+    offline: bool,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
+    under the same seeds, then all are measured on the same held-out prompts."""
+    from alignkit.compare.planning import plan_comparison
+    from alignkit.compare.tables import show_heading
+    from alignkit.compare.variants import VariantRequest, read_vary, split
+
+    asked = VariantRequest(stage, split(methods or ""), read_vary(vary), seeds)
+    selection = {"set": changes_of(changes), **more}
+    if only_plan:
+        _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], again, as_json)
+        return
+    from alignkit.compare.comparison import conclude, plan_pinned
+    from alignkit.compare.tables import as_dict, show_comparison
+    from alignkit.run.machine import Machine, read_machine
+    from alignkit.store.layout import report_path
+
+    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
+    planned = plan_pinned(recipe, asked, offline=offline, **selection)
+    click.echo(bold(show_heading(planned, Path.cwd())), err=True)
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
+    _, result = run_and_show(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
+    found = conclude(planned, result, selection["runs"])
+    if as_json:
+        print_json(as_dict(found))
+        return
+    print_lines(show_comparison(found, width()))
+    path = report_path(selection["runs"].resolve(), planned.plan.recipe.name)
+    click.echo(f"report: {short(path, Path.cwd())}")
+
+
+def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence[str], as_json: bool) -> None:
+    from alignkit.compare.tables import plan_as_dict, show_heading
+    from alignkit.run.states import states_of
+    from alignkit.show.planned import as_dict, show_plan
+
+    states, remarks = states_of(planned.plan, runs, again)
+    if as_json:
+        print_json({**plan_as_dict(planned), "plan": as_dict(planned.plan, states)})
+        return
+    click.echo(bold(show_heading(planned, Path.cwd())))
+    print_lines(show_plan(planned.plan, states, remarks, width()))
+
+
+def announce(name: str) -> Path:
+    """Say at once which recipe is run."""
+    from alignkit.recipe.packaged import find_recipe, is_packaged
+
+    path = find_recipe(name)
+    what = f"running the packaged recipe {path.stem}" if is_packaged(path) else f"running {short(path, Path.cwd())}"
+    click.echo(bold(what), err=True)
+    return path
+
+
+def run_and_show(
+    ctx: click.Context,
+    plan: "Plan",
+    runs: Path,
+    again: Sequence[str],
+    *,
+    heard: Sequence[Callable[["Event"], None]] = (),
+    aside: bool,
+    **how: Any,
+) -> tuple["Console", "RunResult"]:
+    """Run a plan and show it; a failure ends the command, with what is finished and the command that goes on.
+
+    With `aside` whatever stages print goes to standard error.
+    """
+    from alignkit.run.runner import run_plan
+    from alignkit.run.states import states_of
+    from alignkit.show.console import Console
+
+    states, remarks = states_of(plan, runs, again)
+    console = Console([stage.name for stage in plan.stages if stage.wanted])
+    try:
+        with console, redirect_stdout(sys.stderr if aside else sys.stdout):
+            console.begin(plan, states, remarks)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, stop=ctx.obj, **how)
+    except AlignkitError as error:
+        print_results(console, plan, runs, err=True)
+        print_problems(error)
+        if error.status not in (RecipeError.status, DataError.status):  # the same command would only fail again
+            click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
+        ctx.exit(error.status)
+    return console, result

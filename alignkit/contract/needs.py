@@ -1,0 +1,142 @@
+"""What a method will do with its models and rows, so that a recipe can be checked before anything is trained.
+
+A method offers a function from its settings to one of these: the one that names the loop it runs. From it `alignkit
+check` estimates memory, time and disk, finds rows that do not fit, and tries the architecture in small. A method
+without one is run all the same; what it needs, `--smoke` can tell.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from alignkit.contract.row_settings import RowSettings, TrainingSettings
+from alignkit.contract.sampling_settings import GroupSettings, SamplingSettings
+from alignkit.contract.settings import LoRA, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What every loop has. Use one of the kinds below."""
+
+    precision: Precision = "auto"
+    lora: LoRA | None = None
+    max_length: int | None = None
+    """Tokens of the longest row; None: what the model reads, at most 1024."""
+    max_lost: float = 1.0
+    """Share of the rows that may be cut or left out for their length."""
+    measured: int = 0
+    """Held-out rows that are measured, before and after."""
+    learn: Literal["all", "last"] = "all"
+    """Of a chat: learn all that the assistant says, or its last turn alone."""
+    new_tokens: int | None = 0
+    """Tokens of a sampled answer, at most; None: what the policy was taught. 0: none is sampled."""
+    new_tokens_key: str = "generation.max_new_tokens"
+    """The setting that says so."""
+    upper_layers: int | None = None
+    """So many of the policy's upper layers learn; None: all."""
+
+    shared: ClassVar[bool] = False
+    """Several processes share the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowNeeds(Needs):
+    """Rows that are given, each learnt from in a number of epochs."""
+
+    batch: int
+    """Rows in an optimiser step."""
+    epochs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerNeeds(RowNeeds):
+    """Padded rows through a trainer of TRL or transformers (`run_trainer`)."""
+
+    scores: bool = False
+    """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
+    shown: int = 0
+    """Held-out prompts that are answered at the end."""
+    rows_at_once: int | None = None
+    """Rows in a pass; None: as many as `trainer_options` chooses."""
+    reads: float = 0.0
+    """How often each row is read besides, by the policy and by its start."""
+    apart: bool = False
+    """The two answers of a pair are two rows."""
+
+    shared: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairNeeds(RowNeeds):
+    """Pairs through `train_pairs`, packed; their log-probabilities by the start are computed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingNeeds(Needs):
+    """Updates on a policy's own answers (`open_loop`)."""
+
+    updates: int
+    batch: int
+    """Answers in an update."""
+    answers: int
+    """To each prompt."""
+    epochs: int
+    minibatches: int
+    critic: Literal["separate", "shared"] | None = None
+    """A critic with a body of its own, or that is a head on the policy."""
+    start: bool = True
+    """The policy is compared with the one that it started as."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationNeeds(Needs):
+    """Each policy answers the same held-out prompts, and nothing is trained."""
+
+    prompts: int
+
+
+def trainer_needs(settings: TrainingSettings) -> TrainerNeeds:
+    """Return what `run_trainer` will do with a method's rows, with its own rows in a pass."""
+    return TrainerNeeds(
+        batch=settings.batch,
+        epochs=settings.epochs,
+        precision=settings.precision,
+        lora=settings.lora,
+        max_length=settings.max_length,
+        measured=settings.measured,
+    )
+
+
+def pair_needs(settings: RowSettings) -> PairNeeds:
+    """Return what `train_pairs` will do."""
+    return PairNeeds(
+        batch=settings.batch,
+        epochs=settings.epochs,
+        precision=settings.precision,
+        lora=settings.lora,
+        max_length=settings.max_length,
+        max_lost=settings.max_lost,
+        measured=settings.measured,
+    )
+
+
+def sampling_needs(settings: SamplingSettings) -> SamplingNeeds:
+    """Return what a loop of updates without a critic will do."""
+    return SamplingNeeds(
+        updates=settings.updates,
+        batch=settings.batch,
+        answers=settings.answers,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        start=settings.kl.coef > 0,
+        precision=settings.precision,
+        lora=settings.lora,
+        max_length=settings.max_length,
+        max_lost=settings.max_lost,
+        measured=settings.measured,
+        new_tokens=settings.generation.max_new_tokens,
+    )
+
+
+def group_needs(settings: GroupSettings) -> SamplingNeeds:
+    """Return what a loop of updates does that compares the answers to one prompt."""
+    return replace(sampling_needs(settings), upper_layers=settings.trained_layers)

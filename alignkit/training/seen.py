@@ -1,0 +1,143 @@
+"""What models make of sampled answers before anything is learnt from them, and what is then to be learnt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignkit.contract.sampling_settings import SamplingSettings
+from alignkit.training import layouts, losses
+from alignkit.training.layouts import Models
+from alignkit.training.rollouts import Rollout, Tokens, learnt_mask, padded_table
+from alignkit.training.scoring import Scored
+
+
+@dataclass(frozen=True)
+class Experience:
+    """n answers of t tokens at most, and what to learn from them; tables are (n, t), right-padded."""
+
+    prompts: Sequence[Tokens]
+    answers: Sequence[Tokens]
+    mask: Tensor
+    """The tokens that are learnt from: those that the policy sampled."""
+    logprobs: Tensor
+    """By the policy that sampled them."""
+    advantages: Tensor
+    """(n,), one for all tokens of an answer, or (n, t)."""
+    reference: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    states: Sequence[Tensor] | None = None
+    """What frozen layers made of each row, where there are some."""
+
+    def take(self, rows: Sequence[int]) -> "Experience":
+        """Return these rows, as wide as the longest of them."""
+        answers = [self.answers[row] for row in rows]
+        width = max(map(len, answers))
+
+        def part(table: Tensor) -> Tensor:
+            return table[rows, :width] if table.ndim == 2 else table[rows]
+
+        return Experience(
+            [self.prompts[row] for row in rows],
+            answers,
+            part(self.mask),
+            part(self.logprobs),
+            part(self.advantages),
+            None if self.reference is None else part(self.reference),
+            None if self.values is None else part(self.values),
+            None if self.returns is None else part(self.returns),
+            None if self.states is None else [self.states[row] for row in rows],
+        )
+
+
+class Seen(NamedTuple):
+    """What is known of n answers of t tokens at most; tables are (n, t), zero behind an answer's end."""
+
+    rollout: Rollout
+    mask: Tensor
+    """The tokens that the policy sampled."""
+    scores: Tensor
+    """Clipped, and less the penalty of what was cut (n,)."""
+    logprobs: Tensor
+    reference: Tensor | None
+    """Log-probabilities by the starting policy."""
+    values: Tensor | None
+    """By the critic."""
+    states: Sequence[Tensor] | None
+    metrics: Mapping[str, float]
+    """What people watch of these answers, under the names of all methods."""
+
+    @property
+    def kl(self) -> Tensor:
+        """Return the estimate (k1) that a penalty in the reward takes (n, t); 0 where there is no start."""
+        if self.reference is None:
+            return torch.zeros_like(self.logprobs)
+        return losses.estimate_kl(self.logprobs, self.reference, "k1")
+
+    def experience(self, advantages: Tensor, returns: Tensor | None = None) -> Experience:
+        """Return what to learn: advantages (n,) or (n, t), and returns (n, t) where there is a critic."""
+        return Experience(
+            self.rollout.prompts,
+            self.rollout.answers,
+            self.mask,
+            self.logprobs,
+            advantages,
+            self.reference,
+            self.values,
+            returns,
+            self.states,
+        )
+
+
+def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSettings, kl_coef: float) -> Seen:
+    """Return what all models make of the answers, with scores as they are learnt from."""
+    reading = layouts.read(models, rollout)
+    mask = learnt_mask(rollout, reading.logprobs.device)
+    logprobs, entropy = reading.logprobs * mask, reading.entropy
+    reference = None if reading.reference is None else reading.reference * mask
+    finished = mask.new_tensor(rollout.finished)
+    scores = shaped(scored.total.to(mask.device), finished, settings)
+    metrics = {
+        "objective/scores": scores.mean(),
+        "objective/scores_std": scores.std(unbiased=False),
+        "objective/entropy": -logprobs.sum(dim=1).mean(),
+        "policy/entropy_avg": losses.masked_mean(entropy, mask),
+        "eos_rate": finished.float().mean(),
+        "length": mask.sum(dim=1).float().mean(),
+        "val/length_corr": _correlation(scores, mask.sum(dim=1)),
+    } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
+    if rollout.logprobs:
+        sampler = padded_table(rollout.logprobs, mask)
+        metrics["val/sampler_kl"] = losses.masked_mean((logprobs - sampler).square() / 2, mask)
+    if reference is not None:
+        metrics |= _distances(logprobs, reference, scores, kl_coef)
+    plain = {name: float(value) for name, value in metrics.items()} | {"kl_coef": kl_coef}
+    return Seen(rollout, mask, scores, logprobs, reference, reading.values, reading.states, plain)
+
+
+def shaped(scores: Tensor, finished: Tensor, settings: SamplingSettings) -> Tensor:
+    """Return scores (n,) clipped, and less the penalty of answers that were cut."""
+    if settings.reward.clip:
+        scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
+    return losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return the correlation of two series (n,); 0 where one does not vary."""
+    one, other = (series.float() - series.float().mean() for series in (one, other))
+    return (one * other).mean() / (one.square().mean() * other.square().mean()).sqrt().clamp(min=1e-8)
+
+
+def _distances(logprobs: Tensor, reference: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Tensor]:
+    """Return how far the answers are from the start's, and what that leaves of their scores."""
+    kl, k2, k3 = (losses.estimate_kl(logprobs, reference, name).sum(dim=1) for name in ("k1", "k2", "k3"))
+    return {
+        "objective/kl": kl.mean(),
+        "objective/kl_k2": k2.mean(),
+        "objective/kl_k3": k3.mean(),
+        "objective/non_score_reward": -kl_coef * kl.mean(),
+        "objective/rlhf_reward": (scores - kl_coef * kl).mean(),
+    }

@@ -1,0 +1,103 @@
+"""Benchmarks still start: each says what it takes, one runs in small, and the sides do their part of the work."""
+
+import importlib
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = {script.stem: script.read_text("utf-8") for script in sorted(BENCHMARKS.glob("*.py"))}
+ASKED = [name for name, text in SCRIPTS.items() if "ArgumentParser" in text]
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let benchmarks import each other, as they do when one is started."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_benchmark_tells_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help", monkeypatch=monkeypatch)
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name}.py")
+
+
+def test_every_script_stands_in_the_table() -> None:
+    page = (BENCHMARKS / "README.md").read_text("utf-8")
+
+    assert [name for name in SCRIPTS if f"| `{name}.py` |" not in page] == []
+
+
+def test_the_speed_of_reading_is_measured_in_small(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("data_speed", "--rows", "200", monkeypatch=monkeypatch)
+
+    checks, audit = capsys.readouterr().out.splitlines()
+    assert (checks[:17], audit[:11]) == ("structural checks", "whole audit")
+    assert all(" rows/s, peak memory " in line for line in (checks, audit))
+
+
+def test_learning_tells_what_the_page_shows() -> None:
+    from learning_vs_trl import Run, summary
+
+    def made(side: str, gold: float, seconds: float | None) -> Run:
+        return Run(side, 1, 1e-4, 0.05, [(0, 0.0, 0.4), (1, 2.0, gold)], 8, seconds)
+
+    words = Namespace(target=0.75, seeds=[1, 2], trl_set=[], threads=2)
+
+    facts = summary(
+        words, [made("TRL", 0.8, 1.75), made("ours", 0.8, 1.0), made("TRL", 0.7, 3.5), made("ours", 0.9, 0.5)]
+    )
+
+    assert facts["sides"]["ours"] == {"seconds": [1.0, 0.5], "median": 0.75, "times TRL": 3.5, "ends": [0.8, 0.9]}
+    assert facts["curves"] == [{"side": "TRL", "gold": [0.4, 0.75]}, {"side": "ours", "gold": [0.4, 0.85]}]
+
+
+@pytest.mark.slow
+def test_dpo_is_measured_against_trl_in_small() -> None:
+    small = ["--model", "5M", "--batch", "4", "--steps", "1", "--exact-steps", "2", "--repeats", "1", "--micro", "4"]
+    command = [sys.executable, str(BENCHMARKS / "dpo_vs_trl.py"), *small]
+
+    ended = subprocess.run(command, capture_output=True, text=True)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("times TRL's speed") == 2
+
+
+@pytest.mark.slow
+def test_our_side_of_ppo_takes_the_steps_that_it_is_told(tmp_path: Path) -> None:
+    from job import Job, run_side
+    from made_models import make_models
+
+    made = make_models("5M", 8.0, tmp_path)
+    job = Job(
+        policy=str(made.policy),
+        reward=str(made.reward),
+        prompts=["the film was", "I liked the", "a good story", "one day"],
+        updates=2,
+        batch=4,
+        epochs=2,
+        minibatches=1,
+        max_new_tokens=16,
+        learning_rate=1e-5,
+        kl_coef=0.05,
+        seed=1,
+    )
+
+    told = run_side("our_side.py", job, tmp_path / "ours")
+
+    assert (told.steps, len(told.updates)) == ([2, 4], 2)
