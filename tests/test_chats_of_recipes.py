@@ -14,7 +14,6 @@ from alignkit.cli import main
 from alignkit.contract.events import Warned
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Preferences, Prompts
 from alignkit.errors import AlignkitError, DataError, RecipeError
-from alignkit.estimate import preflight as preflights
 from alignkit.estimate.chat_check import Chats
 from alignkit.estimate.counting import RowCounts, count
 from alignkit.estimate.desk import desk_for
@@ -25,6 +24,7 @@ from alignkit.methods.grpo import grpo
 from alignkit.methods.reward import reward
 from alignkit.methods.sft import sft
 from alignkit.plan.planner import make_plan
+from alignkit.run.machine import Machine
 from alignkit.run.runner import run_recipe
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy, write_tiny_reward
 from alignkit.training.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
@@ -119,14 +119,16 @@ def test_a_row_that_the_template_refuses_is_told_with_its_place(
     assert list(map(str, found.problems)) == refused_at(tmp_path / f"{kind}.jsonl")
 
 
-@pytest.mark.parametrize("inline", [False, True])
-def test_a_run_is_refused_before_its_first_stage(recipe: Callable[..., Path], tmp_path: Path, inline: bool) -> None:
+@pytest.mark.parametrize("how", [{}, {"inline": True}, {"machine": Machine(processes=2)}], ids=str)
+def test_a_run_is_refused_before_its_first_stage(
+    recipe: Callable[..., Path], tmp_path: Path, how: dict[str, Any]
+) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"text": "the food was good"}\n' * 8)
     first = ("[stage.before]", 'method = "clm"', "[stage.one]", 'method = "sft"', "inputs.policy = 'before'")
     file = recipe("demonstrations", *first, more='corpus = { text = "corpus.jsonl" }')
 
     with pytest.raises(RecipeError) as refused:
-        run_recipe(file, runs=tmp_path / "runs", inline=inline)
+        run_recipe(file, runs=tmp_path / "runs", **how)
 
     assert str(refused.value).splitlines() == refused_at(tmp_path / "demonstrations.jsonl")
     assert not list(tmp_path.glob("runs/stages/*"))
@@ -471,12 +473,3 @@ def test_an_evaluation_that_would_leave_out_too_much_is_refused_beforehand(
     )
     assert problem.remedy == "raise max_length, or max_lost (now 0.05) if that is meant"
     assert not allowed.problems
-
-
-def test_a_stage_of_several_processes_has_its_chats_looked_at_too(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    plan = make_plan(recipe("demonstrations", *SFT), runs=tmp_path / "runs")
-
-    found = preflights.look_at_chats(plan, ["one"], tmp_path / "runs", True)
-
-    assert list(map(str, found.problems)) == refused_at(tmp_path / "demonstrations.jsonl")
-    assert not preflights.look_at_chats(plan, [], tmp_path / "runs", True).problems

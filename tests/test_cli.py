@@ -217,6 +217,25 @@ def test_a_failed_stage_keeps_the_rest_and_says_how_to_go_on(alignkit: Alignkit)
     assert "Traceback" not in result.stderr
 
 
+def test_finished_stages_are_verified(alignkit: Alignkit) -> None:
+    before = alignkit("verify")
+    light(alignkit, "recipe", "--inline")
+    whole = light(alignkit, "verify")
+    (file,) = Path("runs").glob("stages/first-*/artifact/data.jsonl")
+    file.write_text(file.read_text().replace("row 0", "row 9"))
+    harmed = alignkit("verify", "runs")
+
+    assert (before.exit_code, before.stdout) == (0, "no stage is finished\n")
+    assert (whole.exit_code, [line.split()[1:] for line in whole.stdout.splitlines()]) == (
+        0,
+        [["size", "state"], ["0", "MiB", "as", "it", "was", "written"], ["0", "MiB", "as", "it", "was", "written"]],
+    )
+    assert (harmed.exit_code, harmed.stdout.splitlines()[1].split()[-1]) == (1, "damaged")
+    folder = file.parent.parent.resolve()
+    wrong = "the finished stage is damaged: data.jsonl is not as it was written"
+    assert harmed.stderr == f"error: {folder}: {wrong}; put it back, or run again with --again first\n"
+
+
 def test_all_problems_of_a_recipe_are_printed_a_line_each(alignkit: Alignkit) -> None:
     result = light(alignkit, "plan", "--set", "first.count.stepz=1", "--set", "second.shout.mork=x")
 

@@ -10,7 +10,8 @@ import pytest
 from planning import CHAIN, METHODS, Desk, make_desk, write_model, write_rows
 
 from alignkit.recipe import fingerprint
-from alignkit.recipe.fingerprint import FileHashes, stage_fingerprint, stage_seed
+from alignkit.recipe.fingerprint import stage_fingerprint, stage_seed
+from alignkit.store.file_hashes import FileHashes
 
 ROWS = [{"prompt": "b?", "completion": "b."}]
 PLAIN = f"{CHAIN}lift.rate = 1e-3\n"

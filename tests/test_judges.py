@@ -96,6 +96,22 @@ def source(desk: Desk, lines: str, method: str = "opinion") -> Any:
     return desk.plan(f"[sources.critic]\n{lines}\n[stage.judged]\nmethod = '{method}'\n").sources["critic"]
 
 
+def test_a_number_of_the_command_line_is_text_where_text_is_wanted(desk: Desk) -> None:
+    text = JUDGES.replace("class Own(Settings):", "class Own(Settings):\n    mark: str = 'x'")
+    rated = "from alignkit import reward\n@reward('loud')\ndef loud(answers, settings: Own) -> list[float]: ...\n"
+    offered = rated + "@hookimpl\ndef alignkit_rewards():\n    return [loud]\n"
+    desk.plugin.write_text(text + offered, "utf-8")
+    recipe = "[sources.one]\n{}\n[stage.judged]\nmethod = '{}'\n"
+
+    made = [
+        desk.plan(recipe.format(lines, method), {"one.settings.mark": "5"}).sources["one"].artifact()
+        for lines, method in (("reward = 'function:loud'", "raise"), ("judge = 'rule:loud'", "opinion"))
+    ]
+
+    assert made[0].settings == {"mark": "5"}
+    assert made[1].options == {"settings": {"mark": "5"}}
+
+
 def asked(*texts: str) -> list[Answer]:
     return [Answer("Why?", text, True) for text in texts]
 
@@ -253,14 +269,18 @@ def test_a_rule_without_an_opinion_gives_none() -> None:
     assert verdict == Verdict(None)
 
 
+ONE_EACH = "it must return one number for each answer"
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
         ([2.0], "judge 'critic': the rule says 2, which is no probability; it must return numbers from 0 to 1"),
-        ([], "judge 'critic': the rule gave 0 numbers where 1 were asked for; it must return one number each"),
+        ([], f"judge 'critic': the rule gave 0 numbers where 1 were asked for; {ONE_EACH}"),
+        ([None], f"judge 'critic': the rule gave None where a number was asked for; {ONE_EACH}"),
     ],
 )
-def test_a_rule_that_gives_something_else_is_refused(given: list[float], problem: str) -> None:
+def test_a_rule_that_gives_something_else_is_refused(given: Any, problem: str) -> None:
     with pytest.raises(PluginError) as refusal:
         by_comparing(lambda questions: given, "critic").compare([Question(*asked("a", "b"))])
 

@@ -84,6 +84,13 @@ def test_an_adapter_names_the_folder_of_its_base(policy, adapter):
     assert config["base_model_name_or_path"] == str(policy.path)
 
 
+def test_an_adapter_is_written_the_same_each_time(adapter):
+    config = json.loads((adapter.path / "adapter_config.json").read_text())
+
+    assert len(config["target_modules"]) > 3
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's, at transformers
 def test_other_tools_open_an_adapter_rightly(policy, tmp_path):
     model, tokenizer = load_policy(policy, lora=LoRA(rank=2))

@@ -120,4 +120,7 @@ def test_rows_are_not_learnt_by_each_of_several_processes(inputs: dict[str, Any]
     with pytest.raises(RecipeError) as refusal:
         run_method(raft, SETTINGS, RecordingStage(tmp_path, world=2), **inputs)
 
-    assert str(refusal.value) == "training on rows runs in one process; choose a machine with one process"
+    assert (
+        str(refusal.value)
+        == "each of the machine's 2 processes would do the whole of the work; choose a machine with one process"
+    )

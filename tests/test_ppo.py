@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -308,8 +309,32 @@ def test_a_reward_that_gives_too_few_scores_is_refused() -> None:
         scored(Weighted("short", lambda answers: [1.0]))
 
     assert str(refusal.value) == (
-        "reward 'short': the reward gave 1 scores for 2 answers; it must return one number for each answer"
+        "reward 'short': the reward gave 1 numbers where 2 were asked for; it must return one number for each answer"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (None, "None instead of a list of numbers"),
+        ("good", "'good' instead of a list of numbers"),
+        (0.5, "0.5 instead of a list of numbers"),
+        ([1.0, None], "None where a number was asked for"),
+        ([1.0, "2"], "'2' where a number was asked for"),
+        ([1.0, [2.0]], "[2.0] where a number was asked for"),
+    ],
+)
+def test_a_reward_that_gives_something_else_is_named(given: object, what: str) -> None:
+    with pytest.raises(PluginError) as refusal:
+        scored(Weighted("odd", lambda answers: given))
+
+    assert str(refusal.value) == f"reward 'odd': the reward gave {what}; it must return one number for each answer"
+
+
+def test_numbers_of_numpy_and_torch_are_scores() -> None:
+    result = scored(Weighted("a", lambda answers: np.array([1, 2])), Weighted("b", lambda answers: torch.ones(2)))
+
+    assert result.total.tolist() == [2, 3]
 
 
 def test_a_reward_that_is_not_a_number_is_refused() -> None:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, OpenAIGPTConfig, Open
 from transformers.utils import logging
 
 from alignkit.cli import main
+from alignkit.compare.comparison import compare_recipe
 from alignkit.contract.kinds import Policy
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, Problem, RecipeError
@@ -463,6 +464,48 @@ def test_a_run_is_refused_before_its_first_stage(recipe: Callable[..., Path]) ->
         run_recipe(file, runs=file.parent / "runs")
 
     assert not list((file.parent / "runs").glob("stages/*"))
+
+
+NO_HEAD = "source 'rm' has no weights of a score's head, so its scores would be noise"
+
+
+@pytest.fixture
+def headless(recipe: Callable[..., Path], tmp_path: Path) -> Path:
+    """Write a recipe that learns by PPO from a reward model without a head."""
+    sources = with_reward(tmp_path)
+    (tmp_path / "rm" / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    return recipe("ppo.generation.max_new_tokens = 4", method="ppo", sources=sources)
+
+
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_every_way_to_run_is_refused_before_the_first_stage(headless: Path, inline: bool) -> None:
+    with pytest.raises(RecipeError, match=NO_HEAD):
+        run_recipe(headless, runs=headless.parent / "runs", inline=inline)
+
+
+def test_a_comparison_is_refused_before_the_first_stage(headless: Path) -> None:
+    with pytest.raises(RecipeError, match=NO_HEAD):
+        compare_recipe(headless, vary={"one.ppo.kl.coef": [0.1, 0.2]}, runs=headless.parent / "runs")
+
+    assert not list(headless.parent.glob("runs/stages/*"))
+
+
+def test_the_room_on_the_disk_is_looked_at_anew_each_time(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, free = recipe("sft.epochs = 1"), [10]
+    monkeypatch.setattr(preflights.shutil, "disk_usage", lambda place: type("", (), {"free": free[0]})())
+    runs: dict[str, Any] = {"runs": file.parent / "runs", "inline": True}
+    with pytest.raises(RecipeError, match=r"0\.0 GiB are free"):
+        run_recipe(file, **runs)
+
+    free[0] = 2**40
+    made = run_recipe(file, **runs)
+
+    free[0] = 10
+    with pytest.raises(RecipeError, match=r"0\.0 GiB are free"):
+        run_recipe(file, again=["one"], **runs)
+    assert made.stage("one").folder.is_dir()
 
 
 def test_a_plan_is_looked_at_once(recipe: Callable[..., Path]) -> None:

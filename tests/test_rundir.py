@@ -1,6 +1,7 @@
 """Files under `runs/`: whole or not there, verified, moved without harm."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
 from alignkit.recipe.recipe import RESERVED
 from alignkit.store import checkpoints, layout
-from alignkit.store.durable import damage, sync_and_list, write_json
+from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
 from alignkit.store.locks import check_free, hold
-from alignkit.store.results import find_finished, finish, finish_complete
+from alignkit.store.results import find_finished, finish, finish_complete, finished_in, read_finished
+from alignkit.store.verdicts import verify
 
 PRINT = "f8d922c0" + "0" * 56
 
@@ -84,12 +86,56 @@ def test_an_artifact_that_lost_a_file_is_refused(tmp_path: Path) -> None:
     assert str(raised.value) == expected
 
 
-def test_a_changed_byte_is_found_where_content_is_asked_for(tmp_path: Path) -> None:
+def test_a_changed_byte_is_found_where_content_is_looked_at(tmp_path: Path) -> None:
     folder = made(tmp_path)
     (folder / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
 
     with pytest.raises(StageError, match=r"data\.jsonl is not as it was written"):
-        find_finished(tmp_path, "finetune", PRINT, content=True)
+        read_finished(folder).check(hash_file)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda text: text[: len(text) // 2], "Expecting"),
+        (lambda text: text.replace('"seconds": 1.5', '"seconds": 1.7'), "it is not as it was written"),
+        (lambda text: text.replace('"method"', '"lethod"'), "it is not as it was written"),
+        (lambda text: "[]", "it is no JSON object"),
+    ],
+)
+def test_a_damaged_description_of_a_stage_is_refused(tmp_path: Path, harm: Callable[[str], str], why: str) -> None:
+    folder = made(tmp_path)
+    (folder / "stage.json").write_text(harm((folder / "stage.json").read_text()))
+
+    with pytest.raises(StageError) as raised:
+        find_finished(tmp_path, "finetune", PRINT)
+
+    told = str(raised.value)
+    assert told.startswith(f"{folder}: stage.json of the finished stage cannot be read ({why}")
+    assert told.endswith("); put it back, or run again with --again finetune")
+
+
+def test_a_stage_of_an_earlier_version_has_no_seal_and_is_read(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    facts = json.loads((folder / "stage.json").read_text())
+    del facts["seal"]
+    write_json(folder / "stage.json", facts)
+
+    assert find_finished(tmp_path, "finetune", PRINT)
+
+
+def test_all_finished_stages_are_verified(tmp_path: Path) -> None:
+    made(tmp_path, "whole")
+    harmed = made(tmp_path, "harmed")
+    (harmed / "artifact" / "data.jsonl").write_text('{"text": "two"}\n')
+    (tmp_path / "stages" / "other-00000000.partial").mkdir()
+
+    first, second = verify(finished_in(tmp_path))
+
+    assert (second.folder.name, second.size, second.wrong) == ("whole-f8d922c0", 16, None)
+    assert (first.folder, first.size) == (harmed, 16)
+    expected = "the finished stage is damaged: data.jsonl is not as it was written"
+    assert str(first.wrong) == f"{harmed}: {expected}; put it back, or run again with --again harmed"
 
 
 def test_a_stage_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -286,7 +332,7 @@ def test_a_listing_reaches_into_folders(tmp_path: Path) -> None:
     listing = sync_and_list(tmp_path)
 
     assert listing["base/config.json"]["bytes"] == 2
-    assert damage(tmp_path, listing, content=True) == ""
+    assert damage(tmp_path, listing, hash_file) == ""
 
 
 TOLD = [
@@ -330,6 +376,87 @@ def test_a_later_line_waits_for_an_earlier_one_in_the_other_file(tmp_path: Path)
     (tmp_path / METRICS).write_bytes(metrics)
 
     assert (early, list(follower.news())) == ([], TOLD[:2])
+
+
+def damaged_metrics(folder: Path, harm: Callable[[bytes], bytes]) -> None:
+    journal = Journal(folder, {})
+    for event in TOLD:
+        journal.tell(event)
+    journal.close()
+    (folder / METRICS).write_bytes(harm((folder / METRICS).read_bytes()))
+
+
+BAD_LINE = Warned(
+    "align",
+    "1 line of metrics.jsonl cannot be read and is left out",
+    "the stage's result is not affected; check the disk",
+)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text.replace(b'"n": 0', b'"n", 0'),
+        lambda text: text.replace(b'"n": 0', b'"o": 0'),
+        lambda text: text.replace(b'"of": 2', b'"og": 2', 1),
+        lambda text: text.replace(b'"values": {"loss": 0.5}', b'"values": [0.5]'),
+        lambda text: text.replace(b"0.5", b'"."'),
+        lambda text: b"\xff" + text,
+        lambda text: b"5" + text[text.index(b"\n") :],
+    ],
+)
+def test_a_line_that_cannot_be_read_is_left_out_and_told(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    damaged_metrics(tmp_path, harm)
+
+    assert read_journal("align", tmp_path) == [*TOLD[1:], BAD_LINE]
+
+
+def test_a_last_line_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text[:-9])
+
+    assert read_journal("align", tmp_path) == [*TOLD[:2], *TOLD[3:], BAD_LINE]
+
+
+def test_any_bit_of_a_journal_may_flip(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD:
+        journal.tell(event)
+    journal.close()
+
+    for name in (METRICS, EVENTS):
+        whole = (tmp_path / name).read_bytes()
+        for bit in range(0, 8 * len(whole), 7):
+            harmed = bytearray(whole)
+            harmed[bit // 8] ^= 1 << bit % 8
+            (tmp_path / name).write_bytes(harmed)
+            assert 3 < len(read_journal("align", tmp_path)) < 8
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_a_lost_line_does_not_hold_up_the_later_ones_while_a_stage_runs(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text.replace(b'"n": 0', b'"n", 0'))
+    follower = Follower("align", tmp_path)
+
+    first, second = list(follower.news()), list(follower.news())
+
+    assert (first, second) == ([], TOLD[1:])
+
+
+def test_a_journal_that_was_cut_goes_on_with_a_line_of_its_own(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD[:3]:
+        journal.tell(event)
+    marks = journal.marks()
+    journal.close()
+    (tmp_path / METRICS).write_bytes((tmp_path / METRICS).read_bytes()[:-9])
+
+    resumed = Journal(tmp_path, marks)
+    for event in TOLD[3:]:
+        resumed.tell(event)
+    resumed.close()
+
+    assert resumed.cut == {METRICS: f"{marks[METRICS] - 9} of {marks[METRICS]} bytes"}
+    assert read_journal("align", tmp_path) == [*TOLD[:2], *TOLD[3:], BAD_LINE]
 
 
 def test_a_resumed_journal_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
 from alignkit.store import layout
 from alignkit.store.durable import read_json
+from alignkit.store.file_hashes import FileHashes
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished
@@ -150,6 +151,89 @@ def test_a_damaged_stage_can_run_again() -> None:
     result = run(again=["first"])
 
     assert [stage.reused for stage in result.stages] == [False, True]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_damaged_artifact_is_not_started_from(inline: bool) -> None:
+    first = run(plan(result="first")).stage("first")
+    flip_a_bit(first.folder / "artifact" / "data.jsonl")
+
+    with pytest.raises(StageError) as raised:
+        run(inline=inline)
+
+    damage = "the finished stage is damaged: data.jsonl is not as it was written"
+    expected = f"{first.folder}: {damage}; put it back, or run again with --again first"
+    assert str(raised.value) == expected
+    assert not list(Path("runs/stages").glob("second-*"))
+
+
+def test_a_damaged_artifact_is_refused_before_any_stage_runs(here: Path) -> None:
+    (here / "light.toml").write_text(RECIPE + '[stage.third]\nmethod = "shout"\ninputs.text = "first"\n')
+    first = run(plan(result="first")).stage("first")
+    flip_a_bit(first.folder / "artifact" / "data.jsonl")
+    heard: list[Event] = []
+
+    with pytest.raises(StageError):
+        run(plan(result=["second", "third"]), observers=[heard.append])
+
+    assert {event.stage for event in heard} == {"first"}
+
+
+def test_what_a_stage_starts_from_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(plan(result="first")).stage("first")
+    file = made.folder / "artifact" / "data.jsonl"
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    run()
+
+    assert str(file) in FileHashes(layout.file_hashes(Path("runs").resolve())).known
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_damaged_journal_of_a_finished_stage_stops_nothing(name: str, inline: bool) -> None:
+    first = run(plan(result="first")).stage("first")
+    file = first.folder / name
+    file.write_bytes(file.read_bytes()[:-5])
+
+    result = run(inline=inline)
+
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert [stage.reused for stage in result.stages] == [True, False]
+    assert f"1 line of {name} cannot be read and is left out" in page
+
+
+def test_a_damaged_journal_of_an_unfinished_stage_stops_nothing() -> None:
+    made = plan(first__count__fail="bug", first__count__at=3)
+    with pytest.raises(StageError):
+        run(made)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (folder(made, "first") / name).write_bytes(b'{"n": 0, "step"\n\xff\n' * 20)
+    heard: list[Event] = []
+
+    run(made, inline=False, observers=[heard.append])
+
+    told = [event.problem for event in heard if isinstance(event, Warned)]
+    assert [event.step for event in heard if isinstance(event, Metrics)] == [3]
+    assert len(told) == 1
+    assert told[0].endswith("of metrics.jsonl cannot be read and are left out")
+
+
+def test_a_stage_whose_description_is_damaged_can_run_again() -> None:
+    first = run().stage("first")
+    (first.folder / "stage.json").write_text('{"format": 1, "artif')
+    with pytest.raises(StageError, match=r"run again with --again first$"):
+        run()
+
+    result = run(again=["first"])
+
+    assert [stage.reused for stage in result.stages] == [False, True]
+    assert ">damaged" not in (result.folder / "report.html").read_text()
 
 
 def test_an_unknown_stage_cannot_run_again() -> None:
@@ -449,7 +533,15 @@ def worker_of(made: Plan) -> psutil.Process:
     return psutil.Process(read_json(folder(made, "first") / "started.json")["pid"])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_interrupted_ends_with_the_signals_status_and_goes_on_afterwards(
     start_run: Started, number: int, status: int
 ) -> None:
@@ -464,16 +556,83 @@ def test_a_run_that_is_interrupted_ends_with_the_signals_status_and_goes_on_afte
     assert [event.step for event in told if isinstance(event, Metrics)] == list(range(1, 41))
 
 
-def test_a_second_interrupt_ends_the_run_at_once(here: Path) -> None:
-    made = plan(first__count__seconds=30)
-    process = in_another_process("{'first.count.seconds': 30}")
-    wait_for(lambda: (folder(made, "first") / "started.json").is_file())
+def command(*words: str, **more: Any) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "alignkit", "recipe", "light.toml", "-p", str(PLUGIN), *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+@pytest.mark.parametrize("how", [["--inline"], []])
+def test_a_stage_that_heeds_nothing_is_left_where_it_is(here: Path, how: list[str]) -> None:
+    (here / "light.toml").write_text("[stage.nap]\n")
+    process = command(*how)
+    wait_for((here / "napping").is_file, 60)
+
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+
+    assert process.returncode == 130, told
+    assert told.splitlines()[-2] == "error: stage 'nap': stopped; the same command goes on from here"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_that_a_shell_had_ignored_is_heeded_while_the_plan_is_made(here: Path, number: int) -> None:
+    (here / "early.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n")
+
+    process = command("-p", "early.py", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+    _, told = process.communicate(timeout=20)
+
+    expected = {signal.SIGINT: 130, signal.SIGUSR1: 130, signal.SIGTERM: 143, signal.SIGQUIT: -signal.SIGQUIT}
+    assert process.returncode == expected[signal.Signals(number)]
+    assert "Traceback" not in told
+    assert not (here / "runs" / "stages").exists()
+
+
+def test_a_run_whose_terminal_quits_leaves_no_process_behind(start_run: Started) -> None:
+    made = slow()
+    process = start_run(made)
+    worker = worker_of(made)
+
+    process.send_signal(signal.SIGQUIT)
+
+    worker.wait(3)
+    assert process.wait(3) == -signal.SIGQUIT
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", [n / 2 for n in range(1, 21)])
+def test_a_signal_is_heeded_at_any_moment(here: Path, number: int, moment: float) -> None:
+    (here / "light.toml").write_text("[stage.nap]\n")
+    process = command()
+    time.sleep(moment)
+
+    process.send_signal(number)
+    _, told = process.communicate(timeout=10)
+
+    assert process.returncode == (143 if number == signal.SIGTERM else 130), told
+    assert [child for child in psutil.process_iter() if child.pid != os.getpid() and _works_in(child, here)] == []
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.parametrize("how", [["--inline"], []])
+def test_a_second_interrupt_ends_the_run_at_once(here: Path, how: list[str]) -> None:
+    (here / "light.toml").write_text("[stage.nap]\nnap.stepped = true\n")
+    process = command(*how)
+    wait_for((here / "napping").is_file, 60)
 
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
 
-    assert process.wait(2) == 130
+    process.communicate(timeout=3)
+    assert process.returncode == 130
 
 
 def test_killing_the_runner_ends_its_worker_within_two_seconds_and_the_next_run_goes_on(start_run: Started) -> None:

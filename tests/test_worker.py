@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignkit.errors import DataError, NotFiniteError, StageError
 from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
 from alignkit.run.order import Order, given, typed, write_order
-from alignkit.run.stopping import Stop, noting_signals
+from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import main, work
 from alignkit.run.working_stage import WorkingStage
 from alignkit.store import layout
@@ -266,6 +267,19 @@ def test_a_second_attempt_makes_the_same_as_one_that_was_never_broken(tmp_path: 
     assert finished(partial).content == finished(other).content
 
 
+def test_a_journal_that_was_emptied_is_told(partial: Path) -> None:
+    run(partial, settings={"fail": "bug"})
+    size = len((partial / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])  # the second is not committed
+    (partial / "metrics.jsonl").write_text("")
+
+    run(partial, attempt="a2")
+
+    (warned,) = [event for event in read_journal("first", finished(partial).folder) if isinstance(event, Warned)]
+    wrong = f"metrics.jsonl was cut off (0 of {size} bytes are left)"
+    assert warned.problem == f"{wrong}, so what was told before is missing in the report"
+    assert warned.remedy == "the stage's result is not affected; check the disk"
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(partial: Path) -> None:
     run(partial, settings={"fail": "bug", "at": 3})
     (partial / "checkpoints" / "step-2" / "step.txt").write_text("7")
@@ -292,6 +306,86 @@ def test_a_handler_only_notes_the_signal() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     assert (stop.signals, stop.status) == ([signal.SIGTERM, signal.SIGINT], 143)
+
+
+def kill_and_wait(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGUSR1, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+)
+def test_a_signal_ends_at_once_what_loses_nothing_by_that(number: int, status: int) -> None:
+    with noting_signals(Stop()) as stop:
+        with pytest.raises(Left), stop.at_once():
+            kill_and_wait(number)
+        with pytest.raises(Left), stop.at_once():
+            pytest.fail("it goes on")
+
+    assert stop.status == status
+
+
+def test_a_signal_that_is_not_heeded_ends_what_waits_after_a_grace_time() -> None:
+    began = time.monotonic()
+
+    with noting_signals(Stop()) as stop, pytest.raises(Left), stop.within(0.2):
+        kill_and_wait(signal.SIGTERM)
+
+    assert 0.2 < time.monotonic() - began < 5
+    assert stop.signals == [signal.SIGTERM]
+
+
+def test_a_signal_is_only_noted_while_a_checkpoint_is_written(partial: Path) -> None:
+    with noting_signals(Stop()) as stop:
+        working = WorkingStage(order(), partial, stop, 0, None)
+        with stop.at_once():
+            working.commit(1, lambda folder: os.kill(os.getpid(), signal.SIGINT))
+
+    assert (partial / "checkpoints" / "step-1" / "manifest.json").is_file()
+    assert working.stopping
+
+
+def test_a_step_has_twice_the_time_of_the_last_one_to_end() -> None:
+    stop = Stop(grace=0.0)
+    stop.step_taken()
+    first = stop.grace
+    stop._stepped -= 100
+
+    stop.step_taken()
+
+    assert first == 30
+    assert stop.grace == pytest.approx(200, abs=1)
+
+
+def test_who_insists_is_heeded_at_once_and_a_closed_terminal_does_not_insist() -> None:
+    with noting_signals(Stop()) as stop, stop.within(30):
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        with pytest.raises(Left):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noting_signals(Stop()) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert not stop.asked
+
+
+def test_a_stage_that_looks_at_no_signal_is_left_at_once(partial: Path) -> None:
+    with noting_signals(Stop()) as stop:
+        given = order(method="nap", settings={"alarm": int(signal.SIGTERM)})
+        write_order(partial, given)
+        status = work(partial, given, stop, quiet=True)
+
+    assert status == 143
+    assert not (partial / layout.FAILURE).exists()
 
 
 def test_handlers_are_put_back() -> None:

@@ -1,5 +1,7 @@
 """The command line: parse, call, print. Slow imports stand inside the commands."""
 
+import signal
+import sys
 from typing import Any
 
 import click
@@ -8,10 +10,22 @@ from alignkit.cli import authoring, looking, running
 from alignkit.cli.printing import print_problems
 from alignkit.cli.running import ARGUMENTS
 from alignkit.errors import INTERRUPTED, AlignkitError
+from alignkit.run.stopping import Left, Stop, noting_signals
 
 
 class Commands(click.Group):
     """The commands; a user's mistakes end in lines on standard error and in their exit status."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run a command; from the first moment on a signal ends it, or is heeded by what it runs."""
+        if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:  # a shell has it ignored by what runs in the background
+            signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        with noting_signals(Stop()) as stop:
+            try:
+                with stop.at_once():
+                    return super().main(*args, obj=stop, **more)
+            except Left:
+                sys.exit(stop.status)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments, and keep them."""
@@ -28,6 +42,9 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except Left:
+            click.echo("interrupted", err=True)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -52,5 +69,6 @@ for command in (
     authoring.schema,
     authoring.new,
     looking.doctor,
+    looking.verify,
 ):
     main.add_command(command)

@@ -120,7 +120,7 @@ def compare(
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     planned = plan_pinned(recipe, asked, offline=offline, **selection)
     click.echo(bold(show_heading(planned, Path.cwd())), err=True)
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen}
+    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
     _, result = run_and_show(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
     found = conclude(planned, result, selection["runs"])
     if as_json:
@@ -177,7 +177,7 @@ def run_and_show(
     try:
         with console, redirect_stdout(sys.stderr if aside else sys.stdout):
             console.begin(plan, states, remarks)
-            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, **how)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, stop=ctx.obj, **how)
     except AlignkitError as error:
         print_results(console, plan, runs, err=True)
         print_problems(error)

@@ -51,6 +51,7 @@ def compare_recipe(
         inline=inline,
         offline=offline,
         machine=machine,
+        check=True,
     )
     return conclude(planned, result, Path(runs))
 

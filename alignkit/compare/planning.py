@@ -182,10 +182,9 @@ class _Writer:
         name = f"{self.base.name}-compare"
         recipe = replace(self.base, name=name, stages=stages, result=(scores,), overrides=overrides)
         plan = self._plan(recipe, scores, measuring is None, loaded, runs, files)
-        shown = replace(plan, recipe=replace(recipe, overrides=self.base.overrides))
         decides = deciding or plan.stage(scores).inputs["rewards"]
         return ComparisonPlan(
-            shown, self.stage, self.start, contenders, seeds, scores, tuple(decides), frozenset(trained)
+            plan, self.stage, self.start, contenders, seeds, scores, tuple(decides), frozenset(trained)
         )
 
     def _plan(

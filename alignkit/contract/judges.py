@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from alignkit.contract.kinds import Judge
 from alignkit.contract.names import check_offer
+from alignkit.contract.one_each import one_number_each
 from alignkit.contract.rewards import Answer, Score
 from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
@@ -145,7 +146,7 @@ def by_comparing(compare: Callable[[Sequence[Question]], list[float]], name: str
     """Make a judge of a rule. Raises PluginError, when asked, where a number is no probability."""
 
     def verdicts(questions: Sequence[Question]) -> list[Verdict]:
-        given = _one_each(compare(questions), len(questions), name)
+        given = one_number_each(compare(questions), len(questions), "the rule", f"judge {name!r}")
         odd = next((value for value in given if isfinite(value) and not 0 <= value <= 1), None)
         if odd is not None:
             problem = f"the rule says {odd:g}, which is no probability"
@@ -159,7 +160,7 @@ def by_rating(score: Score, name: str) -> JudgeClient:
     """Make a judge of a reward function: the answer with the higher score is the better one."""
 
     def rate(answers: Sequence[Answer], principle: str) -> list[float | None]:
-        given = _one_each(score(answers), len(answers), name)
+        given = one_number_each(score(answers), len(answers), "the rule", f"judge {name!r}")
         return [value if isfinite(value) else None for value in given]
 
     def compare(questions: Sequence[Question]) -> list[Verdict]:
@@ -170,10 +171,3 @@ def by_rating(score: Score, name: str) -> JudgeClient:
         ]
 
     return JudgeClient(compare, rate)
-
-
-def _one_each(given: list[float], asked: int, name: str) -> list[float]:
-    if len(given) != asked:
-        problem = f"the rule gave {len(given)} numbers where {asked} were asked for"
-        raise PluginError(problem, f"judge {name!r}", "it must return one number each")
-    return given

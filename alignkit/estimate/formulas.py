@@ -8,14 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from alignkit.contract.needs import EvaluationNeeds, Needs, PairNeeds, SamplingNeeds, TrainerNeeds
 from alignkit.errors import PluginError
+from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
 from alignkit.training import packing, trainers
@@ -354,7 +353,4 @@ def machine_memory() -> int:
     """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
     if device().type == "cuda":
         return int(torch.cuda.get_device_properties(device()).total_memory)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    total = int(psutil.virtual_memory().total)
-    return min(total, int(text)) if text.isdigit() else total
+    return host_memory()

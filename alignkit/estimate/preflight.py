@@ -1,15 +1,15 @@
 """What is checked of a whole plan before any weights are loaded: does every model fit its stage, and this machine.
 
-`alignkit check` does it in its own process, `alignkit recipe` in a process of the stages' kind, once for each plan: the
-runner writes what is asked into a folder (`ASKED`), and finds the answer there (`FOUND`).
+`alignkit check` does it in its own process, `alignkit recipe` and `compare` in a process of the stages' kind: the
+runner writes what is asked into a folder (`ASKED`), and finds the answer there (`FOUND`). A plan that was found good is
+not looked at again; a refusal is not kept, as what it names may be mended by now.
 """
 
 import hashlib
 import json
-import platform
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, Problem, one_line
 from alignkit.estimate.desk import Desk, desk_for
+from alignkit.estimate.host import state_of_host
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
-from alignkit.recipe.recipe import dotted, read_recipe
+from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
 from alignkit.store import layout
 from alignkit.store.durable import read_json, write_json
 from alignkit.text import duration, size, table
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from alignkit.estimate.estimator import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
-VERSION = 3
+VERSION = 4
 """Raised when what is looked at changes."""
 GIB = 2**30
 STAGE = re.compile(r"stage ('[^']*')(.*)", re.DOTALL)
@@ -166,22 +167,26 @@ def _plain(estimate: "Estimate") -> dict[str, Any]:
 
 def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:
     """Write what is to be checked, into a folder of this plan's own; what was found before may lie there."""
+    recipe = recipe_as_json(plan.recipe)
     asked = {
         "version": VERSION,
-        "recipe": str(plan.recipe.path.resolve()),
-        "set": {dotted(keys): value for keys, value in plan.recipe.overrides.items()},
+        "recipe": {key: value for key, value in recipe.items() if key != "text"},
         "stages": {stage.name: stage.fingerprint for stage in plan.stages if stage.name in open_stages},
         "runs": str(runs),
         "plugins": [str(file) for file in plan.plugin_files],
         "offline": offline,
-        "machine": platform.node(),
+        "machine": state_of_host(),
     }
-    text = json.dumps(asked, sort_keys=True, default=str)
+    text = json.dumps(asked, default=str)
     folder = layout.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / ASKED).is_file():
-        write_json(folder / ASKED, json.loads(text))
+    write_json(folder / ASKED, json.loads(json.dumps({**asked, "recipe": recipe}, default=str)))
     return folder
+
+
+def forget(folder: Path) -> None:
+    """Remove what was found before."""
+    (folder / FOUND).unlink(missing_ok=True)
 
 
 def answer(folder: Path) -> None:
@@ -191,7 +196,7 @@ def answer(folder: Path) -> None:
 
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
-    plan = plan_recipe(read_recipe(Path(asked["recipe"]), asked["set"]), load_plugins(files), runs=runs, files=files)
+    plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files), runs=runs, files=files)
     desk, _ = desk_for(plan, runs, asked["offline"], asked["stages"])
     found = preflight(desk)
     write_json(folder / FOUND, asdict(found))
@@ -200,16 +205,11 @@ def answer(folder: Path) -> None:
             list(previews(desk))
 
 
-def look_at_chats(plan: Plan, stages: Collection[str], runs: Path, offline: bool) -> Preflight:
-    """Look at the chats of these stages, and at nothing else."""
-    from alignkit.estimate.chat_check import Chats
-
-    found = Preflight()
-    desk, _ = desk_for(plan, runs, offline, stages)
-    chats = Chats(desk)
-    for stage in desk.plan.stages:
-        if stage.wanted:
-            _take(found, stage, chats)
+def remembered(folder: Path, runs: Path) -> Preflight | None:
+    """Return what was found before, if that still holds: nothing was refused, and the disk has room."""
+    found = found_in(folder)
+    if found is None or found.problems or any(_disk_problems(sum(one["disk"] for one in found.stages), runs)):
+        return None
     return found
 
 

@@ -15,7 +15,7 @@ from alignkit.plan.inactive import standing_by
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
-from alignkit.recipe.fingerprint import FileHashes, code_identity, stage_fingerprint, stage_seed
+from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_seed
 from alignkit.recipe.packaged import find_recipe
 from alignkit.recipe.recipe import Recipe, combine, read_recipe
 from alignkit.recipe.requires import missing_packages
@@ -24,6 +24,8 @@ from alignkit.recipe.validate import read_settings
 from alignkit.sources.lock import lock_path, read_lock
 from alignkit.sources.reading import read_sources
 from alignkit.sources.source import Source
+from alignkit.store import layout
+from alignkit.store.file_hashes import FileHashes
 
 
 def make_plan(
@@ -50,7 +52,7 @@ def plan_recipe(
     """Plan a recipe that has been read, with plugins that have been loaded, those of `files` among them."""
     if missing := list(missing_packages(read)):
         raise combine([*read.errors, *missing])
-    hashes = FileHashes(runs / "cache" / "hashes.json")
+    hashes = FileHashes(layout.file_hashes(runs))
     sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(read.path, runs)))
     hashes.save()
     planner = _Planner(read, loaded, sources)

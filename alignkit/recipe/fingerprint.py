@@ -7,11 +7,8 @@ not throw away a week of work.
 
 import hashlib
 import json
-import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -101,51 +98,3 @@ def _editable(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return bool(url and json.loads(url).get("dir_info", {}).get("editable"))
-
-
-TOO_YOUNG = 2_000_000_000
-"""Nanoseconds since its last change in which a file may change again without its mtime telling."""
-
-
-class FileHashes:
-    """Hashes of files, remembered under path, size, mtime and inode, so that planning stays quick."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self.known = _read_cache(cache)
-        self.changed = False
-
-    def of(self, file: Path) -> str:
-        """Give the sha256 of a file's content."""
-        stat = file.stat()
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        *known, content = self.known.get(str(file)) or [""]
-        if known == state:
-            return str(content)
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        if time.time_ns() - stat.st_mtime_ns > TOO_YOUNG:
-            self.known[str(file)] = [*state, content]
-            self.changed = True
-        return content
-
-    def save(self) -> None:
-        """Write what was learnt, in one go; a cache that cannot be written is no error."""
-        if not self.changed:
-            return
-        staged = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
-        try:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(self.known), "utf-8")
-            staged.replace(self.cache)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink()
-
-
-def _read_cache(cache: Path) -> dict[str, list[Any]]:
-    try:
-        known = json.loads(cache.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {file: facts for file, facts in known.items() if isinstance(facts, list)} if isinstance(known, dict) else {}

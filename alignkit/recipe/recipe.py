@@ -95,6 +95,22 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
     return _shape(path, text, table, placed, errors)
 
 
+def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe without errors as `recipe_of_json` reads it, for another process."""
+    tables = {"sources": recipe.sources, "stages": recipe.stages, "defaults": recipe.defaults}
+    words = {"result": recipe.result, "requires": recipe.requires}
+    overrides = [[list(keys), value] for keys, value in recipe.overrides.items()]
+    plain = {"name": recipe.name, "path": str(recipe.path.resolve()), "text": recipe.text, "seed": recipe.seed}
+    return {**plain, **tables, **words, "overrides": overrides}
+
+
+def recipe_of_json(facts: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that `recipe_as_json` was given, whatever its file holds by now."""
+    words = {key: tuple(facts[key]) for key in ("result", "requires")}
+    overrides = {tuple(keys): value for keys, value in facts["overrides"]}
+    return Recipe(**{**facts, **words, "path": Path(facts["path"]), "overrides": overrides})
+
+
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:

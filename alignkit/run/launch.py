@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -99,6 +100,12 @@ class Launcher:
         """The stage's own process is there."""
         return bool(self._pid)
 
-    def signal(self, number: int) -> None:
-        """Send the stage's process a signal."""
-        os.kill(self._pid, number)
+    def ask_to_end(self) -> None:
+        """Ask the stage's process to keep what it has learnt and end, by a signal that torchrun passes on."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the stage's process and whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)

@@ -2,10 +2,10 @@
 
 import math
 import secrets
-import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,23 @@ from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine, check_processes
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
-from alignkit.run.stopping import Stop, noting_signals
+from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
 from alignkit.show.planned import as_dict
 from alignkit.show.report import Report
-from alignkit.sources.fetch import Fetched, fetch
+from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import layout
+from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
 from alignkit.text import short
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
+
+PATIENCE = 300.0
+"""Seconds that a stage has to end when it is asked to; it leaves by itself much earlier, unless something hangs."""
 
 
 class StoppedError(AlignkitError):
@@ -139,13 +143,14 @@ def run_plan(
     check_processes(plan, machine)
     recipe_folder = layout.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
-        report = resources.enter_context(Report(plan, folder))
         resources.enter_context(noting_signals(stop))
+        report = resources.enter_context(Report(plan, folder))
         launcher = resources.enter_context(
             Launcher(layout.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
         tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / layout.OBSERVERS).tell
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check)
+        hashes = FileHashes(layout.file_hashes(folder))
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
 
@@ -164,6 +169,7 @@ class _Run:
     launcher: Launcher
     tell: Observer
     check: bool
+    hashes: FileHashes
 
     def stages(self) -> Iterator[StageResult]:
         finished: dict[str, Finished] = {}
@@ -171,21 +177,33 @@ class _Run:
         for stage in self.plan.stages:
             if not stage.wanted:
                 continue
-            found = reuse(stage, self.runs, self.again, finished)
-            if self.stop.asked:
-                raise StoppedError(stage.name, self.stop.status)
-            if not found and fetched is None:
-                fetched = fetch(self._needed(finished), self.runs, self.offline)
-                self._warn(
-                    stage.name, self._left(finished), [found for one in fetched.values() for found in one.remarks]
-                )
-                if self.check and not self.inline and self.machine.processes == 1:
-                    self._preflight(stage.name, finished)
-                elif self.check:
-                    self._look_at_chats(stage.name, finished)
+            with self._left_at_once(stage.name):
+                found = reuse(stage, self.runs, self.again, finished)
+                if not found and fetched is None:
+                    fetched = self._prepare(stage.name, finished)
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
+
+    @contextmanager
+    def _left_at_once(self, stage: str) -> Iterator[None]:
+        """Heed signals wherever they come; raises StoppedError."""
+        try:
+            with self.stop.at_once():
+                yield
+        except Left:
+            raise StoppedError(stage, self.stop.status) from None
+
+    def _prepare(self, first: str, finished: Mapping[str, Finished]) -> dict[str, Fetched]:
+        """Look at all that the stages which are left need, before the first of them runs."""
+        left = self._left(finished)
+        self._check_inputs(left, finished)
+        open_judges(self._needed(finished), self.plan.plugins.schemes)
+        fetched = fetch(self._needed(finished), self.runs, self.offline)
+        self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
+        if self.check:
+            self._preflight(first, finished)
+        return fetched
 
     def _left(self, finished: Mapping[str, Finished]) -> list[PlannedStage]:
         return [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
@@ -195,38 +213,46 @@ class _Run:
         names = {name for stage in self._left(finished) for name in stage.taken}
         return [source for name, source in self.plan.sources.items() if name in names]
 
+    def _check_inputs(self, stages: Sequence[PlannedStage], finished: Mapping[str, Finished]) -> None:
+        """Read what is finished of what these stages start from; raises StageError where it is not as it was written.
+
+        A file that has not changed since it was last read is not read again.
+        """
+        names = {name for stage in stages for name in stage.taken}
+        for name, made in finished.items():
+            if name in names:
+                made.check(self.hashes.of)
+        self.hashes.save()
+
     def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
-        """Look once for each plan whether models fit their stages and this machine; raises RecipeError where not."""
+        """Look whether models fit their stages and this machine; raises RecipeError where not."""
         left = self._left(finished)
         if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
         folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
-        found = preflight.found_in(folder)
+        found = preflight.remembered(folder, self.runs)
         if found is None:
-            self.launcher.start(folder)
-            while (status := self.launcher.status(POLL)) is None:
-                if self.stop.asked:
-                    raise StoppedError(first, self.stop.status)
+            preflight.forget(folder)
+            status = self._look(folder)
             found = preflight.found_in(folder)
-            if found is None:
-                problem = f"the plan could not be checked beforehand (exit status {status})"
-                self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
-                return
-        self._heed(first, left, found.problems, found.remarks)
+        if found is None:
+            problem = f"the plan could not be checked beforehand (exit status {status})"
+            self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
+            return
+        self._warn(first, left, found.remarks)
+        if found.problems:
+            raise RecipeError.of(found.problems)
 
-    def _look_at_chats(self, first: str, finished: Mapping[str, Finished]) -> None:
-        """Render all chats of what is left in this process; raises RecipeError where a template refuses them."""
-        set_environment(self.offline)
-        left = self._left(finished)
-        found = preflight.look_at_chats(self.plan, [stage.name for stage in left], self.runs, self.offline)
-        self._heed(first, left, found.problems, found.remarks)
-
-    def _heed(
-        self, first: str, left: Sequence[PlannedStage], problems: Sequence[Problem], remarks: Sequence[Problem]
-    ) -> None:
-        self._warn(first, left, remarks)
-        if problems:
-            raise RecipeError.of(problems)
+    def _look(self, folder: Path) -> int:
+        """Have looked at what is asked in a folder, where stages run: in this process, or in one of its own."""
+        if self.inline:
+            set_environment(self.offline)
+            preflight.answer(folder)
+            return 0
+        self.launcher.start(folder)
+        while (status := self.launcher.status(POLL)) is None:
+            pass
+        return status
 
     def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
         """Tell each remark as one of the stage that it names, else of the first one that takes the source it names."""
@@ -247,6 +273,8 @@ class _Run:
         assert stage.fingerprint
         partial = layout.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
+        with self._left_at_once(stage.name):
+            self._check_inputs([stage], finished)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
         status = self._here(partial, order) if self.inline else self._apart(partial, order)
@@ -292,14 +320,18 @@ class _Run:
         """Run a stage in a process of its own, and pass on what it tells."""
         watch = StageFollower(order, partial, self.tell)
         self.launcher.start(partial)
-        passed_on = 0
+        asked_at: float | None = None
         while (status := self.launcher.status(POLL)) is None:
             watch.look()
-            if self.stop.asked and not self.launcher.started:
+            if not self.stop.asked:
+                continue
+            if not self.launcher.started:
                 return self.stop.status
-            for number in self.stop.signals[passed_on:]:
-                self.launcher.signal(signal.SIGKILL if passed_on else number)
-                passed_on += 1
+            if asked_at is None:
+                self.launcher.ask_to_end()
+                asked_at = time.monotonic()
+            if self.stop.insisted or time.monotonic() > asked_at + PATIENCE:
+                self.launcher.kill()
         watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
 

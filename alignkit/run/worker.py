@@ -28,8 +28,8 @@ from alignkit.plugins import Plugins, load_plugins
 from alignkit.run.failures import explain
 from alignkit.run.order import Order, read_order, typed
 from alignkit.run.provenance import facts_of, memory_now
-from alignkit.run.stopping import Stop, noting_signals
-from alignkit.run.working_stage import Left, WorkingStage, rank_of_this_process
+from alignkit.run.stopping import Left, Stop, noting_signals
+from alignkit.run.working_stage import WorkingStage, rank_of_this_process
 from alignkit.store import layout
 from alignkit.store.durable import read_json, write_json, write_text
 from alignkit.store.locks import hold
@@ -40,7 +40,7 @@ from alignkit.training.prepare import prepare
 def main(arguments: list[str]) -> int:
     """Run the stage whose working folder (or order) is given; returns the exit status."""
     path = Path(arguments[0]).resolve()
-    if (path / preflight.ASKED).is_file():
+    if is_preflight(path):
         preflight.answer(path)
         return 0
     partial = path.parent if path.name == layout.ORDER else path
@@ -48,15 +48,29 @@ def main(arguments: list[str]) -> int:
         die_with_parent()
     order = read_order(partial)
     set_environment(order.offline)
-    with noting_signals(Stop()) as stop:
+    with noting_signals(Stop(once=True)) as stop:
         return work(partial, order, stop, quiet=True)
+
+
+def is_preflight(folder: Path) -> bool:
+    """Say whether a folder asks for a look at a plan, which one process does, instead of a stage."""
+    return (folder / preflight.ASKED).is_file()
 
 
 def die_with_parent() -> None:
     """Have the system kill this process when its parent dies (Linux; elsewhere the zygote sees to it alone)."""
+    _when_parent_dies(signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`."""
+    _when_parent_dies(0)
+
+
+def _when_parent_dies(number: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callable[[Event], None] | None = None) -> int:
@@ -75,7 +89,8 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
         if quiet:
             resources.enter_context(output_to(partial / layout.LOG))
         try:
-            _run(partial, order, stop, rank, heard)
+            with stop.at_once():
+                _run(partial, order, stop, rank, heard)
         except Left:
             return stop.status
         except Exception as error:

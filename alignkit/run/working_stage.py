@@ -19,7 +19,7 @@ from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
 from alignkit.plugins import Plugins
 from alignkit.run.order import Order
-from alignkit.run.stopping import Stop
+from alignkit.run.stopping import Left, Stop
 from alignkit.store import checkpoints, layout
 from alignkit.store.journal import Journal
 
@@ -32,10 +32,6 @@ A = TypeVar("A", bound=Artifact)
 ENOUGH_ROWS = 30
 """Held-out rows below which a result says so little that people are told: a share of one half then has a standard
 error of 9 points and more."""
-
-
-class Left(BaseException):
-    """A stage left early, to be resumed. No Exception, so that no method takes it for a failure of its own."""
 
 
 class WorkingStage:
@@ -74,6 +70,9 @@ class WorkingStage:
         for name, wrong in self._damaged:
             problem = f"the checkpoint {name} is damaged ({wrong})"
             journal.tell(Warned(self.name, problem, "an older one is used; check the disk if this happens again"))
+        for name, rest in journal.cut.items():
+            problem = f"{name} was cut off ({rest} are left), so what was told before is missing in the report"
+            journal.tell(Warned(self.name, problem, "the stage's result is not affected; check the disk"))
         return journal
 
     @property
@@ -101,6 +100,7 @@ class WorkingStage:
         raise Left
 
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
+        self._stop.step_taken()
         plain = {name: float(value) for name, value in values.items()}
         self._tell(Metrics(self.name, step, of, plain, round(self.seconds, 3)))
 
@@ -139,7 +139,8 @@ class WorkingStage:
                 "journal": self._journal.marks(),
                 "results": [_plain_result(result) for result in self.outcome],
             }
-            checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
+            with self._stop.only_noted():
+                checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None

@@ -3,7 +3,8 @@
     python -m alignkit.run.zygote [--fork] [--processes N]
 
 It reads a stage's folder from each line of its standard input, and writes `started PID FOLDER` and `ended PID STATUS`.
-At the end of its input (the runner is gone, however it died) it ends its children. It starts no thread and touches no
+At the end of its input (the runner is gone, however it died) it ends its children. It ignores signals that a scheduler
+sends to all processes: the runner tells the stage. It starts no thread and touches no
 GPU: both would break its forks. Without `--fork` each stage is started afresh, with more than one process by torchrun.
 """
 
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from alignkit.run import worker
+from alignkit.run.stopping import NOTED
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAZY = (("transformers", "AutoModelForCausalLM"), ("transformers", "Trainer"), ("trl", "SFTTrainer"))
@@ -36,10 +38,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker.die_with_parent()  # while it imports, it would not notice the end of its input
+    for number in NOTED:
+        signal.signal(number, signal.SIG_IGN)
     wake = _wake_on_child()
     if options.fork:
         _import_heavy()
+    worker.outlive_parent()
     _serve(wake, options.fork, options.processes)
     return 0
 
@@ -130,12 +135,12 @@ def _become_worker(folder: Path, fork: bool, processes: int) -> NoReturn:
         worker.die_with_parent()
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGCHLD, *NOTED):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
         if not fork:
-            _start_afresh(folder, processes)
+            _start_afresh(folder, 1 if worker.is_preflight(folder) else processes)
         status = worker.main([str(folder)])
     finally:
         sys.stdout.flush()

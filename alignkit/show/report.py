@@ -23,8 +23,9 @@ from alignkit.show.planned import SHORT, flat, show_sources, state_of
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import known
 from alignkit.store import layout
-from alignkit.store.durable import read_json, write_text
+from alignkit.store.durable import write_text
 from alignkit.store.journal import read_journal
+from alignkit.store.results import told_facts
 from alignkit.text import duration, number, size
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _gather(
     path: Path, plan: Plan, runs: Path, stage: PlannedStage, events: Sequence[Event], reused: set[str], points: int
 ) -> StageFacts:
     folder = _folder(runs, stage) if stage.wanted else None
-    facts = read_json(folder / layout.STAGE) if folder else {}
+    facts = told_facts(folder) if folder else {}
     samples = [event.row for event in events if isinstance(event, Sample)]
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(
@@ -164,6 +165,8 @@ def _state(stage: PlannedStage, folder: Path | None, facts: Mapping[str, Any], r
         return state_of(stage)
     if facts:
         return "reused" if stage.name in reused else "finished"
+    if folder and folder.suffix != ".partial":
+        return "damaged"
     return "not finished" if folder else "not begun"
 
 

@@ -20,17 +20,19 @@ from alignkit.contract.kinds import (
     Reward,
     RewardModel,
 )
+from alignkit.contract.settings import Settings
 from alignkit.data.files import FORMATS, files_matching, format_of, is_pattern, whole_path
 from alignkit.data.hubsets import VERSION as ROWS_VERSION
 from alignkit.data.records import SLICE, placed_rows
 from alignkit.data.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
 from alignkit.plugins import CLASH_REMEDY, Plugins
-from alignkit.recipe.fingerprint import FileHashes, code_identity, digest
+from alignkit.recipe.fingerprint import code_identity, digest
 from alignkit.sources.chat_template import KEY, read_chat_template
 from alignkit.sources.entry import Entry
 from alignkit.sources.model_folder import adapter_bases, model_files
 from alignkit.sources.source import BadRows, How, JudgeOptions, PolicyOptions, RecordOptions, Source
+from alignkit.store.file_hashes import FileHashes
 
 Address = str | tuple[str, ...]
 """One address, or several of files."""
@@ -163,7 +165,8 @@ class Resolver:
         settings = self.entry.settings(offered.settings, self.options.settings, "settings")
         code = code_identity(self.plugins.origins[f"reward:{rest}"], offered.score.__module__)
         facts = ["function", rest, offered.version, code, self.options.weight, settings.model_dump(mode="json")]
-        return self._made(address, "function", facts)
+        read = {"settings": settings.model_dump(mode="json", exclude_unset=True)}
+        return replace(self._made(address, "function", facts), options=self.options.model_copy(update=read))
 
     def _judge(self, options: JudgeOptions) -> Source:
         """Find a judge: a rule by its name, a policy like any other, whatever else as its scheme has it."""
@@ -171,7 +174,10 @@ class Resolver:
         if not options.rest:
             raise self.entry.refusal("the judge has no name", f"write {options.address}NAME", self.word)
         if options.scheme == RULE:
-            facts = [kind.__name__, RULE, options.rest, *self._rule(options), options.weight]
+            settings, made_by = self._rule(options)
+            facts = [kind.__name__, RULE, options.rest, *made_by, options.weight]
+            read = options.given.model_copy(update={"settings": settings.model_dump(mode="json", exclude_unset=True)})
+            options = options.model_copy(update={"given": read})
             return Source(self.entry.name, kind, self.word, options.address, "judge", options, digest(facts))
         scheme = self.plugins.schemes[options.scheme]
         code = code_identity(self.plugins.origins[f"scheme:{scheme.name}"], scheme.open.__module__)
@@ -184,8 +190,9 @@ class Resolver:
         counted = digest([*facts, found.fingerprint]) if found.fingerprint else None
         return replace(found, kind=kind, options=options, fingerprint=counted)
 
-    def _rule(self, options: JudgeOptions) -> list[Any]:
-        """Give what a rule's verdicts depend on. A rule is a judge function, or a reward function, which rates."""
+    def _rule(self, options: JudgeOptions) -> tuple[Settings, list[Any]]:
+        """Return a rule's settings, and what its verdicts depend on. A rule is a judge function, or a reward function,
+        which rates."""
         plugins, name, named = self.plugins, options.rest, self.entry.named
         key = next((key for key in (f"judge:{name}", f"reward:{name}") if key in plugins.origins), None)
         if key is None:
@@ -199,7 +206,8 @@ class Resolver:
             raise self.entry.refusal(f"the rule {name!r} compares, and rates nothing", "take one that rates", self.word)
         settings = self.entry.settings(rule.settings, options.given.model_dump()["settings"], "settings")
         asked = rule.compare if isinstance(rule, JudgeFunction) else rule.score
-        return [rule.version, code_identity(plugins.origins[key], asked.__module__), settings.model_dump(mode="json")]
+        code = code_identity(plugins.origins[key], asked.__module__)
+        return settings, [rule.version, code, settings.model_dump(mode="json")]
 
     def _base(self, key: str) -> Path:
         """Say where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""

@@ -1,19 +1,20 @@
 """Get sources onto this machine, and check their rows, before any model is loaded."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from alignkit.contract.kinds import Artifact, Records
-from alignkit.errors import AlignkitError, DataError, Problem
+from alignkit.contract.judges import JudgeScheme
+from alignkit.contract.kinds import Artifact, Judge, JudgeReward, Records
+from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.sources import hub
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import check_source
-from alignkit.sources.source import Source
+from alignkit.sources.source import JudgeOptions, Source
 from alignkit.store import layout
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
@@ -59,6 +60,24 @@ def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fet
     if errors:
         raise DataError.of([problem for error in errors for problem in error.problems])
     return fetched
+
+
+def open_judges(sources: Iterable[Source], schemes: Mapping[str, JudgeScheme]) -> None:
+    """Open the judges that are no policies once, as their stages will, so that what is missing, such as a key, is told
+    before any stage runs. Raises RecipeError, for all of them at once."""
+    errors: list[AlignkitError] = []
+    for source in sources:
+        artifact = source.artifact() if isinstance(source.options, JudgeOptions) and not source.fetched else None
+        judge = artifact.judge if isinstance(artifact, JudgeReward) else artifact
+        if not isinstance(judge, Judge) or judge.scheme not in schemes or schemes[judge.scheme].policy:
+            continue
+        scheme = schemes[judge.scheme]
+        try:
+            scheme.open(judge, scheme.settings.model_validate(dict(judge.options)), None)
+        except AlignkitError as error:
+            errors.append(error)
+    if errors:
+        raise RecipeError.of([problem for error in errors for problem in error.problems])
 
 
 def audits(sources: Iterable[Source], runs: Path, offline: bool) -> tuple[list[Audit], list[AlignkitError]]:

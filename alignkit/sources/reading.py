@@ -11,7 +11,6 @@ from alignkit.data.formats import SHAPES
 from alignkit.data.records import SLICE
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
 from alignkit.plugins import CLASH_REMEDY, Plugins
-from alignkit.recipe.fingerprint import FileHashes
 from alignkit.recipe.recipe import Recipe
 from alignkit.sources.address import Address, Resolver, judge_of
 from alignkit.sources.entry import Entry
@@ -24,6 +23,7 @@ from alignkit.sources.source import (
     RuleOptions,
     Source,
 )
+from alignkit.store.file_hashes import FileHashes
 
 VARIABLE = r"[A-Z_a-z][A-Z_a-z0-9]{0,60}"
 """The name of an environment variable; most keys are none."""

@@ -1,13 +1,12 @@
 """Checkpoints: staged, hashed, renamed into place; only then older ones go, and only verified ones are used."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.store.durable import damage, publish, sync_and_list, write_json
+from alignkit.store.durable import damage, hash_file, publish, read_sealed, sync_and_list, write_sealed
 
 KEPT = 2
 """Checkpoints kept: where the newest turns out damaged, the one before it serves."""
@@ -32,7 +31,7 @@ def commit(folder: Path, step: int, write: Callable[[Path], None], facts: Mappin
     write(staged)
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token, and that nobody reads
     listing = sync_and_list(staged)
-    write_json(staged / MANIFEST, {"step": step, "files": listing, **facts})
+    write_sealed(staged / MANIFEST, {"step": step, "files": listing, **facts})
     final = folder / f"step-{step}"
     shutil.rmtree(final, ignore_errors=True)
     publish(staged, final)
@@ -47,8 +46,8 @@ def newest(folder: Path, damaged: Callable[[str, str], None]) -> Checkpoint | No
     """
     for path in _committed(folder):
         try:
-            facts = json.loads((path / MANIFEST).read_text("utf-8"))
-            wrong = damage(path, facts["files"], content=True)
+            facts = read_sealed(path / MANIFEST)
+            wrong = damage(path, facts["files"], hash_file)
         except (OSError, ValueError, KeyError):
             wrong = f"{MANIFEST} cannot be read"
         if not wrong:

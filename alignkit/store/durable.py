@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 Listing = dict[str, dict[str, Any]]
 """Relative path -> {"bytes": n, "sha256": hex}."""
+
+SEAL = "seal"
+"""The key of a sealed file under which its own hash stands; files of earlier versions have none."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,6 +39,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return facts
 
 
+def write_sealed(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a JSON object with a hash of itself, by which `read_sealed` tells whether it is as it was written."""
+    write_json(path, {**facts, SEAL: _seal(facts)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what `write_sealed` wrote. Raises OSError, or ValueError where it is not as it was written."""
+    facts = json.loads(path.read_text("utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError("it is no JSON object")
+    seal = facts.pop(SEAL, None)
+    if seal not in (None, _seal(facts)):
+        raise ValueError("it is not as it was written")
+    return facts
+
+
+def _seal(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(facts)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -60,7 +84,7 @@ def sync_and_list(folder: Path) -> Listing:
 def _synced(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -69,10 +93,10 @@ def publish(staged: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def damage(folder: Path, listing: Listing, *, content: bool) -> str:
+def damage(folder: Path, listing: Listing, hash_of: Callable[[Path], str] | None = None) -> str:
     """Say what is wrong with the first listed file that is not as it was written; empty where all are.
 
-    Sizes are always compared, hashes only if `content` is asked for: that reads everything.
+    Sizes are always compared, contents only with `hash_of`, such as `hash_file`, which reads everything.
     """
     for name, facts in listing.items():
         path = folder / name
@@ -80,11 +104,12 @@ def damage(folder: Path, listing: Listing, *, content: bool) -> str:
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if content and _hash(path) != facts["sha256"]:
+        if hash_of and hash_of(path) != facts["sha256"]:
             return f"{name} is not as it was written"
     return ""
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

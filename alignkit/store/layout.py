@@ -66,6 +66,11 @@ def cache_folder(runs: Path) -> Path:
     return runs / "cache"
 
 
+def file_hashes(runs: Path) -> Path:
+    """Say where hashes of files are remembered."""
+    return cache_folder(runs) / "hashes.json"
+
+
 def zygote_log(runs: Path) -> Path:
     return cache_folder(runs) / "zygote.log"
 

@@ -1,10 +1,9 @@
 """What finished stages made: found and verified, and how a stage becomes finished."""
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from alignkit.contract.events import Result
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import StageError
-from alignkit.store.durable import Listing, damage, publish, read_json, sync_and_list, write_json
+from alignkit.store.durable import Listing, damage, hash_file, publish, read_sealed, sync_and_list, write_sealed
 from alignkit.store.layout import (
     ARTIFACT,
     CHECKPOINTS,
@@ -37,6 +36,11 @@ class Finished:
     facts: Mapping[str, Any]
 
     @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return self.folder.name.rpartition("-")[0]
+
+    @property
     def method(self) -> str:
         return str(self.facts["method"])
 
@@ -59,6 +63,11 @@ class Finished:
         return str(self.facts["artifact"]["content"])
 
     @property
+    def size(self) -> int:
+        """Bytes of the artifact."""
+        return sum(file["bytes"] for file in self.facts["artifact"]["files"].values())
+
+    @property
     def made_from(self) -> Mapping[str, str]:
         """Stage -> the content of its artifact, for each stage that it started from."""
         return dict(self.facts["made_from"])
@@ -72,39 +81,61 @@ class Finished:
             raise StageError(problem, str(self.folder), "install the plugin, or load its file with -p")
         return kind.model_validate(_placed(self.facts["artifact"]["facts"], self.folder))
 
+    def check(self, hash_of: Callable[[Path], str] | None = None) -> None:
+        """Raise StageError where a file of the artifact is gone or has another size, or, with `hash_of`, another
+        content than was written."""
+        if wrong := damage(self.folder / ARTIFACT, self.facts["artifact"]["files"], hash_of):
+            problem = f"the finished stage is damaged: {wrong}"
+            raise StageError(problem, str(self.folder), f"put it back, or run again with --again {self.name}")
 
-def find_finished(runs: Path, name: str, fingerprint: str, *, content: bool = False) -> Finished | None:
+
+def find_finished(runs: Path, name: str, fingerprint: str) -> Finished | None:
     """Find a finished stage; None where there is none.
 
-    Raises StageError where the folder belongs to another fingerprint, or an artifact's file is gone or has another
-    size (or another hash, if `content` is asked for).
+    Raises StageError where the folder belongs to another fingerprint, its `stage.json` is damaged, or an artifact's
+    file is gone or has another size.
     """
     folder = stage_folder(runs, name, fingerprint)
     if not folder.is_dir():
         return None
-    found = Finished(folder, _stage_facts(folder))
+    found = read_finished(folder)
     if found.facts["fingerprint"] != fingerprint:
         raise StageError(
             f"this folder holds another stage, whose fingerprint {found.facts['fingerprint']} begins alike",
             str(folder),
             "move it away",
         )
-    if wrong := damage(folder / ARTIFACT, found.facts["artifact"]["files"], content=content):
-        raise StageError(
-            f"the finished stage is damaged: {wrong}", str(folder), f"put it back, or run again with --again {name}"
-        )
+    found.check()
     return found
 
 
-def _stage_facts(folder: Path) -> dict[str, Any]:
+def finished_in(runs: Path) -> Iterator[Path]:
+    """Yield the folders of all finished stages, by name."""
+    for folder in sorted((runs / "stages").glob("*-*")):
+        if folder.is_dir() and not folder.suffix:
+            yield folder
+
+
+def read_finished(folder: Path) -> Finished:
+    """Return what the `stage.json` of a finished stage tells. Raises StageError where it cannot be read."""
     try:
-        facts: dict[str, Any] = json.loads((folder / STAGE).read_text("utf-8"))
+        facts = read_sealed(folder / STAGE)
     except (OSError, ValueError) as error:
-        raise StageError(f"{STAGE} cannot be read ({error})", str(folder), "move the folder away") from error
+        name = folder.name.rpartition("-")[0]
+        remedy = f"put it back, or run again with --again {name}"
+        raise StageError(f"{STAGE} of the finished stage cannot be read ({error})", str(folder), remedy) from error
     if facts.get("format") != FORMAT:
         problem = f"{STAGE} has format {facts.get('format')}, and this alignkit reads format {FORMAT}"
         raise StageError(problem, str(folder), "move the folder away, or use the version that wrote it")
-    return facts
+    return Finished(folder, facts)
+
+
+def told_facts(folder: Path) -> dict[str, Any]:
+    """Return what is in a stage's `stage.json`, for people; empty where it is not there (yet) or damaged."""
+    try:
+        return read_sealed(folder / STAGE)
+    except (OSError, ValueError):
+        return {}
 
 
 def finish(partial: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Path:
@@ -116,14 +147,14 @@ def finish(partial: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Path:
         "files": files,
         "content": _content(files),
     }
-    write_json(partial / STAGE, {"format": FORMAT, **facts, "artifact": made})
+    write_sealed(partial / STAGE, {"format": FORMAT, **facts, "artifact": made})
     return _settle(partial)
 
 
 def finish_complete(partial: Path) -> bool:
     """Rename a stage that was complete when its process died, and say whether it was."""
-    facts = read_json(partial / STAGE)
-    complete = bool(facts) and not damage(partial / ARTIFACT, facts["artifact"]["files"], content=True)
+    facts = told_facts(partial)
+    complete = bool(facts) and not damage(partial / ARTIFACT, facts["artifact"]["files"], hash_file)
     if complete:
         _settle(partial)
     return complete

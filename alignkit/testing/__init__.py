@@ -6,7 +6,7 @@ The suite is one line:
     TestSimPO = conformance(simpo, {"learning_rate": 1e-2, "batch": 4}, effects=["lora.rank=4"])
 """
 
-from alignkit.run.working_stage import Left
+from alignkit.run.stopping import Left
 from alignkit.testing.examples import write_inputs, write_records, write_tiny_policy, write_tiny_reward
 from alignkit.testing.recording import RecordingStage, run_method
 from alignkit.testing.suite import Conformance, conformance, same_weights, undocumented, weights_of

@@ -18,7 +18,7 @@ from alignkit.contract.method import Method
 from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.settings import Settings, merged, over_default
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.run.working_stage import Left
+from alignkit.run.stopping import Left
 from alignkit.testing.examples import write_inputs
 from alignkit.testing.recording import RecordingStage, run_method
 

@@ -103,7 +103,11 @@ def _base_named(model: PeftModel) -> str:
 def _save_adapter(model: PeftModel, base: str, folder: Path, stands: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     file, named = folder / ADAPTER, _named(Path(base))
-    file.write_text(json.dumps(read_json(file) | named, indent=2, sort_keys=True), "utf-8")
+    told = read_json(file)
+    for key in ("target_modules", "exclude_modules"):  # sets of PEFT's, in another order each time
+        if isinstance(told.get(key), list):
+            told[key] = sorted(told[key])
+    file.write_text(json.dumps(told | named, indent=2, sort_keys=True), "utf-8")
     beside = {"base": os.path.relpath(base, stands.resolve())}
     (folder / BESIDE).write_text(json.dumps(named | beside) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.contract.one_each import one_number_each
 from alignkit.contract.rewards import Answer, Score
-from alignkit.errors import NotFiniteError, PluginError
+from alignkit.errors import NotFiniteError
 from alignkit.training.encoding import Prompt
 from alignkit.training.rollouts import Rollout
 
@@ -62,19 +63,14 @@ def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTraine
 
 
 def _checked(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
-    given = reward.score(answers)
-    if len(given) != len(answers):
-        raise PluginError(
-            f"the reward gave {len(given)} scores for {len(answers)} answers",
-            f"reward {reward.name!r}",
-            "it must return one number for each answer",
-        )
+    where = f"reward {reward.name!r}"
+    given = one_number_each(reward.score(answers), len(answers), "the reward", where)
     scores = torch.tensor(given, dtype=torch.float32)
     odd = int((~scores.isfinite()).sum())
     if odd:
         raise NotFiniteError(
             f"{odd} of {len(answers)} scores are not finite numbers",
-            f"reward {reward.name!r}",
+            where,
             "mend the reward; an answer that cannot be scored needs a low score, not a NaN",
         )
     return scores

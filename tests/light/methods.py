@@ -89,6 +89,28 @@ def shout(settings: ShoutSettings, stage: Stage, *, text: Text) -> Text:
     return stage.save_rows(Text, [{"text": row["text"].upper() + settings.mark} for row in text.train()])
 
 
+class NapSettings(Settings):
+    """Naps have a length."""
+
+    seconds: float = 60.0
+    alarm: int = 0
+    """A signal that it gets from itself; 0 is none."""
+    stepped: bool = False
+    """It naps between two steps."""
+
+
+@method("nap")
+def nap(settings: NapSettings, stage: Stage) -> Text:
+    """Look at nothing for a while."""
+    if settings.stepped:
+        stage.log(1, 2, {"loss": 1.0})
+    Path("napping").touch()
+    if settings.alarm:
+        os.kill(os.getpid(), settings.alarm)
+    time.sleep(settings.seconds)
+    return stage.save_rows(Text, [{"text": "good morning"}])
+
+
 @hookimpl
 def alignkit_methods() -> list[object]:
-    return [count, shout]
+    return [count, shout, nap]

@@ -26,6 +26,7 @@ from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
     from torch import Tensor
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 SAME = 1e-3
 """Nats by which an answer's log-probability may differ between two passes in fp32; more is another model."""
+KEPT = 1e-4
+"""Nats by which it may differ between what was kept and the same pass now."""
 
 
 class DPOSettings(RowSettings):
@@ -113,18 +116,47 @@ def preferring(margin: Tensor, settings: DPOSettings) -> Tensor:
 def of_start(
     model: Any, policy: Policy, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage
 ) -> list[list[float]]:
-    """Give the start's log-probabilities of each pair's two answers, from disk where they were computed before."""
+    """Return the start's log-probabilities of each pair's two answers, from disk where they were computed before.
+
+    What is kept is only used if this very model says the same of the first pairs: a stage that was run again has other
+    weights under the same fingerprint.
+    """
     content = json.dumps([[*pair.chosen, *pair.rejected] for pair in pairs])
     key = hashlib.sha256(f"{policy.fingerprint} {settings.precision} {content}".encode()).hexdigest()
-    kept = stage.cache / f"logprobs-{key}.json"
-    if kept.is_file():
-        found: list[list[float]] = json.loads(kept.read_text("utf-8"))
-        return found
+    file = stage.cache / f"logprobs-{key}.json"
+    first = sequence_logprobs(model, pairs[: settings.batch], settings)
+    kept = read_kept(file)
+    if kept and len(kept[1]) == len(pairs) and furthest(kept[0], first) < KEPT:
+        return kept[1]
     computed = sequence_logprobs(model, pairs, settings)
-    written = kept.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps(computed), "utf-8")
-    written.replace(kept)
+    write_kept(file, first, computed)
     return computed
+
+
+def read_kept(file: Path) -> tuple[list[list[float]], list[list[float]]] | None:
+    """Return what was kept of the first pairs by themselves, and of all; None where nothing was, or it is damaged."""
+    try:
+        first, every, seal = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    return (first, every) if seal == sealed(first, every) else None
+
+
+def write_kept(file: Path, first: list[list[float]], every: list[list[float]]) -> None:
+    written = file.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps([first, every, sealed(first, every)]), "utf-8")
+    written.replace(file)
+
+
+def sealed(first: object, every: object) -> str:
+    return hashlib.sha256(json.dumps([first, every]).encode()).hexdigest()
+
+
+def furthest(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    """Return how far two tables are apart; of different length, infinitely."""
+    if len(some) != len(others):
+        return math.inf
+    return max(abs(a - b) for row, other in zip(some, others, strict=True) for a, b in zip(row, other, strict=True))
 
 
 def sequence_logprobs(model: Any, pairs: Sequence[Pair], settings: DPOSettings) -> list[list[float]]:
@@ -142,12 +174,11 @@ def sequence_logprobs(model: Any, pairs: Sequence[Pair], settings: DPOSettings) 
 
 def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[float]], settings: DPOSettings) -> None:
     """Refuse a start that is not the policy: before the first step no answer has gained or lost anything."""
-    now = sequence_logprobs(model, pairs, settings)
-    worst = max(abs(a - b) for row, was in zip(now, start, strict=False) for a, b in zip(row, was, strict=True))
+    worst = furthest(sequence_logprobs(model, pairs, settings), start[: len(pairs)])
     if worst > SAME * math.sqrt(max(pair.tokens for pair in pairs)) * (1 if settings.precision == "fp32" else 100):
         raise StageError(
             f"the policy is not its own start before the first step ({worst:.3g} nats apart)",
-            remedy="remove runs/cache: what was kept there is of another model",
+            remedy="take a model that says the same each time it is asked, in another precision if need be",
         )
 
 

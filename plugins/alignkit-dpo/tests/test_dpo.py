@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from alignkit_dpo import DPOSettings, dpo, losses
+from alignkit_dpo import DPOSettings, check_start, dpo, losses
 from pydantic import ValidationError
 
 from alignkit import Preferences, StageError
@@ -118,19 +118,57 @@ def test_the_first_loss_is_ln_2_where_an_adapter_is_trained_on(tmp_path) -> None
     assert stage.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_what_was_kept_of_another_start_is_refused(tmp_path) -> None:
+@pytest.mark.parametrize(
+    "harm", [lambda text: "", lambda text: text[:-9], lambda text: text.replace("[[-", "[[-9"), lambda text: "[]"]
+)
+def test_what_was_kept_of_the_start_is_made_anew_where_it_is_damaged(tmp_path, harm) -> None:
     inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
     run_method(dpo, SETTINGS, stage, **inputs)
     (kept,) = stage.cache.glob("logprobs-*.json")
-    kept.write_text(kept.read_text("utf-8").replace("[[-", "[[-9"), "utf-8")
+    whole = kept.read_text("utf-8")
     again = RecordingStage(tmp_path / "again")
-    kept.rename(again.cache / kept.name)
+    (again.cache / kept.name).write_text(harm(whole), "utf-8")
+
+    run_method(dpo, SETTINGS, again, **inputs)
+
+    assert [values["loss"] for _, _, values in again.logs] == [values["loss"] for _, _, values in stage.logs]
+    assert (again.cache / kept.name).read_text("utf-8") == whole
+
+
+def test_what_was_kept_of_the_start_is_read_where_it_is_whole(tmp_path) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+    run_method(dpo, SETTINGS, stage, **inputs)
+    (kept,) = stage.cache.glob("logprobs-*.json")
+    before = kept.stat()
+
+    run_method(dpo, SETTINGS, stage, **inputs)
+
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_start_of_other_weights_under_the_same_fingerprint_is_made_anew(tmp_path) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+    learnt = run_method(dpo, SETTINGS | {"learning_rate": 3e-3}, stage, **inputs)
+    other = inputs["policy"].model_copy(update={"path": learnt.path})
+
+    run_method(dpo, SETTINGS | {"precision": "fp32"}, stage, **(inputs | {"policy": other}))
+
+    assert stage.logs[-1][0] == len(stage.logs) // 2
+    assert stage.logs[len(stage.logs) // 2][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_model_that_is_not_its_own_start_is_refused(two, tiny_policy) -> None:
+    from alignkit.kit import load_policy
+
+    model, _ = load_policy(tiny_policy)
 
     with pytest.raises(StageError) as refusal:
-        run_method(dpo, SETTINGS, again, **inputs)
+        check_start(model, two, [[0.0, 0.0], [0.0, 0.0]], DPOSettings(precision="fp32"))
 
     assert refusal.value.problem.startswith("the policy is not its own start before the first step (")
-    assert refusal.value.remedy == "remove runs/cache: what was kept there is of another model"
+    assert refusal.value.remedy == (
+        "take a model that says the same each time it is asked, in another precision if need be"
+    )
 
 
 def test_it_learns_which_answers_are_good(tmp_path) -> None:

@@ -26,7 +26,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validat
 from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Settings, Verdict, judge_scheme
 from alignkit_rlaif import wording
 from alignkit_rlaif.http import FaultError, RefusedError, make_opener, post
-from alignkit_rlaif.replies import Replies
+from alignkit_rlaif.replies import Replies, Spent
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, unless the endpoint asks for more."""
@@ -46,9 +46,9 @@ class Limits(Settings):
     pause: PositiveFloat = 0.5
     """Seconds before the second attempt; each further pause is twice as long, up to a minute."""
     requests: PositiveInt | None = None
-    """Stop after so many requests, those that failed included."""
+    """Stop after so many requests of this source, those that failed and those of earlier attempts included."""
     tokens: PositiveInt | None = None
-    """Stop after so many tokens, as the endpoint counts them."""
+    """Stop after so many tokens of this source, as the endpoint counts them, those of earlier attempts included."""
 
 
 class EndpointSettings(Settings):
@@ -117,6 +117,7 @@ class Client:
         self._url = f"{settings.url}/chat/completions"
         place = hashlib.sha256(f"{self._url} {self.model}".encode()).hexdigest()[:16]
         self._journal = Replies(cache / f"judge-{place}.jsonl" if cache else None)
+        self._spent = Spent(cache / f"spent-{place}-{judge.name}.jsonl" if cache else None)
         self._opener = make_opener(self._url)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._costs = {"requests": 0.0, "tokens": 0.0, "retries": 0.0, "remembered": 0.0}
@@ -193,7 +194,7 @@ class Client:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 self._add("retries", 1)
                 continue
-            self._add("tokens", reply.pop("tokens") or len(json.dumps(body)) // 4)
+            self._spend("tokens", reply.pop("tokens") or len(json.dumps(body)) // 4)
             self._journal.add(key, reply)
             return
 
@@ -202,10 +203,16 @@ class Client:
         limits = self.settings.limits
         with self._lock:
             for name, limit in (("requests", limits.requests), ("tokens", limits.tokens)):
-                if limit is not None and self._costs[name] >= limit:
+                if limit is not None and self._spent[name] >= limit:
                     remedy = f"raise limits.{name}; what was answered is kept, and not asked again"
                     raise JudgeError(f"the judge has had its {limit} {name}", f"{self.where}.limits.{name}", remedy)
             self._costs["requests"] += 1
+            self._spent.add("requests", 1)
+
+    def _spend(self, name: str, amount: int) -> None:
+        with self._lock:
+            self._costs[name] += amount
+            self._spent.add(name, amount)
 
     def _add(self, name: str, amount: float) -> None:
         with self._lock:

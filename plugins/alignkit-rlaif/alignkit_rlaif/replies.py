@@ -1,7 +1,8 @@
-"""An append-only file of replies that were paid for, by what was asked."""
+"""Append-only files: replies that were paid for, by what was asked, and what was spent on them."""
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,6 +30,28 @@ class Replies:
             if self._path:
                 _append(self._path, line)
             self._replies[key] = reply
+
+
+class Spent:
+    """What was spent on a judge, over all attempts of all stages: each request is a line, and so are its tokens."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._amounts = Counter[str]()
+        for line in path.read_bytes().splitlines() if path and path.is_file() else ():
+            try:
+                self._amounts.update({str(name): int(amount) for name, amount in json.loads(line).items()})
+            except (ValueError, TypeError, AttributeError):
+                continue
+
+    def __getitem__(self, name: str) -> int:
+        return self._amounts[name]
+
+    def add(self, name: str, amount: int) -> None:
+        """Count something for good."""
+        self._amounts[name] += amount
+        if self._path:
+            _append(self._path, json.dumps({name: amount}) + "\n")
 
 
 def _append(path: Path, line: str) -> None:

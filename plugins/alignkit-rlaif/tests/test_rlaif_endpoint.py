@@ -210,6 +210,30 @@ def test_a_limit_stops_and_keeps_what_was_answered(tmp_path: Path, name: str, li
     )
 
 
+@pytest.mark.parametrize("name", ["requests", "tokens"])
+def test_a_limit_counts_over_attempts(tmp_path: Path, name: str) -> None:
+    limit = {"requests": 4, "tokens": 40}[name]
+    with serving(lambda body: (503, {}) if name == "requests" else says("A")) as server:
+        for attempt in range(3):
+            with pytest.raises(JudgeError, match=f"the judge has had its {limit} {name}"):
+                opened(server, tmp_path, {name: limit, "concurrency": 1}).compare(
+                    [question("x" * n) for n in range(6 * attempt, 6 * attempt + 6)]
+                )
+        asked = len(server.headers)
+
+    assert asked == 4
+
+
+def test_half_a_line_of_what_was_spent_is_not_counted(tmp_path: Path) -> None:
+    with serving(longer) as server:
+        opened(server, tmp_path).compare([question("one"), question("two")])
+        (spent,) = tmp_path.glob("spent-*-critic.jsonl")
+        spent.write_bytes(spent.read_bytes()[:-3])
+        opened(server, tmp_path, {"requests": 3}).compare([question("three")])
+
+    assert len(server.asked) == 3
+
+
 def test_a_key_goes_to_the_endpoint_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

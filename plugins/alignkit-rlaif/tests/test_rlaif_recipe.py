@@ -13,7 +13,7 @@ from loopback import says, serving
 
 import alignkit
 import alignkit.kit
-from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts
+from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts, RecipeError
 from alignkit.testing import RecordingStage, run_method, write_records
 
 
@@ -37,6 +37,31 @@ def test_the_packaged_recipe_takes_ppo_by_one_word(tmp_path: Path) -> None:
 
     assert "reward reward will run RewardModel policy=finetune pairs=prefer" in told
     assert "align ppo will run Policy policy=finetune rewards=reward prompts=prompts" in told
+
+
+KEYED = """
+[sources]
+base = {{ policy = "builtin:tiny" }}
+asked = {{ prompts = "builtin:reviews" }}
+texts = {{ text = "builtin:reviews" }}
+critic = {{ {0}, url = "http://127.0.0.1:9/v1", key_env = "NO_SUCH_KEY" }}
+[stage.before]
+method = "clm"
+[stage.after]
+method = "{1}"
+"""
+
+
+@pytest.mark.parametrize("lines", [('judge = "openai:m"', "rlaif"), ('reward = "judge:openai:m"', "grpo")])
+def test_a_key_that_is_missing_is_told_before_the_first_stage(lines: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(KEYED.format(*lines))
+
+    with pytest.raises(RecipeError) as refused:
+        alignkit.run_recipe(tmp_path / "r.toml", runs=tmp_path / "runs", inline=True)
+
+    problem = "sources.critic.key_env: the environment variable NO_SUCH_KEY is not set"
+    assert str(refused.value) == f"{problem}; set it to the key of http://127.0.0.1:9/v1"
+    assert not (tmp_path / "runs" / "stages").exists()
 
 
 def reward_of(address: str, path: Path, **options: Any) -> JudgeReward:
