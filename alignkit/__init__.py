@@ -40,7 +40,7 @@ from alignkit.contract.needs import (
     sampling_needs,
     trainer_needs,
 )
-from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
+from alignkit.contract.reward_function import Answer, RewardFunction, Score, reward
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings, RewardShape, SamplingSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings

@@ -18,7 +18,7 @@ import pluggy
 from alignkit.contract import hookspecs
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
-from alignkit.contract.rewards import RewardFunction
+from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import why_unusable
 from alignkit.errors import AlignkitError, PluginError, RecipeError, near_miss
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import alignkit
 from alignkit.contract.kinds import Policy, Prompts, Reward, RewardModel
-from alignkit.contract.rewards import Score
+from alignkit.contract.reward_function import Score
 from alignkit.data.records import Part
 from alignkit.methods import ppo
 from alignkit.plugins import load_plugins

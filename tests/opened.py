@@ -6,7 +6,7 @@ from typing import Any
 
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Judge, Reward
-from alignkit.contract.rewards import Score
+from alignkit.contract.reward_function import Score
 from alignkit.plugins import load_plugins
 from alignkit.training import opening
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit.contract.judges import Question
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError, RecipeError
 from alignkit.methods.grpo import grpo
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs

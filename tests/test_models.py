@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.training import models

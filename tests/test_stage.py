@@ -15,7 +15,6 @@ from alignkit.plugins import load_plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
 from alignkit.run.working_stage import Left, WorkingStage
-from alignkit.store import layout
 from alignkit.testing import RecordingStage
 
 PRINT = "0" * 64
@@ -24,7 +23,7 @@ Attempt = Callable[[], WorkingStage]
 
 def of_a_run(runs: Path) -> WorkingStage:
     """Return the next attempt at a stage, as a worker makes it."""
-    partial = layout.partial_folder(runs, "stage", PRINT)
+    partial = rundir.partial_folder(runs, "stage", PRINT)
     partial.mkdir(parents=True, exist_ok=True)
     order = Order(attempt="", stage="stage", method="count", settings={}, inputs={}, seed=17, fingerprint=PRINT)
     return WorkingStage(order, partial, Stop(), 0, None, load_plugins)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, get_type_hints
 from alignkit.contract.kinds import Judge
 from alignkit.contract.names import check_offer
 from alignkit.contract.one_each import one_number_each
-from alignkit.contract.rewards import Answer, Score
+from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Judge, Policy, Records, Reward, RewardModel, Scores
-from alignkit.contract.rewards import Score
+from alignkit.contract.reward_function import Score
 
 if TYPE_CHECKING:
     from peft import PeftModel

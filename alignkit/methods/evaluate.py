@@ -18,7 +18,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import EvaluationNeeds
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError, near_miss

@@ -21,10 +21,9 @@ from alignkit.recipe.recipe import Recipe, combine, read_recipe
 from alignkit.recipe.requires import missing_packages
 from alignkit.recipe.toml import Keys
 from alignkit.recipe.validate import read_settings
-from alignkit.sources.lock import lock_path, read_lock
+from alignkit.sources.lock_file import lock_path, read_lock
 from alignkit.sources.reading import read_sources
 from alignkit.sources.source import Source
-from alignkit.store import layout
 from alignkit.store.file_hashes import FileHashes
 
 
@@ -52,7 +51,7 @@ def plan_recipe(
     """Plan a recipe that has been read, with plugins that have been loaded, those of `files` among them."""
     if missing := list(missing_packages(read)):
         raise combine([*read.errors, *missing])
-    hashes = FileHashes(layout.file_hashes(runs))
+    hashes = FileHashes(rundir.file_hashes(runs))
     sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(read.path, runs)))
     hashes.save()
     planner = _Planner(read, loaded, sources)

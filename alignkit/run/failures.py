@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError, one_line
 from alignkit.run.order import Order
 from alignkit.store.durable import read_json
-from alignkit.store.layout import FAILURE, LOG
 from alignkit.store.locks import busy, check_free
+from alignkit.store.rundir import FAILURE, LOG
 from alignkit.text import short
 
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")

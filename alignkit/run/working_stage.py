@@ -13,14 +13,14 @@ from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarte
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
 from alignkit.contract.names import NAME
-from alignkit.contract.rewards import Score
+from alignkit.contract.reward_function import Score
 from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
 from alignkit.plugins import Plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Left, Stop
-from alignkit.store import checkpoints, layout
+from alignkit.store import checkpoints
 from alignkit.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ class WorkingStage:
         self._order, self._partial, self._stop, self._plugins = order, partial, stop, plugins
         self._parts: dict[str, int] = {}
         self._damaged: list[tuple[str, str]] = []
-        self._resumed = checkpoints.newest(partial / layout.CHECKPOINTS, lambda *what: self._damaged.append(what))
+        self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
         facts = self._resumed.facts if self._resumed else {}
         self._began = time.monotonic() - float(facts.get("seconds", 0.0))
         self._journal = None if rank else self._open_journal(facts, heard)
 
     def _open_journal(self, facts: Mapping[str, Any], heard: Callable[[Event], None] | None) -> Journal:
-        checkpoints.discard_others(self._partial / layout.CHECKPOINTS, self._resumed)
+        checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
         if heard:
-            final = layout.finished_folder(self._partial)
+            final = rundir.finished_folder(self._partial)
             heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
         journal = Journal(self._partial, facts.get("journal", {}), heard)
         self.outcome += [Result(stage=self.name, **result) for result in facts.get("results", ())]
@@ -77,13 +77,13 @@ class WorkingStage:
 
     @property
     def folder(self) -> Path:
-        scratch = self._partial / layout.SCRATCH
+        scratch = self._partial / rundir.SCRATCH
         scratch.mkdir(exist_ok=True)
         return scratch
 
     @property
     def cache(self) -> Path:
-        folder = layout.cache_folder(layout.runs_of(self._partial))
+        folder = rundir.cache_folder(rundir.runs_of(self._partial))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -140,7 +140,7 @@ class WorkingStage:
                 "results": [_plain_result(result) for result in self.outcome],
             }
             with self._stop.only_noted():
-                checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
+                checkpoints.commit(self._partial / rundir.CHECKPOINTS, step, write, facts)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None
@@ -151,7 +151,7 @@ class WorkingStage:
 
     @property
     def artifact(self) -> Path:
-        return self._partial / layout.ARTIFACT
+        return self._partial / rundir.ARTIFACT
 
     def begin_part(self, part: str, steps: int) -> int:
         if part in self._parts or (self._parts and "" in (part, *self._parts)):
@@ -227,7 +227,7 @@ class WorkingStage:
         return self.artifact
 
     def _final_artifact(self) -> Path:
-        return layout.finished_folder(self._partial).resolve() / layout.ARTIFACT
+        return rundir.finished_folder(self._partial).resolve() / rundir.ARTIFACT
 
     def close(self) -> None:
         if self._journal:

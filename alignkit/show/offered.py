@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
-from alignkit.contract.rewards import RewardFunction
+from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.plugins import CLASH_REMEDY, Plugins
 from alignkit.text import table

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.contract.judges import RULE, JudgeClient, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
-from alignkit.contract.rewards import Answer, Score
+from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
 from alignkit.plugins import Plugins
