@@ -17,6 +17,7 @@ from alignkit.plan.planner import make_plan
 from alignkit.show.curves import curves, thin
 from alignkit.show.report import MOST_SAMPLES, Report, write_report
 from alignkit.sources.fetch import fetch
+from alignkit.store import rundir
 from alignkit.store.journal import Journal
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"

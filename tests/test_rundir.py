@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alignkit.store.verdicts import verify
 
 from alignkit import Policy, StageError, Text
 from alignkit.contract.events import Metrics, Result, Sample, Warned
 from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
 from alignkit.recipe.recipe import RESERVED
-from alignkit.store import checkpoints
+from alignkit.store import checkpoints, rundir
 from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
 from alignkit.store.locks import check_free, hold
 from alignkit.store.results import find_finished, finish, finish_complete, finished_in, read_finished
+from alignkit.store.verification import verify
 
 PRINT = "f8d922c0" + "0" * 56
 

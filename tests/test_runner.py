@@ -21,6 +21,7 @@ from alignkit.run.machine import Machine, read_machine
 from alignkit.run.reuse import reusable
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.journal import read_journal

@@ -15,6 +15,7 @@ from alignkit.plugins import load_plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
 from alignkit.run.working_stage import Left, WorkingStage
+from alignkit.store import rundir
 from alignkit.testing import RecordingStage
 
 PRINT = "0" * 64

@@ -22,6 +22,7 @@ from alignkit.run.order import Order, given, typed, write_order
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import main, work
 from alignkit.run.working_stage import WorkingStage
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold

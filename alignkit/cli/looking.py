@@ -162,6 +162,7 @@ def verify(what: str | None, as_json: bool, **selection: Any) -> None:
 def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Path]:
     """List the finished stages in a folder of runs, or those of a recipe."""
     from alignkit.recipe.packaged import find_recipe
+    from alignkit.store import rundir
     from alignkit.store.results import finished_in
 
     if what is None or Path(what).is_dir():

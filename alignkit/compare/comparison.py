@@ -15,6 +15,7 @@ from alignkit.run.follow import Observer
 from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StageResult, run_plan
 from alignkit.show.report import write_report
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 
 

@@ -17,6 +17,7 @@ from alignkit.errors import DataError, Problem
 from alignkit.estimate.desk import Desk
 from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import BadRows, RecordOptions, Source
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_text
 
 if TYPE_CHECKING:

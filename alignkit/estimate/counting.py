@@ -17,6 +17,7 @@ from alignkit.contract.needs import Needs, TrainerNeeds
 from alignkit.errors import DataError
 from alignkit.estimate.desk import Desk
 from alignkit.sources.source import Source
+from alignkit.store import rundir
 from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import encoding
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens

@@ -21,6 +21,7 @@ from alignkit.estimate.host import state_of_host
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 from alignkit.text import duration, size, table
 

@@ -11,6 +11,7 @@ from alignkit.estimate.desk import Desk
 from alignkit.estimate.preview import Preview
 from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import Source
+from alignkit.store import rundir
 from alignkit.store.notes import note_path, read_note, write_note
 
 VERSION = 5

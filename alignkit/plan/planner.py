@@ -24,6 +24,7 @@ from alignkit.recipe.validate import read_settings
 from alignkit.sources.lock_file import lock_path, read_lock
 from alignkit.sources.reading import read_sources
 from alignkit.sources.source import Source
+from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 
 

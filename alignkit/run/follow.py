@@ -9,6 +9,7 @@ import pluggy
 from alignkit.contract.events import Event, StageStarted, Warned
 from alignkit.errors import one_line
 from alignkit.run.order import Order
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import Follower
 from alignkit.store.results import Finished

@@ -30,6 +30,7 @@ from alignkit.show.planned import as_dict
 from alignkit.show.report import Report
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
+from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished

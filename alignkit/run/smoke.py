@@ -20,6 +20,7 @@ from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import dotted, read_recipe
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 

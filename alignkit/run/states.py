@@ -7,6 +7,7 @@ from pathlib import Path
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.reuse import check_again, reusable
 from alignkit.show.planned import SHORT, state_of
+from alignkit.store import rundir
 from alignkit.store.checkpoints import steps
 from alignkit.store.results import Finished
 

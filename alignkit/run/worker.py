@@ -30,6 +30,7 @@ from alignkit.run.order import Order, read_order, typed
 from alignkit.run.provenance import facts_of, memory_now
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json, write_text
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished, finish, finish_complete

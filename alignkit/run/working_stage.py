@@ -20,7 +20,7 @@ from alignkit.errors import StageError
 from alignkit.plugins import Plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Left, Stop
-from alignkit.store import checkpoints
+from alignkit.store import checkpoints, rundir
 from alignkit.store.journal import Journal
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from alignkit.show.offered import Setting, in_toml, settings_of
 from alignkit.show.planned import SHORT, flat, show_sources, state_of
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import known
+from alignkit.store import rundir
 from alignkit.store.durable import write_text
 from alignkit.store.journal import read_journal
 from alignkit.store.results import told_facts

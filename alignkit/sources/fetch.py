@@ -15,6 +15,7 @@ from alignkit.sources import hub
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import check_source
 from alignkit.sources.source import JudgeOptions, Source
+from alignkit.store import rundir
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 

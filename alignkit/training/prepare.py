@@ -4,6 +4,7 @@ from pathlib import Path
 
 from alignkit.sources.fetch import Preparation, fetch
 from alignkit.sources.source import Source
+from alignkit.store import rundir
 
 
 def opened(source: Source, runs: Path, offline: bool) -> object:
