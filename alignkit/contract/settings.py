@@ -1,7 +1,13 @@
 """Settings: what a recipe may say to a method. The string under a field is its documentation."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import ast
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from inspect import cleandoc, getsource
+from itertools import zip_longest
+from textwrap import dedent
+from typing import Any, Literal, get_args
 from warnings import catch_warnings
 
 from pydantic import (
@@ -20,9 +26,37 @@ from pydantic_core import PydanticSerializationError
 class Settings(BaseModel):
     """A method's settings or a group of them: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@cache
+def described(kind: type[Settings]) -> type[Settings]:
+    """Return the class, its fields described by the strings that stand under them in its source, groups included.
+
+    Whoever shows settings asks for this; reading source takes time that `import alignkit` should not.
+    """
+    for field in kind.model_fields.values():
+        for group in (field.annotation, *get_args(field.annotation)):
+            if isinstance(group, type) and issubclass(group, Settings):
+                described(group)
+    for base in reversed(kind.__mro__):
+        for name, text in _under_fields(base) if issubclass(base, Settings) else ():
+            if name in kind.model_fields:
+                kind.model_fields[name].description = text
+    kind.model_rebuild(force=True)
+    return kind
+
+
+def _under_fields(kind: type) -> Iterator[tuple[str, str | None]]:
+    """Yield the fields that a class declares with the string under each, where its source can be read."""
+    with suppress(OSError, TypeError, SyntaxError):
+        (tree,) = ast.parse(dedent(getsource(kind))).body
+        for field, under in zip_longest(tree.body, tree.body[1:]) if isinstance(tree, ast.ClassDef) else ():
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = (
+                    under.value.value if isinstance(under, ast.Expr) and isinstance(under.value, ast.Constant) else None
+                )
+                yield field.target.id, cleandoc(text) if isinstance(text, str) else None
 
 
 class LoRA(Settings):

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
 from alignkit.contract.reward_function import RewardFunction
-from alignkit.contract.settings import SHARED, Settings
+from alignkit.contract.settings import SHARED, Settings, described
 from alignkit.plugins import CLASH_REMEDY, Plugins
 from alignkit.text import table
 
@@ -177,7 +177,7 @@ def settings_of(method: Method) -> tuple[Setting, ...]:
 
 def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
     """Give the settings of a class, with the defaults that `instead` has where a group is given other ones."""
-    for name, field in kind.model_fields.items():
+    for name, field in described(kind).model_fields.items():
         key = f"{prefix}.{name}"
         group = _group(field.annotation)
         if group is None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
 from alignkit.contract.method import Method
 from alignkit.contract.row_settings import RowSettings
-from alignkit.contract.settings import Settings, merged, over_default
+from alignkit.contract.settings import Settings, described, merged, over_default
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.run.stopping import Left
 from alignkit.testing.examples import write_inputs
@@ -276,11 +276,11 @@ def same_artifact(one: Artifact, other: Artifact) -> bool:
 
 def undocumented(settings: type[Settings], prefix: str = "") -> Iterator[str]:
     """Yield the settings that nothing is said about, those in groups, too."""
-    for name, described in settings.model_fields.items():
-        if not described.description:
+    for name, field in described(settings).model_fields.items():
+        if not field.description:
             yield prefix + name
-        if isinstance(described.annotation, type) and issubclass(described.annotation, Settings):
-            yield from undocumented(described.annotation, f"{prefix}{name}.")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from undocumented(field.annotation, f"{prefix}{name}.")
 
 
 def read_setting(line: str) -> dict[str, Any]:
