@@ -47,6 +47,11 @@ def _indented(text: str, width: int) -> list[str]:
     return wrap(text, width, initial_indent="  ", subsequent_indent="    ")
 
 
+def plain(text: str) -> str:
+    """Write text so that nothing in it moves the cursor, be it a file's name, a recipe's or an endpoint's text."""
+    return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def line_width(file: TextIO) -> int | None:
     """Say how long a line may be: the terminal's width or COLUMNS; None for a pipe or a file, where nothing wraps."""
     if file.isatty() or os.environ.get("COLUMNS", "").isdecimal():

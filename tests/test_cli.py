@@ -236,6 +236,33 @@ def test_finished_stages_are_verified(alignkit: Alignkit) -> None:
     assert harmed.stderr == f"error: {folder}: {wrong}; put it back, or run again with --again first\n"
 
 
+def test_a_gate_that_would_fail_again_is_not_gone_on_with(alignkit: Alignkit) -> None:
+    result = light(alignkit, "recipe", "--inline", "--set", "first.gates.steps.min=9")
+
+    assert (result.exit_code, "go on with" in result.stderr) == (1, False)
+
+
+def test_a_plugin_file_that_cannot_be_loaded_is_told_in_one_line(alignkit: Alignkit) -> None:
+    Path("odd.py").write_text("import no_such_module\n")
+
+    result = light(alignkit, "recipe", "--inline", "-p", "odd.py")
+
+    problem = "the plugin odd.py cannot be loaded (ModuleNotFoundError: No module named 'no_such_module')"
+    assert f"warning: first: {problem}; correct it, or leave -p out" in result.stderr.splitlines()
+    assert "Traceback" not in result.stderr
+
+
+def test_nothing_that_a_terminal_acts_on_is_printed(alignkit: Alignkit) -> None:
+    Path("od\x1b[31md.toml").write_text(RECIPE.replace("steps = 4", 'fail = "loud"'))
+
+    result = alignkit("recipe", "od\x1b[31md.toml", "-p", "methods.py", "--inline", "--until", "first")
+
+    assert "running od\\x1b[31md.toml" in result.stderr
+    assert "ValueError: \\x1b[2Jcleared" in result.stderr
+    assert "\x1b[2J" not in result.output
+    assert "\x1b[31m" not in result.output
+
+
 def test_all_problems_of_a_recipe_are_printed_a_line_each(alignkit: Alignkit) -> None:
     result = light(alignkit, "plan", "--set", "first.count.stepz=1", "--set", "second.shout.mork=x")
 

@@ -71,6 +71,14 @@ def test_the_wheel_says_that_it_is_typed_and_brings_its_licence(wheel: ZipFile) 
     assert {"alignkit/py.typed", f"alignkit-{VERSION}.dist-info/licenses/LICENSE"} <= set(wheel.namelist())
 
 
+@pytest.mark.parametrize("plugin", ["alignkit-dpo", "alignkit-rlaif"])
+def test_a_plugin_that_is_published_brings_its_licence(plugin: str) -> None:
+    folder = ROOT / "plugins" / plugin
+
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]["license-files"] == ["LICENSE"]
+
+
 def test_the_sdist_holds_what_a_distributor_needs_to_build_and_test(sdist: set[str]) -> None:
     alone = {
         *("pyproject.toml", "constraints.txt", "Makefile", ".pre-commit-config.yaml", "LICENSE", "CITATION.cff"),

@@ -446,6 +446,29 @@ def test_too_little_disk_is_told(recipe: Callable[..., Path], monkeypatch: pytes
     assert problem.problem.startswith("the stages need about 0.0 GiB of disk, and 0.0 GiB are free")
 
 
+def test_a_stage_that_takes_longer_than_anybody_waits_is_refused(recipe: Callable[..., Path]) -> None:
+    (told,) = problems(found_of(recipe("sft.epochs = 1000000000000000000")))
+
+    assert re.fullmatch(
+        "stage 'one': would take about [0-9,]+ years; lower what multiplies its steps, such as epochs or updates", told
+    )
+
+
+def test_a_batch_of_more_rows_than_there_are_is_estimated_at_once(recipe: Callable[..., Path]) -> None:
+    assert found_of(recipe("sft.batch = 1000000000000")).stages[0]["steps"] == 1
+
+
+def test_layers_that_no_model_has_are_refused_by_the_plan(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 10**9}))
+
+    with pytest.raises(DataError) as refused:
+        make_plan(recipe(), runs=tmp_path / "runs")
+
+    problem = "source 'base': num_hidden_layers is 1000000000, more than any model has"
+    assert str(refused.value) == f"{file}: {problem}; copy the file again"
+
+
 def test_chats_without_a_template_are_worth_a_word(recipe: Callable[..., Path], tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "food?"}, {"role": "assistant", "content": "good"}]}
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps(chat) + "\n" for _ in range(30)))

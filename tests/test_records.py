@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
-from alignkit.data import json_stream
+from alignkit.data import files, json_stream
 from alignkit.data.files import FORMATS, rows_of
 from alignkit.data.records import Part, Record, key_of, on_held_out_side
 from alignkit.data.values import with_prompt
@@ -741,3 +741,18 @@ def test_files_that_break_loaders(name: str, kind: type[Records], expected: int 
     else:
         with pytest.raises(DataError, match=expected):
             list(read.train())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt", "rows.csv"])
+def test_a_line_that_has_no_end_is_refused_before_memory_is_full(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**20)
+    line = '{"text": "' + "a" * 2**20 + '"}\n'
+    (tmp_path / name).write_text('{"text": "short"}\n' + line)
+
+    with pytest.raises(DataError) as refused:
+        list(rows_of(tmp_path / name))
+
+    problem = "the line has 1 MiB or more; write one row on each line, or a list of rows as .json"
+    assert str(refused.value) == f"{tmp_path / name}:2: {problem}"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from alignkit import Demonstrations, Event, Metrics, Result, Sample, StageStarted, Text, Warned
+from alignkit import Demonstrations, Event, Metrics, Policy, Result, Sample, StageStarted, Text, Warned
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
@@ -27,6 +28,7 @@ from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
 from alignkit.store.results import Finished, find_finished
+from alignkit.training.models import load_policy
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
 PRINT = "f8d922c0" + "0" * 56
@@ -199,6 +201,33 @@ def test_a_bugs_traceback_is_in_the_log(partial: Path, capfd: pytest.CaptureFixt
     log = (partial / "log.txt").read_text()
     assert log.startswith("Traceback (most recent call last):\n")
     assert log.endswith("ValueError: the sky is falling\nand more\n")
+
+
+def test_a_disk_that_fails_has_its_status(partial: Path) -> None:
+    status = run(partial, settings={"fail": "broken disk"})
+
+    problem = "/data/rows.jsonl cannot be read or written (Input/output error)"
+    assert (status, failure(partial)["problems"]) == (
+        74,
+        [[problem, "", "look at the disk; then the same command goes on"]],
+    )
+
+
+def test_weights_that_are_no_numbers_are_not_saved(partial: Path, tiny_policy: Policy) -> None:
+    model, tokenizer = load_policy(tiny_policy)
+    name, weight = list(model.named_parameters())[-1]
+    with torch.no_grad():
+        weight[0] = float("nan")
+
+    with pytest.raises(NotFiniteError) as raised:
+        stage(partial).save_policy(model, tokenizer)
+
+    assert raised.value.status == 76
+    assert str(raised.value) == (
+        f"after the last step {name} holds what is not a finite number; "
+        "lower the learning rate, or look at the data of the last steps"
+    )
+    assert not (partial / "artifact").exists()
 
 
 def test_a_full_disk_is_recognised(partial: Path) -> None:

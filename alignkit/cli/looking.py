@@ -191,7 +191,8 @@ def print_examination(found: "Examination", as_json: bool) -> None:
         )
         return
     print_audits(audits)
-    print_lines(line for one in found.previews for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
+    rows = (line for one in found.previews for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
+    print_lines(rows, painted=True)
     print_lines(show(found.needs.stages, width()))
     print_lines(f"! {remark}" for remark in found.needs.remarks)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from alignkit.errors import AlignkitError
-from alignkit.text import line_width, short
+from alignkit.text import line_width, plain, short
 
 if TYPE_CHECKING:
     from alignkit.contract.events import Event
@@ -29,7 +29,7 @@ def print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) ->
 
 def print_problems(error: AlignkitError) -> None:
     for problem in error.problems:
-        click.echo(f"error: {problem}", err=True)
+        click.echo(plain(f"error: {problem}"), err=True)
 
 
 def printer(file: TextIO) -> Callable[["Event"], None]:
@@ -42,9 +42,10 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_lines(lines: Iterable[str], err: bool = False) -> None:
+def print_lines(lines: Iterable[str], err: bool = False, painted: bool = False) -> None:
+    """Print lines, of which only painted ones may hold what a terminal acts on."""
     for line in lines:
-        click.echo(line, err=err)
+        click.echo(line if painted else plain(line), err=err)
 
 
 def width() -> int | None:
@@ -52,4 +53,4 @@ def width() -> int | None:
 
 
 def bold(text: str) -> str:
-    return text if os.environ.get("TERM") == "dumb" else click.style(text, bold=True)
+    return plain(text) if os.environ.get("TERM") == "dumb" else click.style(plain(text), bold=True)

@@ -25,8 +25,8 @@ from alignkit.cli.options import (
     pinned_plan,
 )
 from alignkit.cli.printing import bold, print_json, print_lines, print_problems, print_results, printer, width
-from alignkit.errors import AlignkitError, DataError, RecipeError
-from alignkit.text import short
+from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError
+from alignkit.text import plain, short
 
 if TYPE_CHECKING:
     from alignkit.compare.planning import ComparisonPlan
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 ARGUMENTS = "alignkit.arguments"
 """Where the context keeps the arguments as they were given, for the command that resumes."""
+
+
+SETTLED = (RecipeError.status, DataError.status, PluginError.status)
+"""After these the same command would only fail again."""
 
 
 @click.command()
@@ -168,7 +172,7 @@ def run_and_show(
 
     With `aside` whatever stages print goes to standard error.
     """
-    from alignkit.run.runner import run_plan
+    from alignkit.run.runner import GateError, run_plan
     from alignkit.run.states import states_of
     from alignkit.show.console import Console
 
@@ -181,7 +185,7 @@ def run_and_show(
     except AlignkitError as error:
         print_results(console, plan, runs, err=True)
         print_problems(error)
-        if error.status not in (RecipeError.status, DataError.status):  # the same command would only fail again
-            click.echo(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}", err=True)
+        if error.status not in SETTLED and not isinstance(error, GateError):
+            click.echo(plain(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}"), err=True)
         ctx.exit(error.status)
     return console, result

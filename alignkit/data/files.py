@@ -29,6 +29,10 @@ Columnar = Callable[[Path, BinaryIO | None, NullFields | None], Iterator[dict[st
 csv.field_size_limit(1 << 30)
 
 
+LONGEST_LINE = 128 * 2**20
+"""Bytes; whoever has longer lines has lost line breaks, and reading one would take all memory."""
+
+
 def rows_of(path: Path, unit: str = "paragraph") -> Placed:
     """Read a file's rows one after another; `unit` says what a row of a .txt file is: a paragraph or a line.
 
@@ -184,15 +188,27 @@ def _holds_lines(path: Path) -> bool:
     if _first_sign(path) != b"{":
         return False
     with _open(path) as file:
-        first, second = file.readline(), file.readline()
+        first, second = file.readline(LONGEST_LINE), file.readline(LONGEST_LINE)
     try:
         return isinstance(json.loads(first), dict) and second.lstrip()[:1] == b"{"
     except (ValueError, RecursionError):
         return False
 
 
+def _raw_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield numbered lines. Raise DataError where one is longer than any row is."""
+    for number in count(1):
+        raw = file.readline(LONGEST_LINE)
+        if not raw:
+            return
+        if len(raw) == LONGEST_LINE:
+            problem = f"the line has {LONGEST_LINE // 2**20} MiB or more"
+            raise DataError(problem, f"{path}:{number}", "write one row on each line, or a list of rows as .json")
+        yield number, raw
+
+
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    for number, raw in enumerate(file, start=1):
+    for number, raw in _raw_lines(path, file):
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -201,7 +217,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 def _json_lines(path: Path, file: BinaryIO) -> Found:
     name = str(path)
-    for number, raw in enumerate(file, start=1):
+    for number, raw in _raw_lines(path, file):
         place = f"{name}:{number}"
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")

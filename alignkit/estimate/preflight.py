@@ -33,6 +33,9 @@ ASKED, FOUND = "asked.json", "found.json"
 VERSION = 4
 """Raised when what is looked at changes."""
 GIB = 2**30
+YEAR = 365 * 24 * 3600.0
+LONGEST = 10 * YEAR
+"""Seconds of a stage; more is a mistake."""
 STAGE = re.compile(r"stage ('[^']*')(.*)", re.DOTALL)
 """Where a problem is, if it begins with a stage."""
 
@@ -87,6 +90,8 @@ def preflight(desk: Desk) -> Preflight:
             continue
         found.stages.append(_plain(estimate))
         disk += estimate.need.disk
+        if estimate.need.seconds > LONGEST:
+            found.problems.append(too_long(stage, estimate))
         if estimate.memory > room:
             found.problems.append(too_large(stage, estimate, room, estimator))
     found.problems += list(_disk_problems(disk, desk.runs))
@@ -143,6 +148,12 @@ def too_large(stage: PlannedStage, estimate: "Estimate", room: int, estimator: "
     helps = [f"--set {one.setting} ({one.memory / GIB:.1f} GiB)" for one in estimator.helps(stage)]
     remedy = ", ".join(helps) or "take a smaller model"
     return Problem(problem, f"stage {stage.name!r}", remedy)
+
+
+def too_long(stage: PlannedStage, estimate: "Estimate") -> Problem:
+    """Say that a stage would outlive whoever waits for it: a size was mistyped."""
+    problem = f"would take about {estimate.need.seconds / YEAR:,.0f} years"
+    return Problem(problem, f"stage {stage.name!r}", "lower what multiplies its steps, such as epochs or updates")
 
 
 def _disk_problems(needed: float, runs: Path) -> Iterator[Problem]:

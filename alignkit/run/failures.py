@@ -19,6 +19,9 @@ from alignkit.text import short
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
 """Settings that memory grows with, in the order in which one would lower them."""
 
+BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO)
+"""What the system says where a disk fails, or is there no longer."""
+
 
 class Failure(BaseModel):
     """Why a stage failed, as the worker leaves it for the runner."""
@@ -45,6 +48,10 @@ def explain(error: BaseException, order: Order, folder: Path) -> Failure:
         if _is_memory(cause):
             remedy = lighter(order.stage, order.method, order.settings)
             return Failure.of(attempt, MemoryLimitError.status, "there is not enough memory", remedy)
+        if isinstance(cause, OSError) and cause.errno in BROKEN:
+            place = short(Path(str(cause.filename)), Path.cwd()) if cause.filename else "a file"
+            problem = f"{place} cannot be read or written ({cause.strerror})"
+            return Failure.of(attempt, DiskError.status, problem, "look at the disk; then the same command goes on")
         if _is_disk(cause):
             free = shutil.disk_usage(folder).free / 2**30
             remedy = "make room, and run the same command again: it goes on from the last checkpoint"

@@ -51,6 +51,10 @@ class StoppedError(AlignkitError):
         self.status = status
 
 
+class GateError(StageError):
+    """A figure is outside its gate, where the same command would find it again."""
+
+
 @dataclass(frozen=True)
 class StageResult:
     """One stage of a run that is through."""
@@ -174,6 +178,7 @@ class _Run:
     def stages(self) -> Iterator[StageResult]:
         finished: dict[str, Finished] = {}
         fetched: dict[str, Fetched] | None = None
+        self._tell_broken()
         for stage in self.plan.stages:
             if not stage.wanted:
                 continue
@@ -184,6 +189,14 @@ class _Run:
             result = found or self._work(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
+
+    def _tell_broken(self) -> None:
+        """Tell which of the files that were given as plugins are of no use."""
+        first = next((stage.name for stage in self.plan.stages if stage.wanted), "")
+        for broken in self.plan.plugins.broken:
+            if broken.origin.file:
+                problem = f"the plugin {broken.origin.file.name} cannot be loaded ({broken.reason})"
+                self.tell(Warned(first, problem, "correct it, or leave -p out"))
 
     @contextmanager
     def _left_at_once(self, stage: str) -> Iterator[None]:
@@ -355,10 +368,10 @@ def check_gates(stage: PlannedStage, made: Finished) -> None:
         where = f"stage {stage.name!r}"
         if value is None:
             known = ", ".join(results) or "none"
-            raise StageError(f"gates.{name}: the stage gives no such result", where, f"its results are {known}")
+            raise GateError(f"gates.{name}: the stage gives no such result", where, f"its results are {known}")
         low, high = bounds.get("min", -math.inf), bounds.get("max", math.inf)
         if not low <= value <= high:
             bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"
             problem = f"gates.{name}: {value:g} is {bound}"
             place = short(made.folder, Path.cwd())
-            raise StageError(problem, where, f"improve the stage or move the gate; it lies in {place}")
+            raise GateError(problem, where, f"improve the stage or move the gate; it lies in {place}")

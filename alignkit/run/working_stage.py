@@ -176,8 +176,9 @@ class WorkingStage:
         return opening.open_judge(judge, self._plugins(), cache=self.cache)
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        from alignkit.training import saving
+        from alignkit.training import finite, saving
 
+        finite.check_finite(model)
         if self.rank == 0:
             saving.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
         return self._saved(Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
@@ -185,8 +186,9 @@ class WorkingStage:
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
     ) -> RewardModel:
-        from alignkit.training import saving
+        from alignkit.training import finite, saving
 
+        finite.check_finite(model)
         if self.rank == 0:
             saving.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
         return self._saved(RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))

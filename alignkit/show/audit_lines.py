@@ -6,7 +6,7 @@ import click
 
 from alignkit.estimate.preview import Piece, Preview
 from alignkit.sources.audit import LENGTHS, Audit
-from alignkit.text import table
+from alignkit.text import plain, table
 
 BAR = 30
 """Characters of the longest bar of a histogram."""
@@ -119,11 +119,6 @@ def concerns(found: Preview) -> Iterator[str]:
     if found.special:
         share = f"{found.special} of {found.counted} rows hold a special token of the tokenizer as text"
         yield f"{share}: the model reads it as the token; take it out where it is not meant"
-
-
-def plain(text: str) -> str:
-    """Write text so that nothing in it moves the cursor."""
-    return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shortened(text: str) -> str:

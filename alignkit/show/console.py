@@ -17,7 +17,7 @@ from alignkit.contract.events import Event, Metrics, StageFinished, StageStarted
 from alignkit.plan.plan import Plan
 from alignkit.show.metrics import achieved, latest, telling
 from alignkit.show.planned import show_plan
-from alignkit.text import duration, line_width, number, short, table
+from alignkit.text import duration, line_width, number, plain, short, table
 
 EVERY = 15.0
 """Seconds between the lines of a running stage where nothing can be redrawn."""
@@ -50,7 +50,7 @@ class Running:
 
     @property
     def seconds_left(self) -> float | None:
-        """JudgedAnswer by the pace since the first step that was seen, as a resumed stage does not start at one."""
+        """Judged by the pace since the first step that was seen, as a resumed stage does not start at one."""
         if self.first is None or self.last is None or not self.last.of:
             return None
         steps, seconds = self.last.step - self.first.step, self.last.seconds - self.first.seconds
@@ -105,7 +105,7 @@ class Console:
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line above whatever moves."""
-        self._terminal.print(Text(line, style=style))
+        self._terminal.print(Text(plain(line), style=style))
         self._spoke = self._clock()
 
     def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str]) -> None:

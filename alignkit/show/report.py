@@ -15,7 +15,7 @@ from alignkit.errors import AlignkitError
 from alignkit.estimate.preview import Preview
 from alignkit.estimate.stage_previews import known_previews
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.show.audit_lines import concerns, facts, plain, read_as, shortened, token_lengths, tokens
+from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token_lengths, tokens
 from alignkit.show.curves import HEIGHT, POINTS, WIDTH, Curve, curves
 from alignkit.show.metrics import latest
 from alignkit.show.offered import Setting, in_toml, settings_of
@@ -26,7 +26,7 @@ from alignkit.store import rundir
 from alignkit.store.durable import write_text
 from alignkit.store.journal import read_journal
 from alignkit.store.results import told_facts
-from alignkit.text import duration, number, size
+from alignkit.text import duration, number, plain, size
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -13,6 +13,7 @@ WANTED = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Files that make a model what it is."""
 PICKLED = "pytorch_model*.bin"
 """Weights in torch's own form, of which only tensors are read."""
+MOST_LAYERS = 10_000
 
 
 def model_files(folder: Path, named: str, where: str) -> list[Path]:
@@ -30,6 +31,7 @@ def model_files(folder: Path, named: str, where: str) -> list[Path]:
     if not any(name.endswith(".safetensors") or fnmatch(name, PICKLED) for name in names):
         problem = f"{named}: the model folder {folder} has no weights"
         raise DataError(problem, where, "copy its .safetensors files there")
+    _refuse_many_layers(folder / "config.json", named)
     for shard in _shards(folder / "model.safetensors.index.json"):
         if shard not in names:
             raise DataError(f"{named}: the model folder {folder} lacks {shard!r}", where, "copy it again")
@@ -37,6 +39,15 @@ def model_files(folder: Path, named: str, where: str) -> list[Path]:
     for file in files:
         refuse_pointer(file)
     return files
+
+
+def _refuse_many_layers(config: Path, named: str) -> None:
+    """Refuse what no model has: libraries would make a list of that length, or of what memory there is."""
+    facts = _read(config) if config.is_file() else {}
+    texts = [facts, *(inner for inner in facts.values() if isinstance(inner, dict))]
+    for key, value in (pair for text in texts for pair in text.items()):
+        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise DataError(f"{named}: {key} is {value}, more than any model has", str(config), "copy the file again")
 
 
 def _shards(index: Path) -> list[str]:

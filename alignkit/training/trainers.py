@@ -282,7 +282,8 @@ def _share_of_batch(batch: int, world: int) -> int:
 
 def micro_batch(batch: int, longest: int, tokens: int) -> int:
     """Give the largest divisor of the batch whose rows, at the longest, stay within so many tokens."""
-    return max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * longest <= tokens))
+    most = max(1, min(batch, tokens // max(1, longest)))
+    return max(size for size in range(1, most + 1) if batch % size == 0)
 
 
 def tokens_in_a_pass(layers: int, width: int) -> int:

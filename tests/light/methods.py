@@ -8,7 +8,10 @@ from typing import Literal
 
 from alignkit import NotFiniteError, Settings, Stage, Text, hookimpl, method
 
-How = Literal["no", "bug", "user", "memory", "disk", "killed", "exit", "nothing", "foreign", "segfault", "afterwards"]
+How = Literal[
+    "no", "bug", "loud", "user", "memory", "disk", "broken disk", "killed", "exit", "nothing", "foreign", "segfault",
+    "afterwards",
+]  # fmt: skip
 
 
 class CountSettings(Settings):
@@ -60,12 +63,16 @@ def _fail(how: How, stage: Stage) -> None:
     match how:
         case "bug":
             raise ValueError("the sky is falling\nand more")
+        case "loud":
+            raise ValueError("\x1b[2Jcleared")
         case "user":
             raise NotFiniteError("the loss is NaN", "step 2", "lower the learning rate")
         case "memory":
             raise MemoryError
         case "disk":
             raise OSError(28, "No space left on device")
+        case "broken disk":
+            raise OSError(5, "Input/output error", "/data/rows.jsonl")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
