@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished, StageStarted, Warned
+from alignkit.contract.events import Event, Metrics, Result, Sample, StageFailed, StageFinished, StageStarted, Warned
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.judges import JudgeClient, JudgeFunction, JudgeScheme, Question, Verdict, judge, judge_scheme
 from alignkit.contract.kinds import (
@@ -88,6 +88,7 @@ __all__ = [
     "Settings",
     "Stage",
     "StageError",
+    "StageFailed",
     "StageFinished",
     "StageStarted",
     "Text",

@@ -11,11 +11,13 @@ import pytest
 
 import alignkit_pytest
 from alignkit import DataError, Demonstrations, FunctionReward, RecipeError, Scores, StageError, Text
+from alignkit.contract.events import Result, Sample, Warned
 from alignkit.plugins import load_plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
 from alignkit.run.working_stage import Left, WorkingStage
 from alignkit.store import layout
+from alignkit.store.journal import read_journal
 from alignkit.testing import RecordingStage
 
 PRINT = "0" * 64
@@ -124,6 +126,26 @@ def test_folders_are_there_when_they_are_asked_for(attempt: Attempt) -> None:
     again = attempt()
     assert (again.folder / "scratch.txt").read_text() == "x"
     assert (again.cache / "kept.txt").read_text() == "y"
+
+
+ODD = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+
+
+def test_half_a_character_is_told_as_its_escape(attempt: Attempt) -> None:
+    stage = attempt()
+
+    stage.warn(f"{ODD} is odd", "rename it")
+    stage.result(ODD, None, 1.0)
+    stage.sample({"answer": ODD, ODD: 1.0})
+    made = stage.save_rows(Text, [{"text": "one", "from": ODD, "held_out": False}])
+
+    told = read_journal("stage", Path(stage._partial))
+    assert Warned("stage", "caf\\udce9.txt is odd", "rename it") in told
+    assert [event.name for event in told if isinstance(event, Result)] == ["caf\\udce9.txt"]
+    assert [dict(event.row) for event in told if isinstance(event, Sample)] == [
+        {"answer": "caf\\udce9.txt", "caf\\udce9.txt": 1.0}
+    ]
+    assert next(iter(made.train()))["from"] == "caf\\udce9.txt"
 
 
 def test_a_reward_is_opened_with_the_plugins_of_the_stage(attempt: Attempt, tmp_path: Path) -> None:

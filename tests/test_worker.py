@@ -398,5 +398,12 @@ def test_an_input_that_was_left_out_is_none() -> None:
     assert typed(Input("against", (Text,), optional=True), ()) is None
 
 
+def test_half_a_character_in_a_failure_is_written_as_its_escape(partial: Path) -> None:
+    failure = explain(ValueError("no file caf\udce9.txt"), order(), partial)
+
+    assert failure.problems == (("ValueError: no file caf\\udce9.txt", "", ""),)
+    assert failure.model_dump_json()
+
+
 def test_a_non_finite_loss_keeps_its_own_status(partial: Path) -> None:
     assert explain(NotFiniteError("NaN"), order(), partial).status == 76
