@@ -128,6 +128,28 @@ def test_folders_are_there_when_they_are_asked_for(attempt: Attempt) -> None:
     assert (again.cache / "kept.txt").read_text() == "y"
 
 
+@pytest.mark.parametrize(
+    ("after", "floor", "told"),
+    [
+        (0.457, 0.889, True),
+        (0.5, 0.5, True),
+        (float("nan"), 0.5, True),
+        (0.51, 0.5, False),
+        (0.1, None, False),
+        (None, 0.5, False),
+    ],
+)
+def test_a_result_that_anybody_reaches_is_warned_of(
+    tmp_path: Path, after: float | None, floor: float | None, told: bool
+) -> None:
+    stage = RecordingStage(tmp_path)
+
+    stage.result("accuracy", None, after, floor, rows=200)
+
+    problem = f"accuracy is {after or 0:.3g}, no better than the {floor or 0:.3g} that anybody reaches"
+    assert stage.warnings == [(problem, "train longer or with another learning rate, or look at the data")] * told
+
+
 ODD = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
 
 

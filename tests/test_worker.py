@@ -350,10 +350,10 @@ def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     told = WorkingStage(order(), partial, Stop(), 0, heard.append, load_plugins)
 
     told.result("length", 3, 4)
-    told.result("accuracy", 0.5, 1, floor=1, rows=4)
+    told.result("accuracy", 0.5, 1, floor=0.9, rows=4)
     told.result("margin", 0, 1, rows=4)
 
-    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 1.0, 4)
+    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 0.9, 4)
     assert [event for event in heard if isinstance(event, Warned)] == [
         Warned(
             "first",

@@ -121,6 +121,9 @@ class WorkingStage:
         result = as_written(Result(self.name, name, was, now, least, rows))
         self.outcome.append(result)
         self._tell(result)
+        if least is not None and now is not None and not now > least:
+            problem = f"{name} is {now:.3g}, no better than the {least:.3g} that anybody reaches"
+            self.warn(problem, "train longer or with another learning rate, or look at the data")
         if few and not told:
             problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
             self.warn(problem, f"keep at least {ENOUGH_ROWS} aside: raise the source's held_out, or give more rows")
