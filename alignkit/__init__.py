@@ -32,6 +32,7 @@ from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
 from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
+from alignkit.data.formats import Columns
 from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "AlignkitError",
     "Answer",
     "Artifact",
+    "Columns",
     "DataError",
     "Demonstrations",
     "Event",
