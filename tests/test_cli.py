@@ -277,7 +277,7 @@ def test_all_problems_of_a_recipe_are_printed_a_line_each(alignkit: Alignkit) ->
 def test_a_change_without_a_value_is_refused(alignkit: Alignkit) -> None:
     result = light(alignkit, "plan", "--set", "first")
 
-    assert (result.exit_code, result.stderr) == (2, "error: --set first: this changes nothing; write --set KEY=VALUE\n")
+    assert (result.exit_code, result.stderr) == (2, "error: --set first: not KEY=VALUE; write --set KEY=VALUE\n")
 
 
 def test_running_an_unknown_stage_again_is_refused(alignkit: Alignkit) -> None:

@@ -45,9 +45,7 @@ def test_every_public_name_has_the_signature_that_is_written_down() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for _, name, value in PUBLIC], ids=lambda each: str(each)[:30]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for _, name, value in PUBLIC], ids=[n for _, n, _ in PUBLIC])
 def test_every_public_name_says_what_it_is(name: str, value: Any) -> None:
     if not isinstance(value, type) and not inspect.isroutine(value) and not inspect.ismodule(value):
         return  # a type's other name

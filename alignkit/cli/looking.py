@@ -50,9 +50,7 @@ def check(
     ctx: click.Context,
     /,
     recipe: str,
-    rows_only: bool,
     smoke: bool,
-    offline: bool,
     as_json: bool,
     **selection: Any,
 ) -> None:
@@ -63,6 +61,7 @@ def check(
     from alignkit.recipe.packaged import find_recipe
     from alignkit.sources.from_files import refuse_rows
 
+    offline, rows_only = selection.pop("offline"), selection.pop("rows_only")
     set_environment(offline)
     refuse_rows(recipe)
     plan = pinned_plan(find_recipe(recipe), offline, **selection)
@@ -86,9 +85,7 @@ def check(
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
-def data(
-    ctx: click.Context, /, files: Sequence[str], kind: str | None, fixed: Path | None, runs: Path, as_json: bool
-) -> None:
+def data(ctx: click.Context, /, files: Sequence[str], fixed: Path | None, as_json: bool, **words: Any) -> None:
     """Read every row of FILEs, of a folder's files or of those that match a pattern in quotes; tell what is in them
     and what is wrong."""
     from alignkit.environment import set_environment
@@ -96,13 +93,13 @@ def data(
     from alignkit.sources.from_files import source_at, write_fixed
 
     set_environment(offline=True)
-    sources = [source_at(file, kind) for file in files]
+    sources = [source_at(file, words["kind"]) for file in files]
     if fixed:
         if len(sources) > 1:
             raise RecipeError("--fix writes one file of one", " ".join(files), "fix them one by one")
         kept, left_out = write_fixed(sources[0], fixed)
         click.echo(f"{fixed} has {kept} rows; {left_out} are left out (bad or duplicate)", err=True)
-    found, errors = audits(sources, runs, offline=True)
+    found, errors = audits(sources, words["runs"], offline=True)
     if as_json:
         print_json({"sources": [one.as_dict() for one in found], "problems": list(map(str, errors))})
     else:
@@ -235,7 +232,7 @@ def try_stages(ctx: click.Context, found: "Examination", as_json: bool) -> None:
     place = smoke.emptied(desk.runs)
     small = smoke.small_plan(desk, found.needs, place)
     click.echo(f"\nrunning a short trial of every stage, in {short(place, Path.cwd())}", err=True)
-    _, result = run_and_show(ctx, small, place, (), aside=as_json, offline=desk.offline)
+    _, result = run_and_show(ctx, small, place, aside=as_json, offline=desk.offline)
     measured = smoke.calibrated(found.needs, small, result, place, desk.offline)
     if as_json:
         print_json({"smoke": measured})

@@ -65,22 +65,24 @@ def changes_of(given: Sequence[str]) -> Mapping[str, str]:
     for change in given:
         key, sign, value = change.partition("=")
         if not sign or not key:
-            raise RecipeError("this changes nothing", f"--set {change}", "write --set KEY=VALUE")
+            raise RecipeError("not KEY=VALUE", f"--set {change}", "write --set KEY=VALUE")
         changes[key.strip()] = value
     return changes
 
 
-def planned(
-    path: Path,
-    changes: Sequence[str],
-    seed: int | None,
-    runs: Path,
-    until: str | None,
-    plugins: Sequence[Path],
-) -> "Plan":
+def how_of(words: dict[str, Any]) -> dict[str, Any]:
+    """Take from a command's words how its stages are run."""
+    from alignkit.run.machine import Machine, read_machine
+
+    name, inline, again = (words.pop(word) for word in ("machine", "inline", "again"))
+    machine = read_machine(name, Path.cwd()) if name else Machine()
+    return {"inline": inline, "again": again, "machine": machine, "offline": words.pop("offline"), "check": True}
+
+
+def planned(path: Path, *, changes: Sequence[str], **selection: Any) -> "Plan":
     from alignkit.plan.planner import make_plan
 
-    return make_plan(path, set=changes_of(changes), seed=seed, runs=runs, until=until, plugins=plugins)
+    return make_plan(path, set=changes_of(changes), **selection)
 
 
 def pinned_plan(path: Path, offline: bool, **selection: Any) -> "Plan":

@@ -21,6 +21,7 @@ from alignkit.cli.options import (
     SET,
     UNTIL,
     changes_of,
+    how_of,
     options,
     pinned_plan,
 )
@@ -49,26 +50,12 @@ SETTLED = (RecipeError.status, DataError.status, PluginError.status)
 @options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
-def recipe(
-    ctx: click.Context,
-    /,
-    recipe: str,
-    again: Sequence[str],
-    inline: bool,
-    machine: str | None,
-    offline: bool,
-    as_json: bool,
-    **selection: Any,
-) -> None:
+def recipe(ctx: click.Context, /, recipe: str, as_json: bool, **words: Any) -> None:
     """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
-    path, runs = announce(recipe), selection["runs"]
-    from alignkit.run.machine import Machine, read_machine
-
-    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
-    plan = pinned_plan(path, offline, **selection)
+    path, runs, how = announce(recipe), words["runs"], how_of(words)
+    plan = pinned_plan(path, how["offline"], **words)
     heard = [printer(sys.stdout)] if as_json else []
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
-    console, _ = run_and_show(ctx, plan, runs, again, heard=heard, aside=as_json, **how)
+    console, _ = run_and_show(ctx, plan, runs, heard=heard, aside=as_json, **how)
     print_results(console, plan, runs, err=as_json)
 
 
@@ -88,44 +75,26 @@ def recipe(
 @options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
-def compare(
-    ctx: click.Context,
-    /,
-    recipe: str,
-    stage: str | None,
-    methods: str | None,
-    vary: Sequence[str],
-    seeds: int,
-    only_plan: bool,
-    changes: Sequence[str],
-    again: Sequence[str],
-    inline: bool,
-    machine: str | None,
-    offline: bool,
-    as_json: bool,
-    **more: Any,
-) -> None:
+def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, **words: Any) -> None:
     """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
     under the same seeds, then all are measured on the same held-out prompts."""
     from alignkit.compare.planning import plan_comparison
     from alignkit.compare.tables import show_heading
     from alignkit.compare.variants import VariantRequest, read_vary, split
 
-    asked = VariantRequest(stage, split(methods or ""), read_vary(vary), seeds)
-    selection = {"set": changes_of(changes), **more}
+    varied, methods = read_vary(words.pop("vary")), split(words.pop("methods") or "")
+    asked = VariantRequest(words.pop("stage"), methods, varied, words.pop("seeds"))
+    how, selection = how_of(words), {"set": changes_of(words.pop("changes")), **words}
     if only_plan:
-        _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], again, as_json)
+        _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], how["again"], as_json)
         return
     from alignkit.compare.comparison import conclude, plan_pinned
     from alignkit.compare.tables import as_dict, show_comparison
-    from alignkit.run.machine import Machine, read_machine
     from alignkit.store.rundir import report_path
 
-    chosen = read_machine(machine, Path.cwd()) if machine else Machine()
-    planned = plan_pinned(recipe, asked, offline=offline, **selection)
+    planned = plan_pinned(recipe, asked, offline=how["offline"], **selection)
     click.echo(bold(show_heading(planned, Path.cwd())), err=True)
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": chosen, "check": True}
-    _, result = run_and_show(ctx, planned.plan, selection["runs"], again, aside=as_json, **how)
+    _, result = run_and_show(ctx, planned.plan, selection["runs"], aside=as_json, **how)
     found = conclude(planned, result, selection["runs"])
     if as_json:
         print_json(as_dict(found))
@@ -162,7 +131,6 @@ def run_and_show(
     ctx: click.Context,
     plan: "Plan",
     runs: Path,
-    again: Sequence[str],
     *,
     heard: Sequence[Callable[["Event"], None]] = (),
     aside: bool,
@@ -176,12 +144,12 @@ def run_and_show(
     from alignkit.run.states import states_of
     from alignkit.show.console import Console
 
-    states, remarks = states_of(plan, runs, again)
+    states, remarks = states_of(plan, runs, how.get("again", ()))
     console = Console([stage.name for stage in plan.stages if stage.wanted])
     try:
         with console, redirect_stdout(sys.stderr if aside else sys.stdout):
             console.begin(plan, states, remarks)
-            result = run_plan(plan, runs=runs, observers=[console, *heard], again=again, stop=ctx.obj, **how)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], stop=ctx.obj, **how)
     except AlignkitError as error:
         print_results(console, plan, runs, err=True)
         print_problems(error)

@@ -56,26 +56,13 @@ def compare_recipe(
     return conclude(planned, result, Path(runs))
 
 
-def plan_pinned(
-    recipe: str | Path,
-    asked: VariantRequest,
-    *,
-    set: Mapping[str, Any] | None,  # noqa: A002
-    seed: int | None,
-    runs: str | Path,
-    plugins: Sequence[str | Path],
-    offline: bool,
-) -> ComparisonPlan:
+def plan_pinned(recipe: str | Path, asked: VariantRequest, *, offline: bool, **selection: Any) -> ComparisonPlan:
     """Plan a comparison; where a hub source has no commit yet, ask for it and plan again."""
-
-    def plan() -> ComparisonPlan:
-        return plan_comparison(recipe, asked, set=set, seed=seed, runs=runs, plugins=plugins)
-
-    planned = plan()
-    if any(stage.wanted and stage.fingerprint is None for stage in planned.plan.stages):
-        pin(planned.plan, Path(runs), offline)
-        planned = plan()
-    return planned
+    planned = plan_comparison(recipe, asked, **selection)
+    if not any(stage.wanted and stage.fingerprint is None for stage in planned.plan.stages):
+        return planned
+    pin(planned.plan, Path(selection["runs"]), offline)
+    return plan_comparison(recipe, asked, **selection)
 
 
 def conclude(planned: ComparisonPlan, result: RunResult, runs: Path) -> Comparison:

@@ -7,7 +7,7 @@ the variants share is one stage, and runs once.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignkit.compare.variants import Variant, VariantRequest, compared_stage, stage_names, variants_of
 from alignkit.contract.kinds import Policy, Prompts, Reward
@@ -53,6 +53,17 @@ class ComparisonPlan:
     """The rewards that a variant learns from."""
 
 
+class Ground(NamedTuple):
+    """What recipes are planned with."""
+
+    plugins: Plugins
+    runs: Path
+    files: tuple[Path, ...]
+
+    def plan(self, recipe: Recipe) -> Plan:
+        return plan_recipe(recipe, self.plugins, runs=self.runs, files=self.files)
+
+
 def plan_comparison(
     recipe: str | Path,
     asked: VariantRequest,
@@ -70,10 +81,11 @@ def plan_comparison(
     stage = compared_stage(base, loaded, asked)
     variants = variants_of(base, loaded, asked, stage)
     _check_policies(base, loaded, stage, variants)
-    planned = _plan_each(variants, base, loaded, folder, files, set or {}, seed)
+    ground = Ground(loaded, folder, files)
+    planned = _plan_each(variants, base, ground, set or {}, seed)
     start = _common_start(base, stage, variants, planned)
     _refuse_twins(variants, [plan.stage(stage) for plan in planned])
-    return _Writer(base, stage, start, variants, planned, asked.seeds).write(loaded, folder, files)
+    return _Writer(base, stage, start, variants, planned, asked.seeds).write(ground)
 
 
 def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequence[Variant]) -> None:
@@ -92,9 +104,7 @@ def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequenc
 def _plan_each(
     variants: Sequence[Variant],
     base: Recipe,
-    loaded: Plugins,
-    runs: Path,
-    files: Sequence[Path],
+    ground: Ground,
     changes: Mapping[str, Any],
     seed: int | None,
 ) -> list[Plan]:
@@ -104,7 +114,7 @@ def _plan_each(
     for variant in variants:
         try:
             read = read_recipe(base.path, {**changes, **variant.changes}, seed)
-            plans.append(plan_recipe(read, loaded, runs=runs, files=files))
+            plans.append(ground.plan(read))
         except AlignkitError as error:
             errors.append(type(error).of([variant.blamed(problem) for problem in error.problems]))
     if errors:
@@ -164,7 +174,7 @@ class _Writer:
     count: int
     """Of seeds."""
 
-    def write(self, loaded: Plugins, runs: Path, files: Sequence[Path]) -> ComparisonPlan:
+    def write(self, ground: Ground) -> ComparisonPlan:
         contenders, seeds = self._contenders(), self._seeds()
         measuring = self._measuring()
         trained, deciding = self._trained(), self._deciding(measuring)
@@ -181,17 +191,15 @@ class _Writer:
         overrides = {**self.base.overrides, **{k: v for c in contenders for k, v in self._moved(c)}}
         name = f"{self.base.name}-compare"
         recipe = replace(self.base, name=name, stages=stages, result=(scores,), overrides=overrides)
-        plan = self._plan(recipe, scores, measuring is None, loaded, runs, files)
+        plan = self._plan(recipe, scores, measuring is None, ground)
         decides = deciding or plan.stage(scores).inputs["rewards"]
         return ComparisonPlan(
             plan, self.stage, self.start, contenders, seeds, scores, tuple(decides), frozenset(trained)
         )
 
-    def _plan(
-        self, recipe: Recipe, scores: str, added: bool, loaded: Plugins, runs: Path, files: Sequence[Path]
-    ) -> Plan:
+    def _plan(self, recipe: Recipe, scores: str, added: bool, ground: Ground) -> Plan:
         try:
-            return plan_recipe(recipe, loaded, runs=runs, files=files)
+            return ground.plan(recipe)
         except RecipeError as error:
             if not added:
                 raise

@@ -88,7 +88,7 @@ class Preferences(Records):
 
 
 class Ratings(Records):
-    """JudgedAnswer answers: `prompt`, `completion` and a `rating` (a number) or a `label` (true is good)."""
+    """Judged answers: `prompt`, `completion` and a `rating` (a number) or a `label` (true is good)."""
 
     columns = (("prompt", "completion", "rating"), ("prompt", "completion", "label"))
     further = FURTHER["Ratings"]

@@ -6,7 +6,7 @@ without one is run all the same; what it needs, `--smoke` can tell.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import GroupSettings, SamplingSettings
@@ -99,10 +99,7 @@ def trainer_needs(settings: TrainingSettings) -> TrainerNeeds:
     return TrainerNeeds(
         batch=settings.batch,
         epochs=settings.epochs,
-        precision=settings.precision,
-        lora=settings.lora,
-        max_length=settings.max_length,
-        measured=settings.measured,
+        **_common(settings),
     )
 
 
@@ -111,11 +108,8 @@ def pair_needs(settings: RowSettings) -> PairNeeds:
     return PairNeeds(
         batch=settings.batch,
         epochs=settings.epochs,
-        precision=settings.precision,
-        lora=settings.lora,
-        max_length=settings.max_length,
         max_lost=settings.max_lost,
-        measured=settings.measured,
+        **_common(settings),
     )
 
 
@@ -128,11 +122,8 @@ def sampling_needs(settings: SamplingSettings) -> SamplingNeeds:
         epochs=settings.epochs,
         minibatches=settings.minibatches,
         start=settings.kl.coef > 0,
-        precision=settings.precision,
-        lora=settings.lora,
-        max_length=settings.max_length,
         max_lost=settings.max_lost,
-        measured=settings.measured,
+        **_common(settings),
         new_tokens=settings.generation.max_new_tokens,
     )
 
@@ -140,3 +131,8 @@ def sampling_needs(settings: SamplingSettings) -> SamplingNeeds:
 def group_needs(settings: GroupSettings) -> SamplingNeeds:
     """Return what a loop of updates does that compares the answers to one prompt."""
     return replace(sampling_needs(settings), upper_layers=settings.trained_layers)
+
+
+def _common(settings: TrainingSettings | SamplingSettings) -> dict[str, Any]:
+    names = ("precision", "lora", "max_length", "measured")
+    return {name: value for name, value in settings if name in names}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,6 +100,21 @@ SLICE = r"(?P<name>[\w./-]*)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
 """A split and a slice of it, either of which may be left out."""
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the rows of a part must be."""
+
+    kind: str
+    wanted: Sequence[Sequence[str]]
+    """The sets of columns of the kind, the preferred one first."""
+    part: Part
+    shapes: Sequence[Shape]
+
+    @classmethod
+    def of(cls, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> "Expected":
+        return cls(kind, wanted, part, shapes_for(part, kind, wanted))
+
+
 def placed_rows(
     part: Part,
     kind: str,
@@ -113,17 +128,17 @@ def placed_rows(
     Where a row is in none or in another one, or its fields are not what they must be, `bad` is told and reading goes
     on; without `bad`, and if such rows are not skipped, DataError is raised. `nulls` notes what columnar files hold.
     """
-    shapes, first, form = shapes_for(part, kind, wanted), None, None
+    expected, first, form = Expected.of(kind, wanted, part), None, None
     for place, row in islice(_raw(part, kind, nulls), *limits(part)):
         try:
             if isinstance(row, DataError):
                 raise row
             renamed = _renamed(row, place, part)
-            shape = recognised(renamed, row, place, kind, wanted, part, shapes)
+            shape = recognised(renamed, row, place, expected)
             if first is not None and shape is not first:
                 problem = f"the row is in the format {shape.name!r}, those before it in {first.name!r}"
                 raise DataError(problem, place, f"part the source, or say {part.key('format')} or .columns")
-            values = _values(renamed, row, place, kind, shape, part)
+            values = _values(renamed, row, place, shape, expected)
             own = form_of(values)
             if form is not None and own != form:
                 raise OtherFormError(own, place, part)
@@ -242,9 +257,8 @@ def hub_set(part: Part, commit: str | None = None) -> HubSet:
 
 def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> Row:
     """Give one row with our column names: one of the wanted sets, and what the source keeps."""
-    renamed = _renamed(row, place, part)
-    shape = recognised(renamed, row, place, kind, wanted, part, shapes_for(part, kind, wanted))
-    return _values(renamed, row, place, kind, shape, part)
+    renamed, expected = _renamed(row, place, part), Expected.of(kind, wanted, part)
+    return _values(renamed, row, place, recognised(renamed, row, place, expected), expected)
 
 
 def _renamed(row: Row, place: str, part: Part) -> Row:
@@ -258,22 +272,21 @@ def _renamed(row: Row, place: str, part: Part) -> Row:
     return {**row, **{ours: row[theirs] for ours, theirs in part.columns.items()}} if part.columns else row
 
 
-def recognised(
-    renamed: Row, row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part, shapes: Sequence[Shape]
-) -> Shape:
+def recognised(renamed: Row, row: Row, place: str, expected: Expected) -> Shape:
     """Tell the format of a row. Raises DataError where it is in none, or where that would be a guess."""
-    shape = shape_of(renamed, shapes)
+    shape, wanted = shape_of(renamed, expected.shapes), expected.wanted
     if shape is None:
-        raise _lacks(row, place, kind, wanted, part, shapes)
+        raise _lacks(row, place, expected)
     if shape.needs != wanted[0] and shape.needs in wanted:
-        others = {column: value for column, value in row.items() if column not in FURTHER.get(kind, ())}
-        _refuse_guess(shape.needs, others, place, wanted, part)
+        others = {column: value for column, value in row.items() if column not in FURTHER.get(expected.kind, ())}
+        _refuse_guess(shape.needs, others, place, wanted, expected.part)
     return shape
 
 
-def _values(renamed: Row, row: Row, place: str, kind: str, shape: Shape, part: Part) -> Row:
-    """Give the row's checked values, and what the source keeps."""
-    values = row_values(renamed, place, kind, shape, made=part.made)
+def _values(renamed: Row, row: Row, place: str, shape: Shape, expected: Expected) -> Row:
+    """Return the row's checked values, and what the source keeps."""
+    part = expected.part
+    values = row_values(renamed, place, expected.kind, shape, made=part.made)
     if isinstance(row.get("held_out"), bool):
         values["held_out"] = row["held_out"]
     return {name: row[name] for name in part.keep} | values if part.keep else values
@@ -285,9 +298,8 @@ def _names_nothing(row: Row, place: str, part: Part, key: str, theirs: str) -> D
     return DataError(problem, place, near_miss(theirs, known))
 
 
-def _lacks(
-    row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part, shapes: Sequence[Shape]
-) -> DataError:
+def _lacks(row: Row, place: str, expected: Expected) -> DataError:
+    kind, wanted, part, shapes = expected.kind, expected.wanted, expected.part, expected.shapes
     if part.format:
         needs = " + ".join(shapes[0].needs) if shapes else "another kind"
         problem = f"the format {part.format!r} needs the columns {needs}; the row has {', '.join(row) or 'none'}"

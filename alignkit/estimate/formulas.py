@@ -189,7 +189,7 @@ def _through_trainer(needs: TrainerNeeds, job: Job, longest: float, mean: float)
     if logits:
         stepping += job.head(tokens, learn=True)
         once += job.head(2 * measured, learn=False)
-    return _need(job, parts, stepping, once, steps, [sizes])
+    return _need(job, parts, Times(stepping, once, steps), [sizes])
 
 
 @estimated.register
@@ -215,7 +215,7 @@ def pairs(needs: PairNeeds, job: Job) -> Need:
     )
     once = job.body(read * each, 1 + read * each / packing.TOKENS_IN_A_PACK, learn=False)
     once += job.head(read * answered, learn=False)
-    return _need(job, parts, stepping, once, steps, [sizes])
+    return _need(job, parts, Times(stepping, once, steps), [sizes])
 
 
 @estimated.register
@@ -264,7 +264,7 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
         + (2 * 2 + 2 * len(job.others)) * job.body(measured * (facts.prompt + answer), 1, learn=False)
         + 4 * job.head(measured * answer, learn=False)
     )
-    return _need(job, parts, stepping, once, needs.updates, [sizes] * critics)
+    return _need(job, parts, Times(stepping, once, needs.updates), [sizes] * critics)
 
 
 @estimated.register
@@ -291,7 +291,7 @@ def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     if policies > 1:  # all but the first are read by themselves and by the first, which is loaded again
         seconds += 2 * (policies - 1) * (job.body(tokens, passes, learn=False) + job.head(rows * answer, learn=False))
         seconds += policies * (OPEN + 4.0 * sizes.weights / DISK_SPEED)
-    return _need(job, parts, 0.0, seconds, 1, [])
+    return _need(job, parts, Times(0.0, seconds, 1), [])
 
 
 def _shared(needs: SamplingNeeds, rows: int) -> float:
@@ -335,10 +335,17 @@ def _stepping(trained: int, steps: float) -> float:
     return steps * (STEP + ADAM * trained)
 
 
-def _need(
-    job: Job, parts: dict[str, float], stepping: float, once: float, steps: float, learners: Sequence[Sizes]
-) -> Need:
+class Times(NamedTuple):
+    """Seconds in steps, and of what a stage does once; and how many steps."""
+
+    stepping: float
+    once: float
+    steps: float
+
+
+def _need(job: Job, parts: dict[str, float], times: Times, learners: Sequence[Sizes]) -> Need:
     """Add what loading and saving takes; a checkpoint is written beside those that are kept."""
+    stepping, once, steps = times
     trained, weights = job.policy.trained, job.policy.weights
     saved = (weights - trained if job.whole else trained) if job.lora else weights
     artifact = 4.0 * saved + job.beside if learners else 0.0

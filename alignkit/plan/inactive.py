@@ -37,7 +37,7 @@ def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) ->
                 read_settings(Shared, {key: value}, partial(_find, recipe, stage), recipe.typed("stage", stage))
                 found.append(key)
             elif key not in STAGE_KEYS and key != method.name:
-                found += _table(recipe, stage, method, plugins, key, value)
+                found += _table(recipe, stage, key, method, plugins)
         except RecipeError as error:
             errors.append(error)
     for role in _roles(recipe, stage):
@@ -48,8 +48,9 @@ def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) ->
     return found, errors
 
 
-def _table(recipe: Recipe, stage: str, method: Method, plugins: Plugins, key: str, value: Any) -> list[str]:
+def _table(recipe: Recipe, stage: str, key: str, method: Method, plugins: Plugins) -> list[str]:
     """Check the settings of another method; raises RecipeError where there is none of that name."""
+    value: Any = recipe.stages[stage][key]
     where = recipe.where("stage", stage, key)
     other = plugins.methods.get(key)
     if other is None and (not isinstance(value, dict) or (_near(key, plugins) and key not in WELL_KNOWN)):

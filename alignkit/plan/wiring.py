@@ -27,6 +27,16 @@ class Offers:
         return self.sources.get(name) or self.stages.get(name)
 
 
+@dataclass(frozen=True)
+class Taker:
+    """A stage that takes inputs, and what it may be connected to."""
+
+    recipe: Recipe
+    stage: str
+    method: Method
+    offers: Offers
+
+
 def wire(
     recipe: Recipe, stage: str, method: Method, offers: Offers, plugins: Plugins
 ) -> tuple[Wires, list[RecipeError]]:
@@ -34,21 +44,23 @@ def wire(
     named = recipe.stages[stage].get("inputs", {})
     wires: Wires = {}
     errors: list[RecipeError] = []
+    taker = Taker(recipe, stage, method, offers)
     for role, wanted in method.consumes.items():
         try:
             if role in named:
-                wires[role] = _named(recipe, stage, method, wanted, named[role], offers)
-            elif found := _found(recipe, stage, method, wanted, offers, plugins):
+                wires[role] = _named(taker, wanted, named[role])
+            elif found := _found(taker, wanted, plugins):
                 wires[role] = found
             if Reward in wanted.kinds:
-                _check_opened(recipe, stage, method, role, wires.get(role, ()), offers)
+                _check_opened(taker, role, wires.get(role, ()))
         except RecipeError as error:
             errors.append(error)
     return wires, errors + _ambiguous(recipe, stage, method, named)
 
 
-def _check_opened(recipe: Recipe, stage: str, method: Method, role: str, names: Sequence[str], offers: Offers) -> None:
+def _check_opened(taker: Taker, role: str, names: Sequence[str]) -> None:
     """Refuse a reward of a package's own kind that does not say how it is opened, before it is trained in vain."""
+    recipe, stage, method, offers = taker.recipe, taker.stage, taker.method, taker.offers
     for name in names:
         kind = offers.kind(name)
         if kind and not can_be_opened(kind):
@@ -75,8 +87,9 @@ def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, A
     ]
 
 
-def _named(recipe: Recipe, stage: str, method: Method, wanted: Input, value: Any, offers: Offers) -> tuple[str, ...]:
-    where = recipe.where("stage", stage, "inputs", wanted.role)
+def _named(taker: Taker, wanted: Input, value: Any) -> tuple[str, ...]:
+    stage, offers = taker.stage, taker.offers
+    where = taker.recipe.where("stage", stage, "inputs", wanted.role)
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
     may_be_empty = wanted.several and wanted.optional
     if not all(isinstance(name, str) for name in names) or not (names or may_be_empty):
@@ -86,7 +99,7 @@ def _named(recipe: Recipe, stage: str, method: Method, wanted: Input, value: Any
         if names.count(name) > 1:
             problem = f"stage {stage!r}: inputs.{wanted.role} names {name!r} twice"
             raise RecipeError(problem, where, "name it once")
-        _check_named(stage, method, wanted, name, offers, where)
+        _check_named(taker, wanted, name, where)
     kinds = [kind for name in names if (kind := offers.kind(name))]
     if len(names) > 1 and not wanted.several and not _concatenate(kinds):
         raise RecipeError(
@@ -101,7 +114,8 @@ def _concatenate(kinds: Sequence[type[Artifact]]) -> bool:
     return len(set(kinds)) <= 1 and all("parts" in kind.model_fields for kind in kinds)
 
 
-def _check_named(stage: str, method: Method, wanted: Input, name: str, offers: Offers, where: str) -> None:
+def _check_named(taker: Taker, wanted: Input, name: str, where: str) -> None:
+    stage, method, offers = taker.stage, taker.method, taker.offers
     if name in offers.unknown:
         return
     kind = offers.kind(name)
@@ -133,9 +147,8 @@ def _fitting(wanted: Input, offers: Offers) -> str:
     return f"of that kind there are {', '.join(fitting)}" if fitting else "nothing before it is of that kind"
 
 
-def _found(
-    recipe: Recipe, stage: str, method: Method, wanted: Input, offers: Offers, plugins: Plugins
-) -> tuple[str, ...]:
+def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
+    recipe, stage, method, offers = taker.recipe, taker.stage, taker.method, taker.offers
     if wanted.optional and not wanted.several:
         return ()
     made = [name for name, kind in offers.stages.items() if wanted.takes(kind)]

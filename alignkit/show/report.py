@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished, Warned
 from alignkit.contract.kinds import Records
@@ -113,9 +113,8 @@ def write_report(
         name for events in journals.values() for name in {n for e in events if isinstance(e, Metrics) for n in e.values}
     ]
     points = min(POINTS, max(20, MOST_POINTS // max(1, len(told))))
-    stages = [
-        _gather(path, plan, runs, stage, journals.get(stage.name, []), reused or set(), points) for stage in plan.stages
-    ]
+    page = _Page(path, plan, runs, reused or set(), points)
+    stages = [_gather(page, stage, journals.get(stage.name, [])) for stage in plan.stages]
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [one for one in plan.used_sources() if issubclass(one.kind, Records)]
     audits = [audit for one in sources if (audit := known(one, rundir.cache_folder(runs)))]
@@ -136,24 +135,33 @@ def _folder(runs: Path, stage: PlannedStage) -> Path | None:
     return next((folder for folder in (finished, working) if folder.is_dir()), None)
 
 
-def _gather(
-    path: Path, plan: Plan, runs: Path, stage: PlannedStage, events: Sequence[Event], reused: set[str], points: int
-) -> StageFacts:
-    folder = _folder(runs, stage) if stage.wanted else None
+class _Page(NamedTuple):
+    """What a report is made of."""
+
+    path: Path
+    plan: Plan
+    runs: Path
+    reused: set[str]
+    points: int
+    """Of a curve, at most."""
+
+
+def _gather(page: _Page, stage: PlannedStage, events: Sequence[Event]) -> StageFacts:
+    folder = _folder(page.runs, stage) if stage.wanted else None
     facts = told_facts(folder) if folder else {}
     samples = [event.row for event in events if isinstance(event, Sample)]
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(
         plan=stage,
-        origin=str(plan.plugins.origins[f"method:{stage.method.address}"]),
-        state=_state(stage, folder, facts, reused),
-        folder=os.path.relpath(folder, path.parent) if folder else "",
+        origin=str(page.plan.plugins.origins[f"method:{stage.method.address}"]),
+        state=_state(stage, folder, facts, page.reused),
+        folder=os.path.relpath(folder, page.path.parent) if folder else "",
         facts=facts,
         settings=_settings(stage),
         results=latest(event for event in events if isinstance(event, Result)),
-        curves=curves([event for event in events if isinstance(event, Metrics)], points),
+        curves=curves([event for event in events if isinstance(event, Metrics)], page.points),
         columns=columns,
-        previews=[(one.source, one.preview) for one in known_previews(stage, runs)] if stage.wanted else [],
+        previews=[(one.source, one.preview) for one in known_previews(stage, page.runs)] if stage.wanted else [],
         samples=[[_shown(row.get(key, "")) for key in columns] for row in samples[:MOST_SAMPLES]],
         left_out=max(0, len(samples) - MOST_SAMPLES),
         warnings=[event for event in events if isinstance(event, Warned)],

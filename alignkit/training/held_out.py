@@ -54,16 +54,18 @@ def from_plain(plain: Mapping[str, Any]) -> Measured:
     return Measured(Rollout(**plain["rollout"]), Scored(torch.tensor(plain["total"]), parts), plain["kl"])
 
 
-def tell(
-    stage: Stage,
-    before: Measured | None,
-    after: Measured | None,
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    samples: int,
-    limits: AnswerBounds,
-) -> None:
+class Shown(NamedTuple):
+    """What is shown of answers to held-out prompts."""
+
+    prompts: Sequence[Prompt]
+    tokenizer: PreTrainedTokenizerBase
+    samples: int
+    """How many."""
+
+
+def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: Shown, limits: AnswerBounds) -> None:
     """Tell what was reached on held-out prompts, and show answers from before and after."""
+    prompts, tokenizer, samples = shown
     if before is None or after is None:
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
         return

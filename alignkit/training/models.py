@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -137,7 +138,7 @@ def load_policy(
     _refuse_training_of_quantised(policy, lora, trainable)
     check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
-    model, base = _open(AutoModelForCausalLM, policy.path, dtype, policy.load, {})
+    model, base = _open(AutoModelForCausalLM, policy.path, Opening(dtype, policy.load))
     tokenizer = policy_tokenizer(policy)
     base = None if _make_room(model, tokenizer, policy) else base
     if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
@@ -159,7 +160,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     _refuse_training_of_quantised(policy, lora, trainable=True)
     check_causal(open_config(policy.path), policy.path)
     dtype = _type_of_weights(policy.path, lora, precision)
-    model, base = _open(_scorer(policy), policy.path, dtype, policy.load, {"num_labels": 1})
+    model, base = _open(_scorer(policy), policy.path, Opening(dtype, policy.load, {"num_labels": 1}))
     tokenizer = policy_tokenizer(policy)
     base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
@@ -180,7 +181,9 @@ def load_reward_model(
     Its weights say how many labels it has, and its head may have another name than transformers gives it. Raises
     DataError where it has no head: that would be drawn anew, and its scores be noise.
     """
-    model, _ = _open(_scorer(reward), reward.path, arithmetic(precision), None, head_options(reward.path), True)
+    model, _ = _open(
+        _scorer(reward), reward.path, Opening(arithmetic(precision), None, head_options(reward.path), whole=True)
+    )
     tokenizer = _tokenizer(reward.path)
     embedding: Any = model.get_input_embeddings()
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= getattr(embedding, "num_embeddings", math.inf):
@@ -218,7 +221,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     """
     dtype = _type_of_weights(start.path, lora, precision)
     given = head_options(start.path) if isinstance(start, RewardModel) else {}
-    model, base = _open(_scorer(start), start.path, dtype, None, {"num_labels": 1} | given)
+    model, base = _open(_scorer(start), start.path, Opening(dtype, None, {"num_labels": 1} | given))
     if isinstance(start, RewardModel):
         _give_bias(model, start.path)
     tokenizer = policy_tokenizer(start) if isinstance(start, Policy) else _tokenizer(start.path)
@@ -339,25 +342,32 @@ def _type_of_weights(folder: Path, lora: LoRA | None, precision: Precision) -> t
     return torch.float32 if lora is None or is_adapter(folder) else arithmetic(precision)
 
 
-def _open(
-    kind: Any, folder: Path, dtype: torch.dtype, quantised: Quantised, more: Mapping[str, Any], whole: bool = False
-) -> tuple[PreTrainedModel, Path | None]:
-    """Open full weights; give the folder that holds exactly them, or None where an adapter was merged.
+@dataclass(frozen=True)
+class Opening:
+    """How a folder of weights is opened."""
 
-    `whole`: a classifier's head must be among the weights.
-    """
+    dtype: torch.dtype
+    quantised: Quantised = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else `from_pretrained` is told."""
+    whole: bool = False
+    """A classifier's head must be among the weights."""
+
+
+def _open(kind: Any, folder: Path, how: Opening) -> tuple[PreTrainedModel, Path | None]:
+    """Open full weights; give the folder that holds exactly them, or None where an adapter was merged."""
     if not is_adapter(folder):
-        return open_full(kind, folder, dtype, quantised, more, whole), folder.resolve()
+        return open_full(kind, folder, how), folder.resolve()
     scores = task_of(folder) == "SEQ_CLS"
     if scores and kind is AutoModelForCausalLM:
         problem = "the adapter belongs to a text classifier, which gives no answers"
         raise DataError(problem, str(folder), "give an adapter of a language model, or use it as a reward")
     worn_by = kind if scores else AutoModelForCausalLM
-    base, _ = _open(worn_by, base_of(folder), torch.float32, None, head_options(folder) if scores else {})
+    base, _ = _open(worn_by, base_of(folder), Opening(torch.float32, None, head_options(folder) if scores else {}))
     model = merged(base, folder, len(_tokenizer(folder)))
     model = model if worn_by is kind else _scorer_of(model)
     for weight in model.parameters():  # `model.to` would round the buffers, too, rotary frequencies among them
-        weight.data = weight.data.to(dtype)
+        weight.data = weight.data.to(how.dtype)
     model.train(False)
     return model, None
 
@@ -391,25 +401,18 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
-def open_full(
-    kind: Any,
-    folder: Path,
-    dtype: torch.dtype,
-    quantised: Quantised,
-    more: Mapping[str, Any],
-    whole: bool = False,
-) -> PreTrainedModel:
-    """Open a folder of full weights; `whole`: a classifier's head must be among them.
+def open_full(kind: Any, folder: Path, how: Opening) -> PreTrainedModel:
+    """Open a folder of full weights.
 
     Raises DataError where a file cannot be read, and where weights are missing or have other sizes than the config
     says: they would be drawn anew, and nobody told.
     """
     check_model_folder(folder)
-    options = dict(more) | ({"quantization_config": _quantisation(quantised)} if quantised else {})
+    options = dict(how.more) | ({"quantization_config": _quantisation(how.quantised)} if how.quantised else {})
     try:
         model, report = kind.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=how.dtype,
             trust_remote_code=False,
             use_safetensors=any(folder.glob("*.safetensors")),
             weights_only=True,
@@ -421,7 +424,7 @@ def open_full(
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"the model cannot be opened ({reason})", str(folder), "check the folder's files") from error
-    _check_report(model, report, folder, whole or kind is AutoModelForCausalLM)
+    _check_report(model, report, folder, how.whole or kind is AutoModelForCausalLM)
     model.eval()
     name_decoder(model)
     opened: PreTrainedModel = model

@@ -23,7 +23,7 @@ from transformers import (
 from alignkit.data.adapter_folder import ADAPTER, BESIDE
 from alignkit.errors import DataError, RecipeError
 from alignkit.training.adapters import ends_of, weights_beneath, weights_with, worn
-from alignkit.training.models import evaluating, open_full, padded, stop_tokens
+from alignkit.training.models import Opening, evaluating, open_full, padded, stop_tokens
 from alignkit.training.packing import beneath
 from alignkit.training.scorer import scorer_named_by
 from alignkit.training.weight_files import REWARD_FILE, read_json
@@ -150,7 +150,9 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     more = {} if kind is AutoModelForCausalLM else {"num_labels": ours.config.num_labels}
     named = isinstance(model, PeftModel) and _base_named(model)
     merged = isinstance(model, PeftModel) and not named  # which is saved in fp32
-    again: Any = open_full(kind, Path(named) if named else folder, torch.float32 if merged else dtype, None, more)
+    again: Any = open_full(
+        kind, Path(named) if named else folder, Opening(torch.float32 if merged else dtype, None, more)
+    )
     if named:
         again = worn(again, folder)
     again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id

@@ -18,7 +18,7 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, StageError
 from alignkit.training import encoding, held_out, layouts, losses
 from alignkit.training.encoding import Prompt
-from alignkit.training.held_out import Measured
+from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import positions, taught_length
@@ -216,7 +216,7 @@ def open_loop(
             sign = state.watch.without_signal(bounds)
             stage.warn(sign.problem, sign.remedy)
         made = stage.save_policy(models.policy, tokenizer)
-        held_out.tell(stage, before, measure(), aside, tokenizer, settings.samples, bounds)
+        held_out.tell(stage, before, measure(), Shown(aside, tokenizer, settings.samples), bounds)
         return made
 
     latest, timer = stage.latest(), CommitTimer()
