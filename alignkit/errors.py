@@ -121,7 +121,7 @@ def near_miss(word: str, known: Sequence[str]) -> str:
 
 
 def _one_slip(word: str, other: str) -> bool:
-    """Say whether one letter wrong, missing or too many, or two swapped, make one word of the other."""
+    """Return whether one letter wrong, missing or too many, or two swapped, make one word of the other."""
     if min(len(word), len(other)) < 3 or abs(len(word) - len(other)) > 1:
         return False
     same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))

@@ -79,7 +79,7 @@ def _freedom(*parts: tuple[float, int]) -> float:
 
 
 def quantile(outside: float, freedom: float) -> float:
-    """Give the t beyond which, on both sides together, Student's distribution has this share.
+    """Return the t beyond which, on both sides together, Student's distribution has this share.
 
     Hill 1970 (Algorithm 396, Communications of the ACM 13); exact for 1 and 2 degrees of freedom, which are rounded
     down there: the interval becomes wider, never narrower.

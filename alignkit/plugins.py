@@ -99,7 +99,7 @@ class Plugins:
     loaded: tuple[Origin, ...] = ()
 
     def method(self, name: str) -> Method:
-        """Give the method of that name.
+        """Return the method of that name.
 
         Raises PluginError where two offer it, or a broken plugin may, and RecipeError where none does.
         """

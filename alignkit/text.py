@@ -64,7 +64,7 @@ def plain(text: str) -> str:
 
 
 def line_width(file: TextIO) -> int | None:
-    """Say how long a line may be: the terminal's width or COLUMNS; None for a pipe or a file, where nothing wraps."""
+    """Return how long a line may be: the terminal's width or COLUMNS; None for a pipe or a file: no wrapping."""
     if file.isatty() or os.environ.get("COLUMNS", "").isdecimal():
         return shutil.get_terminal_size().columns
     return None

@@ -212,7 +212,7 @@ def test_what_had_better_be_known_of_a_template_is_told_once(recipe: Callable[..
     found = found_of(recipe("demonstrations", *stages))
 
     assert not found.problems
-    assert [str(remark) for remark in found.remarks if "rows are there twice" not in str(remark)] == [
+    assert [str(remark) for remark in found.remarks if "duplicate rows" not in str(remark)] == [
         "source 'rows': the chat template of 'base' renders 4 answers otherwise than they stand, such as that of "
         f"{tmp_path / 'demonstrations.jsonl'}:1; see the rendered rows; if that is not meant, {ANOTHER}",
         "source 'rows': the chat template of 'base' does not read prefix, which 4 turns have; take it out, or "

@@ -360,7 +360,7 @@ def test_values_are_split_outside_brackets_and_quotes(text: str, parts: list[str
         (["--vary", "align.method=lift,shift"], ["--vary align.method: method has an option of its own; "
                                                  "write --methods A,B"]),
         (["--vary", "align.seed=1,2"], ["--vary align.seed: seed has an option of its own; write --seeds N"]),
-        (["--vary", "align.lift.far"], ["--vary align.lift.far: this varies nothing; write --vary KEY=A,B,..."]),
+        (["--vary", "align.lift.far"], ["--vary align.lift.far: no values given; write --vary KEY=A,B,..."]),
         (
             ["--vary", "align.lift.far=1", "--vary", "align.lift.far=2"],
             ["--vary align.lift.far=2: this setting varies twice; write --vary align.lift.far=A,B,... once"],
@@ -407,7 +407,7 @@ def test_from_python_a_comparison_of_nothing_is_refused(desk: Path) -> None:
 
     assert str(error.value).splitlines() == [
         "seeds = 0: every variant needs a seed; give one or more",
-        "--vary align.lift.far: this varies nothing; write --vary align.lift.far=A,B,...",
+        "--vary align.lift.far: no values given; write --vary align.lift.far=A,B,...",
     ]
 
 

@@ -601,7 +601,7 @@ def test_rows_that_a_stage_makes_arereckoned_with_one_for_each_prompt(tmp_path: 
 
     assert [one["stage"] for one in found.stages] == ["pretrain", "finetune", "align", "scores"]
     assert [str(remark) for remark in found.remarks] == [
-        "stage 'align': the rows are not made yet; it is reckoned with one for each row of 'prompts'; "
+        "stage 'align': the rows are not made yet; the estimate assumes one per row of 'prompts'; "
         "--smoke makes some, and measures"
     ]
 
@@ -649,7 +649,7 @@ WHOLE = {"seconds": 210.0, "stepping": 200.0, "steps": 100.0}
     ],
 )
 def test_steps_and_what_is_done_once_are_corrected_apart(taken: dict[str, float], reckoned: float) -> None:
-    assert smoke.reckoned(WHOLE, SMALL, taken) == pytest.approx(reckoned)
+    assert smoke.extrapolated(WHOLE, SMALL, taken) == pytest.approx(reckoned)
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(1.0, 20), (6.0, 10), (600.0, 8)])

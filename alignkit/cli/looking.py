@@ -142,7 +142,7 @@ def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
 def doctor(runs: Path, as_json: bool) -> None:
-    """Tell what this machine offers, and what to mend."""
+    """Report what this machine offers, and what to mend."""
     from alignkit.doctor.examine import report
     from alignkit.doctor.findings import as_dict, render
 

@@ -169,7 +169,7 @@ def _mean(rows: Sequence[Row], key: str) -> float | None:
 
 
 def on_frontier(point: tuple[float | None, float], others: Sequence[tuple[float | None, float | None]]) -> bool:
-    """Say whether no other point has at least this reward with at most this KL, and one of them better."""
+    """Return whether no other point has at least this reward with at most this KL, and one of them better."""
     kl, reward = point
     if kl is None:
         return False

@@ -56,7 +56,7 @@ def page_of(found: Comparison) -> Markup:
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
-    """Give the least and the greatest."""
+    """Return the least and the greatest."""
     return min(values), max(values)
 
 

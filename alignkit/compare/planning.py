@@ -157,7 +157,7 @@ def _alike(stage: PlannedStage) -> tuple[str, str, Mapping[str, tuple[str, ...]]
 
 
 def _brought(variant: Variant) -> str:
-    """Say which option brought a variant."""
+    """Return which option brought a variant."""
     varied = [key for key in variant.changes if key != f"{variant.stage}.method"]
     return f"--vary {varied[-1]}" if varied else "--methods"
 
@@ -208,7 +208,7 @@ class _Writer:
             raise RecipeError.of(problems) from error
 
     def _seeds(self) -> tuple[int, ...]:
-        """Give the stage's own seed, and others that are derived from it."""
+        """Return the stage's own seed, and others that are derived from it."""
         own = self.planned[0].stage(self.stage).seed
         return (own, *(stage_seed(own, f"{self.stage}/{number}") for number in range(2, self.count + 1)))
 
@@ -232,7 +232,7 @@ class _Writer:
         return stages[-1] if stages else None
 
     def _shared(self, measuring: PlannedStage | None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Give the stages that no variant changes, wired as the recipe wires them; whoever needs them runs them."""
+        """Yield the stages that no variant changes, wired as the recipe wires them; whoever needs them runs them."""
         changed = {self.stage, measuring.name if measuring else ""}
         for stage in self.planned[0].stages:
             if stage.name in changed or changed & set(stage.taken):
@@ -288,7 +288,7 @@ class _Writer:
         return {**kept, "method": EVALUATE, "inputs": {k: v for k, v in inputs.items() if v}, EVALUATE: told}
 
     def _prompts(self) -> tuple[str, ...]:
-        """Give the prompts that a variant learns from, if one does: their held-out side is what is asked."""
+        """Return the prompts that a variant learns from, if one does: their held-out side is what is asked."""
         for plan in self.planned:
             made = plan.stage(self.stage)
             for role, names in made.inputs.items():
@@ -297,7 +297,7 @@ class _Writer:
         return ()
 
     def _moved(self, contender: Contender) -> Iterator[tuple[Keys, Any]]:
-        """Give a variant's stages the overrides of the stage that it is made from, as they were typed."""
+        """Yield a variant's stages the overrides of the stage that it is made from, as they were typed."""
         mine = {("stage", *key.split(".")): value for key, value in contender.variant.changes.items()}
         for path, value in {**self.base.overrides, **mine}.items():
             if path[:2] == ("stage", self.stage):

@@ -24,7 +24,7 @@ ONE_SEED = (
 
 
 def show_comparison(found: Comparison, width: int | None) -> list[str]:
-    """Give the lines of the result: the table, a verdict on each variant, then what may be concluded.
+    """Return the lines of the result: the table, a verdict on each variant, then what may be concluded.
 
     Where the lines would be too long, the policies stand side by side instead of one below the other.
     """
@@ -41,7 +41,7 @@ def _fits(cells: Sequence[Sequence[str]], width: int | None) -> bool:
 
 
 def cells_of(found: Comparison) -> list[tuple[str, ...]]:
-    """Give the table as text, its head first: rewards, win rate over the start, KL, and what it cost."""
+    """Return the table as text, its head first: rewards, win rate over the start, KL, and what it cost."""
     beside = [name for name in found.start.rewards if len(found.deciding) > 1 or name not in found.deciding]
     head = ("variant", decided_by(found), *beside, "wins over start", "KL", "length", "distinct-1/2", "frontier")
     return [(*head, "time", "memory"), *(_cells(line, beside) for line in (found.start, *found.variants))]
@@ -83,7 +83,7 @@ def decided_by(found: Comparison) -> str:
 
 
 def verdict(found: Comparison, line: Line) -> str:
-    """Say where a variant stands: best, level with the best within noise, or behind."""
+    """Return where a variant stands: best, level with the best within noise, or behind."""
     if line.gain is None:
         return ""
     unmoved = "; not above the start beyond noise" if line.gain.within_noise or line.gain.value < 0 else ""
@@ -99,14 +99,14 @@ def _told(found: Difference) -> str:
 
 
 def remarks_on(found: Comparison) -> list[str]:
-    """Say what may be concluded, and what the numbers mean."""
+    """Return what may be concluded, and what the numbers mean."""
     learnt = _listed([name for name in found.deciding if name in found.trained])
     warning = f"{learnt} decides and was learnt from: a variant may have learnt its mistakes, too."
     return [conclusion(found), _asked(found), noise(found), *([warning] if learnt else [])]
 
 
 def conclusion(found: Comparison) -> str:
-    """Say in a sentence which variant is best, or that the data do not tell."""
+    """Return in a sentence which variant is best, or that the data do not tell."""
     best = found.best
     level = [line.name for line in found.variants if line.behind and line.behind.within_noise]
     measure = " + ".join(found.deciding)
@@ -129,14 +129,14 @@ def _asked(found: Comparison) -> str:
 
 
 def noise(found: Comparison) -> str:
-    """Say how the intervals were made."""
+    """Return how the intervals were made."""
     others = len(found.variants) - 1
     several = f"; {others} comparisons with the best count together (Bonferroni)" if others > 1 else ""
     return f"{SEVERAL_SEEDS if len(found.seeds) > 1 else ONE_SEED}{several}; of wins Wilson's, over the prompts."
 
 
 def show_heading(planned: ComparisonPlan, base: Path) -> str:
-    """Say what is compared, before the plan is shown; a file's path is relative to `base`."""
+    """Return what is compared, before the plan is shown; a file's path is relative to `base`."""
     labels = ", ".join(contender.variant.label for contender in planned.contenders)
     seeds = f"seed{'s' if len(planned.seeds) > 1 else ''} {', '.join(map(str, planned.seeds))}"
     path = planned.plan.recipe.path
@@ -146,7 +146,7 @@ def show_heading(planned: ComparisonPlan, base: Path) -> str:
 
 
 def as_dict(found: Comparison) -> dict[str, Any]:
-    """Give a comparison as plain JSON values."""
+    """Return a comparison as plain JSON values."""
     facts = {**asdict(found), "folder": str(found.folder), "trained": sorted(found.trained)}
     best = {"best": found.best.name, "conclusion": conclusion(found), "noise": noise(found)}
     plain: dict[str, Any] = json.loads(json.dumps({**facts, **best}))
@@ -157,7 +157,7 @@ def as_dict(found: Comparison) -> dict[str, Any]:
 
 
 def plan_as_dict(planned: ComparisonPlan) -> dict[str, Any]:
-    """Give what is compared as plain JSON values."""
+    """Return what is compared as plain JSON values."""
     return {
         "stage": planned.stage,
         "start": planned.start,

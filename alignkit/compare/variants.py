@@ -57,7 +57,7 @@ class Variant:
         return ((key, value) for key, value in self.changes.items() if key != f"{self.stage}.method")
 
     def blamed(self, problem: Problem) -> Problem:
-        """Say where a mistake stands: on the command line it was no `--set` that brought it."""
+        """Return where a mistake stands: on the command line it was no `--set` that brought it."""
         for key, value in self.changes.items():
             if problem.where == f"--set {key}":
                 given = f"--methods {value}" if key == f"{self.stage}.method" else f"--vary {key}={_text(value)}"
@@ -84,7 +84,7 @@ def read_vary(given: Sequence[str]) -> dict[str, list[str]]:
         key, _, values = text.partition("=")
         key, listed = key.strip(), split(values)
         if not key or not listed or not all(listed):
-            raise RecipeError("this varies nothing", f"--vary {text}", "write --vary KEY=A,B,...")
+            raise RecipeError("no values given", f"--vary {text}", "write --vary KEY=A,B,...")
         if key in read:
             raise RecipeError("this setting varies twice", f"--vary {text}", f"write --vary {key}=A,B,... once")
         read[key] = listed
@@ -108,7 +108,7 @@ def split(text: str) -> list[str]:
 
 
 def compared_stage(recipe: Recipe, plugins: Plugins, asked: VariantRequest) -> str:
-    """Say which stage is compared. Raises RecipeError where there is none, or where something else shall vary."""
+    """Return which stage is compared. Raises RecipeError where there is none, or where something else shall vary."""
     stages = list(recipe.stages)
     if asked.stage is not None and asked.stage not in stages:
         hint = near_miss(asked.stage, stages) or f"the stages are {', '.join(stages)}"
@@ -139,7 +139,7 @@ def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str]) -> No
     for key, values in asked.vary.items():
         name, _, rest = key.partition(".")
         if not values:
-            wrong.append(Problem("this varies nothing", f"--vary {key}", f"write --vary {key}=A,B,..."))
+            wrong.append(Problem("no values given", f"--vary {key}", f"write --vary {key}=A,B,..."))
         if name != stage:
             near = near_miss(name, stages) if name not in stages else ""
             remedy = near or "--set changes another one, for all variants alike"
@@ -152,7 +152,7 @@ def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str]) -> No
 
 
 def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: str) -> list[Variant]:
-    """Give every method with every combination of the values that vary; a method's own settings vary only for it.
+    """Return every method with every combination of the values that vary; a method's own settings vary only for it.
 
     Raises RecipeError where a setting varies of a method that is not compared.
     """
@@ -180,7 +180,7 @@ def _grid(stage: str, method: str, own: str, vary: Mapping[str, Sequence[Any]]) 
 
 
 def stage_names(variants: Sequence[Variant], taken: Sequence[str]) -> list[str]:
-    """Give each variant the name of its stages; one that is taken, or is none, gets a hash behind it."""
+    """Return each variant the name of its stages; one that is taken, or is none, gets a hash behind it."""
     names: list[str] = []
     for variant in variants:
         name = variant.slug

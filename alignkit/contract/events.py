@@ -109,7 +109,7 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """Give the event as a JSON object whose `event` is its class name."""
+    """Return the event as a JSON object whose `event` is its class name."""
     facts = plain(event)
     if isinstance(event, StageFinished):
         facts["results"] = [plain(result) for result in event.results]

@@ -41,11 +41,11 @@ class Records(Artifact):
     parts: tuple[Part, ...]
 
     def train(self) -> Iterator[Record]:
-        """Give the rows to learn from, in the order of the files; each knows its place."""
+        """Return the rows to learn from, in the order of the files; each knows its place."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=False)
 
     def held_out(self) -> Iterator[Record]:
-        """Give the rows kept aside to measure on."""
+        """Return the rows kept aside to measure on."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=True)
 
 
@@ -164,7 +164,7 @@ class Scores(Artifact):
 
 
 def can_be_opened(kind: type[Artifact]) -> bool:
-    """Say whether a kind of reward scores answers: it is one of ours, or says how it is opened."""
+    """Return whether a kind of reward scores answers: it is one of ours, or says how it is opened."""
     ours = (RewardModel, FunctionReward, JudgeReward)
     return kind is Reward or issubclass(kind, ours) or (issubclass(kind, Reward) and kind.open is not Reward.open)
 

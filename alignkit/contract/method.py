@@ -68,14 +68,14 @@ class Method:
         return f"{self.package}:{self.name}" if self.package else self.name
 
     def result_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-        """Give the names of its results where its inputs have these names."""
+        """Return the names of its results where its inputs have these names."""
         names = list(self.results)
         for role, given in inputs.items():
             names = [filled for name in names for filled in _filled(name.split(f"{{{role}}}"), given)]
         return tuple(names)
 
     def tells(self, result: str, inputs: Mapping[str, Sequence[str]]) -> bool:
-        """Say whether it may tell a result of this name; one that does not declare any may tell all."""
+        """Return whether it may tell a result of this name; one that does not declare any may tell all."""
         patterns = (re.escape(name) for name in self.result_names(inputs))
         return not self.results or any(re.fullmatch(ANY_TEXT.sub(".+", pattern), result) for pattern in patterns)
 

@@ -56,7 +56,7 @@ class Stage(Protocol):
         ...
 
     def log(self, step: int, of: int | None, values: Mapping[str, float]) -> None:
-        """Tell the figures of one optimiser step (or update) out of so many."""
+        """Report the figures of one optimiser step (or update) out of so many."""
         ...
 
     def result(
@@ -67,7 +67,7 @@ class Stage(Protocol):
         floor: float | None = None,
         rows: int | None = None,
     ) -> None:
-        """Tell a result: what a measure was before and after, and what anybody reaches without learning.
+        """Report a result: what a measure was before and after, and what anybody reaches without learning.
 
         The more the better, where there is a `floor`: a result that is not above it is warned of. `rows` says on how
         many held-out rows it was measured; where they are few, people are told so.

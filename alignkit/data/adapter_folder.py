@@ -15,7 +15,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def named_base(adapter: Path) -> tuple[str, str | None]:
-    """Give the folder or hub name of an adapter's base, and its revision; ValueError where the file is no JSON."""
+    """Return the folder or hub name of an adapter's base, and its revision; ValueError where the file is no JSON."""
     facts = _object(adapter / ADAPTER)
     revision = facts.get("revision")
     return str(facts.get("base_model_name_or_path") or ""), str(revision) if revision else None

@@ -61,7 +61,7 @@ IN_WORDS = {"true": True, "false": False}
 
 
 def as_messages(value: Any) -> Any:
-    """Give a chat's turns as messages; what is none is left as it is, for the checks to refuse. May raise DataError."""
+    """Return a chat's turns as messages; what is none is left, for the checks to refuse. May raise DataError."""
     return [plain(turn) for turn in value] if isinstance(value, list) else value
 
 
@@ -73,7 +73,7 @@ def roles_in(chat: Any) -> set[Any]:
 
 
 def plain(turn: Any) -> Any:
-    """Give one turn as a message. Raises DataError, without a place, for calls, contents and weights that are none.
+    """Return one turn as a message. Raises DataError, without a place, for calls, contents and weights that are none.
 
     ShareGPT's names become ours, content in parts becomes one text, arguments in text become an object; keys that
     hold nothing are left out.
@@ -93,7 +93,7 @@ def plain(turn: Any) -> Any:
 
 
 def _from_sharegpt(turn: Turn) -> Turn:
-    """Give a ShareGPT turn with our names; what `function_call` says are calls, written as JSON."""
+    """Return a ShareGPT turn with our names; what `function_call` says are calls, written as JSON."""
     others = {name: value for name, value in turn.items() if name not in ("from", "value")}
     who, said = str(turn["from"]).lower(), turn["value"]
     role = ROLE_OF.get(who, turn["from"])
@@ -128,7 +128,7 @@ def _text_of(part: Any) -> str | None:
 
 
 def _with_calls(turn: Turn) -> Turn:
-    """Give a turn with its calls as chat templates want them; those of OpenAI's older format become such."""
+    """Return a turn with its calls as chat templates want them; those of OpenAI's older format become such."""
     if turn.get("role") == "function":
         turn = {**turn, "role": "tool"}
     if "function_call" in turn and "tool_calls" not in turn:
@@ -148,7 +148,7 @@ def _with_calls(turn: Turn) -> Turn:
 
 
 def _call(call: Any) -> Turn:
-    """Give a call, its arguments as an object; without any it has none, as where a columnar file has a null."""
+    """Return a call, its arguments as an object; without any it has none, as where a columnar file has a null."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         wanted = '{"function": {"name": "...", "arguments": {...}}}'
@@ -193,7 +193,7 @@ def read_tools(value: Any) -> list[Turn] | None:
 
 
 def _weighed(turn: Turn) -> Turn:
-    """Give an assistant's turn with its weight, 0 or 1, where it says one; of other turns nothing is learnt anyhow."""
+    """Return an assistant's turn with its weight, 0 or 1, where it says one; of others nothing is learnt."""
     flags = {name: _flag(turn[name]) for name in SAID_OTHERWISE if name in turn}
     said = {name: flag for name, flag in flags.items() if flag is not None}
     if not said and "weight" not in turn:
@@ -220,12 +220,12 @@ def _flag(value: Any) -> bool | None:
 
 
 def teaches_nothing(turns: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether every answer in a chat is marked as not to be learnt, or there is none."""
+    """Return whether every answer in a chat is marked as not to be learnt, or there is none."""
     return all(turn["role"] != "assistant" or turn.get("weight") == 0 for turn in turns)
 
 
 def text_of(turn: Mapping[str, Any]) -> str:
-    """Give what a turn says as text, its calls of tools included."""
+    """Return what a turn says as text, its calls of tools included."""
     calls = turn.get("tool_calls")
     return str(turn["content"]) + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
 

@@ -92,7 +92,7 @@ PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
 def format_of(path: Path) -> str:
-    """Give the ending that says how to read a file, without .gz or .zst; empty where it is none of ours."""
+    """Return the ending that says how to read a file, without .gz or .zst; empty where it is none of ours."""
     suffix = Path(path.stem).suffix if path.suffix.lower() in PACKED else path.suffix
     return suffix.lower() if suffix.lower() in FORMATS else ""
 
@@ -111,7 +111,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def whole_path(file: Path) -> Path:
-    """Give a file's whole path under its own name: what a link of the hub's cache points to has no ending."""
+    """Return a file's whole path under its own name: what a link of the hub's cache points to has no ending."""
     return file.parent.resolve() / file.name
 
 
@@ -141,7 +141,7 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
-    """Give a table or text in UTF-16, as spreadsheets write them, in UTF-8; it is held in memory."""
+    """Return a table or text in UTF-16, as spreadsheets write them, in UTF-8; it is held in memory."""
     if format_of(path) not in (".csv", ".tsv", ".txt"):
         return file
     with _open(path) as again:
@@ -178,13 +178,13 @@ def _reader(path: Path, unit: str, nulls: NullFields | None) -> Callable[[Path, 
 
 
 def _first_sign(path: Path) -> bytes:
-    """Give the first byte that is no white space, among the first few thousand."""
+    """Return the first byte that is no white space, among the first few thousand."""
     with _open(path) as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
 def _holds_lines(path: Path) -> bool:
-    """Tell whether a file that is called JSON has an object on each line: its first line is one, and not all of it."""
+    """Return whether a file called JSON has an object on each line: its first line is one, and not all of it."""
     if _first_sign(path) != b"{":
         return False
     with _open(path) as file:
@@ -307,7 +307,7 @@ SEPARATORS = (",", ";", "\t", "|")
 
 
 def _separator(line: str, usual: str) -> str:
-    """Tell what parts the names in the first line of a table: the sign that makes most of them, first the usual one."""
+    """Return what parts the names in the first line of a table: the sign that makes most, first the usual one."""
     return max((usual, *SEPARATORS), key=lambda sign: _count_cells(line, sign))
 
 

@@ -25,19 +25,19 @@ Features = dict[str, float]
 
 
 def features(text: str) -> set[str]:
-    """Give the words of a text and their pairs."""
+    """Return the words of a text and their pairs."""
     words = re.findall(r"\w+", text.casefold())
     return {*words, *(f"{one} {other}" for one, other in pairwise(words))}
 
 
 def difference(one: str, other: str) -> Features:
-    """Give what tells two answers apart: 1 for what only the first has, -1 for what only the other has."""
+    """Return what tells two answers apart: 1 for what only the first has, -1 for what only the other has."""
     first, second = features(one), features(other)
     return dict.fromkeys(first - second, 1.0) | dict.fromkeys(second - first, -1.0)
 
 
 def words_win(train: Sequence[Features], measured: Sequence[Features]) -> float | None:
-    """Give the share of the measured pairs that words tell rightly, ties half; None where there is too little.
+    """Return the share of the measured pairs that words tell rightly, ties half; None where there is too little.
 
     Each difference is that of the better answer from the worse one.
     """

@@ -72,7 +72,7 @@ ALPACA = ("input", "system", "history")
 
 
 def instruction(row: Row, given: str = "input") -> list[Any]:
-    """Give what an Alpaca row asks as messages: system, history, and the instruction with its input below it."""
+    """Return what an Alpaca row asks as messages: system, history, and the instruction with its input below it."""
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise DataError('\'history\' must be a list of questions with their answers, such as [["...", "..."]]')
@@ -82,12 +82,12 @@ def instruction(row: Row, given: str = "input") -> list[Any]:
 
 
 def question(row: Row) -> list[Any]:
-    """Give a question as messages, with its system text, if it has one, in front."""
+    """Return a question as messages, with its system text, if it has one, in front."""
     return [*_system(row), *asked(row["question"])]
 
 
 def turns(row: Row, column: str = "conversations") -> list[Any]:
-    """Give a conversation with its system text, if it has one of its own, in front."""
+    """Return a conversation with its system text, if it has one of its own, in front."""
     return with_system(_list(row[column]), row.get("system"))
 
 
@@ -172,7 +172,7 @@ def _last_apart(messages: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _before_answer(messages: list[Any]) -> list[Any]:
-    """Give what a chat asks: an answer at its end is left away."""
+    """Return what a chat asks: an answer at its end is left away."""
     ends = bool(messages) and isinstance(messages[-1], dict) and plain(messages[-1]).get("role") == "assistant"
     return messages[:-1] if ends else messages
 
@@ -197,7 +197,7 @@ def _asked_and(row: Row, asks: Callable[[Row], list[Any]]) -> Row:
 
 
 def _side(row: Row, side: str) -> Any:
-    """Give one answer to a ShareGPT conversation: a turn, a list of turns, or text."""
+    """Return one answer to a ShareGPT conversation: a turn, a list of turns, or text."""
     value = row[side]
     return answered(value) if isinstance(value, str) else [value] if isinstance(value, dict) else value
 
@@ -369,7 +369,7 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
 
 
 def shape_of(row: Row, shapes: Sequence[Shape]) -> Shape | None:
-    """Tell the format of a row: the first whose columns it has, all of them."""
+    """Return the format of a row: the first whose columns it has, all of them."""
     for shape in shapes:
         if all(map(row.__contains__, shape.needs)) and (shape.fits is None or shape.fits(row)):
             return shape
@@ -377,7 +377,7 @@ def shape_of(row: Row, shapes: Sequence[Shape]) -> Shape | None:
 
 
 def traits(row: Row) -> Iterator[str]:
-    """Tell what the columns that are read do not: how turns are written, and where the prompt is from."""
+    """Yield what the columns that are read do not: how turns are written, and where the prompt is from."""
     chats = [turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, dict)]
     if any("from" in turn and "value" in turn for turn in chats):
         yield "ShareGPT roles"

@@ -70,12 +70,12 @@ def unreadable(source: str, where: str, error: Exception) -> DataError:
 
 
 def _refusal(found: HubSet, error: Exception) -> DataError:
-    """Say what is wrong in our words where it is a name, else in those of the library."""
+    """Return what is wrong in our words where it is a name, else in those of the library."""
     return _wrong_name(found) or unreadable(found.source, found.where, error)
 
 
 def _wrong_name(found: HubSet) -> DataError | None:
-    """Say which names there are, where one is missing or is none of them; None where that is not so, or not known."""
+    """Return the names there are, where one is missing or none of them; None where that is not so, or not known."""
     try:
         configs, splits = _names(found)
     except Exception:  # what is wrong is said better where rows are read

@@ -34,7 +34,7 @@ class JsonText:
         self._ended = False
 
     def sign(self) -> str:
-        """Give the next sign that is no white space, and stay before it; empty at the end of the file."""
+        """Return the next sign that is no white space, and stay before it; empty at the end of the file."""
         while True:
             white = WHITE.match(self._text, self._at)
             self._at = white.end() if white else self._at
@@ -48,7 +48,7 @@ class JsonText:
         self._at += 1
 
     def value(self) -> Any:
-        """Give the next value, and go behind it."""
+        """Return the next value, and go behind it."""
         self.sign()
         while True:
             try:
@@ -71,7 +71,7 @@ class JsonText:
         return DataError(f"not JSON ({problem})", f"{self._path}:{line}", hint)
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Tell whether what is wrong may come of what is not read yet."""
+        """Return whether what is wrong may come of what is not read yet."""
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - NEAR_THE_END
 
     def _more(self) -> bool:

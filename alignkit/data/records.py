@@ -77,7 +77,7 @@ class Part(BaseModel):
     """A recipe names the source; else it is files by themselves, and a recipe's words are advice for later."""
 
     def key(self, rest: str) -> str:
-        """Give the key of a recipe that says something of the source."""
+        """Return the key of a recipe that says something of the source."""
         return f"sources.{self.name if self.in_recipe else 'NAME'}.{rest}"
 
 
@@ -122,7 +122,7 @@ def placed_rows(
     bad: Bad | None = None,
     nulls: NullFields | None = None,
 ) -> Iterator[tuple[str, Record]]:
-    """Give a part's rows, checked and with our columns, each with its place.
+    """Yield a part's rows, checked and with our columns, each with its place.
 
     `wanted` are the sets of columns of the kind. The first row tells the format of all, and whether they are chats.
     Where a row is in none or in another one, or its fields are not what they must be, `bad` is told and reading goes
@@ -164,7 +164,7 @@ class Format(NamedTuple):
 
 
 def format_of_part(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Format | None:
-    """Tell the format that a part's first row is in; None where it is in none."""
+    """Return the format that a part's first row is in; None where it is in none."""
     for place, row in islice(_raw(part, kind, None), *limits(part)):
         try:
             if isinstance(row, dict):
@@ -186,7 +186,7 @@ def _format(shape: Shape, row: Row, renamed: Row, part: Part, kind: str) -> Form
 
 
 def _in_columns(shape: Shape, renamed: Row) -> Row:
-    """Give a row in our columns, as far as that goes."""
+    """Return a row in our columns, as far as that goes."""
     try:
         return shape.read(renamed)
     except DataError:
@@ -194,7 +194,7 @@ def _in_columns(shape: Shape, renamed: Row) -> Row:
 
 
 def is_meant(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> bool:
-    """Say whether a part's first row is in a format of a kind, by its columns and by what tells in its content."""
+    """Return whether a part's first row is in a format of a kind, by its columns and by what tells in its content."""
     for place, row in islice(_raw(part, kind, None), *limits(part)):
         if not isinstance(row, dict):
             break
@@ -205,7 +205,7 @@ def is_meant(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> bool:
 
 
 def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequence[Shape]:
-    """Give the formats that a part's rows may be in: the one that is named, ours where columns are, else all known."""
+    """Return the formats that a part's rows may be in: the one named, ours where columns are, else all known."""
     known = SHAPES.get(kind, ())
     if part.format:
         return [replace(shape, fits=None) for shape in known if shape.name == part.format]
@@ -223,13 +223,13 @@ def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequen
 
 
 def split_of(part: Part) -> str:
-    """Give the name of the hub split that a part reads, without its slice."""
+    """Return the name of the hub split that a part reads, without its slice."""
     match = re.fullmatch(SLICE, part.split or "")
     return (match["name"] if match else "") or "train"
 
 
 def limits(part: Part) -> tuple[int, int | None]:
-    """Give the first row that a part takes, and the one behind its last; None where it takes all."""
+    """Return the first row that a part takes, and the one behind its last; None where it takes all."""
     match = re.fullmatch(SLICE, part.split or "")
     start, stop = (match["start"], match["stop"]) if match else (None, None)
     first = int(start or 0)
@@ -249,20 +249,20 @@ def _raw(part: Part, kind: str, nulls: NullFields | None) -> Found:
 
 
 def hub_set(part: Part, commit: str | None = None) -> HubSet:
-    """Say what a part reads of the hub: from the folder that it was fetched to, or at a commit from the hub itself."""
+    """Return what a part reads of the hub: from the folder it was fetched to, or at a commit from the hub."""
     name, _, config = (part.hub or "").partition(":")
     place, held_out = name if commit else str(part.paths[0]), part.side == "held_out"
     return HubSet(part.name, name, place, config or None, split_of(part), commit, held_out=held_out)
 
 
 def shaped(row: Row, place: str, kind: str, wanted: Sequence[Sequence[str]], part: Part) -> Row:
-    """Give one row with our column names: one of the wanted sets, and what the source keeps."""
+    """Return one row with our column names: one of the wanted sets, and what the source keeps."""
     renamed, expected = _renamed(row, place, part), Expected.of(kind, wanted, part)
     return _values(renamed, row, place, recognised(renamed, row, place, expected), expected)
 
 
 def _renamed(row: Row, place: str, part: Part) -> Row:
-    """Give the row with the columns that the source names under our names, too."""
+    """Return the row with the columns that the source names under our names, too."""
     if not (part.columns or part.keep):
         return row
     for key, theirs in [*((f"columns.{ours}", theirs) for ours, theirs in part.columns.items()),
@@ -273,7 +273,7 @@ def _renamed(row: Row, place: str, part: Part) -> Row:
 
 
 def recognised(renamed: Row, row: Row, place: str, expected: Expected) -> Shape:
-    """Tell the format of a row. Raises DataError where it is in none, or where that would be a guess."""
+    """Return the format of a row. Raises DataError where it is in none, or where that would be a guess."""
     shape, wanted = shape_of(renamed, expected.shapes), expected.wanted
     if shape is None:
         raise _lacks(row, place, expected)
@@ -332,7 +332,7 @@ def _refuse_guess(columns: Sequence[str], row: Row, place: str, wanted: Sequence
 
 
 def read_side(parts: Sequence[Part], kind: str, wanted: Sequence[Sequence[str]], held_out: bool) -> Iterator[Record]:
-    """Give the rows of one side of all parts, one part after another."""
+    """Yield the rows of one side of all parts, one part after another."""
     for part in parts:
         if part.side == ("train" if held_out else "held_out"):
             continue
@@ -361,7 +361,7 @@ def key_of(row: Row) -> str:
 
 
 def on_held_out_side(prompt: str, share: float) -> bool:
-    """Say whether a prompt falls among the given share that is kept aside, by its hash and nothing else."""
+    """Return whether a prompt falls among the given share that is kept aside, by its hash and nothing else."""
     normal = " ".join(prompt.casefold().split())
     digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

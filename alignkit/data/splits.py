@@ -31,7 +31,7 @@ SHARD = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}.*")
 
 
 def split_called(name: str) -> str:
-    """Give the usual name of a split: `dev` is `validation`."""
+    """Return the usual name of a split: `dev` is `validation`."""
     return CANONICAL.get(name.lower(), name)
 
 
@@ -69,7 +69,7 @@ def files_of_split(
 
 
 def _there(folder: Path, files: Iterable[Path]) -> list[Path]:
-    """Give the whole paths of files, all of which must be there."""
+    """Return the whole paths of files, all of which must be there."""
     for file in files:
         if not file.is_file():
             problem = f"the folder lacks {file.relative_to(folder)}, which it names as a file of its rows"
@@ -96,7 +96,7 @@ def splits_in(folder: Path, config: str | None = None, *, in_recipe: bool = True
 
 
 def by_name(folder: Path, files: Iterable[Path]) -> Splits:
-    """Tell by the names of folders and files which split each file is of."""
+    """Return by the names of folders and files which split each file is of."""
     splits: Splits = {}
     for file in files:
         splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
@@ -107,7 +107,7 @@ def by_name(folder: Path, files: Iterable[Path]) -> Splits:
 
 
 def _split_of(path: Path) -> str:
-    """Tell a file's split by its name, or by the folders that it is in; "" where they say nothing."""
+    """Return a file's split by its name, or by the folders that it is in; "" where they say nothing."""
     shard = SHARD.fullmatch(path.name)
     if shard and path.parent.name == "data" and path.suffix != ".arrow":
         return split_called(shard["split"])
@@ -118,7 +118,7 @@ def _split_of(path: Path) -> str:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """Give the files that `save_to_disk` wrote, in their order."""
+    """Return the files that `save_to_disk` wrote, in their order."""
     state = folder / "state.json"
     listed = _object(state).get("_data_files") if state.is_file() else None
     if not isinstance(listed, list) or not all(isinstance(one, dict) and "filename" in one for one in listed):

@@ -35,7 +35,7 @@ CONTENTS = ("prompt", "completion", "messages", "chosen", "rejected", "text")
 
 
 def form_of(row: Mapping[str, Any]) -> Form:
-    """Tell whether a row is a chat or plain text."""
+    """Return whether a row is a chat or plain text."""
     return "chat" if any(isinstance(row.get(column), list) for column in CONTENTS) else "plain"
 
 
@@ -121,7 +121,7 @@ def _with_system(values: Row, system: Any, shape: Shape, place: str) -> Row:
 
 
 def _mixed(values: Row) -> bool:
-    """Say whether text stands beside chats."""
+    """Return whether text stands beside chats."""
     if len(set(map(type, values.values()))) == 1:
         return False
     return len({type(value) for column, value in values.items() if column not in ("label", "rating")}) > 1
@@ -178,13 +178,13 @@ def _rubbish(problem: str, place: str) -> DataError:
 
 
 def further_columns(kind: str, row: Row, values: Row) -> Sequence[str]:
-    """Give the columns that a row has besides those that it needs; those of chats have no place in plain text."""
+    """Return the columns that a row has besides those that it needs; those of chats have no place in plain text."""
     columns = [column for column in FURTHER.get(kind, ()) if row.get(column) not in (None, "")]
     return [column for column in columns if column not in OF_CHATS or form_of(values) == "chat"]
 
 
 def checked(value: Any, column: str, place: str) -> Any:
-    """Give a column's value if it is what the column holds; raises DataError if not."""
+    """Return a column's value if it is what the column holds; raises DataError if not."""
     if column == "label":
         label = label_of(value)
         return _expect(label is not None, label, value, column, place, "true or false")
@@ -210,7 +210,7 @@ def checked(value: Any, column: str, place: str) -> Any:
 
 
 def _is_whole(text: str) -> bool:
-    """Say whether a text can be written as UTF-8: JSON's escapes can make halves of characters."""
+    """Return whether a text can be written as UTF-8: JSON's escapes can make halves of characters."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

@@ -46,7 +46,7 @@ def rows(kind: Kind, split: Split) -> Iterator[Row]:
 
 
 def bayes_accuracy(split: Split) -> float:
-    """Tell how often the best possible judge, gold itself, is expected to agree with the labels."""
+    """Return how often the best possible judge, gold itself, is expected to agree with the labels."""
     chances = [_chance(row["prompt"], row["chosen"], row["rejected"]) for row in rows("preferences", split)]
     return sum(max(chance, 1 - chance) for chance in chances) / len(chances)
 

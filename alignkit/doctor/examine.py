@@ -133,7 +133,7 @@ def _filesystem(folder: Path) -> str:
 
 
 def _hub_cache(environment: Mapping[str, str]) -> str:
-    """Say where huggingface_hub keeps what it fetched: https://huggingface.co/docs/huggingface_hub, HF_HUB_CACHE."""
+    """Return where huggingface_hub keeps what it fetched: https://huggingface.co/docs/huggingface_hub, HF_HUB_CACHE."""
     return environment.get("HF_HUB_CACHE") or str(_hub_home(environment) / "hub")
 
 

@@ -34,7 +34,7 @@ def findings(doctor: Doctor) -> tuple[Finding, ...]:
 
 
 def render(doctor: Doctor) -> str:
-    """Give one line for each finding, marked ok or warn, with the remedy below a warning and a count at the end."""
+    """Return one line for each finding, marked ok or warn, with the remedy below a warning and a count at the end."""
     lines = []
     found = findings(doctor)
     for finding in found:

@@ -49,7 +49,7 @@ def _devices() -> Iterator[Device]:
 
 
 def _try_adding(place: str) -> str:
-    """Give what goes wrong when the device has to add two numbers, or nothing."""
+    """Return what goes wrong when the device has to add two numbers, or nothing."""
     import torch
 
     try:

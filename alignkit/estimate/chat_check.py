@@ -32,7 +32,7 @@ GIVE = 'give the source of the policy another template: chat_template = "FILE"'
 
 
 class Told(NamedTuple):
-    """What is wrong with a stage's chats, and what had better be known of them."""
+    """What is wrong with a stage's chats, and warnings about them."""
 
     problems: list[Problem]
     remarks: list[Problem]
@@ -132,7 +132,7 @@ class Chats:
         return stage.taken
 
     def _readers(self, stage: PlannedStage) -> "list[_Reader]":
-        """Give the tokenizers that a stage reads chats by: of its policies, and of the reward models that judge."""
+        """Return the tokenizers that a stage reads chats by: of its policies, and of the reward models that judge."""
         found: dict[str, _Reader] = {}
         for role, several in stage.inputs.items():
             for name in several:
@@ -178,7 +178,7 @@ class Chats:
         return found
 
     def _refused(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
-        """Give what refuses a source: rows that the template refuses, unless so many may be left out."""
+        """Yield what refuses a source: rows that the template refuses, unless so many may be left out."""
         options, audit = self.desk.plan.sources[name].options, self.desk.audits[name]
         assert isinstance(options, RecordOptions)
         total, bad = found.rows + audit.bad, found.refused + audit.bad

@@ -20,7 +20,7 @@ from alignkit.training.weight_files import chain_of, root_of, shapes_in
 
 
 def remarks_on(desk: Desk, stage: PlannedStage) -> Iterator[Problem]:
-    """Tell what had better be known of a stage's models. Raises DataError or RecipeError for what would end it."""
+    """Yield warnings about a stage's models. Raises DataError or RecipeError for what would end it."""
     for source in (desk.plan.sources[name] for name in stage.taken if name in desk.plan.sources):
         if issubclass(source.kind, RewardModel):
             reward = desk.open(source)
@@ -73,7 +73,7 @@ def check_shapes(folder: Path, model: Any) -> None:
 
 
 def unknown_tokens(name: str, tokenizer: Any, size: int) -> Iterator[Problem]:
-    """Tell of tokens that the model has no row for; a pad token is given one."""
+    """Yield of tokens that the model has no row for; a pad token is given one."""
     odd = [token for token in tokenizer.get_vocab().values() if token >= size and token != tokenizer.pad_token_id]
     if odd:
         some = "1 token" if len(odd) == 1 else f"{len(odd)} tokens"
@@ -117,7 +117,7 @@ def check_tokens(records: Records, counted: Counted, model: Policy | RewardModel
 
 
 def known_tokens(folder: Path) -> int:
-    """Tell how many tokens a reward model has weights for."""
+    """Return how many tokens a reward model has weights for."""
     return int(open_config(folder).get_text_config().vocab_size)
 
 

@@ -140,7 +140,7 @@ def fate_of(kind: type[Records], rows: Sequence[Lengths], room: int) -> Fate:
 
 
 def room(kind: type[Records], limit: int, new_tokens: int) -> int:
-    """Give the longest sequence of a kind's rows that a stage takes: a prompt must leave room for its answer."""
+    """Return the longest sequence of a kind's rows that a stage takes: a prompt must leave room for its answer."""
     return limit - new_tokens if issubclass(kind, Prompts) else limit
 
 

@@ -79,7 +79,7 @@ def _samples(
 
 
 def words_on(kind: type[Records], fate: Fate) -> str:
-    """Say what becomes of rows that are too long."""
+    """Return what becomes of rows that are too long."""
     if issubclass(kind, Text):
         return "go on in a next block; nothing is cut off or left out"
     if not issubclass(kind, Demonstrations):
@@ -105,7 +105,7 @@ def pieces(tokens: LabelledTokens, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def steps(kind: type[Records], train: int, needs: Needs | None, counted: Counted, limit: int) -> int | None:
-    """Tell how many optimiser steps a stage takes over so many rows, raw text in blocks; or how many updates.
+    """Return how many optimiser steps a stage takes over so many rows, raw text in blocks; or how many updates.
 
     Rows that are too long and will be left out are counted, too. None for a method that does not say.
     """

@@ -121,7 +121,7 @@ class Estimator:
         return self.desk.plan
 
     def _base_lies_in_a_folder(self, stage: PlannedStage) -> bool:
-        """Say whether a folder holds exactly the weights that a stage's policy begins with.
+        """Return whether a folder holds exactly the weights that a stage's policy begins with.
 
         It does not where an adapter is merged, by the stage, or where the embedding grows.
         """
@@ -141,13 +141,13 @@ class Estimator:
         return float(RECORD + sum((folder / name).stat().st_size for name in TOKENIZER if (folder / name).is_file()))
 
     def remarks(self, stage: PlannedStage) -> list[Problem]:
-        """Tell what had better be known of a stage's models; raises what would end it."""
+        """Return warnings about a stage's models; raises what would end it."""
         told = list(remarks_on(self.desk, stage))
         told += remarks_on_answers(self.desk, stage)
         self._check_tokens(stage)
         rows = self._rows_of(stage, stage.needs)
         if stage.needs and rows and not any(rows[0] in several for several in stage.inputs.values()):
-            problem = f"the rows are not made yet; it is reckoned with one for each row of {rows[0]!r}"
+            problem = f"the rows are not made yet; the estimate assumes one per row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
 
@@ -165,7 +165,7 @@ class Estimator:
                 check_tokens(records, counted, model, learn)
 
     def _odd_rewards(self, names: Sequence[str]) -> Iterator[Source]:
-        """Give the reward models among these sources whose tokenizers have tokens that they have no weights for."""
+        """Yield the reward models among these sources whose tokenizers have tokens that they have no weights for."""
         for source in (self.plan.sources[name] for name in names if name in self.plan.sources):
             if issubclass(source.kind, RewardModel):
                 reward = self.desk.open(source)
@@ -173,7 +173,7 @@ class Estimator:
                     yield source
 
     def helps(self, stage: PlannedStage) -> list[Helps]:
-        """Give the settings that would save most memory, the best first."""
+        """Return the settings that would save most memory, the best first."""
         now = self.estimate(stage, stage.needs)
         found = []
         for change in CHANGES:
@@ -259,7 +259,7 @@ class Estimator:
         return Facts(kept, aside, prompt, answer, longest)
 
     def _usual_answer(self, policy: str) -> float | None:
-        """Give the mean length of the answers that the recipe has, which a policy taught by them will come near to."""
+        """Return the mean length of the answers of the recipe, which a policy taught by them will come near to."""
         for name in self.desk.audits:
             if issubclass(self.plan.sources[name].kind, Demonstrations | Preferences):
                 with suppress(DataError):  # told where a stage reads these rows
@@ -268,7 +268,7 @@ class Estimator:
 
 
 def check_lost(name: str, kind: type[Records], rows: Sequence[Lengths], room: int, allowed: float) -> float:
-    """Give the share of the rows that are cut or left out; raises DataError where that is too much, or all."""
+    """Return the share of the rows that are cut or left out; raises DataError where that is too much, or all."""
     fate = fate_of(kind, rows, room)
     lost = fate.over / len(rows)
     if lost > allowed or fate.left_out == len(rows):
@@ -279,7 +279,7 @@ def check_lost(name: str, kind: type[Records], rows: Sequence[Lengths], room: in
 
 
 def means(counted: Sequence[Lengths]) -> tuple[float, float]:
-    """Give the mean lengths of prompts and of answers."""
+    """Return the mean lengths of prompts and of answers."""
     return fmean(row.prompt for row in counted), fmean(row.answer for row in counted)
 
 

@@ -102,7 +102,7 @@ class Need:
     steps: float
     """Optimiser steps, or updates, or 1."""
     prompt: float
-    """Tokens of a prompt and of an answer, in the mean, that it is reckoned with."""
+    """Tokens of a prompt and of an answer, in the mean, that the estimate assumes."""
     answer: float
 
     @property
@@ -132,7 +132,7 @@ class Job:
         return bool(self.needs.lora)
 
     def body(self, tokens: float, passes: float, *, learn: bool) -> float:
-        """Give the seconds of all layers for so many tokens in so many passes."""
+        """Return the seconds of all layers for so many tokens in so many passes."""
         rate = self.gauge.learn if learn else self.gauge.read
         return rate.of(self.policy.layers, tokens, passes)
 
@@ -140,7 +140,7 @@ class Job:
         return tokens * self.policy.vocabulary * (self.gauge.head_learn if learn else self.gauge.head_read)
 
     def sampling(self, rows: float, prompt: float, longest: float, mean: float | None = None) -> float:
-        """Give the seconds in which so many rows are answered at once; each leaves when its answer has ended."""
+        """Return the seconds in which so many rows are answered at once; each leaves when its answer has ended."""
         if not rows:
             return 0.0
         tokens = rows * (longest if mean is None else mean)
@@ -295,7 +295,7 @@ def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
 
 
 def _shared(needs: SamplingNeeds, rows: int) -> float:
-    """Tell how many answers of a minibatch share a prompt's computation."""
+    """Return how many answers of a minibatch share a prompt's computation."""
     return float(max(1, min(needs.answers, rows)))
 
 
@@ -357,7 +357,7 @@ def _need(job: Job, parts: dict[str, float], times: Times, learners: Sequence[Si
 
 
 def machine_memory() -> int:
-    """Tell how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
+    """Return how much memory this machine has for a stage, in bytes: its GPU's where it has one."""
     if device().type == "cuda":
         return int(torch.cuda.get_device_properties(device()).total_memory)
     return host_memory()

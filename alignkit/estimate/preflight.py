@@ -50,7 +50,7 @@ class Preflight:
     problems: list[Problem] = field(default_factory=list)
     """What would end a stage."""
     remarks: list[Problem] = field(default_factory=list)
-    """What had better be known."""
+    """Warnings."""
 
 
 def preflight(desk: Desk) -> Preflight:
@@ -128,13 +128,13 @@ def _take(found: Preflight, stage: PlannedStage, chats: "Chats") -> bool:
 
 
 def _of_stage(stage: PlannedStage, problems: Sequence[Problem]) -> list[Problem]:
-    """Say of which stage these are."""
+    """Return of which stage these are."""
     where = f"stage {stage.name!r}"
     return [Problem(one.problem, f"{where}, {one.where}" if one.where else where, one.remedy) for one in problems]
 
 
 def show(stages: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
-    """Give the lines that tell what stages will need."""
+    """Return the lines that tell what stages will need."""
     rows = [
         (str(one["stage"]), str(one["method"]), size(one["memory"]), duration(one["seconds"]), size(one["disk"]))
         for one in stages

@@ -115,7 +115,7 @@ def _look(chat: Learnt, tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendere
 
 
 def _unshown(turns: Chat, text: str) -> list[str]:
-    """Give the roles of turns that do not stand in a text, white space aside; thoughts of the assistant may be left
+    """Return the roles of turns that do not stand in a text, white space aside; thoughts of the assistant may be left
     away."""
     others = [turn for turn in turns if turn["role"] != "assistant" and turn["content"].strip() not in text]
     whole = _squeezed(text) if others else ""

@@ -56,7 +56,7 @@ def _preview(desk: Desk, stage: PlannedStage, source: Source, policy: Source) ->
 
 
 def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
-    """Give what was found before of what a stage gets."""
+    """Yield what was found before of what a stage gets."""
     for name in stage.taken:
         if found := _known(_note(stage, name, runs)):
             yield StagePreview(stage.name, name, found)

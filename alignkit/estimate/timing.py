@@ -145,7 +145,7 @@ def _kept(part: Any) -> int:
 
 
 def _timed(act: Callable[[], object]) -> float:
-    """Give the median seconds of a few times, after one that does not count; of one time where it takes long."""
+    """Return the median seconds of a few times, after one that does not count; of one time where it takes long."""
     began = time.perf_counter()
     act()
     _wait()

@@ -114,7 +114,7 @@ def _fails(config: Any, error: BaseException) -> Problem:
 
 
 def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
-    """Give what is tried, each with a miniature of its own."""
+    """Yield what is tried, each with a miniature of its own."""
     yield lambda: _saved_and_opened(_small(config), AutoModelForCausalLM)
     if uses.trains == "language model":
         yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
@@ -223,7 +223,7 @@ def _saved_and_opened(model: PreTrainedModel, kind: Any) -> None:
 
 
 def _slower(config: Any, uses: Uses, ways: Ways, where: Path) -> Iterator[Problem]:
-    """Tell of ways that are exact, and slower than usual."""
+    """Yield of ways that are exact, and slower than usual."""
     found = []
     if uses.reads and not ways.packed:
         found.append("rows are padded" if ways.padded else "rows go through it one by one")

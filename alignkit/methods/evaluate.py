@@ -159,7 +159,7 @@ def asked(
 
 
 def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
-    """Give a policy's tokenizer, and how long a prompt with its answer may be."""
+    """Return a policy's tokenizer, and how long a prompt with its answer may be."""
     from alignkit.training.encoding import AskedPrompt, fitting_length
     from alignkit.training.models import open_config, policy_tokenizer, positions_of
 
@@ -229,7 +229,7 @@ def score(result: PolicyAnswers, rewards: "Sequence[Weighted]") -> ScoredAnswers
 def measure(
     policy: str, result: PolicyAnswers, kl: Sequence[float] | None, ours: ScoredAnswers, firsts: ScoredAnswers
 ) -> dict[str, Any]:
-    """Give one policy's line of the table; a measure that cannot be taken is None.
+    """Return one policy's line of the table; a measure that cannot be taken is None.
 
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
     """
@@ -254,7 +254,7 @@ def measure(
 
 
 def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
-    """Tell each policy's reward, and how often it beats the first one."""
+    """Report each policy's reward, and how often it beats the first one."""
     first = table[0]
     for row in table:
         before = None if row is first else first["reward"]
@@ -280,20 +280,20 @@ def show(
 
 
 def distinct(answers: Sequence[Sequence[int]], n: int) -> float:
-    """Give the share of different n-grams among all n-grams of the answers; 0 where there are none."""
+    """Return the share of different n-grams among all n-grams of the answers; 0 where there are none."""
     grams = [tuple(answer[i : i + n]) for answer in answers for i in range(len(answer) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Give how often ours is the higher one, and the Wilson interval around it; a tie is half a win."""
+    """Return how often ours is the higher one, and the Wilson interval around it; a tie is half a win."""
     wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True))
     rate = wins / len(ours)
     return (rate, *wilson(rate, len(ours)))
 
 
 def wilson(rate: float, count: int) -> tuple[float, float]:
-    """Give the ends of the 95 % interval around a share of so many trials (Wilson 1927)."""
+    """Return the ends of the 95 % interval around a share of so many trials (Wilson 1927)."""
     z = CONFIDENCE
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))

@@ -91,14 +91,14 @@ def scored(
 
 
 def accuracy(scores: ScoredPairs) -> float | None:
-    """Tell how often the chosen answer scores higher, ties counting half; None without pairs."""
+    """Return how often the chosen answer scores higher, ties counting half; None without pairs."""
     if not scores:
         return None
     return statistics.fmean(0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in scores)
 
 
 def normalisation(scores: ScoredPairs) -> tuple[float, float]:
-    """Give the mean and the spread of all scores; a spread of zero counts as one."""
+    """Return the mean and the spread of all scores; a spread of zero counts as one."""
     flat = [score for pair in scores for score in pair]
     return statistics.fmean(flat), statistics.pstdev(flat) or 1.0
 
@@ -110,7 +110,7 @@ def tell(
     train: "Sequence[TokenPair]",
     held_out: "Sequence[TokenPair]",
 ) -> None:
-    """Tell the accuracy beside that of the better of two judges, who know lengths or words only."""
+    """Report the accuracy beside that of the better of two judges, who know lengths or words only."""
     from alignkit.training.measures import pair_accuracy_floor, share_of_longer
 
     if after is None:

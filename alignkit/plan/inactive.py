@@ -28,7 +28,7 @@ class Shared(Settings):
 
 
 def standing_by(recipe: Recipe, stage: str, method: Method, plugins: Plugins) -> tuple[list[str], list[RecipeError]]:
-    """Give what of a stage waits for another method, and what no method could know."""
+    """Return what of a stage waits for another method, and what no method could know."""
     found: list[str] = []
     errors: list[RecipeError] = []
     for key, value in recipe.stages[stage].items():
@@ -70,7 +70,7 @@ def _table(recipe: Recipe, stage: str, key: str, method: Method, plugins: Plugin
 
 
 def _find(recipe: Recipe, stage: str, *path: str | Keys) -> tuple[str, str]:
-    """Say where a setting stands and what it is called; the last of `path` are its keys inside its table."""
+    """Return where a setting stands and what it is called; the last of `path` are its keys inside its table."""
     *table, keys = path
     full = (*map(str, table), *keys)
     return recipe.where("stage", stage, *full), f"stage {stage!r}: {'.'.join(full)}"
@@ -96,7 +96,7 @@ def _roles(recipe: Recipe, stage: str) -> Iterator[str]:
 
 
 def _unknown_role(recipe: Recipe, stage: str, method: Method, plugins: Plugins, role: str) -> RecipeError | None:
-    """Say what is wrong with an input that the method lacks, unless another method of the stage may have it."""
+    """Return what is wrong with an input that the method lacks, unless another method of the stage may have it."""
     alike = [m for m in plugins.methods.values() if issubclass(m.produces, method.produces)]
     stranger = any(key not in (*STAGE_KEYS, *plugins.methods) for key in recipe.stages[stage])
     near = near_miss(role, list(method.consumes))

@@ -139,7 +139,7 @@ class _Planner:
             return None
 
     def _find(self, name: str, method: Method, layers: Mapping[Keys, Mapping[str, Any]], keys: Keys) -> tuple[str, str]:
-        """Say where a setting stands that may come from several layers, and what it is called there."""
+        """Return where a setting stands that may come from several layers, and what it is called there."""
         base = next((base for base, layer in layers.items() if _holds(layer, keys)), ("stage", name, method.name))
         full = ".".join((*base[2:], *keys) if base[0] == "stage" else (*base, *keys))
         return self.recipe.where(*base, *keys), full if base[0] == "defaults" else f"stage {name!r}: {full}"

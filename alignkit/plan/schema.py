@@ -97,7 +97,7 @@ def _allow_off(definition: Schema) -> None:
 
 
 def _source(at: Mapping[Any, Schema]) -> Schema:
-    """Say what a source may be: one kind, its address, and the options of that kind."""
+    """Return what a source may be: one kind, its address, and the options of that kind."""
     return {
         "type": "object",
         "anyOf": [

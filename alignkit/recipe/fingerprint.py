@@ -64,7 +64,7 @@ def code_identity(origin: Origin, module: str) -> str:
 
 
 def _package_files(module: str) -> Sequence[Path]:
-    """Give the files of the whole package that a module belongs to; of one that stands alone, itself."""
+    """Return the files of the whole package that a module belongs to; of one that stands alone, itself."""
     top = sys.modules[module.partition(".")[0]]
     folders = [Path(folder) for folder in getattr(top, "__path__", ())]
     found = (file for folder in folders for file in folder.rglob("*") if file.suffix in PACKAGED and file.is_file())

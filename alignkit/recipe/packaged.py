@@ -6,7 +6,7 @@ from alignkit.errors import RecipeError, near_miss
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Give the path of a recipe: a file, else the packaged recipe of that name. Raises RecipeError."""
+    """Return the path of a recipe: a file, else the packaged recipe of that name. Raises RecipeError."""
     path = Path(name)
     if _exists(path):
         return path.resolve()
@@ -28,7 +28,7 @@ def _exists(path: Path) -> bool:
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Give the recipes that come with alignkit, by name."""
+    """Return the recipes that come with alignkit, by name."""
     package = Path(__file__).parent.parent
     folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}

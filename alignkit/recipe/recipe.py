@@ -41,7 +41,7 @@ class Recipe:
     """What is wrong with its shape, to be told together with what else is wrong."""
 
     def where(self, *path: str) -> str:
-        """Say where something stands: the override that gave it, else the file with the line of it or around it."""
+        """Return where something stands: the override that gave it, else the file with the line of it or around it."""
         given = [o for o in self.overrides if o == path[: len(o)]]
         if not given and path not in self._lines:
             given = [o for o in self.overrides if o[: len(path)] == path]
@@ -51,7 +51,7 @@ class Recipe:
         return f"{self.path.name}:{line}" if line else self.path.name
 
     def typed(self, *path: str) -> dict[Keys, str]:
-        """Give the overrides below a place as they were typed, by the rest of their path."""
+        """Return the overrides below a place as they were typed, by the rest of their path."""
         size = len(path)
         return {o[size:]: v for o, v in self.overrides.items() if o[:size] == path != o and isinstance(v, str)}
 
@@ -127,7 +127,7 @@ def _text(path: Path) -> str:
 
 
 def _place(table: Mapping[str, Any], key: str) -> Keys:
-    """Say what an override means: a key of a stage, of a source, or of the recipe itself."""
+    """Return what an override means: a key of a stage, of a source, or of the recipe itself."""
     parts = tuple(key.split("."))
     stages, sources = dict(_items(table.get("stage"))), dict(_items(table.get("sources")))
     if len(parts) > DEEPEST:
@@ -168,7 +168,7 @@ def _refuse_no_text(key: str, value: Any) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Give all keys and plain values."""
+    """Yield all keys and plain values."""
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key
         yield from _leaves(inner)

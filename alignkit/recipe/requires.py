@@ -8,7 +8,7 @@ from alignkit.recipe.recipe import Recipe
 
 
 def missing_packages(recipe: Recipe) -> Iterator[RecipeError]:
-    """Tell each package that is missing or too old or new, with the line that installs it."""
+    """Yield each package that is missing or too old or new, with the line that installs it."""
     if not recipe.requires:
         return
     from packaging.requirements import InvalidRequirement, Requirement

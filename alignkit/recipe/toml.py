@@ -70,7 +70,7 @@ def parse(text: str, file: str) -> dict[str, Any]:
 
 
 def key_lines(text: str) -> dict[Keys, int]:
-    """Give the line of each key of a valid text, in tables, dotted and in `{ }`, and of each table around it."""
+    """Return the line of each key of a valid text, in tables, dotted and in `{ }`, and of each table around it."""
     lines: dict[Keys, int] = {}
     for scan in _scan(text):
         for size in range(1, len(scan.place) + 1):

@@ -51,13 +51,13 @@ def _takes_text_only(field: FieldInfo) -> bool:
 
 
 def _may_be_off(field: FieldInfo) -> bool:
-    """Say whether `false` switches a group off, which may stand in [defaults]."""
+    """Return whether `false` switches a group off, which may stand in [defaults]."""
     options = get_args(field.annotation)
     return type(None) in options and bool not in options
 
 
 def _group(field: FieldInfo) -> type[Settings] | None:
-    """Give the class of a group of settings, also of one that may be left out."""
+    """Return the class of a group of settings, also of one that may be left out."""
     for option in (field.annotation, *get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, Settings):
             return option
@@ -65,7 +65,7 @@ def _group(field: FieldInfo) -> type[Settings] | None:
 
 
 def _problems(kind: type[Settings], error: ValidationError, find: Find) -> Iterator[Problem]:
-    """Tell one problem for each setting; the members of a union are alternatives of one."""
+    """Yield one problem for each setting; the members of a union are alternatives of one."""
     found: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault(_keys(kind, detail), []).append(detail)
@@ -82,7 +82,7 @@ def _problems(kind: type[Settings], error: ValidationError, find: Find) -> Itera
 
 
 def _keys(kind: type[Settings], detail: ErrorDetails) -> Keys:
-    """Give the path of a setting, without the names that pydantic adds for the members of a union."""
+    """Return the path of a setting, without the names that pydantic adds for the members of a union."""
     keys: list[str] = []
     group: type[Settings] | None = kind
     for part in detail["loc"]:

@@ -49,7 +49,7 @@ class Audience:
 
 
 def _only(hooks: pluggy.PluginManager, plugin: object, watching: Sequence[object]) -> Observer:
-    """Give the event hook of one plugin alone, so that its failure is not the others'."""
+    """Return the event hook of one plugin alone, so that its failure is not the others'."""
     caller = hooks.subset_hook_caller("alignkit_event", [other for other in watching if other is not plugin])
     return lambda event: caller(event=event)
 

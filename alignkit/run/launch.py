@@ -66,7 +66,7 @@ class Launcher:
             )
 
     def status(self, wait: float) -> int | None:
-        """Give the exit status of the stage if it ends within so many seconds; a negative one is a signal's number."""
+        """Return the exit status of the stage if it ends within so many seconds; negative: a signal's number."""
         assert self._zygote
         assert self._zygote.stdout
         readable, _, _ = select.select([self._zygote.stdout], [], [], wait)

@@ -18,7 +18,7 @@ def check_again(plan: Plan, again: Sequence[str]) -> None:
 
 
 def reusable(plan: Plan, runs: str | Path, again: Sequence[str] = ()) -> dict[str, Finished]:
-    """Say which wanted stages would be reused."""
+    """Return which wanted stages would be reused."""
     found: dict[str, Finished] = {}
     for stage in plan.stages:
         if stage.wanted and (one := reuse(stage, Path(runs).resolve(), again, found)):

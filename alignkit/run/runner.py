@@ -78,7 +78,7 @@ class RunResult:
     stages: tuple[StageResult, ...]
 
     def stage(self, name: str) -> StageResult:
-        """Give one stage's result. Raises StageError where no stage of that name was wanted."""
+        """Return one stage's result. Raises StageError where no stage of that name was wanted."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -191,7 +191,7 @@ class _Run:
             yield self._conclude(stage, result, reused=found is not None)
 
     def _tell_broken(self) -> None:
-        """Tell which of the files that were given as plugins are of no use."""
+        """Report which of the files that were given as plugins are of no use."""
         first = next((stage.name for stage in self.plan.stages if stage.wanted), "")
         for broken in self.plan.plugins.broken:
             if broken.origin.file:
@@ -268,7 +268,7 @@ class _Run:
         return status
 
     def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
-        """Tell each remark as one of the stage that it names, else of the first one that takes the source it names."""
+        """Report each remark as one of the stage that it names, else of the first that takes the source it names."""
         for remark in remarks:
             stage = next((one.name for one in left if remark.where == f"stage {one.name!r}"), None)
             problem = remark.problem if stage else f"{remark.where}: {remark.problem}"
@@ -364,7 +364,7 @@ def _takes(stage: PlannedStage, where: str) -> bool:
 
 
 def _reads(stage: PlannedStage, plan: Plan) -> bool:
-    """Say whether a stage reads rows of a source by a policy's template."""
+    """Return whether a stage reads rows of a source by a policy's template."""
     names = stage.taken
     rows = any(name in plan.sources and issubclass(plan.sources[name].kind, Records) for name in names)
     return rows and any(Policy in given.kinds for given in stage.method.consumes.values())

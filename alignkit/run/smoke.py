@@ -33,7 +33,7 @@ SECONDS = 3.0
 
 
 def emptied(runs: Path) -> Path:
-    """Give the folder in which stages run in small, with nothing in it."""
+    """Return the folder in which stages run in small, with nothing in it."""
     place = rundir.cache_folder(runs).resolve() / "smoke"
     shutil.rmtree(place, ignore_errors=True)
     return place
@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 
 
 def _part(stage: PlannedStage, need: Mapping[str, Any] | None) -> _Part:
-    """Tell how much of a stage a few seconds are, at least a little; without an estimate a little."""
+    """Return how much of a stage a few seconds are, at least a little; without an estimate a little."""
     if not need:
         return _Part()
     few = min(1.0, SECONDS / float(need["seconds"]))
@@ -154,13 +154,13 @@ def _corrected(
         return {**facts, "seconds": taken["seconds"], "memory": taken["memory"], "disk": taken["disk"]}
     return {
         **facts,
-        "seconds": reckoned(whole, small, taken),
+        "seconds": extrapolated(whole, small, taken),
         **{name: max(whole[name], taken[name]) for name in ("memory", "disk")},
     }
 
 
-def reckoned(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
-    """Reckon the whole's time from the small run's: what a step takes, and apart from it what a stage does once.
+def extrapolated(whole: Mapping[str, Any], small: Mapping[str, Any], taken: Mapping[str, float]) -> float:
+    """Estimate the whole's time from the small run's: what a step takes, and apart from it what a stage does once.
 
     A policy that has hardly learnt answers at other length than the one that the whole will have.
     """

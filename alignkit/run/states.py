@@ -16,7 +16,7 @@ TOLD = ("torch", "transformers", "trl", "peft")
 
 
 def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
-    """Give each stage's state, and a remark on those that are reused although a library has changed since.
+    """Return each stage's state, and a remark on those that are reused although a library has changed since.
 
     Raises RecipeError where `again` names no stage that would run.
     """

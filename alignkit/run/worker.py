@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_preflight(folder: Path) -> bool:
-    """Say whether a folder asks for a look at a plan, which one process does, instead of a stage."""
+    """Return whether a folder asks for a look at a plan, which one process does, instead of a stage."""
     return (folder / preflight.ASKED).is_file()
 
 
@@ -166,7 +166,7 @@ def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Map
 
 
 def _made_already(partial: Path, order: Order) -> bool:
-    """Say whether the stage is made: another run was quicker, or an earlier attempt died just before the renaming."""
+    """Return whether the stage is made: another run was quicker, or an earlier attempt died before the renaming."""
     runs = partial.parent.parent
     if not order.again and find_finished(runs, order.stage, order.fingerprint):
         shutil.rmtree(partial)

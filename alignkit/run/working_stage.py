@@ -229,7 +229,7 @@ class WorkingStage:
         return shared
 
     def _cleared(self) -> Path:
-        """Give an empty folder for the artifact: an interrupted attempt may have left half of one."""
+        """Return an empty folder for the artifact: an interrupted attempt may have left half of one."""
         shutil.rmtree(self.artifact, ignore_errors=True)
         self.artifact.mkdir()
         return self.artifact
@@ -265,5 +265,5 @@ def _any_process(asked: bool) -> bool:
 
 
 def rank_of_this_process() -> int:
-    """Say which of a stage's processes this is, as torchrun tells it."""
+    """Return which of a stage's processes this is, as torchrun tells it."""
     return int(os.environ.get("RANK", "0"))

@@ -62,7 +62,7 @@ def _import_heavy() -> None:
 
 
 def _wake_on_child() -> int:
-    """Give a file descriptor that can be read from whenever a child has ended."""
+    """Return a file descriptor that can be read from whenever a child has ended."""
     reading, writing = os.pipe()
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)
@@ -117,7 +117,7 @@ def _start(folder: Path, fork: bool, processes: int) -> int:
 
 
 def gpu_touched() -> bool:
-    """Say whether a GPU's driver is open in this process, which its forks could not use then."""
+    """Return whether a GPU's driver is open in this process, which its forks could not use then."""
     return any(_target(entry).startswith(("/dev/nvidia-uvm", "/dev/kfd")) for entry in Path("/proc/self/fd").iterdir())
 
 

@@ -15,7 +15,7 @@ BEGINNING, END = 800, 400
 
 
 def show_audit(found: Audit, width: int | None) -> list[str]:
-    """Give the lines that tell what is in a source."""
+    """Return the lines that tell what is in a source."""
     return [
         f"{found.source}: read as {read_as(found)}",
         *table([(f"  {name}", value) for name, value in facts(found)], width),
@@ -25,13 +25,13 @@ def show_audit(found: Audit, width: int | None) -> list[str]:
 
 
 def read_as(found: Audit) -> str:
-    """Tell in words what the rows were read as, such as `chat preferences (sharegpt), ShareGPT roles`."""
+    """Return in words what the rows were read as, such as `chat preferences (sharegpt), ShareGPT roles`."""
     kind = found.kind.lower() if found.kind == "Text" else f"{'chat' if found.chats else 'plain'} {found.kind.lower()}"
     return ", ".join([f"{kind} ({found.format or 'the columns that the source names'})", *found.traits])
 
 
 def facts(found: Audit) -> Iterator[tuple[str, str]]:
-    """Tell what is in a source, each fact with its name."""
+    """Yield what is in a source, each fact with its name."""
     yield "rows", f"{found.rows} to learn from, {found.held_out} held out"
     if found.bad:
         yield "left out", f"{found.bad} bad rows, in {found.quarantine}"
@@ -53,7 +53,7 @@ def facts(found: Audit) -> Iterator[tuple[str, str]]:
     if found.blank:
         yield "blank", f"{found.blank} texts of white space alone"
     if found.longer_wins is not None:
-        yield "contradictions", f"{found.contradictions} pairs are turned round by another one"
+        yield "contradictions", f"{found.contradictions} pairs contradict another one"
         if found.ties:
             yield "ties", f"{found.ties} pairs prefer neither answer"
         yield "longer wins", f"{found.longer_wins:.3f} (what an accuracy on these pairs is held against)"
@@ -79,7 +79,7 @@ def _bars(counted: Sequence[tuple[str, int]]) -> Iterator[str]:
 
 
 def show_preview(stage: str, source: str, found: Preview, *, colour: bool) -> list[str]:
-    """Give the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
+    """Return the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
     lines = [
         f"{stage} takes {source}: {tokens(found)}",
         *(f"  {line}" for line in _bars(token_lengths(found))),
@@ -93,7 +93,7 @@ def show_preview(stage: str, source: str, found: Preview, *, colour: bool) -> li
 
 
 def tokens(found: Preview) -> str:
-    """Tell in a line what a stage gets of a source."""
+    """Return in a line what a stage gets of a source."""
     part = f" of {found.of}" if found.counted < found.of else ""
     return (
         f"{found.tokens} tokens in {found.counted}{part} rows, the middle row has {found.median:g}, 99 % at most "
@@ -104,12 +104,12 @@ def tokens(found: Preview) -> str:
 
 
 def token_lengths(found: Preview) -> list[tuple[str, int]]:
-    """Give the bars of the histogram of tokens."""
+    """Return the bars of the histogram of tokens."""
     return [(f"up to {16 << place} tokens", rows) for place, rows in enumerate(found.lengths)]
 
 
 def concerns(found: Preview) -> Iterator[str]:
-    """Tell what does not fit, and which rows hold special tokens as text."""
+    """Yield what does not fit, and which rows hold special tokens as text."""
     if found.over:
         yield f"{found.over} of {found.counted} rows are longer than {found.room} tokens, and {found.fate}"
     if found.refused:

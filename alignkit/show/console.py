@@ -174,7 +174,7 @@ class Console:
         return f"[{self._stages.index(stage) + 1} of {len(self._stages)}] "
 
     def closing(self, width: int | None, base: Path) -> list[str]:
-        """Give the lines of the result: a table of the stages, and all warnings again."""
+        """Return the lines of the result: a table of the stages, and all warnings again."""
         rows = [result_row(event, base) for event in self.finished.values()]
         lines = table(rows, width, ("stage", "made", "time", "lies in", "before -> after"))
         warnings = [("warning:", about(event)) for event in self.warnings]
@@ -196,14 +196,14 @@ def about(event: Warned) -> str:
 
 
 def outcome(event: StageFinished) -> str:
-    """Say in one line how a stage ended."""
+    """Return in one line how a stage ended."""
     done = "reused, made" if event.reused else f"done, {event.made}"
     results = "".join(f"; {achieved(result)}" for result in latest(event.results))
     return f"{event.stage}: {done} in {duration(event.seconds)}{results}"
 
 
 def result_row(event: StageFinished, base: Path) -> tuple[str, str, str, str, str]:
-    """Give a stage's row of the closing table; its folder relative to `base` where it lies below."""
+    """Return a stage's row of the closing table; its folder relative to `base` where it lies below."""
     time_told = "reused" if event.reused else duration(event.seconds)
     return (
         event.stage,

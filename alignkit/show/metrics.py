@@ -26,7 +26,7 @@ SECONDARY = ("lr", "learning_rate", "grad_norm", "epoch", "episodes")
 
 
 def telling(values: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Give the metrics under their everyday names, the ones that matter first; each name once."""
+    """Return the metrics under their everyday names, the ones that matter first; each name once."""
     known = [name for name in LABELS if name in values]
     others = [name for name in values if name not in LABELS and "/" not in name and name not in SECONDARY]
     named: dict[str, float] = {}
@@ -36,7 +36,7 @@ def telling(values: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def achieved(result: Result) -> str:
-    """Say what came of a measure: `perplexity 12.3 -> 5.1 (floor 6, 200 rows)`."""
+    """Return what came of a measure: `perplexity 12.3 -> 5.1 (floor 6, 200 rows)`."""
     before = "" if result.before is None else f"{number(result.before)} -> "
     beside = [] if result.floor is None else [f"floor {number(result.floor)}"]
     beside += [] if result.rows is None else [f"{result.rows} rows"]

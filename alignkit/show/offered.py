@@ -87,7 +87,7 @@ def describe_scorer(scorer: Scorer, width: int | None) -> list[str]:
 
 
 def list_methods(plugins: Plugins, width: int | None) -> list[str]:
-    """Give the lines of `alignkit methods`: methods, rewards and judges, clashes, and what is wrong with plugins."""
+    """Return the lines of `alignkit methods`: methods, rewards and judges, clashes, and what is wrong with plugins."""
     rows = [(m.name, signature(m), _origin(plugins, m), m.summary) for _, m in sorted(plugins.methods.items())]
     lines = table(rows, width, ("method", "takes -> makes", "from", "what it does"))
     if others := [(s.address, s.origin, s.summary) for s in scorers(plugins)]:
@@ -108,7 +108,7 @@ def find_method(plugins: Plugins, name: str) -> Method:
 
 
 def signature(method: Method) -> str:
-    """Say what a method takes and makes: `policy + rewards (several) + prompts -> Policy`."""
+    """Return what a method takes and makes: `policy + rewards (several) + prompts -> Policy`."""
     return f"{' + '.join(map(_role, method.consumes.values())) or 'nothing'} -> {method.produces.__name__}"
 
 
@@ -143,7 +143,7 @@ def _complaints(plugins: Plugins) -> Iterator[str]:
 
 
 def describe_method(plugins: Plugins, method: Method, width: int | None) -> list[str]:
-    """Give the lines of `alignkit methods NAME`: what it takes and makes, who offers it, and its settings."""
+    """Return the lines of `alignkit methods NAME`: what it takes and makes, who offers it, and its settings."""
     takes = [(f"  {given.role}", given.words, _how(given)) for given in method.consumes.values()]
     settings = [(s.key, s.default, s.type, s.summary) for s in settings_of(method)]
     return [
@@ -176,7 +176,7 @@ def _where_shared(method: Method, width: int | None) -> list[str]:
 
 
 def as_dict(plugins: Plugins, method: Method) -> dict[str, Any]:
-    """Give one method, its inputs and its settings as plain JSON values."""
+    """Return one method, its inputs and its settings as plain JSON values."""
     return {
         "name": method.name,
         "summary": method.summary,
@@ -191,7 +191,7 @@ def as_dict(plugins: Plugins, method: Method) -> dict[str, Any]:
 
 
 def all_as_dict(plugins: Plugins) -> dict[str, Any]:
-    """Give all methods, and what is wrong with plugins, as plain JSON values."""
+    """Return all methods, and what is wrong with plugins, as plain JSON values."""
     return {
         "methods": [as_dict(plugins, method) for _, method in sorted(plugins.methods.items())],
         "rewards and judges": [asdict(one) for one in scorers(plugins)],
@@ -203,12 +203,12 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
 
 
 def settings_of(method: Method) -> tuple[Setting, ...]:
-    """Give a method's settings, groups flattened: `ppo.kl.coef`."""
+    """Return a method's settings, groups flattened: `ppo.kl.coef`."""
     return tuple(_settings(f"{method.name}.", method.settings))
 
 
 def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
-    """Give the settings of a class, with the defaults that `instead` has where a group is given other ones."""
+    """Yield the settings of a class, with the defaults that `instead` has where a group is given other ones."""
     for name, field in described(kind).model_fields.items():
         key = f"{prefix}{name}"
         group = _group(field.annotation)
@@ -223,7 +223,7 @@ def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None
 
 
 def _group(annotation: Any) -> type[Settings] | None:
-    """Give the settings class that a field holds, alone or optionally."""
+    """Return the settings class that a field holds, alone or optionally."""
     kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not types.NoneType]
     alone = kinds[0] if len(kinds) == 1 else None
     return alone if isinstance(alone, type) and issubclass(alone, Settings) else None
@@ -257,7 +257,7 @@ def in_toml(value: object) -> str:
 
 
 def _words(annotation: Any, metadata: object = ()) -> str:
-    """Say what values a type allows: `whole number > 0`, `"linear" or "cosine"`, `list of text`."""
+    """Return what values a type allows: `whole number > 0`, `"linear" or "cosine"`, `list of text`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _words(args[0], args[1:])

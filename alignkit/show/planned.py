@@ -23,7 +23,7 @@ def heading(plan: Plan, base: Path) -> str:
 
 
 def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:
-    """Give a plan's lines; `states` says what will become of each stage, and `remarks` what is odd about that."""
+    """Return a plan's lines; `states` says what will become of each stage, and `remarks` what is odd about that."""
     sources = show_sources(plan)
     stages = [_stage_row(stage, states.get(stage.name, state_of(stage))) for stage in plan.stages]
     notes = [(stage.name, note) for stage in plan.stages for note in _notes(plan, stage)] + list(remarks.items())
@@ -42,7 +42,7 @@ def show_sources(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def state_of(stage: PlannedStage) -> str:
-    """Say what will become of a stage as far as its plan tells, without a look at what is finished."""
+    """Return what will become of a stage as far as its plan tells, without a look at what is finished."""
     if not stage.wanted:
         return "not needed"
     return "will run" if stage.fingerprint else "commit unknown, will run"
@@ -88,7 +88,7 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
 
 
 def given_settings(settings: BaseModel) -> dict[str, Any]:
-    """Give the settings that differ from their defaults, groups kept."""
+    """Return the settings that differ from their defaults, groups kept."""
     return settings.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -106,7 +106,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_dict(plan: Plan, states: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Give a plan as plain JSON values; `states` as for `show_plan`."""
+    """Return a plan as plain JSON values; `states` as for `show_plan`."""
     return {
         "recipe": plan.recipe.name,
         "path": str(plan.recipe.path),

@@ -44,7 +44,7 @@ PEEK = 20
 
 
 def judge_of(kind: type[Artifact], address: Address) -> tuple[str, str] | None:
-    """Give the scheme and the rest of a judge's address, also where it is a reward; None where it is no judge's."""
+    """Return the scheme and the rest of a judge's address, also where it is a reward; None where it is no judge's."""
     if not isinstance(address, str) or kind not in (Judge, Reward):
         return None
     first, _, inner = address.partition(":")
@@ -109,7 +109,7 @@ class Resolver:
         return Source(self.entry.name, kind, self.word, address, how, self.options, fingerprint, **more)
 
     def _options(self) -> dict[str, Any]:
-        """Give the options as they count; an address of held-out rows counts by what lies there, a chat template, where
+        """Return the options as they count; an address of held-out rows counts by what lies there, a template, where
         one is given, by what it says."""
         options: dict[str, Any] = self.options.model_dump(mode="json")
         if isinstance(self.options, PolicyOptions):
@@ -210,7 +210,7 @@ class Resolver:
         return settings, [rule.version, code, settings.model_dump(mode="json")]
 
     def _base(self, key: str) -> Path:
-        """Say where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""
+        """Return where paths begin: those of the command line in the current folder, the recipe's in the recipe's."""
         recipe, table = self.entry.recipe, ("sources", self.entry.name)
         given = table in recipe.overrides or (*table, key) in recipe.overrides
         return Path.cwd() if given else recipe.path.parent
@@ -308,7 +308,7 @@ UNFITTING = {
 
 
 def split_name(said: str | None) -> str | None:
-    """Give the name in `train[:500]`; None where there is none."""
+    """Return the name in `train[:500]`; None where there is none."""
     match = re.fullmatch(SLICE, said or "")
     return (match["name"] if match else None) or None
 

@@ -1,7 +1,7 @@
 """The audit of a source: every row read once, in bounded memory, and told what is in it.
 
 Rows that cannot be learnt from are counted, and refused unless the source says `on_bad_rows = "skip"`. What can be
-learnt from but had better be known (duplicates, contradictions, what both sides of the split share, a bias to length)
+learnt from but warned of (duplicates, contradictions, what both sides of the split share, a bias to length)
 is told and refused never. Texts are remembered by their hash alone.
 """
 
@@ -107,7 +107,7 @@ class Audit:
         return asdict(self)
 
     def remarks(self) -> Iterator[Problem]:
-        """Give what had better be known before anything is trained."""
+        """Yield the warnings about these rows."""
         where = f"source {self.source!r}"
         total = self.rows + self.held_out
         if self.bad:
@@ -130,12 +130,12 @@ class Audit:
             problem = f"{self.overlap} of {self.held_out} held-out rows have a prompt that is learnt from, too"
             yield Problem(problem, where, "take them out of one of the two, else what is measured is memory")
         if self.contradictions:
-            said = "answers are judged otherwise" if self.kind == "Ratings" else "pairs are turned round"
+            said = "answers are judged otherwise" if self.kind == "Ratings" else "pairs contradict another row"
             yield Problem(f"{self.contradictions} {said} by another one", where, "look at their labels")
         if self.ties > total / 100:
             yield Problem(f"{self.ties} pairs prefer neither answer", where, "take them out: they teach nothing")
         if self.duplicates + self.near > total / 100:
-            problem = f"{self.duplicates} rows are there twice, {self.near} more but for case and white space"
+            problem = f"{self.duplicates} duplicate rows, {self.near} more that differ in case or white space alone"
             yield Problem(problem, where, "take them out, unless they are meant to weigh more")
         if self.longer_wins is not None and total >= FEWEST and abs(self.longer_wins - 0.5) > BIASED - 0.5:
             word = "longer" if self.longer_wins > 0.5 else "shorter"
@@ -246,12 +246,12 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
 
 
 def is_handed_on(path: str, columns: Collection[str]) -> bool:
-    """Say whether a field is in a structure that is handed on whole, to a template or a reward function."""
+    """Return whether a field is in a structure that is handed on whole, to a template or a reward function."""
     return path.partition(".")[0].partition("[")[0] in columns or ".arguments." in path
 
 
 def common_ending(backwards: Sequence[str]) -> tuple[str, int, int]:
-    """Tell what nearly all texts end with, which are written backwards; how many do so, and how many there are."""
+    """Return what nearly all texts end with, which are written backwards; how many do so, and how many there are."""
     ending, same = "", backwards
     while same and len(ending) < LONGEST_ENDING:
         letter, times = Counter(text[len(ending) : len(ending) + 1] for text in same).most_common(1)[0]

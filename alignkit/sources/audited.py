@@ -31,7 +31,7 @@ def check_source(source: Source, records: Records, cache: Path) -> Audit:
 
 
 def known(source: Source, cache: Path) -> Audit | None:
-    """Give what was found in a source before, maybe under another name; None where nobody looked."""
+    """Return what was found in a source before, maybe under another name; None where nobody looked."""
     facts = read_note(_note(source, cache))
     return Audit(**{**facts, "source": source.name}) if facts else None
 

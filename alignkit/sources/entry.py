@@ -30,7 +30,7 @@ class Entry:
         return self.recipe.sources[self.name]
 
     def where(self, *keys: str) -> str:
-        """Say where a key of it stands, or its table."""
+        """Return where a key of it stands, or its table."""
         return self.recipe.where("sources", self.name, *keys)
 
     def refusal(self, problem: str, remedy: str, *keys: str) -> RecipeError:

@@ -38,7 +38,7 @@ class Fetched:
     artifact: Artifact
     preparation: Preparation | None = None
     remarks: tuple[Problem, ...] = ()
-    """What had better be known of its rows."""
+    """Warnings about its rows."""
 
 
 def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fetched]:

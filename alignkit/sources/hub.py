@@ -16,7 +16,7 @@ PICKLED = "pytorch_model*"
 
 
 def is_limited(source: Source) -> bool:
-    """Say whether only so many rows of a data set are asked for: those are read from the hub, and no more."""
+    """Return whether only so many rows of a data set are asked for: those are read from the hub, and no more."""
     return isinstance(source.options, RecordOptions) and limits(_parts(source)[0])[1] is not None
 
 
@@ -74,7 +74,7 @@ def newest(source: Source, offline: bool) -> str:
 
 
 def snapshot(source: Source, revision: str, offline: bool) -> Path:
-    """Give the folder of a hub repository at a commit, from the local cache where it is there."""
+    """Return the folder of a hub repository at a commit, from the local cache where it is there."""
     if issubclass(source.kind, Records):
         return _download(source, revision, offline, None)
     folder = _download(source, revision, offline, MODEL_FILES)

@@ -9,7 +9,7 @@ from alignkit.recipe.packaged import is_packaged
 
 
 def lock_path(recipe: Path, runs: Path) -> Path:
-    """Say where a recipe's hub commits are kept: beside it, or under `runs` for a packaged recipe."""
+    """Return where a recipe's hub commits are kept: beside it, or under `runs` for a packaged recipe."""
     return (runs if is_packaged(recipe) else recipe.parent) / f"{recipe.stem}.lock"
 
 

@@ -17,7 +17,7 @@ MOST_LAYERS = 10_000
 
 
 def model_files(folder: Path, named: str, where: str) -> list[Path]:
-    """Give the files of a model folder. Raises DataError where it holds no weights.
+    """Return the files of a model folder. Raises DataError where it holds no weights.
 
     `named` and `where` say in messages whose folder it is, and where it is asked for.
     """
@@ -56,7 +56,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def adapter_bases(folder: Path, named: str, where: str) -> list[Path]:
-    """Give the folders that a model stands on: none, or an adapter's base, and so on to full weights.
+    """Return the folders that a model stands on: none, or an adapter's base, and so on to full weights.
 
     Raises DataError where one is not on this machine.
     """

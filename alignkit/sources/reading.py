@@ -83,7 +83,7 @@ def _check_key(entry: Entry, given: Mapping[str, Any]) -> None:
 
 
 def _scheme_options(entry: Entry, word: str, scheme: str, plugins: Plugins) -> type[Settings]:
-    """Give what a judge's source may say. Raises RecipeError or PluginError where no plugin, or two, offer it."""
+    """Return what a judge's source may say. Raises RecipeError or PluginError where no plugin, or two, offer it."""
     if scheme == RULE:
         return RuleOptions
     if clash := plugins.clashes.get(f"scheme:{scheme}"):
@@ -163,7 +163,7 @@ def _check_fitting(entry: Entry, address: Address, options: Options) -> None:
 
 
 def _unfitting(scheme: str, split: str) -> Iterator[tuple[str, str]]:
-    """Give the options that mean nothing with addresses of this scheme, each with the reason."""
+    """Yield the options that mean nothing with addresses of this scheme, each with the reason."""
     if scheme == "builtin":
         yield "config", "only data sets of the hub have configurations"
     if scheme == "function":

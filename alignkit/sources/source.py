@@ -166,7 +166,7 @@ class Source:
         return f"judge:{self.options.address}" if self.kind is JudgeReward else self.options.address
 
     def said(self, *, given: bool = False) -> dict[str, Any]:
-        """Give its options as plain values, or only those that the recipe gives."""
+        """Return its options as plain values, or only those that the recipe gives."""
         if not isinstance(self.options, JudgeOptions):
             return self.options.model_dump(mode="json", exclude_unset=given)
         weight = {} if self.options.weight == 1 else {"weight": self.options.weight}
@@ -205,7 +205,7 @@ class Source:
         return {"weight": self.options.weight, "label": self.options.label}
 
     def _parts(self, options: RecordOptions, place: Path) -> Iterator[Part]:
-        """Say which files are read how: one part, or two where the held-out rows have an address of their own."""
+        """Yield which files are read how: one part, or two where the held-out rows have an address of their own."""
         whole = Part(
             name=self.name,
             paths=self.files or (place,),

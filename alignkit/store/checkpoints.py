@@ -40,7 +40,7 @@ def commit(folder: Path, step: int, write: Callable[[Path], None], facts: Mappin
 
 
 def newest(folder: Path, damaged: Callable[[str, str], None]) -> Checkpoint | None:
-    """Give the newest checkpoint whose files are all as they were written.
+    """Return the newest checkpoint whose files are all as they were written.
 
     `damaged` is told the name of each newer one, and what is wrong with it.
     """
@@ -74,5 +74,5 @@ def _step(path: Path) -> int:
 
 
 def steps(folder: Path) -> Iterator[int]:
-    """Give the steps of committed checkpoints, the newest first, without verifying them."""
+    """Return the steps of committed checkpoints, the newest first, without verifying them."""
     return map(_step, _committed(folder))

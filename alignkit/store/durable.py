@@ -94,7 +94,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def damage(folder: Path, listing: Listing, hash_of: Callable[[Path], str] | None = None) -> str:
-    """Say what is wrong with the first listed file that is not as it was written; empty where all are.
+    """Return what is wrong with the first listed file that is not as it was written; empty where all are.
 
     Sizes are always compared, contents only with `hash_of`, such as `hash_file`, which reads everything.
     """

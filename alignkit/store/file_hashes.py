@@ -22,7 +22,7 @@ class FileHashes:
         self.changed = False
 
     def of(self, file: Path) -> str:
-        """Give the sha256 of a file's content."""
+        """Return the sha256 of a file's content."""
         stat = file.stat()
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         *known, content = self.known.get(str(file)) or [""]

@@ -52,7 +52,7 @@ def _holder(partial: Path) -> Path:
 
 
 def busy(partial: Path) -> LockedError:
-    """Say who works on a stage."""
+    """Return who works on a stage."""
     holder = read_json(_holder(partial))
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
     return LockedError(f"{who} is working on it", str(finished_folder(partial)), "wait for it, or stop it")

@@ -26,27 +26,27 @@ OBSERVERS = "observers.log"
 
 
 def stage_folder(runs: Path, name: str, fingerprint: str) -> Path:
-    """Say where a stage lies when it is finished."""
+    """Return where a stage lies when it is finished."""
     return runs / "stages" / f"{name}-{fingerprint[:8]}"
 
 
 def partial_folder(runs: Path, name: str, fingerprint: str) -> Path:
-    """Say where a stage works."""
+    """Return where a stage works."""
     return runs / "stages" / f"{name}-{fingerprint[:8]}.partial"
 
 
 def runs_of(partial: Path) -> Path:
-    """Say under which `runs/` a stage works."""
+    """Return under which `runs/` a stage works."""
     return partial.parent.parent
 
 
 def finished_folder(partial: Path) -> Path:
-    """Say where the stage that works in this folder will lie."""
+    """Return where the stage that works in this folder will lie."""
     return partial.with_name(partial.name.removesuffix(".partial"))
 
 
 def lock_file(partial: Path) -> Path:
-    """Say which file is locked while somebody works on a stage: beside the stages, so that it survives the renaming."""
+    """Return the file that is locked while somebody works on a stage: beside the stages, to survive the renaming."""
     return partial.parent / ".locks" / f"{finished_folder(partial).name}.lock"
 
 
@@ -67,7 +67,7 @@ def cache_folder(runs: Path) -> Path:
 
 
 def file_hashes(runs: Path) -> Path:
-    """Say where hashes of files are remembered."""
+    """Return where hashes of files are remembered."""
     return cache_folder(runs) / "hashes.json"
 
 
@@ -76,7 +76,7 @@ def zygote_log(runs: Path) -> Path:
 
 
 def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
-    """Say where a source lies that had to be written or unpacked."""
+    """Return where a source lies that had to be written or unpacked."""
     return runs / "sources" / f"{name}-{fingerprint[:8]}"
 
 

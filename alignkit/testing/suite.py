@@ -41,7 +41,7 @@ class Run(NamedTuple):
     inputs: Mapping[str, Any]
 
     def is_like(self, other: "Run") -> bool:
-        """Say whether two runs came to the same: what was made, told and shown."""
+        """Return whether two runs came to the same: what was made, told and shown."""
         told = [(run.stage.results, run.stage.samples) for run in (self, other)]
         return told[0] == told[1] and same_artifact(self.made, other.made)
 
@@ -261,13 +261,13 @@ def weights_of(artifact: Artifact) -> dict[str, Any]:
 
 
 def same_weights(one: Artifact, other: Artifact, within: float = 0.0) -> bool:
-    """Tell whether two artifacts have the same weights, or none further apart than this."""
+    """Return whether two artifacts have the same weights, or none further apart than this."""
     a, b = weights_of(one), weights_of(other)
     return a.keys() == b.keys() and all(bool((a[name] - b[name]).abs().max() <= within) for name in a)
 
 
 def same_artifact(one: Artifact, other: Artifact) -> bool:
-    """Say whether two artifacts have the same weights, or the same rows."""
+    """Return whether two artifacts have the same weights, or the same rows."""
     rows = [one.path / "data.jsonl" for one in (one, other)]
     if rows[0].is_file():
         return rows[0].read_bytes() == rows[1].read_bytes()

@@ -40,7 +40,7 @@ UNMERGED = (AttributeError, RuntimeError, TypeError, ValueError)
 
 
 def task_of(adapter: Path) -> str | None:
-    """Give what kind of model an adapter belongs to, in PEFT's words."""
+    """Return what kind of model an adapter belongs to, in PEFT's words."""
     task = read_json(adapter / ADAPTER).get("task_type")
     return str(task) if task else None
 
@@ -75,7 +75,7 @@ def config_of(adapter: Path) -> PeftConfig:
 
 
 def vocabulary_of(adapter: Path, model: PreTrainedModel, tokens: int) -> int:
-    """Say how many tokens an adapter's base must have rows for; `tokens`: how many its tokenizer has.
+    """Return how many tokens an adapter's base must have rows for; `tokens`: how many its tokenizer has.
 
     That is what the adapter's own weights of the embedding and the head have, else what the base has. Where it has
     trained single rows beyond those, it is the tokenizer's size, as for PEFT.
@@ -100,7 +100,7 @@ def ends_of(model: PreTrainedModel) -> list[str]:
 
 
 def resized(model: PreTrainedModel, size: int) -> bool:
-    """Give the embedding and the language head so many rows; say whether that changed them.
+    """Return the embedding and the language head so many rows; say whether that changed them.
 
     New rows are the mean of the others, always the same: with random ones a policy and its reference, opened one
     after the other, would differ.
@@ -168,7 +168,7 @@ def _cannot_merge(adapter: Path, error: Exception) -> DataError:
 
 
 def _part(model: Any) -> bool:
-    """Give the head of a tied model weights of its own, say whether it is tied: merging must not change both in one."""
+    """Give the head of a tied model weights of its own; return whether it is tied: merging must not change both."""
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     beneath = [end.base_layer if isinstance(end, BaseTunerLayer) else end for end in (first, last)]
     shared = all(hasattr(end, "weight") for end in beneath) and beneath[0].weight is beneath[1].weight
@@ -228,7 +228,7 @@ def check_fit(adapter: Path, model: PreTrainedModel, tokens: int) -> None:
 
 
 def _needs_numbers(error: Exception) -> bool:
-    """Say whether something fails for being tried without numbers: it is then seen when it is opened."""
+    """Return whether something fails for being tried without numbers: it is then seen when it is opened."""
     return "meta" in str(error)
 
 
@@ -249,7 +249,7 @@ def quiet() -> Iterator[None]:
 
 
 def weights_with(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Give the full weights of a model with its LoRA adapter merged, by the base's own names; it stays as it is.
+    """Return the full weights of a model with its LoRA adapter merged, by the base's own names; it stays as it is.
 
     Weights that the adapter changes are fp32, since what it has learnt would be lost among the eight bits of bf16.
     """
@@ -269,12 +269,12 @@ def weights_with(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def weights_beneath(base: nn.Module) -> dict[str, torch.Tensor]:
-    """Give a model's own weights by their own names, without the adapter's that stand among them."""
+    """Return a model's own weights by their own names, without the adapter's that stand among them."""
     weights = base.state_dict()
     own = (name for name in weights if "lora_" not in name and ".modules_to_save." not in name)
     return {own_name(name): weights[name] for name in own}
 
 
 def own_name(name: str) -> str:
-    """Give a weight the name that it has without an adapter around it, or several inside each other."""
+    """Return a weight the name that it has without an adapter around it, or several inside each other."""
     return ".".join(part for part in name.split(".") if part not in AROUND)

@@ -83,7 +83,7 @@ class FittingPrompts(NamedTuple):
 def fitting_prompts(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> FittingPrompts:
-    """Give the rows whose prompts have so many tokens at most.
+    """Return the rows whose prompts have so many tokens at most.
 
     Raises DataError with the place of a row that the chat template refuses, unless its source leaves bad rows out.
     """

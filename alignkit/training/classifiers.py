@@ -48,7 +48,7 @@ class Reader:
         self._told = False
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
-        """Give one logit of each answer, in their order."""
+        """Return one logit of each answer, in their order."""
         if self.decoder:
             rows = [as_read(answer, self.tokenizer) for answer in answers]
             self._tell([len(row) for row in rows], "beginning")
@@ -88,12 +88,12 @@ class Reader:
 
 
 def scored_at_the_last_token(model: PreTrainedModel) -> bool:
-    """Say whether a classifier is a decoder whose `score` head reads the last token; encoders have other heads."""
+    """Return whether a classifier is a decoder whose `score` head reads the last token; encoders have other heads."""
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
 def reading_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Tell how many tokens a classifier that is no decoder reads at most; None where nothing says so.
+    """Return how many tokens a classifier that is no decoder reads at most; None where nothing says so.
 
     RoBERTa and those like it count positions from behind that of the pad token: they read fewer than they have. What
     the tokenizer says counts, too; those of decoders often speak of another model.
@@ -149,7 +149,7 @@ def score_tokens(
     tokenizer: PreTrainedTokenizerBase,
     place: int = 0,
 ) -> list[float]:
-    """Give one logit of each row of tokens, in their order, by a decoder.
+    """Return one logit of each row of tokens, in their order, by a decoder.
 
     A row longer than the model reads loses what follows its opening token, and keeps its end.
     """
@@ -198,7 +198,7 @@ _filled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def _shared_up_to(
     model: PreTrainedModel | PeftModel, lengths: Sequence[int], order: Sequence[int], batch: Batch
 ) -> float:
-    """Tell the length up to which rows may go through the model together; it is tried once, on two of them."""
+    """Return the length up to which rows may go through the model together; it is tried once, on two of them."""
     beyond = alone_beyond(model) or math.inf
     within = [i for i in order if lengths[i] <= beyond]
     if model not in _filled and within and lengths[within[0]] < lengths[within[-1]]:
@@ -207,7 +207,7 @@ def _shared_up_to(
 
 
 def _same_filled(model: PreTrainedModel | PeftModel, short: int, long: int, batch: Batch) -> bool:
-    """Tell whether a row scores beside a longer one as it does alone; FNet and ConvBERT do not look at the mask."""
+    """Return whether a row scores beside a longer one as it does alone; FNet and ConvBERT do not look at the mask."""
     both, alone = model(**batch([short, long])).logits.float(), model(**batch([short])).logits.float()
     half = model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
     return bool((both[0] - alone[0]).abs().max() <= (0.1 if half else 1e-3) * both.abs().max())

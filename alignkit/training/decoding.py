@@ -113,7 +113,7 @@ class Decoding:
 
 
 def without_router_logits(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """Give what keeps a mixture of experts from a loss on its routers, which only its training has a use for."""
+    """Return what keeps a mixture of experts from a loss on its routers, which only its training has a use for."""
     asks = getattr(model.config.get_text_config(), "output_router_logits", False)
     return {"output_router_logits": False} if asks else {}
 

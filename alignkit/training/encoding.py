@@ -87,7 +87,7 @@ def encoded(rows: Iterable[Row], encode: Callable[[Row], T]) -> Iterator[tuple[R
 
 
 def at_place(error: DataError, row: Row) -> DataError:
-    """Say of an error in a row where the row stands, if that is known."""
+    """Return of an error in a row where the row stands, if that is known."""
     place = row.place if isinstance(row, Record) else ""
     return DataError(error.problem, place or error.where, error.remedy)
 
@@ -170,7 +170,7 @@ def asked_of_all(
     kept, lengths = list[Row](), LengthReport(min(one.limit for one in asked), answer=answer)
 
     def over(row: Row) -> tuple[int, int]:
-        """Give the tokens of the prompt where it is longest, and by how much it is too long for some policy."""
+        """Return the tokens of the prompt where it is longest, and by how much it is too long for some policy."""
         sizes = [len(prompt_ids(one.tokenizer, row["prompt"], row.get("tools"))) for one in asked]
         return max(sizes), max(size + answer - one.limit for size, one in zip(sizes, asked, strict=True))
 
@@ -209,7 +209,7 @@ def counted(lengths: LengthReport, tokens: int, *, dropped: bool, cut: bool = Fa
 
 
 def lost(what: str, lengths: LengthReport) -> str:
-    """Say how many rows do not fit."""
+    """Return how many rows do not fit."""
     parts = [f"{n} {word}" for n, word in ((lengths.cut, "cut short"), (lengths.dropped, "left out")) if n]
     answer = f" with an answer of {lengths.answer}" if lengths.answer else ""
     return (
@@ -219,7 +219,7 @@ def lost(what: str, lengths: LengthReport) -> str:
 
 
 def too_much_lost(what: str, lengths: LengthReport, max_lost: float) -> DataError | None:
-    """Give the error where more rows than the share `max_lost` do not fit, or none is left."""
+    """Return the error where more rows than the share `max_lost` do not fit, or none is left."""
     if not lengths.rows:
         refused = f"the chat template refuses all {lengths.refused} {what}"
         problem = refused if lengths.refused else f"there are no {what} to learn from"
@@ -231,7 +231,7 @@ def too_much_lost(what: str, lengths: LengthReport, max_lost: float) -> DataErro
 
 
 def report(stage: Stage, what: str, lengths: LengthReport, max_lost: float) -> None:
-    """Tell what does not fit, before anything is trained; raises DataError where that is too much, or all."""
+    """Report what does not fit, before anything is trained; raises DataError where that is too much, or all."""
     if error := too_much_lost(what, lengths, max_lost):
         raise error
     if stage.latest() is not None:
@@ -256,7 +256,7 @@ def fitting_length(positions: int | None, max_length: int | None, at_most: int =
 
 
 def shown(answer: str | Chat) -> str:
-    """Give an answer as text for people."""
+    """Return an answer as text for people."""
     return answer if isinstance(answer, str) else "\n".join(turn["content"] for turn in answer)
 
 
@@ -307,7 +307,7 @@ class Learnt(NamedTuple):
 
 
 def demonstrated(row: Row, learn: Learn) -> Learnt | None:
-    """Give a demonstration as a chat; None where prompt and answer are strings."""
+    """Return a demonstration as a chat; None where prompt and answer are strings."""
     if "messages" in row:
         return Learnt(row["messages"], templates.learnt_turns(row["messages"], learn))
     if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
@@ -318,7 +318,7 @@ def demonstrated(row: Row, learn: Learn) -> Learnt | None:
 
 
 def with_answer(prompt: str | Chat, answer: str | Chat) -> Learnt:
-    """Give a prompt with its answer as a chat, of which the last turn of the assistant is learnt."""
+    """Return a prompt with its answer as a chat, of which the last turn of the assistant is learnt."""
     before = _as_chat(prompt, "user")
     turns = [*before, *_as_chat(answer, "assistant")]
     return Learnt(turns, templates.said_by_assistant(turns, len(before))[-1:])
@@ -327,7 +327,7 @@ def with_answer(prompt: str | Chat, answer: str | Chat) -> Learnt:
 def answered_text(
     prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
 ) -> tuple[str, str]:
-    """Give what `answered` encodes as two texts: what is asked, and the answer with the closing of its turn."""
+    """Return what `answered` encodes as two texts: what is asked, and the answer with the closing of its turn."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return prompt, answer
     text, ((start, _),) = templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
@@ -370,12 +370,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: Tools = None) -> str:
-    """Give what a policy is asked as text: a string as it is, a chat as its template renders it."""
+    """Return what a policy is asked as text: a string as it is, a chat as its template renders it."""
     return prompt if isinstance(prompt, str) else templates.rendered(tokenizer, prompt, asking=True, tools=tools)
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Give the tokens that close an answer by the chat template, such as that of `<|im_end|>` or `<end_of_turn>`.
+    """Return the tokens that close an answer by the chat template, such as that of `<|im_end|>` or `<end_of_turn>`.
 
     Empty where the template closes answers by no special or added token, or refuses a question and an answer.
     """
@@ -410,7 +410,7 @@ def _chat(
 def _as_asked(
     text: str, begin: int, tokens: Sequence[tuple[int, int, int]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Say whether the tokens before an answer are those of the text before it alone.
+    """Return whether the tokens before an answer are those of the text before it alone.
 
     They differ where a token reaches into the answer. Behind several white spaces they may differ even so: what parts
     a text into words takes white space at its end together, and leaves the last one to a word that follows.
@@ -459,7 +459,7 @@ def pack(documents: Iterable[Sequence[int]], size: int) -> Iterator[list[int]]:
 
 
 def padding_share(lengths: Sequence[int], batch: int) -> float:
-    """Tell which share of the batches would be padding, were the rows taken in this order."""
+    """Return which share of the batches would be padding, were the rows taken in this order."""
     if not lengths:
         return 0.0
     groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]

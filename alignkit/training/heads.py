@@ -44,7 +44,7 @@ class Head:
 
     @property
     def renaming(self) -> dict[str, str]:
-        """Give what to call its tensors while they are loaded, as `from_pretrained` takes it."""
+        """Return what to call its tensors while they are loaded, as `from_pretrained` takes it."""
         return {} if self.name == self.ours else {f"^{re.escape(self.name)}\\.": f"{self.ours}."}
 
 
@@ -67,7 +67,7 @@ def head_of(folder: Path) -> Head | None:
 
 
 def _names_of_heads(config: Any) -> list[str]:
-    """Give the names of the weights whose size is the number of labels.
+    """Return the names of the weights whose size is the number of labels.
 
     The classifier is built on the meta device, which holds no numbers, for two numbers of labels.
     """
@@ -124,7 +124,7 @@ def bias_of(head: Head) -> Tensor | None:
 
 
 def labels_of(folder: Path, head: Head | None) -> int | None:
-    """Say how many labels to open a classifier with; None where only its config can tell.
+    """Return how many labels to open a classifier with; None where only its config can tell.
 
     Raises DataError where config and weights contradict each other, and no single score decides.
     """
@@ -138,7 +138,7 @@ def labels_of(folder: Path, head: Head | None) -> int | None:
 
 
 def _stated(folder: Path) -> int | None:
-    """Give the number of labels that a config states; transformers takes two where it says nothing."""
+    """Return the number of labels that a config states; transformers takes two where it says nothing."""
     config = read_json(root_of(folder) / "config.json")
     if isinstance(config.get("id2label"), dict) and not is_adapter(folder):
         return len(config["id2label"])
@@ -146,7 +146,7 @@ def _stated(folder: Path) -> int | None:
 
 
 def place_of(reward: RewardModel, config: Any, labels: int) -> int:
-    """Give the place of the class whose logit is the score: the only one, or the one that the source's label names.
+    """Return the place of the class whose logit is the score: the only one, or the one that the source's label names.
 
     Raises RecipeError where the label is missing or unknown, DataError where the config names other classes than
     the head has.

@@ -39,7 +39,7 @@ def measured(
 
 
 def as_plain(what: Measured) -> dict[str, Any]:
-    """Give a measurement as JSON can hold it, every number exactly."""
+    """Return a measurement as JSON can hold it, every number exactly."""
     return {
         "rollout": asdict(what.rollout),
         "total": what.scored.total.tolist(),
@@ -49,7 +49,7 @@ def as_plain(what: Measured) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> Measured:
-    """Give the measurement that `as_plain` told."""
+    """Return the measurement that `as_plain` told."""
     parts = {name: torch.tensor(part) for name, part in plain["parts"].items()}
     return Measured(Rollout(**plain["rollout"]), Scored(torch.tensor(plain["total"]), parts), plain["kl"])
 
@@ -64,7 +64,7 @@ class Shown(NamedTuple):
 
 
 def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: Shown, limits: AnswerBounds) -> None:
-    """Tell what was reached on held-out prompts, and show answers from before and after."""
+    """Report what was reached on held-out prompts, and show answers from before and after."""
     prompts, tokenizer, samples = shown
     if before is None or after is None:
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")

@@ -62,7 +62,7 @@ class ValueHead(nn.Module):
         return self.score.in_features
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Give the value of the text up to each hidden state (m, d), in fp32 (m,)."""
+        """Return the value of the text up to each hidden state (m, d), in fp32 (m,)."""
         values: Tensor = self.score(hidden.to(self.score.weight.dtype))
         return values.squeeze(-1).float()
 
@@ -93,7 +93,7 @@ class Models:
 
     @property
     def can_compare(self) -> bool:
-        """Tell whether there is a starting policy to compare with."""
+        """Return whether there is a starting policy to compare with."""
         return self.reference is not None or self.trunk is not None or isinstance(self.policy, PeftModel)
 
     @property
@@ -175,7 +175,7 @@ def no_shared_body(model: PreTrainedModel | PeftModel) -> RecipeError:
 
 
 def _both(form: Form, other: PreTrainedModel | PeftModel) -> Form:
-    """Give the form in which another model reads the same rows, too; what is packed may as well be padded."""
+    """Return the form in which another model reads the same rows, too; what is packed may as well be padded."""
     return "padded" if form == "packed" and not reads_packed(other) else form
 
 
@@ -354,14 +354,14 @@ def _at_start(models: Models) -> AbstractContextManager[object]:
 
 
 def critic_of(models: Models) -> Critic:
-    """Give the critic with a body of its own; raises StageError where none was opened."""
+    """Return the critic with a body of its own; raises StageError where none was opened."""
     if not isinstance(models.critic, Critic):
         raise StageError("values need a critic of their own, and none was opened")
     return models.critic
 
 
 def value_head_of(models: Models) -> ValueHead:
-    """Give the critic that is a head on the policy; raises StageError where none was opened."""
+    """Return the critic that is a head on the policy; raises StageError where none was opened."""
     if not isinstance(models.critic, ValueHead):
         raise StageError("values need a head on the policy, and none was opened")
     return models.critic
@@ -385,7 +385,7 @@ def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens])
 
 
 def rows_at_once(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
-    """Tell how many of these rows go through a model at once."""
+    """Return how many of these rows go through a model at once."""
     return models.rows_at_once or rows_in_a_pass(models.policy, prompts, answers)
 
 

@@ -15,7 +15,7 @@ STEP, MOST = 16, 1024
 
 
 def answer_limit(lengths: Sequence[float]) -> int | None:
-    """Give the tokens within which 95 of 100 answers end, and a quarter more, as a multiple of 16 of at most 1024.
+    """Return the tokens within which 95 of 100 answers end, and a quarter more, as a multiple of 16 of at most 1024.
 
     None where there are no answers.
     """

@@ -79,7 +79,7 @@ def estimate_kl(logprobs: Tensor, reference: Tensor, estimator: KLEstimator = "k
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Give each token its share of the reward (n, t): -kl_coef * kl everywhere, the score (n,) on the last token.
+    """Return each token its share of the reward (n, t): -kl_coef * kl everywhere, the score (n,) on the last token.
 
     The last token is the last one under the mask, finished or cut alike (Ziegler et al. 2019, arXiv 1909.08593,
     equation 2). A row without tokens gets nothing.
@@ -193,7 +193,7 @@ def leave_one_out_advantages(rewards: Tensor, answers: int) -> Tensor:
 
 
 def share_of_equal_groups(scores: Tensor, answers: int) -> Tensor:
-    """Tell which share of the groups of `answers` neighbours has one score throughout; scores are (n,)."""
+    """Return which share of the groups of `answers` neighbours has one score throughout; scores are (n,)."""
     groups = _groups(scores, answers)
     return (groups == groups[:, :1]).all(dim=1).to(scores.dtype).mean()
 
@@ -300,7 +300,7 @@ def clipped_value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Tell which share of the returns' variance under the mask the values explain: 1 is all, 0 or less nothing."""
+    """Return which share of the returns' variance under the mask the values explain: 1 is all, 0 or less nothing."""
     _same_shape(values, returns)
     error = returns - values
     unexplained = masked_mean((error - masked_mean(error, mask)).square(), mask)

@@ -49,7 +49,7 @@ def perplexity(
 
 
 def tell_perplexity(stage: Stage, before: float | None, after: float, rows: int | None = None) -> None:
-    """Tell the perplexity of held-out text, and warn where training has not lowered it."""
+    """Report the perplexity of held-out text, and warn where training has not lowered it."""
     stage.result("perplexity", before, after, rows=rows)
     if before is not None and after >= before:
         problem = f"the perplexity of held-out text has not fallen ({before:.4g} -> {after:.4g})"
@@ -65,7 +65,7 @@ class Floor(NamedTuple):
 
 
 def pair_accuracy_floor(longer: float, train: Sequence[Row], held_out: Sequence[Row]) -> Floor:
-    """Give the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
+    """Return the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
     words that has learnt from the first rows that are learnt from.
 
     Rows have `chosen` and `rejected`, strings or chats.
@@ -80,6 +80,6 @@ def _difference(row: Row) -> Features:
 
 
 def share_of_longer(pairs: Sequence[TokenPair]) -> float:
-    """Tell how often the chosen side is the longer one, ties counting half: what a judge by length alone reaches."""
+    """Return how often the chosen side is the longer one, ties counting half: what a judge by length alone reaches."""
     wins = [0.5 if len(p.chosen) == len(p.rejected) else float(len(p.chosen) > len(p.rejected)) for p in pairs]
     return sum(wins) / len(wins)

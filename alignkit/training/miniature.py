@@ -129,7 +129,7 @@ def stir(model: nn.Module) -> None:
 
 
 def _small(config: Any) -> Any | None:
-    """Give the text part of a config, made small."""
+    """Return the text part of a config, made small."""
     text = config.get_text_config()
     facts = text.to_dict()
     changed = _shrunk(facts) | _fewer_layers(facts, LAYERS)
@@ -137,7 +137,7 @@ def _small(config: Any) -> Any | None:
 
 
 def _shallow(config: Any) -> Any | None:
-    """Give the text part of a config with few layers and experts, its widths as they are."""
+    """Return the text part of a config with few layers and experts, its widths as they are."""
     text = config.get_text_config()
     facts = text.to_dict()
     counts = {name: SIZES[name] for name in SIZES if "experts" in name and _number(facts.get(name)) > SIZES[name]}
@@ -158,7 +158,7 @@ def _config(text: Any, changed: Mapping[str, Any]) -> Any | None:
 
 
 def _token(name: str, value: Any) -> int | None:
-    """Give a special token a place in the small vocabulary."""
+    """Return a special token a place in the small vocabulary."""
     places = {"pad_token_id": 0, "bos_token_id": 1, "decoder_start_token_id": 1}
     return value if value is None or _number(value) in range(1, 3) else places.get(name, 2)
 

@@ -78,14 +78,14 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_i
 
 
 def device() -> torch.device:
-    """Give this process's own GPU where there is one, else the processor."""
+    """Return this process's own GPU where there is one, else the processor."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def arithmetic(precision: Precision) -> torch.dtype:
-    """Give the type of number to compute with: `auto` is bf16 on a GPU that has it, else fp32."""
+    """Return the type of number to compute with: `auto` is bf16 on a GPU that has it, else fp32."""
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
@@ -121,7 +121,7 @@ def restore_configs(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _public(config: Any) -> dict[str, Any]:
-    """Give what a config says, without its own notes and the configs inside it, which are looked at by themselves."""
+    """Return what a config says, without its own notes and the configs inside it, which are looked at by themselves."""
     facts = vars(config).items()
     return {name: value for name, value in facts if name[0] != "_" and not isinstance(value, PreTrainedConfig)}
 
@@ -195,7 +195,7 @@ def load_reward_model(
 
 
 def head_options(folder: Path) -> dict[str, Any]:
-    """Give what a classifier must be opened with for its head: the number of labels, and its name where it is odd."""
+    """Return what a classifier must be opened with for its head: the number of labels, and its name where it is odd."""
     head = head_of(folder)
     labels = labels_of(folder, head)
     renamed = {"key_mapping": head.renaming} if head and head.renaming else {}
@@ -272,7 +272,7 @@ def check_causal(config: Any, where: Path) -> None:
 
 
 def positions(model: PreTrainedModel | PeftModel) -> int | None:
-    """Tell how many tokens the model reads at most; None where nothing says so."""
+    """Return how many tokens the model reads at most; None where nothing says so."""
     return positions_of(model.config)
 
 
@@ -284,7 +284,7 @@ def positions_of(config: Any) -> int | None:
 
 
 def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Give the tokens that end an answer.
+    """Return the tokens that end an answer.
 
     They are the tokenizer's end-of-sequence token, what the model's generation config ends answers with, and what the
     chat template closes an answer with, by which a policy learns to stop.
@@ -296,7 +296,7 @@ def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
 
 
 def taught_by(folder: Path) -> int | None:
-    """Give how many tokens the answers needed that the policy in a folder was taught by; None where it says nothing."""
+    """Return how many tokens the answers needed that a folder's policy was taught by; None where it does not say."""
     file = next((one for one in (folder, root_of(folder)) if (one / GENERATION_CONFIG_NAME).is_file()), None)
     found = read_json(file / GENERATION_CONFIG_NAME).get("max_new_tokens") if file else None
     return _within(found, positions_of(open_config(folder)))
@@ -308,14 +308,14 @@ def _within(length: int | None, positions: int | None) -> int | None:
 
 
 def taught_length(model: PreTrainedModel | PeftModel) -> int | None:
-    """Give how many tokens the answers needed that the policy was taught by; None where nothing says so."""
+    """Return how many tokens the answers needed that the policy was taught by; None where nothing says so."""
     config = getattr(model, "generation_config", None)
     found = getattr(config, "max_new_tokens", None)
     return _within(found, positions(model))
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
-    """Give the linear layer that makes scores of hidden states; raises DataError where the model has none."""
+    """Return the linear layer that makes scores of hidden states; raises DataError where the model has none."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
         where = str(model.config.name_or_path)
@@ -373,7 +373,7 @@ def _open(kind: Any, folder: Path, how: Opening) -> tuple[PreTrainedModel, Path 
 
 
 def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a text classifier with one score that has a language model's weights under its head."""
+    """Return a text classifier with one score that has a language model's weights under its head."""
     model.config.num_labels = 1
     scorer: PreTrainedModel = made_scorer(model.config)
     decoder_of(scorer).load_state_dict(decoder_of(model).state_dict())
@@ -381,7 +381,7 @@ def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _scorer(start: Policy | RewardModel) -> Any:
-    """Give what opens a folder with a score for a head: one saved so, or a policy's weights under a new one."""
+    """Return what opens a folder with a score for a head: one saved so, or a policy's weights under a new one."""
     config = open_config(start.path)
     return scorer_named_by(config) if isinstance(start, RewardModel) else scorer_for(config)
 
@@ -536,7 +536,7 @@ def pad_name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def rows_of(policy: Policy) -> tuple[int, int]:
-    """Tell how many tokens a policy's embedding has rows for in its files, and how many once it is opened.
+    """Return how many tokens a policy's embedding has rows for in its files, and how many once it is opened.
 
     Told by config, tokenizer and the beginnings of files alone: the adapter on it may have grown it, a pad token may
     need a row, and the source may ask for rows for all tokens of the tokenizer.

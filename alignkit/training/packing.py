@@ -82,7 +82,7 @@ class Pack:
         return table.masked_scatter(self.mask.view(*self.mask.shape, *[1] * (values.dim() - 1)), values)
 
     def apart(self, states: Tensor) -> list[Tensor]:
-        """Give each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
+        """Return each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
         return [states[row[:length]] for row, length in zip(self.rows.tokens, self.lengths, strict=True)]
 
     def together(self, states: Sequence[Tensor]) -> Tensor:
@@ -154,7 +154,7 @@ def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.d
 def _answers(
     before: Sequence[int], answers: Sequence[Tokens], device: torch.device | str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give what a pack knows of its answers: the places before their tokens, these, and their places in a table."""
+    """Return what a pack knows of its answers: the places before their tokens, these, and their places in a table."""
     lengths = torch.tensor([len(answer) for answer in answers], device=device)
     return (
         torch.tensor(before, device=device),
@@ -237,7 +237,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """Give the part of a model that ends with its last hidden states, adapters included."""
+    """Return the part of a model that ends with its last hidden states, adapters included."""
     inner: Any = beneath(model)
     name_decoder(inner)
     if inner.base_model is inner:
@@ -345,7 +345,7 @@ class _Shape(NamedTuple):
         return shaped(products.float(), self.scale, self.cap).div_(self.temperature)
 
     def bent(self, logits: Tensor) -> Tensor | None:
-        """Give the share of the slope that the cap leaves at each logit: 1 - tanh(x / cap)^2."""
+        """Return the share of the slope that the cap leaves at each logit: 1 - tanh(x / cap)^2."""
         return None if self.cap is None else 1 - logits.mul(self.temperature / self.cap).square_()
 
 
@@ -435,7 +435,7 @@ _heads: WeakKeyDictionary[nn.Module, OutputLayer | None] = WeakKeyDictionary()
 
 
 def head_of(model: PreTrainedModel | PeftModel) -> OutputLayer:
-    """Give what makes logits of a model's hidden states; raises TypeError where that is no such head."""
+    """Return what makes logits of a model's hidden states; raises TypeError where that is no such head."""
     head = find_head(model)
     if head is None:
         raise TypeError(f"the logits of a {type(beneath(model)).__name__} are not made by a linear layer")
@@ -481,7 +481,7 @@ def _head(model: Any) -> OutputLayer | None:
 
 
 def beneath(model: PreTrainedModel | PeftModel) -> Any:
-    """Give the model itself, without the wrapper of its adapters; their layers stay in it."""
+    """Return the model itself, without the wrapper of its adapters; their layers stay in it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -534,6 +534,6 @@ def same_hidden(model: PreTrainedModel, lay: Lay, lengths: Sequence[tuple[int, i
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:
-    """Tell whether two results are the same but for rounding."""
+    """Return whether two results are the same but for rounding."""
     tolerance = 1e-4 if expected.dtype == torch.float32 else 0.1
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

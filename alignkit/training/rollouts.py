@@ -64,7 +64,7 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
 
 
 def in_turn(rows: int, start: int, count: int, seed: int) -> list[int]:
-    """Give the rows asked at places `start` to `start + count`, where each round asks every row once, shuffled anew."""
+    """Return the rows asked at places `start` to `start + count`, where a round asks every row once, shuffled anew."""
     rounds = range(start // rows, (start + count - 1) // rows + 1)
     shuffled = [torch.randperm(rows, generator=generator_for(seed, "round", number)) for number in rounds]
     offset = start - rounds[0] * rows
@@ -188,7 +188,7 @@ def apart_beyond(
 
 
 def rows_in_a_pass(model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> int:
-    """Tell how many of these rows go through the model at once, by the memory that they need."""
+    """Return how many of these rows go through the model at once, by the memory that they need."""
     longest_answer = max(map(len, answers)) + 1
     longest = max(map(len, prompts)) + longest_answer
     vocabulary: int = model.config.get_text_config().vocab_size
@@ -208,12 +208,12 @@ class Critic(nn.Module):
         return self.model.device
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Give the value of the text up to each token (n, length), in fp32."""
+        """Return the value of the text up to each token (n, length), in fp32."""
         hidden: Tensor = decoder_of(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.of_hidden(hidden)
 
     def of_hidden(self, hidden: Tensor) -> Tensor:
-        """Give the value of each of its last hidden states (..., d), in fp32 (...)."""
+        """Return the value of each of its last hidden states (..., d), in fp32 (...)."""
         values: Tensor = self._inner.score(hidden)
         return values.squeeze(-1).float()
 

@@ -263,7 +263,7 @@ def _go_on(stage: Stage, learner: Learner, part: str, end: int) -> int:
 
 
 def _end_of(stage: Stage, part: str) -> Path:
-    """Say where the weights lie that a part ended with."""
+    """Return where the weights lie that a part ended with."""
     return stage.folder / f"{part}.safetensors"
 
 

@@ -96,7 +96,7 @@ def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _base_named(model: PeftModel) -> str:
-    """Give the folder that holds exactly an adapter's base, if any does."""
+    """Return the folder that holds exactly an adapter's base, if any does."""
     return str(model.peft_config["default"].base_model_name_or_path or "")
 
 
@@ -165,7 +165,7 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
 
 
 def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Give a model's outputs on two short rows of different tokens, one of them padded."""
+    """Return a model's outputs on two short rows of different tokens, one of them padded."""
     ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
     short = [*ordinary[8:], tokenizer.eos_token_id]
     rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)

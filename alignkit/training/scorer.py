@@ -21,7 +21,7 @@ from alignkit.training.packing import FAILURES, decoder_of, name_decoder
 
 
 def scorer_for(config: Any) -> Any:
-    """Give what opens a language model's weights under a head with one score: transformers' class, else our own."""
+    """Return what opens a language model's weights under a head with one score: transformers' class, else our own."""
     known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or _has_score(config)
     return AutoModelForSequenceClassification if known else _our_class(type(config))
 
@@ -34,7 +34,7 @@ def made_scorer(config: Any) -> Any:
 
 
 def scorer_named_by(config: Any) -> Any:
-    """Give what opens a text classifier that was saved: what its config names."""
+    """Return what opens a text classifier that was saved: what its config names."""
     named = getattr(config, "architectures", None) or []
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_score(config):
         ours: Any = _our_class(type(config))
@@ -48,7 +48,7 @@ _scores: dict[type, bool] = {}
 
 
 def _has_score(config: Any) -> bool:
-    """Say whether transformers has a classifier for this architecture that is a decoder with a linear layer `score`."""
+    """Return whether transformers has a classifier for an architecture that is a decoder with a linear `score`."""
     kind = type(config)
     if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return False
@@ -109,7 +109,7 @@ class _Scorer:
         ours.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the embedding, which stands where the language model has it."""
+        """Return the embedding, which stands where the language model has it."""
         ours: Any = self
         found: nn.Module = ours.get_submodule(ours.words)
         return found

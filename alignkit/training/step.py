@@ -62,12 +62,12 @@ def make_learner(model: nn.Module, learning_rate: float, settings: Optimisation,
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Give those weights of the model that want a gradient, by name."""
+    """Return those weights of the model that want a gradient, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def scheduled(done: int, of: int, settings: Optimisation) -> float:
-    """Tell the share of the peak learning rate when `done` steps out of `of` are done."""
+    """Return the share of the peak learning rate when `done` steps out of `of` are done."""
     warmup = settings.warmup * of
     if done < warmup:
         return (done + 1) / (warmup + 1)
@@ -128,7 +128,7 @@ def _clip(learner: Learner) -> float:
 
 
 def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> Iterator[list[int]]:
-    """Give the rows of each optimiser step: in every epoch a new shuffle of all rows, cut into equal parts."""
+    """Yield the rows of each optimiser step: in every epoch a new shuffle of all rows, cut into equal parts."""
     for _ in range(epochs):
         shuffled = torch.randperm(rows, generator=chance)
         yield from (part.tolist() for part in shuffled.chunk(parts))
@@ -210,7 +210,7 @@ def save_weights(learner: Learner, file: Path) -> None:
 
 
 def _read(file: Path) -> tuple[dict[str, dict[str, Tensor]], int]:
-    """Give what is kept of each weight, by name and kind, and the count of steps."""
+    """Return what is kept of each weight, by name and kind, and the count of steps."""
     found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(file, framework="pt") as tensors:

@@ -104,7 +104,7 @@ def _applied(tokenizer: PreTrainedTokenizerBase, turns: Chat, *, asking: bool = 
 
 @lru_cache(maxsize=64)
 def _reads_parts(tokenizer: PreTrainedTokenizerBase, _: str) -> bool:
-    """Say whether a template shows contents in parts alone, as those of models that read images, too."""
+    """Return whether a template shows contents in parts alone, as those of models that read images, too."""
 
     def shows(content: Any) -> bool:
         try:
@@ -116,7 +116,7 @@ def _reads_parts(tokenizer: PreTrainedTokenizerBase, _: str) -> bool:
 
 
 def said_by_assistant(turns: Chat, begin: int = 0) -> list[int]:
-    """Give the places of the assistant's turns from a place on. Raises DataError where there is none."""
+    """Return the places of the assistant's turns from a place on. Raises DataError where there is none."""
     places = [place for place, turn in enumerate(turns) if place >= begin and turn["role"] == "assistant"]
     if not places:
         raise DataError("the chat has no answer of the assistant to learn from", TEMPLATE, "leave it out")
@@ -124,7 +124,7 @@ def said_by_assistant(turns: Chat, begin: int = 0) -> list[int]:
 
 
 def learnt_turns(turns: Chat, learn: Learn, begin: int = 0) -> list[int]:
-    """Give the places of the turns that are learnt, from a place on: all of the assistant that have no weight of 0, or
+    """Return the places of the turns that are learnt, from a place on: all of the assistant but those of weight 0, or
     the last of these.
 
     Raises DataError where there is none.
@@ -225,7 +225,7 @@ def _shared_end(one: str, other: str) -> int:
 
 
 def _differs(whole: _Whole, place: int, places: Sequence[int]) -> DataError:
-    """Say how a template renders an answer otherwise than it asks for it."""
+    """Return how a template renders an answer otherwise than it asks for it."""
     asked, before = whole.until(place, asking=True), whole.until(place)
     shared = _shared(asked, whole.text)
     start = len(before) if len(before) <= shared and asked.startswith(before) else max(0, shared - SHOWN // 2)
@@ -246,7 +246,7 @@ def _last_works(whole: _Whole, places: Sequence[int]) -> bool:
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Give the special or added token right behind the answer that ends a chat, by the chat template.
+    """Return the special or added token right behind the answer that ends a chat, by the chat template.
 
     None where the template closes answers by no such token, or refuses a question and an answer.
     """
@@ -275,7 +275,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, _: str) -> int | None:
 
 
 def _rest(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = False) -> str:
-    """Give what a template writes behind an answer; nothing where it refuses the chat or loses the answer."""
+    """Return what a template writes behind an answer; nothing where it refuses the chat or loses the answer."""
     try:
         _, answer, rest = rendered(tokenizer, chat, asking=asking).rpartition(PROBE)
     except DataError:
@@ -284,14 +284,14 @@ def _rest(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, asking: bool = Fals
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """Give the special or added token that a text begins with."""
+    """Return the special or added token that a text begins with."""
     ids = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     known = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return ids[0] if ids and ids[0] in known else None
 
 
 def learnt_heading(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give the heading that a policy must write itself, since the template does not ask with it; empty where none."""
+    """Return the heading that a policy must write itself, since the template does not ask with it; empty where none."""
     try:
         asked, text = rendered(tokenizer, PROBED[:1], asking=True), rendered(tokenizer, PROBED)
     except DataError:
@@ -302,7 +302,7 @@ def learnt_heading(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def unread_keys(tokenizer: PreTrainedTokenizerBase, keys: Iterable[str]) -> list[str]:
-    """Give those of the keys of turns that the template does not mention."""
+    """Return those of the keys of turns that the template does not mention."""
     words = set(re.findall(r"\w+", str(tokenizer.chat_template)))
     told = {*OWN_KEYS, *words, *(THOUGHTS if words & set(THOUGHTS[:2]) else ())}
     return [key for key in keys if key not in told]

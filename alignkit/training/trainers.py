@@ -131,7 +131,7 @@ def train_language_model(
 
 
 def trl_makes_its_logits(model: Model) -> bool:
-    """Say whether TRL's trainers, which make logits of the last hidden states themselves, make those of the model.
+    """Return whether TRL's trainers, which make logits of the last hidden states themselves, make those of the model.
 
     They know a linear layer, a factor and a soft cap, by these names in a config. RoBERTa and ModernBERT as decoders
     have more layers in their head, and RecurrentGemma calls its cap otherwise: their losses would be others.
@@ -194,7 +194,7 @@ def _in_equal_parts(options: Mapping[str, Any], rows: int) -> dict[str, int]:
 
 
 def order_of_rows(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:
-    """Give the rows in the order in which they are learnt from, all epochs one behind the other.
+    """Return the rows in the order in which they are learnt from, all epochs one behind the other.
 
     Each epoch is shuffled anew, by the seed and its number alone: a trainer's own sampler draws from a random state
     that a resumed stage does not have. Ragged rows are grouped by length within a pool of batches.
@@ -217,7 +217,7 @@ def _grouped(rows: Sequence[int], lengths: Sequence[int], batch: int, random: Ra
 
 
 def trainer_options(model: Model, stage: Stage, training: Training, rows: int, longest: int) -> dict[str, Any]:
-    """Give the options that all trainers of TRL and transformers share, as their config takes them.
+    """Return the options that all trainers of TRL and transformers share, as their config takes them.
 
     So many rows are learnt from once each, in the order in which they stand. `longest` are the tokens of a row that go
     through the model: they decide how many rows do so at once, which a trainer whose loss depends on it overrides.
@@ -259,7 +259,7 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
 
 
 def rate_for(model: Model) -> float:
-    """Give a peak learning rate by the model's size: 1e-3 for a million weights, 1e-4 for 100 million, 1e-5 for 10
+    """Return a peak learning rate by the model's size: 1e-3 for a million weights, 1e-4 for 100 million, 1e-5 for 10
     billion, and ten times as much where an adapter learns. What people use for models of these sizes lies within a
     factor of three of it.
     """
@@ -268,7 +268,7 @@ def rate_for(model: Model) -> float:
 
 
 def _checkpointing() -> str:
-    """Give the option's name; it was renamed in transformers 5.23."""
+    """Return the option's name; it was renamed in transformers 5.23."""
     known = TrainingArguments.__dataclass_fields__
     return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
@@ -281,13 +281,13 @@ def _share_of_batch(batch: int, world: int) -> int:
 
 
 def micro_batch(batch: int, longest: int, tokens: int) -> int:
-    """Give the largest divisor of the batch whose rows, at the longest, stay within so many tokens."""
+    """Return the largest divisor of the batch whose rows, at the longest, stay within so many tokens."""
     most = max(1, min(batch, tokens // max(1, longest)))
     return max(size for size in range(1, most + 1) if batch % size == 0)
 
 
 def tokens_in_a_pass(layers: int, width: int) -> int:
-    """Tell how many tokens go through a model of so many layers and such a width at once."""
+    """Return how many tokens go through a model of so many layers and such a width at once."""
     each = ACTIVATION_BYTES * layers * width
     where = device()
     if where.type == "cpu":
@@ -404,7 +404,7 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _anywhere(flags: Sequence[bool], where: torch.device) -> list[bool]:
-    """Say which flags any process has raised, so that all of them do the same."""
+    """Return which flags any process has raised, so that all of them do the same."""
     if not torch.distributed.is_initialized():
         return list(flags)
     raised = torch.tensor([float(flag) for flag in flags], device=where)

@@ -97,7 +97,7 @@ class Trunk:
 
     @torch.no_grad()
     def is_exact(self, model: PreTrainedModel, lay: Lay) -> bool:
-        """Tell whether the two parts, one after the other, compute what the whole does."""
+        """Return whether the two parts, one after the other, compute what the whole does."""
         rows = probe(model, lay)
         whole: Tensor = self.decoder(**rows.inputs).last_hidden_state.flatten(0, 1).index_select(0, rows.before)
         try:
@@ -134,7 +134,7 @@ class _Through(nn.Module):
         self.__dict__["layer"] = layer  # no part of it: what is trained is looked for among parts
 
     def __getattr__(self, name: str) -> Any:
-        """Give what the decoder asks of a layer, such as its kind of attention."""
+        """Return what the decoder asks of a layer, such as its kind of attention."""
         return getattr(self.__dict__["layer"], name)
 
     def forward(self, hidden_states: Tensor, *others: Any, **named: Any) -> Any:

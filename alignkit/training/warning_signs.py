@@ -57,7 +57,7 @@ class AnswerBounds(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        """Say what to change; how long answers must be to end is a guess where nobody taught the policy any."""
+        """Return what to change; how long answers must be to end is a guess where nobody taught the policy any."""
         raised = "raise generation.max_new_tokens"
         taught = self.taught and self.taught > self.longest
         if taught:
@@ -68,7 +68,7 @@ class AnswerBounds(NamedTuple):
         return f"{raised}, or {paid}" if taught else f"{paid}, or {raised}"
 
     def told(self, share: float) -> str:
-        """Say how many answers are cut, and what becomes of them."""
+        """Return how many answers are cut, and what becomes of them."""
         cut = f"{round(share * self.answers)} of {self.answers} answers were cut at {self.longest} tokens"
         return f"{cut} and score {-self.penalty:g} instead of by the reward" if self.replaced else cut
 
@@ -110,16 +110,17 @@ class WarningSigns:
 
 
 def of_answers(now: Mapping[str, float], limits: AnswerBounds) -> Iterator[Sign]:
-    """Give what goes wrong with answers from the first update on."""
+    """Yield what goes wrong with answers from the first update on."""
     cut = 1 - now["eos_rate"]
     if cut > CUT and (limits.replaced or limits.penalty):  # else it is meant so
         yield Sign("cut", limits.told(cut), limits.remedy)
 
 
 def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> Iterator[Sign]:
-    """Give what goes wrong, by mean metrics of the first and the last updates."""
+    """Yield what goes wrong, by mean metrics of the first and the last updates."""
     if now.get("objective/kl", 0.0) > FAR:
-        problem = f"answers are {now['objective/kl']:.0f} nats from the start's, more than any reward is right about"
+        told = "far outside the region in which a reward can be trusted"
+        problem = f"answers are {now['objective/kl']:.0f} nats from the start's, {told}"
         yield Sign("kl", problem, "raise kl.coef, set kl.target = 6, or lower learning_rate")
     longer, length_pays = now["length"] > 1.5 * was["length"], now.get("val/length_corr", 0.0) > 0.5
     if longer and length_pays:

@@ -57,7 +57,7 @@ _forms: WeakKeyDictionary[nn.Module, Form] = WeakKeyDictionary()
 
 
 def ways_of(model: Model) -> Ways:
-    """Tell how a model may be run, by its config; one of which no miniature can be made is tried itself."""
+    """Return how a model may be run, by its config; one of which no miniature can be made is tried itself."""
     inner = beneath(model)
     if inner not in _own:
         _own[inner] = ways_of_config(inner.config) or _tried(inner, small=False)
@@ -65,7 +65,7 @@ def ways_of(model: Model) -> Ways:
 
 
 def ways_of_config(config: Any) -> Ways | None:
-    """Tell how models of a config may be run; None where no miniature can be made of it."""
+    """Return how models of a config may be run; None where no miniature can be made of it."""
     key = json.dumps(config.to_dict(), sort_keys=True, default=str)
     if key not in _known:
         small = miniature(config)
@@ -96,17 +96,17 @@ def reads_packed(model: Model) -> bool:
 
 
 def rows_together(model: Model) -> int | None:
-    """Tell how many rows may be read together in a table: one, or as many as fit (None)."""
+    """Return how many rows may be read together in a table: one, or as many as fit (None)."""
     return None if ways_of(model).padded else 1
 
 
 def decoding_of(model: Model) -> Way:
-    """Tell how answers of a model are decoded."""
+    """Return how answers of a model are decoded."""
     return ways_of(model).decoding
 
 
 def alone_beyond(model: Model) -> int | None:
-    """Tell the length beyond which a row changes what is computed of those beside it, by its rotary frequencies.
+    """Return the length beyond which a row changes what is computed of those beside it, by its rotary frequencies.
 
     With `longrope` and `dynamic` scaling they depend on the longest row of a pass (transformers'
     `dynamic_rope_update`).
@@ -140,7 +140,7 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 
 def looks_back(config: Any) -> bool:
-    """Say whether a config has a window or a chunk, beyond which rows that were tried do not reach."""
+    """Return whether a config has a window or a chunk, beyond which rows that were tried do not reach."""
     from alignkit.training.miniature import WINDOWS
 
     facts = config.get_text_config().to_dict()
@@ -149,7 +149,7 @@ def looks_back(config: Any) -> bool:
 
 @torch.no_grad()
 def is_causal(model: PreTrainedModel) -> bool:
-    """Tell whether another token changes nothing of what is computed of those before it."""
+    """Return whether another token changes nothing of what is computed of those before it."""
     ids = torch.tensor([probe_rows(model, PROBE_LENGTHS)[0][2]], device=model.device)
     other, half = ids.clone(), ids.shape[1] // 2
     other[:, half:] = (other[:, half:] + 1) % int(model.config.get_text_config().vocab_size)

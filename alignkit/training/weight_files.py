@@ -19,7 +19,7 @@ PREFIX = "base_model.model."
 
 
 def base_of(adapter: Path) -> Path:
-    """Give the folder that an adapter belongs to, which may be an adapter itself. Raises DataError where it is gone."""
+    """Return the folder that an adapter belongs to, maybe an adapter itself. Raises DataError where it is gone."""
     try:
         found = base_folder(adapter)
     except (OSError, ValueError) as error:
@@ -31,7 +31,7 @@ def base_of(adapter: Path) -> Path:
 
 
 def chain_of(folder: Path) -> list[Path]:
-    """Give a model's folder and what it stands on: its base where it is an adapter, and so on to full weights.
+    """Return a model's folder and what it stands on: its base where it is an adapter, and so on to full weights.
 
     Raises DataError where a base is gone, or where adapters name each other in a circle.
     """
@@ -45,12 +45,12 @@ def chain_of(folder: Path) -> list[Path]:
 
 
 def root_of(folder: Path) -> Path:
-    """Give the folder of the full weights that a model stands on: itself, but for adapters."""
+    """Return the folder of the full weights that a model stands on: itself, but for adapters."""
     return chain_of(folder)[-1]
 
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of all tensors in a folder's weights by name.
+    """Return the shapes of all tensors in a folder's weights by name.
 
     What PEFT puts before the names of an adapter's tensors is left away. Of pickled files nothing is told that torch
     does not tell without their numbers. Raises DataError where a safetensors file cannot be read.
@@ -70,7 +70,7 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def pickled_in(folder: Path, where: str) -> dict[str, torch.Tensor]:
-    """Give the tensors of a folder's pickled files, on the device `where`; none of files that cannot be read so."""
+    """Return the tensors of a folder's pickled files, on the device `where`; none of files that cannot be read so."""
     found = dict[str, torch.Tensor]()
     for file in sorted((*folder.glob("pytorch_model*.bin"), *folder.glob("adapter_model*.bin"))):
         try:

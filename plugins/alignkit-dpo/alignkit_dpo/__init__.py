@@ -191,7 +191,7 @@ def tell(
     settings: DPOSettings,
     stage: Stage,
 ) -> None:
-    """Tell how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
+    """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
     from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs
 
     if not held_out:

@@ -109,7 +109,7 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
 def texts_for_trainer(
     rows: Sequence[JudgedAnswer], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedTokenizerBase, dict[str, list[Any]]]:
-    """Give the trainer's tokenizer and its columns: strings as they stand, chats as our own text.
+    """Return the trainer's tokenizer and its columns: strings as they stand, chats as our own text.
 
     A chat is rendered already, so it goes as two turns to a template that puts contents one behind the other: what is
     asked, what is answered and what ends it is then the same in all methods.
@@ -131,7 +131,7 @@ def texts_for_trainer(
 
 
 def threshold(answers: Sequence[JudgedAnswer], settings: KTOSettings) -> float:
-    """Give the rating that a good answer exceeds or reaches; of rows with a label that is true."""
+    """Return the rating that a good answer exceeds or reaches; of rows with a label that is true."""
     if "label" in answers[0].row:
         return 1.0
     if settings.good_from is not None:
@@ -144,7 +144,7 @@ def is_good(answer: JudgedAnswer, good_from: float) -> bool:
 
 
 def balance(labels: Sequence[bool]) -> float:
-    """Give how many good answers there are to a bad one; raises RecipeError where there is but one side."""
+    """Return how many good answers there are to a bad one; raises RecipeError where there is but one side."""
     good = sum(labels)
     if not 0 < good < len(labels):
         side = "good" if good else "bad"
@@ -161,7 +161,7 @@ def order_of_rows(rows: int, settings: KTOSettings, seed: int) -> list[int]:
 
 
 def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: float, stage: Stage) -> None:
-    """Tell how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
+    """Report how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
     labels = [is_good(answer, good_from) for answer in answers]
     if len(set(labels)) < 2:
         stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
@@ -171,7 +171,7 @@ def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: flo
 
 
 def area(values: Sequence[float], labels: Sequence[bool]) -> float:
-    """Give the area under the ROC curve: how often a good answer's value exceeds a bad one's, ties half."""
+    """Return the area under the ROC curve: how often a good answer's value exceeds a bad one's, ties half."""
     good = [value for value, label in zip(values, labels, strict=True) if label]
     bad = [value for value, label in zip(values, labels, strict=True) if not label]
     return fmean((one > other) + 0.5 * (one == other) for one in good for other in bad)

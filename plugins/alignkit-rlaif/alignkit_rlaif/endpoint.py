@@ -153,11 +153,11 @@ class Client:
         }
 
     def results(self) -> dict[str, float]:
-        """Tell what it has cost: requests, tokens, attempts that were repeated, replies that were remembered."""
+        """Return what it has cost: requests, tokens, attempts that were repeated, replies that were remembered."""
         return dict(self._costs)
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Give the reply to each request, `text` and `weights`, in their order; equal ones are sent once.
+        """Return the reply to each request, `text` and `weights`, in their order; equal ones are sent once.
 
         Raises JudgeError where there is none within patience, or a limit is reached.
         """

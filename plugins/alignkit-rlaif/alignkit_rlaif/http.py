@@ -106,7 +106,7 @@ def _raise_status(error: HTTPError, ends: float) -> NoReturn:
 
 
 def _message(body: bytes) -> str:
-    """Give the endpoint's own words, in one short line."""
+    """Return the endpoint's own words, in one short line."""
     try:
         found = json.loads(body)
         inner = found["error"]

@@ -97,7 +97,7 @@ Keep = Callable[[float], bool]
 
 
 def fitting(prompts: Prompts, room: int, tokenizer: PreTrainedTokenizerBase, stage: Stage) -> list[Prompted]:
-    """Give the prompts that leave room for an answer, each with its side, which is that of the pairs made from it.
+    """Return the prompts that leave room for an answer, each with its side, which is that of the pairs made from it.
 
     The others are counted and told, and so are those that the chat template refuses where their source leaves bad rows
     out. Raises DataError where none is left.
@@ -120,7 +120,7 @@ def fitting(prompts: Prompts, room: int, tokenizer: PreTrainedTokenizerBase, sta
 
 
 def room_of(model: PreTrainedModel | PeftModel, settings: JudgingSettings) -> int:
-    """Give how many tokens a prompt may have, so that an answer still fits."""
+    """Return how many tokens a prompt may have, so that an answer still fits."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AT_MOST
     return (settings.max_length or min(longest, AT_MOST)) - settings.max_new_tokens
 
@@ -265,7 +265,7 @@ def _row(prompt: Prompted, opinion: Opinion, pair: AnswerPair) -> dict[str, Any]
 
 
 def _as_asked(answer: Answer, asked: Any) -> Any:
-    """Give an answer in the form of its prompt: a string, or a chat's turn."""
+    """Return an answer in the form of its prompt: a string, or a chat's turn."""
     return answer.text if isinstance(asked, str) else [{"role": "assistant", "content": answer.text}]
 
 

@@ -75,7 +75,7 @@ def _grade(several: Sequence[Sequence[float]]) -> float | None:
 def option_shares(
     model: Any, tokenizer: PreTrainedTokenizerBase, chats: Sequence[wording.Chat], options: Sequence[str]
 ) -> list[list[float]]:
-    """Give the probability of each option as the reply to each chat; 0 to all where a chat is longer than the model.
+    """Return the probability of each option as the reply to each chat; 0 to all where a chat is longer than the model.
 
     An option is read in its context: what the tokenizer makes of chat and option together, less what all options
     share.

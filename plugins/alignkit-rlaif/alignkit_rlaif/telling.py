@@ -24,7 +24,7 @@ LENGTHY = 0.8
 
 
 def so_far(tally: Counter[str]) -> dict[str, float]:
-    """Give what is told while it runs: counts, and means over the pairs that the judge has an opinion of."""
+    """Return what is told while it runs: counts, and means over the pairs that the judge has an opinion of."""
     counts: dict[str, float] = {name: tally[name] for name in FATES if tally[name]}
     return {**counts, **_results(tally)}
 
@@ -41,7 +41,7 @@ def _results(tally: Counter[str]) -> dict[str, float]:
 
 
 def tell(stage: Stage, tally: Counter[str], rows: Sequence[Mapping[str, Any]], samples: int) -> None:
-    """Tell what became of the pairs and how the judge does. Raises StageError where no pair is left."""
+    """Report what became of the pairs and how the judge does. Raises StageError where no pair is left."""
     results = _results(tally)
     for name in FATES:
         if name != "worse" or tally[name]:  # only revisions can be
@@ -59,7 +59,7 @@ def tell(stage: Stage, tally: Counter[str], rows: Sequence[Mapping[str, Any]], s
 
 
 def _remedy(tally: Counter[str]) -> str:
-    """Say what to do about the commonest reason why pairs are dropped."""
+    """Return what to do about the commonest reason why pairs are dropped."""
     remedies = {
         "ties": "the judge does not tell them apart: take another judge, or a smaller tie",
         "invalid": "the judge does not answer with its options: take another judge, or a smaller min_mass",

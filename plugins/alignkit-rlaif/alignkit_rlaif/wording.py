@@ -73,7 +73,7 @@ def _part(name: str, text: str) -> str:
 
 
 def asked(answer: Answer) -> str:
-    """Give what an answer was asked, as text for a reader: a chat as its turns, below the tools that it may call."""
+    """Return what an answer was asked, as text for a reader: a chat as its turns, below the tools that it may call."""
     prompt, tools = answer.row.get("prompt", answer.prompt), answer.row.get("tools")
     lines = [f"Tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
     return "\n".join([*lines, prompt] if isinstance(prompt, str) else [*lines, *map(_turn, prompt)])
