@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from alignkit import Preferences, StageError
 from alignkit.kit import read_pairs
-from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
+from alignkit.testing import LeftError, RecordingStage, conformance, run_method, write_inputs
 
 SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"}
 
@@ -169,6 +169,22 @@ def test_a_model_that_is_not_its_own_start_is_refused(two, tiny_policy) -> None:
     assert refusal.value.remedy == (
         "take a model that says the same each time it is asked, in another precision if need be"
     )
+
+
+def test_a_resumed_stage_tells_the_same_metrics(tmp_path) -> None:
+    inputs, whole = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "whole")
+    run_method(dpo, SETTINGS | {"epochs": 2}, whole, **inputs)
+    first, second = RecordingStage(tmp_path / "parts", stop_at=2), RecordingStage(tmp_path / "parts")
+    with pytest.raises(LeftError):
+        run_method(dpo, SETTINGS | {"epochs": 2}, first, **inputs)
+
+    run_method(dpo, SETTINGS | {"epochs": 2}, second, **inputs)
+
+    timeless = [
+        [(step, {name: value for name, value in values.items() if "second" not in name}) for step, _, values in logs]
+        for logs in (whole.logs, [*first.logs, *second.logs])
+    ]
+    assert timeless[0] == timeless[1]
 
 
 def test_it_learns_which_answers_are_good(tmp_path) -> None:
