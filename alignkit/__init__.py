@@ -5,7 +5,6 @@ The names below are the public interface, and light: none of them imports torch.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished, StageStarted, Warned
@@ -40,7 +39,7 @@ from alignkit.contract.needs import (
     sampling_needs,
     trainer_needs,
 )
-from alignkit.contract.rewards import Answer, RewardFunction, Score, reward
+from alignkit.contract.reward_function import Answer, RewardFunction, Score, reward
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings, RewardShape, SamplingSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
@@ -51,12 +50,14 @@ if TYPE_CHECKING:
     from alignkit.compare.comparison import compare_recipe
     from alignkit.run.runner import run_recipe
 
-__version__ = version("alignkit")
-
 _LATER = {"compare_recipe": "alignkit.compare.comparison", "run_recipe": "alignkit.run.runner"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes a tenth of a second, which importing alignkit should not
+
+        return version("alignkit")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'alignkit' has no attribute {name!r}")

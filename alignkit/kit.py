@@ -11,7 +11,6 @@ from alignkit.training.layouts import Around, Models
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.models import load_policy
-from alignkit.training.opening import open_judge, open_reward
 from alignkit.training.policy_steps import step_policy
 from alignkit.training.rollouts import Rollout
 from alignkit.training.rows import (
@@ -48,9 +47,7 @@ __all__ = [
     "load_policy",
     "losses",
     "map_pairs",
-    "open_judge",
     "open_loop",
-    "open_reward",
     "pair_accuracy_floor",
     "pair_logprobs",
     "prompt_ids",

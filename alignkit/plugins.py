@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import EntryPoint, distribution, entry_points
 from pathlib import Path
@@ -18,7 +18,8 @@ import pluggy
 from alignkit.contract import hookspecs
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
-from alignkit.contract.rewards import RewardFunction
+from alignkit.contract.reward_function import RewardFunction
+from alignkit.contract.settings import why_unusable
 from alignkit.errors import AlignkitError, PluginError, RecipeError, near_miss
 
 BUILT_IN = (
@@ -59,6 +60,11 @@ class Origin:
     def __str__(self) -> str:
         return f"{self.package} {self.version}".strip()
 
+    @property
+    def word(self) -> str:
+        """What a recipe calls it by: its package, or the name of its file."""
+        return self.plugin if self.file else self.package
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -78,7 +84,11 @@ class Plugins:
     origins: Mapping[str, Origin]
     """`method:NAME`, `reward:NAME`, `judge:NAME` or `scheme:NAME` -> who offers it."""
     clashes: Mapping[str, tuple[Origin, ...]]
-    """Names that two or more packages offer."""
+    """Names that two or more packages offer, and alignkit itself does not."""
+    shadowed: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
+    """Names of alignkit's own that packages offer, too, in vain."""
+    addressed: Mapping[str, Method] = field(default_factory=dict)
+    """`PACKAGE:NAME` -> its method, also where another one has the name."""
     judges: Mapping[str, JudgeFunction] = field(default_factory=dict)
     """Rules that compare."""
     schemes: Mapping[str, JudgeScheme] = field(default_factory=dict)
@@ -95,8 +105,12 @@ class Plugins:
         if clash := self.clashes.get(f"method:{name}"):
             raise PluginError(
                 f"method {name!r} is offered by {' and by '.join(map(str, clash))}",
-                remedy=CLASH_REMEDY,
+                remedy=f'say whose, as in method = "{clash[0].word}:{name}"',
             )
+        if ":" in name:
+            if name not in self.addressed:
+                raise self.lacks("method", name, list(self.addressed))
+            return self.addressed[name]
         if name not in self.methods:
             raise self.lacks("method", name, list(self.methods))
         return self.methods[name]
@@ -141,12 +155,23 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
         if was_light and "torch" in sys.modules:
             heavy.append(origin)
     first = {key: found[0] for key, found in offers.items()}
+    several = {key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1}
+    ours = {key for key, (origin, _) in first.items() if origin.plugin in BUILT_IN}
+    addressed = {
+        f"{origin.word}:{offer.name}": (origin, replace(offer, package=origin.word))
+        for found in offers.values()
+        for origin, offer in found
+        if isinstance(offer, Method) and origin.plugin not in BUILT_IN
+    }
     return Plugins(
         hooks,
         methods=_of_kind(first, Method),
         rewards=_of_kind(first, RewardFunction),
-        origins={key: origin for key, (origin, _) in first.items()},
-        clashes={key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1},
+        origins={key: origin for key, (origin, _) in first.items()}
+        | {f"method:{address}": origin for address, (origin, _) in addressed.items()},
+        clashes={key: origins for key, origins in several.items() if key not in ours},
+        shadowed={key: origins[1:] for key, origins in several.items() if key in ours},
+        addressed={address: offered for address, (_, offered) in addressed.items()},
         judges=_of_kind(first, JudgeFunction),
         schemes=_of_kind(first, JudgeScheme),
         broken=tuple(broken),
@@ -236,7 +261,7 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
     plugin = load()
     hooks.register(plugin, name=_registered(origin))
     _check_hooks(hooks, plugin)
-    return [
+    offers: list[tuple[str, Offer]] = [
         *((f"method:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_methods, plugin, Method)),
         *((f"reward:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_rewards, plugin, RewardFunction)),
         *(
@@ -244,6 +269,12 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
             for offer in _asked(hooks.hook.alignkit_judges, plugin, JudgeFunction, JudgeScheme)
         ),
     ]
+    if origin.plugin not in BUILT_IN:
+        for key, offer in offers:
+            if why := why_unusable(offer.settings):
+                noun, _, name = key.partition(":")
+                raise PluginError(f"the settings of its {noun} {name!r} cannot stand in a recipe: {why}")
+    return offers
 
 
 def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:

@@ -17,10 +17,13 @@ from job import Job, Recorder, gold_score, read_job
 from transformers import AutoTokenizer
 
 import alignkit
-from alignkit.contract.kinds import Policy, Prompts, RewardModel
+from alignkit.contract.kinds import Policy, Prompts, Reward, RewardModel
+from alignkit.contract.reward_function import Score
 from alignkit.data.records import Part
 from alignkit.methods import ppo
+from alignkit.plugins import load_plugins
 from alignkit.training import layouts, rollouts
+from alignkit.training.opening import open_reward
 
 
 def main() -> None:
@@ -104,6 +107,12 @@ class BenchmarkStage:
     def commit(self, step: int, write: Callable[[Path], None]) -> None: ...
 
     def latest(self) -> None: ...
+
+    def begin_part(self, part: str, steps: int) -> int:
+        return 0
+
+    def open_reward(self, reward: Reward) -> Score:
+        return open_reward(reward, load_plugins(()))
 
     def save_policy(self, model: Any, tokenizer: Any) -> Policy:
         return Policy(name=self.name, fingerprint="0", path=Path(self.job.policy))

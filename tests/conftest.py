@@ -8,16 +8,34 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers a width, and what we print would be cut to it
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from alignkit.contract.kinds import Policy
+from alignkit.testing import RecordingStage
 
 # CI draws the same examples in each run: what landed stays green. Whoever runs the tests by hand draws new ones.
 hypothesis.settings.register_profile("alignkit", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("alignkit")
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(alignkit_tiny_policy: Policy) -> Policy:
+    return alignkit_tiny_policy
+
+
+@pytest.fixture
+def stage(alignkit_stage: RecordingStage) -> RecordingStage:
+    return alignkit_stage
+
+
+@pytest.fixture
+def records(alignkit_records: Callable[..., Any]) -> Callable[..., Any]:
+    return alignkit_records
 
 
 @pytest.fixture(scope="session")

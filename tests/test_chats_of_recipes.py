@@ -442,7 +442,7 @@ def test_check_counts_what_methods_leave_out(
 
     read = RowCounts(0, len(rows)) if aside else RowCounts(len(rows), 0)
     counted = count(given, read, open_tokenizer(tiny_policy.path))
-    found = preview(tiny_policy, given, method.settings.model_validate(settings), counted, read, method.loop)
+    found = preview(tiny_policy, given, method.needs(method.settings.model_validate(settings)), counted, read)
     (warning,) = [problem for problem, _ in stage.warnings if problem.startswith("of ")]
     assert warning.startswith(told)
     over = {"sft": 3, "reward": 2, "grpo": 3, "evaluate": 3}  # an evaluation has enough before the last one

@@ -15,7 +15,7 @@ from alignkit.cli import main
 from alignkit.contract.kinds import Demonstrations, Preferences, Ratings, Records, Text
 from alignkit.errors import DataError, RecipeError
 from alignkit.sources.audit import Audit, audit
-from alignkit.sources.file import source_of
+from alignkit.sources.from_files import source_of
 from alignkit.sources.source import RecordOptions
 from tests.test_records import put, records
 

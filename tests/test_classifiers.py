@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from opened import open_reward
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from alignkit.contract.kinds import RewardModel
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import AlignkitError
 from alignkit.estimate.compatibility import check_reward
-from alignkit.training.opening import open_reward
 
 READS = 48
 """Tokens that the classifiers here read."""

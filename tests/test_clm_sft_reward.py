@@ -11,6 +11,7 @@ from alignkit.errors import DataError
 from alignkit.methods.clm import CLMSettings, clm
 from alignkit.methods.reward import RewardSettings, accuracy, normalisation, reward
 from alignkit.methods.sft import SFTSettings, sft
+from alignkit.testing import RecordingStage
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.measures import perplexity, share_of_longer
 from alignkit.training.models import load_policy, load_reward_model
@@ -104,11 +105,12 @@ def test_a_pair_is_shown_with_its_scores(policy, records, stage):
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("how was the food 0?", " it was good", " it was bad")
 
 
-def test_what_a_chain_of_adapters_ends_in_is_saved_whole_and_the_next_one_names_it(policy, records, stage, tmp_path):
+def test_what_a_chain_of_adapters_ends_in_is_saved_whole_and_the_next_one_names_it(policy, records, tmp_path):
     settings, made = SFTSettings(lora=LoRA(rank=2), **BRIEF), policy
     for name in ("first", "second", "third"):
-        stage.root = tmp_path / name
-        made = sft(settings, stage, policy=made, demos=records(Demonstrations, asked(8), asked(2)))
+        made = sft(
+            settings, RecordingStage(tmp_path / name), policy=made, demos=records(Demonstrations, asked(8), asked(2))
+        )
 
     first, second, third = (sorted((tmp_path / name).rglob("*config.json")) for name in ("first", "second", "third"))
     named = json.loads((made.path / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -23,12 +23,13 @@ ONLINE = {
 }
 OFFLINE = {"learning_rate": 1e-2, "batch": 8, "precision": "fp32"}
 
-TestCLM = conformance(clm, OFFLINE | {"max_length": 16}, effects=["epochs=2", "learning_rate=1e-3", "lora.rank=4"])
-TestSFT = conformance(sft, OFFLINE, effects=["epochs=1", "learning_rate=1e-3", "lora.rank=4", "batch=4"])
-TestReward = conformance(reward, OFFLINE, effects=["epochs=2", "centering=0.1", "batch=4"])
+TestCLM = conformance(clm, OFFLINE | {"max_length": 16}, effects=["lora.rank=4"])
+TestSFT = conformance(sft, OFFLINE, effects=["lora.rank=4", "batch=4"])
+TestReward = conformance(reward, OFFLINE, effects=["batch=4"])
 TestPPO = conformance(
     ppo,
     ONLINE,
+    without_effect=["trained_layers"],
     effects=["kl.coef=1.0", "lam=0.5", "gamma=0.9", "clip=0.01", "epochs=1", "layout=shared", "lora.rank=4"],
 )
 TestGRPO = conformance(grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "clip=0.001", "answers=2"])

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.demo.gold import GoldSettings, fluency, gold, reviews_gold, topicality, variety, warmth
 from alignkit.demo.grammar import neighbours, sentences, sides, split_of, tokens, topic_of, topic_words
 from alignkit.demo.reviews import COUNTS, Kind, bayes_accuracy, rows

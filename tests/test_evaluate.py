@@ -135,12 +135,10 @@ def test_without_held_out_prompts_there_is_nothing_to_evaluate_on(policy, record
 def test_fewer_prompts_than_wanted_are_told(policy, records, stage) -> None:
     evaluate(SETTINGS, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(3)))
 
-    assert stage.warnings == [
-        (
-            "only 3 different prompts are held out, 16 are wanted; the intervals are wider",
-            "raise the source's held_out, or give it more prompts",
-        )
-    ]
+    assert stage.warnings[0] == (
+        "only 3 different prompts are held out, 16 are wanted; the intervals are wider",
+        "raise the source's held_out, or give it more prompts",
+    )
 
 
 LONG = [{"prompt": "how was the day? " * 40}]
@@ -153,7 +151,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out_for_all_and_told(policy, other
     scores = evaluate(settings, stage, policies=(policy, other), rewards=(GOLD,), prompts=prompts)
 
     assert [row["prompts"] for row in scores.rows()] == [3, 3]
-    ((problem, remedy),) = stage.warnings
+    problem, remedy = stage.warnings[0]
     assert remedy == "raise max_length if they matter"
     assert problem == (
         "of 4 prompts, 1 left out: they do not fit in max_length 64 with an answer of 6 (the longest has 202 tokens)"

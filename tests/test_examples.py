@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit.contract.judges import Question
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError, RecipeError
 from alignkit.methods.grpo import grpo
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
@@ -63,9 +63,7 @@ arithmetic = module("alignkit_arithmetic")
 concise = module("alignkit_concise")
 
 
-class TestORPO(
-    conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["beta=1.0", "lora.rank=4"])
-):
+class TestORPO(conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["lora.rank=4"])):
     def test_it_is_found_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-orpo"))
         super().test_it_is_found_without_torch()

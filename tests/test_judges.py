@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opened import open_judge, open_reward
 from planning import Desk, make_desk
 
 from alignkit import (
@@ -22,8 +23,6 @@ from alignkit import (
     judge_scheme,
 )
 from alignkit.contract.judges import by_comparing, by_rating
-from alignkit.kit import open_judge, open_reward
-from alignkit.plugins import load_plugins
 
 JUDGES = '''
 from alignkit import (
@@ -289,8 +288,7 @@ def test_a_rule_that_gives_something_else_is_refused(given: Any, problem: str) -
 
 
 def opened_from(desk: Desk, address: str) -> JudgeClient:
-    load_plugins([desk.plugin])
-    return open_judge(Judge(name="critic", fingerprint="0", path=Path(), address=address))
+    return open_judge(Judge(name="critic", fingerprint="0", path=Path(), address=address), [desk.plugin])
 
 
 def test_a_rule_is_opened_by_its_name(desk: Desk) -> None:
@@ -316,9 +314,8 @@ def test_the_gold_score_is_a_judge_and_a_reward() -> None:
 
 
 def test_a_judge_that_rates_nothing_it_is_asked_stops(desk: Desk) -> None:
-    load_plugins([desk.plugin])
     critic = Judge(name="critic", fingerprint="0", path=Path(), address="house:big")
-    score = open_reward(JudgeReward(name="critic", fingerprint="0", path=Path(), judge=critic))
+    score = open_reward(JudgeReward(name="critic", fingerprint="0", path=Path(), judge=critic), [desk.plugin])
 
     with pytest.raises(JudgeError) as refusal:
         score(asked("a", "b"))
@@ -330,10 +327,9 @@ def test_a_judge_that_rates_nothing_it_is_asked_stops(desk: Desk) -> None:
 
 
 def test_a_judge_that_only_compares_is_no_reward(desk: Desk) -> None:
-    load_plugins([desk.plugin])
     critic = Judge(name="critic", fingerprint="0", path=Path(), address="rule:shorter")
 
     with pytest.raises(RecipeError) as refusal:
-        open_reward(JudgeReward(name="critic", fingerprint="0", path=Path(), judge=critic))
+        open_reward(JudgeReward(name="critic", fingerprint="0", path=Path(), judge=critic), [desk.plugin])
 
     assert refusal.value.problem == "the judge 'rule:shorter' compares, and rates nothing"

@@ -23,7 +23,7 @@ from alignkit import (
 )
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.contract.method import STAGE_KEYS, Input
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import PluginError
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from opened import open_reward
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.training import models
@@ -33,7 +34,6 @@ from alignkit.training.models import (
     score_head,
     stop_tokens,
 )
-from alignkit.training.opening import open_reward
 from alignkit.training.saving import save_policy, save_reward, unpack
 from alignkit.training.weight_files import check_model_folder
 

@@ -56,11 +56,15 @@ def test_the_wheel_holds_every_recipe(wheel: ZipFile) -> None:
     assert {f"alignkit/{recipe}" for recipe in recipes} <= set(wheel.namelist())
 
 
-def test_the_wheel_holds_the_package_and_nothing_beside_it(wheel: ZipFile) -> None:
+def test_the_wheel_holds_the_package_and_its_fixtures_and_nothing_beside_them(wheel: ZipFile) -> None:
     names = set(wheel.namelist())
 
     assert tracked("alignkit") <= names
-    assert {name.partition("/")[0] for name in names} == {"alignkit", f"alignkit-{VERSION}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "alignkit",
+        "alignkit_pytest.py",
+        f"alignkit-{VERSION}.dist-info",
+    }
 
 
 def test_the_wheel_says_that_it_is_typed_and_brings_its_licence(wheel: ZipFile) -> None:
@@ -107,7 +111,7 @@ def test_the_wheel_requires_the_floors(metadata: Message) -> None:
 def test_the_wheel_offers_the_command_and_the_plugin_for_tests(wheel: ZipFile) -> None:
     points = wheel.read(f"alignkit-{VERSION}.dist-info/entry_points.txt").decode()
 
-    assert points == "[console_scripts]\nalignkit = alignkit.cli:main\n\n[pytest11]\nalignkit = alignkit.testing\n"
+    assert points == "[console_scripts]\nalignkit = alignkit.cli:main\n\n[pytest11]\nalignkit = alignkit_pytest\n"
 
 
 def test_the_unpacked_wheel_plans_the_recipe_that_it_brings(wheel: ZipFile, tmp_path: Path) -> None:

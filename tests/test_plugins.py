@@ -1,14 +1,18 @@
 """Plugins: what packages offer is found, and one that is broken is named and stops nobody."""
 
 import importlib.metadata
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from alignkit import run_recipe
 from alignkit.errors import PluginError, RecipeError
+from alignkit.plan.schema import recipe_schema
 from alignkit.plugins import BUILT_IN, Plugins, load_plugins
+from alignkit.show.offered import list_methods
 
 GOOD = '''
 from alignkit import Policy, Settings, Stage, hookimpl, method
@@ -170,8 +174,124 @@ def test_two_packages_with_one_name_clash_only_where_it_is_asked_for(install: In
         plugins.method("same")
     assert str(raised.value) == (
         "method 'same' is offered by alignkit-one 1.1 and by alignkit-two 2.2; "
-        "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
+        'say whose, as in method = "alignkit-one:same"'
     )
+    for package in ("alignkit-one", "alignkit-two"):
+        chosen = plugins.method(f"{package}:same")
+        assert (chosen.name, chosen.address) == ("same", f"{package}:same")
+        assert plugins.origins[f"method:{chosen.address}"].package == package
+
+
+def test_a_name_of_alignkits_own_is_not_taken_from_it(install: Install) -> None:
+    install("alignkit-thief", GOOD.format(name="ppo"), version="0.3")
+
+    plugins = load_plugins()
+
+    assert plugins.method("ppo").module == "alignkit.methods.ppo"
+    assert plugins.method("alignkit-thief:ppo").summary == "Do nothing."
+    assert (
+        "not taken: the method 'ppo' of alignkit-thief 0.3, since alignkit has one of that name; "
+        'a recipe gets it by method = "alignkit-thief:ppo"'
+    ) in " ".join(" ".join(list_methods(plugins, None)).split())
+    assert {str(origin) for origin in plugins.shadowed["method:ppo"]} == {"alignkit-thief 0.3"}
+
+
+def test_an_unknown_address_is_advised(install: Install) -> None:
+    install("alignkit-good", GOOD.format(name="good"))
+
+    with pytest.raises(RecipeError) as raised:
+        load_plugins().method("alignkit-good:goood")
+
+    assert str(raised.value) == "no plugin offers a method 'alignkit-good:goood'; did you mean 'alignkit-good:good'?"
+
+
+SETTING = GOOD.replace("{name}", "odd").replace("    pass\n", "    f: {annotation}\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        (
+            "__import__('typing').Callable[[int], int] = abs",
+            "Cannot generate a JsonSchema for core_schema.CallableSchema",
+        ),
+        ("__import__('pathlib').Path = __import__('pathlib').Path('.')", "f: input should be a valid string"),
+        ("__import__('typing').Any = lambda x: x", "Unable to serialize unknown type: <class 'function'>"),
+        ("float = float('nan')", "f: input should be a finite number"),
+    ],
+)
+def test_a_setting_that_cannot_stand_in_a_recipe_breaks_its_own_package(
+    install: Install, annotation: str, reason: str
+) -> None:
+    install("alignkit-odd", SETTING.replace("{annotation}", annotation))
+    install("alignkit-good", GOOD.format(name="good"))
+
+    plugins = load_plugins()
+
+    assert broken(plugins) == {
+        "alignkit-odd 1.0": f"the settings of its method 'odd' cannot stand in a recipe: {reason}"
+    }
+    assert "good" in recipe_schema(plugins)["properties"]["stage"]["additionalProperties"]["properties"]
+
+
+@pytest.mark.parametrize(
+    "annotation", ["int", "'None_ | None' = None", "tuple[int, ...] = (1, 2)", "dict[str, int] = {}"]
+)
+def test_other_settings_may_stand_in_a_recipe(install: Install, annotation: str) -> None:
+    install("alignkit-odd", SETTING.replace("{annotation}", annotation))
+
+    plugins = load_plugins()
+
+    assert broken(plugins) == {}
+    assert "odd" in plugins.methods
+
+
+FORM = """
+from alignkit import hookimpl, judge, judge_scheme, method, reward, Policy, Settings, Stage
+
+class None_(Settings):
+    pass
+
+@{kind}({name!r})
+{head}
+    {body}
+"""
+HEADS = {
+    "method": "def f(settings: None_, stage: Stage, *, policy: Policy) -> Policy:",
+    "reward": "def f(answers, settings: None_) -> list:",
+    "judge": "def f(questions, settings: None_) -> list:",
+    "judge_scheme": "def f(judge, settings: None_, cache) -> object:",
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("name", ["a.b", "a b", "Praise", "", "1st", "a:b"])
+def test_a_name_that_cannot_stand_in_a_recipe_is_refused(install: Install, kind: str, name: str) -> None:
+    install("alignkit-odd", FORM.format(kind=kind, name=name, head=HEADS[kind], body="return []"))
+
+    (reason,) = broken(load_plugins()).values()
+
+    assert f"{name!r} cannot be " in reason
+    assert "its name must match [a-z][a-z0-9-]{0,40}" in reason
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("word", "body", "why"),
+    [
+        ("async def", "return []", "it is asynchronous, and nobody would wait for it; write a plain `def`"),
+        ("def", "yield 1", "it yields, where it must return its result"),
+    ],
+)
+def test_a_function_whose_result_nobody_would_see_is_refused(
+    install: Install, kind: str, word: str, body: str, why: str
+) -> None:
+    head = HEADS[kind].replace("def", word, 1)
+    install("alignkit-odd", FORM.format(kind=kind, name="odd", head=head, body=body))
+
+    (reason,) = broken(load_plugins()).values()
+
+    assert why in reason
 
 
 def test_a_package_that_imports_torch_when_loaded_is_named(install: Install, tmp_path: Path) -> None:
@@ -282,3 +402,38 @@ def test_many_broken_plugins_are_not_all_listed(install: Install) -> None:
         "a plugin that cannot be loaded may offer it: alignkit-b1 1.0 (ZeroDivisionError: division by zero); "
         "alignkit-b2 1.0 (ZeroDivisionError: division by zero) and 2 more, see `alignkit methods`"
     )
+
+
+WRITER = '''
+from alignkit import Settings, Stage, Text, hookimpl, method
+
+
+class WriterSettings(Settings):
+    mark: str = "{mark}"
+
+
+@method("write")
+def write(settings: WriterSettings, stage: Stage) -> Text:
+    """Write a row."""
+    return stage.save_rows(Text, [{"text": "{mark}" + settings.mark}])
+
+
+@hookimpl
+def alignkit_methods():
+    return [write]
+'''
+
+
+def test_a_recipe_says_whose_method_it_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_PLUGINS", "")
+    files = [tmp_path / "one.py", tmp_path / "two.py"]
+    for file in files:
+        file.write_text(WRITER.replace("{mark}", file.stem))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[stage.first]\nmethod = "one:write"\n[stage.second]\nmethod = "two:write"\nwrite.mark = "!"\n')
+
+    run = run_recipe(recipe, plugins=files, runs=tmp_path / "runs", inline=True, set={"result": ["first", "second"]})
+
+    texts = [json.loads((stage.artifact.path / "data.jsonl").read_text())["text"] for stage in run.stages]
+    assert texts == ["oneone", "two!"]
+    assert [stage.method for stage in run.stages] == ["one:write", "two:write"]

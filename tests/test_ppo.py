@@ -13,7 +13,7 @@ from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPORewardShape, PPOSettings, ppo, train
-from alignkit.testing import LeftError, RecordingStage
+from alignkit.testing import Left, RecordingStage
 from alignkit.training.encoding import Prompt
 from alignkit.training.layouts import Models
 from alignkit.training.models import load_for_reward_training, without_deprecations
@@ -402,7 +402,7 @@ def test_a_run_that_goes_wrong_is_warned_of_in_the_stage(policy, prompts, stage)
 def test_a_stage_that_is_asked_to_stop_leaves_after_the_update(policy, reward_model, prompts, tmp_path) -> None:
     stage = RecordingStage(tmp_path / "stopped", stop_at=1)
 
-    with pytest.raises(LeftError):
+    with pytest.raises(Left):
         ppo(whole(updates=3), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
 
     assert len(stage.logs) == 1

@@ -17,7 +17,7 @@ from alignkit.plan.planner import make_plan
 from alignkit.show.curves import curves, thin
 from alignkit.show.report import MOST_SAMPLES, Report, write_report
 from alignkit.sources.fetch import fetch
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.journal import Journal
 
 PLUGIN = Path(__file__).parent / "light" / "methods.py"
@@ -59,7 +59,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def folder_of(plan: Plan, stage: str, *, finished: bool = True) -> Path:
-    place = layout.stage_folder if finished else layout.partial_folder
+    place = rundir.stage_folder if finished else rundir.partial_folder
     return place(Path("runs").resolve(), stage, str(plan.stage(stage).fingerprint))
 
 
@@ -71,7 +71,7 @@ def tell(folder: Path, *events: Any, facts: dict[str, Any] | None = None) -> Non
         journal.tell(event)
     journal.close()
     if facts is not None:
-        (folder / layout.STAGE).write_text(json.dumps(facts))
+        (folder / rundir.STAGE).write_text(json.dumps(facts))
 
 
 def written(plan: Plan, **more: Any) -> str:

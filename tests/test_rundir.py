@@ -11,19 +11,19 @@ from alignkit.contract.events import Metrics, Result, Sample, Warned
 from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
 from alignkit.recipe.recipe import RESERVED
-from alignkit.store import checkpoints, layout
+from alignkit.store import checkpoints, rundir
 from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
 from alignkit.store.locks import check_free, hold
 from alignkit.store.results import find_finished, finish, finish_complete, finished_in, read_finished
-from alignkit.store.verdicts import verify
+from alignkit.store.verification import verify
 
 PRINT = "f8d922c0" + "0" * 56
 
 
 def made(runs: Path, name: str = "finetune", text: str = "one", **facts: object) -> Path:
     """Finish a stage that made one row of text."""
-    partial = layout.partial_folder(runs, name, PRINT)
+    partial = rundir.partial_folder(runs, name, PRINT)
     (partial / "artifact").mkdir(parents=True)
     file = partial / "artifact" / "data.jsonl"
     file.write_text(json.dumps({"text": text}) + "\n")
@@ -165,7 +165,7 @@ def test_a_rerun_replaces_what_was_finished(tmp_path: Path) -> None:
 
 
 def test_the_artifacts_other_facts_survive(tmp_path: Path) -> None:
-    partial = layout.partial_folder(tmp_path, "finetune", PRINT)
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
     (partial / "artifact").mkdir(parents=True)
     (partial / "artifact" / "config.json").write_text("{}")
     policy = Policy(name="finetune", fingerprint=PRINT, path=partial / "artifact", load="4bit")
@@ -194,7 +194,7 @@ def test_a_complete_stage_that_is_damaged_is_not_renamed(tmp_path: Path) -> None
 
 
 def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
-    partial = layout.partial_folder(tmp_path, "finetune", PRINT)
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
 
     with hold(partial), pytest.raises(LockedError) as raised:
         check_free(partial)
@@ -208,7 +208,7 @@ def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
-    partial = layout.partial_folder(tmp_path, "finetune", PRINT)
+    partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
     with hold(partial):
         pass
 
@@ -217,9 +217,9 @@ def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
 
 def test_folders_of_ours_are_names_that_no_recipe_can_have(tmp_path: Path) -> None:
     inside = (
-        layout.stage_folder(tmp_path, "x", "0"),
-        layout.source_folder(tmp_path, "x", "0"),
-        layout.zygote_log(tmp_path),
+        rundir.stage_folder(tmp_path, "x", "0"),
+        rundir.source_folder(tmp_path, "x", "0"),
+        rundir.zygote_log(tmp_path),
     )
 
     assert tuple(path.relative_to(tmp_path).parts[0] for path in inside) == RESERVED
@@ -229,7 +229,7 @@ def test_runs_that_cannot_be_written_to_are_a_disk_error(tmp_path: Path) -> None
     (tmp_path / "runs").write_text("a file")
 
     with pytest.raises(DiskError) as raised:
-        layout.open_run(tmp_path / "runs", "rlhf", "", {})
+        rundir.open_run(tmp_path / "runs", "rlhf", "", {})
 
     expected = (
         f"{tmp_path}/runs: the folder for runs cannot be written to (Not a directory); choose another with --runs"
@@ -244,8 +244,8 @@ def test_a_source_is_written_once(tmp_path: Path) -> None:
         written.append(folder)
         (folder / "rows.jsonl").write_text("{}\n")
 
-    place = layout.prepare(tmp_path / "sources" / "demos-1234", write)
-    layout.prepare(place, write)
+    place = rundir.prepare(tmp_path / "sources" / "demos-1234", write)
+    rundir.prepare(place, write)
 
     assert len(written) == 1
     assert (place / "rows.jsonl").is_file()
@@ -256,7 +256,7 @@ def test_a_source_half_written_by_a_crash_is_written_anew(tmp_path: Path) -> Non
     staged.mkdir(parents=True)
     (staged / "junk").touch()
 
-    place = layout.prepare(tmp_path / "sources" / "demos-1234", lambda folder: (folder / "rows").touch())
+    place = rundir.prepare(tmp_path / "sources" / "demos-1234", lambda folder: (folder / "rows").touch())
 
     assert [path.name for path in place.iterdir()] == ["rows"]
 

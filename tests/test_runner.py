@@ -21,7 +21,7 @@ from alignkit.run.machine import Machine, read_machine
 from alignkit.run.reuse import reusable
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.journal import read_journal
@@ -57,7 +57,7 @@ def run(made: Plan | None = None, **more: Any) -> RunResult:
 
 
 def folder(made: Plan, stage: str) -> Path:
-    return layout.partial_folder(Path("runs").resolve(), stage, str(made.stage(stage).fingerprint))
+    return rundir.partial_folder(Path("runs").resolve(), stage, str(made.stage(stage).fingerprint))
 
 
 def test_a_run_makes_all_stages_and_gives_what_they_made() -> None:
@@ -81,7 +81,7 @@ def test_the_second_run_reuses_all_stages_and_starts_no_process() -> None:
     result = run(inline=False)
 
     assert [stage.reused for stage in result.stages] == [True, True]
-    assert not layout.zygote_log(Path("runs")).exists()
+    assert not rundir.zygote_log(Path("runs")).exists()
 
 
 def test_the_second_run_does_not_import_torch() -> None:
@@ -191,7 +191,7 @@ def test_what_a_stage_starts_from_is_read_once(monkeypatch: pytest.MonkeyPatch) 
     os.utime(file, (time.time() - 60, time.time() - 60))
     run()
 
-    assert str(file) in FileHashes(layout.file_hashes(Path("runs").resolve())).known
+    assert str(file) in FileHashes(rundir.file_hashes(Path("runs").resolve())).known
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -291,7 +291,7 @@ def test_a_gate_stops_the_run_before_the_next_stage() -> None:
     with pytest.raises(StageError) as raised:
         run(plan(first__gates__steps__min=5))
 
-    lies = layout.finished_folder(folder(plan(), "first")).relative_to(Path.cwd())
+    lies = rundir.finished_folder(folder(plan(), "first")).relative_to(Path.cwd())
     expected = (
         f"stage 'first': gates.steps: 3 is below its minimum 5; improve the stage or move the gate; it lies in {lies}"
     )

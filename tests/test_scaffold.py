@@ -16,7 +16,8 @@ def test_a_new_package_is_offered_and_passes_its_own_tests(tmp_path: Path) -> No
     where = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(where), str(folder)], check=True)
-    environment = os.environ | {"PYTHONPATH": str(where), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(where), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def run(*command: str) -> str:
         return subprocess.run(
@@ -24,7 +25,7 @@ def test_a_new_package_is_offered_and_passes_its_own_tests(tmp_path: Path) -> No
         ).stdout
 
     assert "beta" in run("alignkit", "methods", "sim-po")
-    assert "11 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert "17 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests")
 
 
 @pytest.mark.parametrize("name", ["SimPO", "1po", "a b", "../x", ""])
@@ -42,3 +43,12 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         new_package("simpo", tmp_path)
 
     assert str(refusal.value) == f"{folder}: the folder is there already; choose another name, or remove it"
+
+
+@pytest.mark.parametrize("name", ["ppo", "evaluate"])
+def test_a_name_that_a_method_has_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        new_package(name, tmp_path)
+
+    assert str(refusal.value) == f"alignkit new: {name!r} is a method of alignkit; choose another name"
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 from chat_families import FAMILIES
 from chat_tokenizers import decoded, learnt, make_tokenizer, unlearnt
 
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.data.records import Record
 from alignkit.errors import DataError
 from alignkit.training.classifiers import as_read

@@ -1,6 +1,5 @@
 """A trainer driven as a stage: figures, checkpoints, exact resumption, and what is not finite."""
 
-import dataclasses
 import hashlib
 
 import pytest
@@ -9,7 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.testing import LeftError, RecordingStage, write_tiny_policy
+from alignkit.testing import Left, RecordingStage, write_tiny_policy
 from alignkit.training import trainers
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.models import load_for_reward_training, load_policy
@@ -98,9 +97,9 @@ def test_an_interrupted_stage_ends_with_the_same_weights(policy, tmp_path, rows,
     whole = digest(trained(policy, RecordingStage(tmp_path / "whole"), rows, lora=lora))
 
     stage = RecordingStage(tmp_path / "parts", stop_at=stop)
-    with pytest.raises(LeftError):
+    with pytest.raises(Left):
         trained(policy, stage, rows, lora=lora)
-    resumed = digest(trained(policy, dataclasses.replace(stage, stop_at=None), rows, lora=lora))
+    resumed = digest(trained(policy, stage.again(), rows, lora=lora))
 
     assert resumed == whole
 
@@ -116,10 +115,10 @@ def test_an_interrupted_reward_stage_ends_with_the_same_weights(policy, tmp_path
 
     whole = run(RecordingStage(tmp_path / "whole"))
     stage = RecordingStage(tmp_path / "parts", stop_at=4)
-    with pytest.raises(LeftError):
+    with pytest.raises(Left):
         run(stage)
 
-    assert run(dataclasses.replace(stage, stop_at=None)) == whole
+    assert run(stage.again()) == whole
 
 
 def test_the_same_seed_gives_the_same_weights(policy, tmp_path):
@@ -160,13 +159,14 @@ def test_each_step_is_told_with_its_figures(policy, stage):
 
 def test_a_checkpoint_holds_no_pickled_arguments(policy, stage):
     stage.stop_at = 1
-    with pytest.raises(LeftError):
+    with pytest.raises(Left):
         trained(policy, stage, even(8))
 
-    assert {file.name for file in stage.latest().iterdir()} == {
+    assert {file.name for file in stage.again().latest().iterdir()} == {
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "model.safetensors",
         "optimizer.pt",
         "rng_state.pth",

@@ -17,12 +17,13 @@ from alignkit import Demonstrations, Event, Metrics, Policy, Result, Sample, Sta
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
+from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
 from alignkit.run.order import Order, given, typed, write_order
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import main, work
 from alignkit.run.working_stage import WorkingStage
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
@@ -49,7 +50,7 @@ def order(**more: Any) -> Order:
 
 @pytest.fixture
 def partial(tmp_path: Path) -> Path:
-    folder = layout.partial_folder(tmp_path, "first", PRINT)
+    folder = rundir.partial_folder(tmp_path, "first", PRINT)
     folder.mkdir(parents=True)
     return folder
 
@@ -67,7 +68,7 @@ def finished(partial: Path) -> Finished:
 
 
 def failure(partial: Path) -> dict[str, Any]:
-    return read_json(partial / layout.FAILURE)
+    return read_json(partial / rundir.FAILURE)
 
 
 def test_a_finished_stage_leaves_its_artifact_its_journal_its_log_and_no_scraps(partial: Path) -> None:
@@ -287,7 +288,7 @@ def test_a_second_attempt_goes_on_from_the_last_checkpoint(partial: Path) -> Non
 
 
 def test_a_second_attempt_makes_the_same_as_one_that_was_never_broken(tmp_path: Path, partial: Path) -> None:
-    other = layout.partial_folder(tmp_path / "other", "first", PRINT)
+    other = rundir.partial_folder(tmp_path / "other", "first", PRINT)
     run(partial, settings={"fail": "bug"})
     run(partial, settings={"fail": "bug"}, attempt="a2")
     run(other, settings={})
@@ -367,7 +368,7 @@ def test_a_signal_that_is_not_heeded_ends_what_waits_after_a_grace_time() -> Non
 
 def test_a_signal_is_only_noted_while_a_checkpoint_is_written(partial: Path) -> None:
     with noting_signals(Stop()) as stop:
-        working = WorkingStage(order(), partial, stop, 0, None)
+        working = WorkingStage(order(), partial, stop, 0, None, load_plugins)
         with stop.at_once():
             working.commit(1, lambda folder: os.kill(os.getpid(), signal.SIGINT))
 
@@ -413,7 +414,7 @@ def test_a_stage_that_looks_at_no_signal_is_left_at_once(partial: Path) -> None:
         status = work(partial, given, stop, quiet=True)
 
     assert status == 143
-    assert not (partial / layout.FAILURE).exists()
+    assert not (partial / rundir.FAILURE).exists()
 
 
 def test_handlers_are_put_back() -> None:
@@ -453,7 +454,7 @@ def test_a_worker_can_be_started_by_hand(partial: Path) -> None:
 
 
 def stage(partial: Path) -> WorkingStage:
-    return WorkingStage(order(), partial, Stop(), 0, None)
+    return WorkingStage(order(), partial, Stop(), 0, None, load_plugins)
 
 
 def test_rows_without_a_column_of_their_kind_are_refused(partial: Path) -> None:
@@ -469,7 +470,7 @@ def test_rows_without_a_column_of_their_kind_are_refused(partial: Path) -> None:
 
 def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     heard: list[Event] = []
-    told = WorkingStage(order(), partial, Stop(), 0, heard.append)
+    told = WorkingStage(order(), partial, Stop(), 0, heard.append, load_plugins)
 
     told.result("length", 3, 4)
     told.result("accuracy", 0.5, 1, floor=1, rows=4)

@@ -61,7 +61,7 @@ def check(
     from alignkit.environment import set_environment
     from alignkit.estimate.examination import examine
     from alignkit.recipe.packaged import find_recipe
-    from alignkit.sources.file import refuse_rows
+    from alignkit.sources.from_files import refuse_rows
 
     set_environment(offline)
     refuse_rows(recipe)
@@ -93,7 +93,7 @@ def data(
     and what is wrong."""
     from alignkit.environment import set_environment
     from alignkit.sources.fetch import audits
-    from alignkit.sources.file import source_at, write_fixed
+    from alignkit.sources.from_files import source_at, write_fixed
 
     set_environment(offline=True)
     sources = [source_at(file, kind) for file in files]
@@ -146,7 +146,7 @@ def doctor(runs: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def verify(what: str | None, as_json: bool, **selection: Any) -> None:
     """Read every file of the finished stages, of RECIPE or of all in RUNS, and tell which are damaged."""
-    from alignkit.store.verdicts import verify
+    from alignkit.store.verification import verify
 
     verdicts = list(verify(_finished_folders(what, selection)))
     if as_json:
@@ -162,14 +162,14 @@ def verify(what: str | None, as_json: bool, **selection: Any) -> None:
 def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Path]:
     """List the finished stages in a folder of runs, or those of a recipe."""
     from alignkit.recipe.packaged import find_recipe
-    from alignkit.store import layout
+    from alignkit.store import rundir
     from alignkit.store.results import finished_in
 
     if what is None or Path(what).is_dir():
         return list(finished_in(Path(what or selection["runs"]).resolve()))
     stages = planned(find_recipe(what), **selection).stages
     wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
-    folders = [layout.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
+    folders = [rundir.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
     return [folder for folder in folders if folder.is_dir()]
 
 

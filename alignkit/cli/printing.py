@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) -> None:
-    from alignkit.store.layout import report_path
+    from alignkit.store.rundir import report_path
 
     report = report_path(runs.resolve(), plan.recipe.name)
     print_lines(console.closing(width(), Path.cwd()), err=err)

@@ -119,7 +119,7 @@ def compare(
     from alignkit.compare.comparison import conclude, plan_pinned
     from alignkit.compare.tables import as_dict, show_comparison
     from alignkit.run.machine import Machine, read_machine
-    from alignkit.store.layout import report_path
+    from alignkit.store.rundir import report_path
 
     chosen = read_machine(machine, Path.cwd()) if machine else Machine()
     planned = plan_pinned(recipe, asked, offline=offline, **selection)

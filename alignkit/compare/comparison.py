@@ -15,7 +15,7 @@ from alignkit.run.follow import Observer
 from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StageResult, run_plan
 from alignkit.show.report import write_report
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 
 
@@ -84,13 +84,13 @@ def conclude(planned: ComparisonPlan, result: RunResult, runs: Path) -> Comparis
     assert isinstance(table, Scores)
     costs = {stage.name: _cost(stage) for stage in result.stages}
     found = read_comparison(planned, result.folder, table.rows(), costs)
-    write_json(layout.comparison_path(runs.resolve(), planned.plan.recipe.name), as_dict(found))
-    path = layout.report_path(runs.resolve(), planned.plan.recipe.name)
+    write_json(rundir.comparison_path(runs.resolve(), planned.plan.recipe.name), as_dict(found))
+    path = rundir.report_path(runs.resolve(), planned.plan.recipe.name)
     reused = {stage.name for stage in result.stages if stage.reused}
     write_report(path, planned.plan, runs.resolve(), reused=reused, lead=page_of(found))
     return found
 
 
 def _cost(stage: StageResult) -> Cost:
-    peak = read_json(stage.folder / layout.STAGE)["peak_memory"]
+    peak = read_json(stage.folder / rundir.STAGE)["peak_memory"]
     return Cost(stage.seconds, peak.get("gpu", peak["memory"]))

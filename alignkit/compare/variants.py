@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from alignkit.contract.kinds import Policy
-from alignkit.contract.method import NAME
+from alignkit.contract.names import NAME
 from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.recipe import Recipe

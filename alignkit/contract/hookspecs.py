@@ -10,7 +10,7 @@ import pluggy
 from alignkit.contract.events import Event
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
-from alignkit.contract.rewards import RewardFunction
+from alignkit.contract.reward_function import RewardFunction
 
 GROUP = "alignkit"
 

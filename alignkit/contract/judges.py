@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from alignkit.contract.kinds import Judge
+from alignkit.contract.names import check_offer
 from alignkit.contract.one_each import one_number_each
-from alignkit.contract.rewards import Answer, Score
+from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
 
@@ -95,6 +96,7 @@ def judge(
     """
 
     def wrap(function: Callable[[Sequence[Question], Any], list[float]]) -> JudgeFunction:
+        check_offer("judge", name, function)
         kind = _settings(function, 1, 2)
         if kind is None:
             raise PluginError(
@@ -117,6 +119,7 @@ def judge_scheme(
     """
 
     def wrap(function: Callable[[Judge, Any, Path | None], JudgeClient]) -> JudgeScheme:
+        check_offer("judge scheme", name, function)
         kind = _settings(function, 1, 3)
         if kind is None or name == RULE:
             raise PluginError(

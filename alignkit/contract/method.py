@@ -9,12 +9,12 @@ from itertools import permutations, zip_longest
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from alignkit.contract.kinds import Artifact
+from alignkit.contract.names import why_not
 from alignkit.contract.needs import Needs
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, one_line
 
-NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
 """A word in braces in the name of a result, once what is special in it is escaped."""
 STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
@@ -59,6 +59,13 @@ class Method:
     results: tuple[str, ...] = ()
     """The names of the results that it may tell; a role in braces stands for each of that role's artifacts, any other
     word in braces for any text. Empty: it does not say."""
+    package: str = ""
+    """Who offers it, where a recipe said so, as in `method = "alignkit-x:sft"`."""
+
+    @property
+    def address(self) -> str:
+        """What finds it: its name, after its package where a recipe said so."""
+        return f"{self.package}:{self.name}" if self.package else self.name
 
     def result_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Give the names of its results where its inputs have these names."""
@@ -112,8 +119,8 @@ def method(
     """
 
     def wrap(function: Callable[..., Any]) -> Method:
-        if not NAME.fullmatch(name):
-            raise _wrong(name, function, f"its name must match {NAME.pattern}")
+        if why := why_not(name, function):
+            raise _wrong(name, function, why)
         if name in STAGE_KEYS:
             raise _wrong(name, function, "a stage has a key of that name")
         hints = _hints(name, function)

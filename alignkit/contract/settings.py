@@ -1,18 +1,62 @@
 """Settings: what a recipe may say to a method. The string under a field is its documentation."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import ast
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from inspect import cleandoc, getsource
+from itertools import zip_longest
+from textwrap import dedent
+from typing import Any, Literal, get_args
+from warnings import catch_warnings
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PydanticUserError,
+    ValidationError,
+)
 from pydantic.fields import Field, FieldInfo
+from pydantic_core import PydanticSerializationError
 
 
 class Settings(BaseModel):
     """A method's settings or a group of them: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@cache
+def described(kind: type[Settings]) -> type[Settings]:
+    """Return the class, its fields described by the strings that stand under them in its source, groups included.
+
+    Whoever shows settings asks for this; reading source takes time that `import alignkit` should not.
+    """
+    for field in kind.model_fields.values():
+        for group in (field.annotation, *get_args(field.annotation)):
+            if isinstance(group, type) and issubclass(group, Settings):
+                described(group)
+    for base in reversed(kind.__mro__):
+        for name, text in _under_fields(base) if issubclass(base, Settings) else ():
+            if name in kind.model_fields:
+                kind.model_fields[name].description = text
+    kind.model_rebuild(force=True)
+    return kind
+
+
+def _under_fields(kind: type) -> Iterator[tuple[str, str | None]]:
+    """Yield the fields that a class declares with the string under each, where its source can be read."""
+    with suppress(OSError, TypeError, SyntaxError):
+        (tree,) = ast.parse(dedent(getsource(kind))).body
+        for field, under in zip_longest(tree.body, tree.body[1:]) if isinstance(tree, ast.ClassDef) else ():
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = (
+                    under.value.value if isinstance(under, ast.Expr) and isinstance(under.value, ast.Constant) else None
+                )
+                yield field.target.id, cleandoc(text) if isinstance(text, str) else None
 
 
 class LoRA(Settings):
@@ -43,6 +87,35 @@ class Optimisation(Settings):
     """Memory of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Memory of the squared gradient; 0.95 forgets faster."""
+
+
+def why_unusable(kind: type[Settings]) -> str:
+    """Say why settings cannot stand in a recipe: they have no JSON schema, or a default that JSON does not keep.
+
+    Nothing where they can.
+    """
+    try:
+        with catch_warnings(action="ignore"):  # of defaults that no schema can show; they are dumped below
+            kind.model_json_schema()
+        kind.model_validate_json("{}", strict=True)  # as a recipe that says nothing is read
+    except PydanticUserError as error:
+        return error.message
+    except ValidationError as error:
+        if wrong := _but_missing(error):
+            return wrong
+    try:
+        dumped = kind.model_construct().model_dump(mode="json")  # as an order has it
+        return "" if kind.model_validate(dumped) == kind() else "its defaults change when they are written as JSON"
+    except (PydanticSerializationError, UnicodeDecodeError) as error:
+        return str(error)
+    except ValidationError as error:
+        return _but_missing(error)
+
+
+def _but_missing(error: ValidationError) -> str:
+    """Word the first mistake that is not a setting which a recipe must give."""
+    wrong = next((detail for detail in error.errors(include_url=False) if detail["type"] != "missing"), None)
+    return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}" if wrong else ""
 
 
 def over_default(field: FieldInfo, given: Mapping[str, Any]) -> dict[str, Any]:

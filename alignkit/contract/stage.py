@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from alignkit.contract.kinds import Policy, Records, RewardModel, Scores
+from alignkit.contract.judges import JudgeClient
+from alignkit.contract.kinds import Judge, Policy, Records, Reward, RewardModel, Scores
+from alignkit.contract.reward_function import Score
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,15 +80,51 @@ class Stage(Protocol):
     def warn(self, problem: str, remedy: str) -> None: ...
 
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: `write` fills a folder, which is hashed and renamed into place."""
+        """Keep a checkpoint: `write` fills a folder, which is hashed and renamed into place.
+
+        A step that was committed before is replaced. Of several processes the first one alone writes.
+        """
         ...
 
     def latest(self) -> Path | None:
-        """Give the newest checkpoint whose files are all as they were written, or None."""
+        """Return the checkpoint that this attempt goes on from, or None where it begins at the start.
+
+        It is the newest one whose files were all as they had been written when the attempt began; what the attempt
+        itself commits is for the next one.
+        """
+        ...
+
+    def begin_part(self, part: str, steps: int) -> int:
+        """Note that a loop of so many steps begins; return how many steps those before it take.
+
+        The loops of `alignkit.kit` call it, so that their checkpoints are told apart. Raise StageError where a second
+        loop begins and not each of them has a name of its own.
+        """
+        ...
+
+    def open_reward(self, reward: Reward) -> Score:
+        """Return a function from answers to scores, whatever the reward is.
+
+        A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by
+        its own template, and answers that it cannot read whole are told once. Its scores are normalised where their
+        mean and spread were measured, and not yet weighted. Raise RecipeError where the label does not fit, no plugin
+        offers the function, or the judge rates nothing.
+        """
+        ...
+
+    def open_judge(self, judge: Judge) -> JudgeClient:
+        """Return what compares answers, and rates or writes where it can, whatever the judge is.
+
+        What was paid for is kept in `cache` and not asked again. Raise RecipeError where no plugin offers the judge, or
+        what it needs of its surroundings is missing, such as a key.
+        """
         ...
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        """Save the result. Measure and show it afterwards: whatever fails then is a warning, and costs no training."""
+        """Save the result, in place of what was saved before.
+
+        Measure and show it afterwards: whatever fails then is a warning, and costs no training.
+        """
         ...
 
     def save_reward(
@@ -100,5 +138,9 @@ class Stage(Protocol):
         ...
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:
-        """Save records or scores; a row with `held_out = true` is on the held-out side."""
+        """Save records or scores; a row with `held_out = true` is on the held-out side.
+
+        Columns that all rows have besides those of the kind stay with them. Raise DataError where a row is none of its
+        kind, StageError where there is no row at all.
+        """
         ...

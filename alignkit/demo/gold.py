@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from alignkit.contract.hookspecs import hookimpl
-from alignkit.contract.rewards import Answer, RewardFunction, reward
+from alignkit.contract.reward_function import Answer, RewardFunction, reward
 from alignkit.contract.settings import Settings
 from alignkit.demo.grammar import EDGE, neighbours, sentences, sides, telling_words, tokens, topic_of, topic_words
 from alignkit.demo.words import NEVER

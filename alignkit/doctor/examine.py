@@ -156,8 +156,9 @@ def _short(path: str) -> str:
 def _plugins(plugins: Plugins) -> Iterator[Plugin]:
     offers: dict[str, list[str]] = {str(origin): [] for origin in plugins.loaded}
     for offer, origin in plugins.origins.items():
-        for one in plugins.clashes.get(offer, (origin,)):
-            offers.setdefault(str(one), []).append(offer.partition(":")[2])
+        if offer.count(":") == 1:  # else it is an address of what is listed by its name
+            for one in plugins.clashes.get(offer, (origin,)):
+                offers.setdefault(str(one), []).append(offer.partition(":")[2])
     for package, names in offers.items():
         yield Plugin(package=package, offers=tuple(sorted(names)))
     for broken in plugins.broken:
@@ -166,6 +167,11 @@ def _plugins(plugins: Plugins) -> Iterator[Plugin]:
     for origin in plugins.heavy:
         remedy = "tell its authors to import torch inside the functions that need it"
         yield Plugin(package=str(origin), problem="imports torch when loaded, so every command waits", remedy=remedy)
+    for offer, origins in plugins.shadowed.items():
+        problem = f"offers a {offer.replace(':', ' ', 1)!r} of its own, and alignkit's is taken"
+        for origin in origins:
+            remedy = f'a recipe gets a method of it by method = "{origin.word}:NAME"; its authors should rename it'
+            yield Plugin(package=str(origin), problem=problem, remedy=remedy)
     for offer, origins in plugins.clashes.items():
         kind, _, name = offer.partition(":")
         yield Plugin(

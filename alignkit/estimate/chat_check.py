@@ -17,7 +17,7 @@ from alignkit.errors import DataError, Problem
 from alignkit.estimate.desk import Desk
 from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import BadRows, RecordOptions, Source
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_text
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Chats:
         source = self.desk.plan.sources[name]
         content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn]
         text = json.dumps(content, sort_keys=True)
-        note = layout.cache_folder(self.desk.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        note = rundir.cache_folder(self.desk.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if facts := read_json(note):
             return Rendering(**facts)
         records = self.desk.open(source)

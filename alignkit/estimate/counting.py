@@ -17,7 +17,7 @@ from alignkit.contract.needs import Needs, TrainerNeeds
 from alignkit.errors import DataError
 from alignkit.estimate.desk import Desk
 from alignkit.sources.source import Source
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import encoding
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
@@ -183,7 +183,7 @@ def sequences(
 def count_tokens(desk: Desk, source: Source, model: Source, learn: Learn) -> Counted:
     """Count the tokens of a source's rows by the tokenizer of a policy, or of a reward model, once for each content."""
     seen = (source.fingerprint, source.kind.__name__, source.said(), model.fingerprint, learn)
-    note = note_path(layout.cache_folder(desk.runs), "tokens", VERSION, *seen)
+    note = note_path(rundir.cache_folder(desk.runs), "tokens", VERSION, *seen)
     if facts := read_note(note):
         sides = {side: tuple(Lengths(*row) for row in facts[side]) for side in ("train", "held_out")}
         return Counted(**{**facts, **sides})

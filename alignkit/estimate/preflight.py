@@ -21,7 +21,7 @@ from alignkit.estimate.host import state_of_host
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 from alignkit.text import duration, size, table
 
@@ -189,7 +189,7 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Pa
         "machine": state_of_host(),
     }
     text = json.dumps(asked, default=str)
-    folder = layout.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder = rundir.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ASKED, json.loads(json.dumps({**asked, "recipe": recipe}, default=str)))
     return folder

@@ -11,7 +11,7 @@ from alignkit.estimate.desk import Desk
 from alignkit.estimate.preview import Preview
 from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import Source
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.notes import note_path, read_note, write_note
 
 VERSION = 5
@@ -65,7 +65,7 @@ def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:
 def _note(stage: PlannedStage, source: str, runs: Path) -> Path | None:
     if not stage.fingerprint:
         return None
-    return note_path(layout.cache_folder(runs), "preview", VERSION, stage.fingerprint, source)
+    return note_path(rundir.cache_folder(runs), "preview", VERSION, stage.fingerprint, source)
 
 
 def _known(note: Path | None) -> Preview | None:

@@ -18,7 +18,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import EvaluationNeeds
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError, near_miss
@@ -78,7 +78,6 @@ def evaluate(
     prompts: Prompts,
 ) -> Scores:
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
-    from alignkit.training.opening import open_reward
     from alignkit.training.scoring import Weighted
     from alignkit.training.step import one_process
 
@@ -90,7 +89,7 @@ def evaluate(
     opened = [
         Weighted(
             reward.name,
-            open_reward(reward, cache=stage.cache, warn=stage.warn),
+            stage.open_reward(reward),
             reward.weight if reward.name in deciding else 0.0,
         )
         for reward in rewards

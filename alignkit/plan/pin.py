@@ -5,7 +5,7 @@ from pathlib import Path
 from alignkit.environment import set_environment
 from alignkit.plan.plan import Plan
 from alignkit.sources import hub
-from alignkit.sources.lock import lock_path, read_lock, write_lock
+from alignkit.sources.lock_file import lock_path, read_lock, write_lock
 
 
 def pin(plan: Plan, runs: Path, offline: bool) -> None:

@@ -21,10 +21,10 @@ from alignkit.recipe.recipe import Recipe, combine, read_recipe
 from alignkit.recipe.requires import missing_packages
 from alignkit.recipe.toml import Keys
 from alignkit.recipe.validate import read_settings
-from alignkit.sources.lock import lock_path, read_lock
+from alignkit.sources.lock_file import lock_path, read_lock
 from alignkit.sources.reading import read_sources
 from alignkit.sources.source import Source
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 
 
@@ -52,7 +52,7 @@ def plan_recipe(
     """Plan a recipe that has been read, with plugins that have been loaded, those of `files` among them."""
     if missing := list(missing_packages(read)):
         raise combine([*read.errors, *missing])
-    hashes = FileHashes(layout.file_hashes(runs))
+    hashes = FileHashes(rundir.file_hashes(runs))
     sources, errors = read_sources(read, loaded, hashes, read_lock(lock_path(read.path, runs)))
     hashes.save()
     planner = _Planner(read, loaded, sources)
@@ -91,7 +91,7 @@ class _Planner:
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
             return None
-        code = code_identity(self.plugins.origins[f"method:{method.name}"], method.module)
+        code = code_identity(self.plugins.origins[f"method:{method.address}"], method.module)
         inputs = {role: [self.prints.get(source) for source in names] for role, names in wires.items()}
         stored = settings.model_dump(mode="json")
         self.prints[name] = fingerprint = stage_fingerprint(method.name, code, stored, seed, inputs)

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from alignkit.contract.kinds import SOURCE_KINDS, Records
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
 from alignkit.plan.inactive import Shared
 from alignkit.plugins import Plugins
@@ -20,7 +20,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
     """Make the JSON Schema of recipes, as these plugins read them."""
     kinds: list[type[Settings]] = [method.settings for method in plugins.methods.values()]
     kinds += [Shared, RecordOptions, PolicyOptions]
-    references, shared = models_json_schema([(kind, "validation") for kind in dict.fromkeys(kinds)])
+    references, shared = models_json_schema([(described(kind), "validation") for kind in dict.fromkeys(kinds)])
     definitions: Schema = shared["$defs"]
     at: dict[Any, Schema] = {kind: _resolved(reference, definitions) for (kind, _), reference in references.items()}
     for definition in definitions.values():
@@ -43,7 +43,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
                 "additionalProperties": _one_or_several(),
             },
             "gates": {
-                "description": "Figure -> the bounds that it must lie in, else the run stops.",
+                "description": "Result -> the bounds that it must lie in, else the run stops.",
                 "type": "object",
                 "additionalProperties": {
                     "type": "object",

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.method import NAME
+from alignkit.contract.names import NAME
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
 from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 

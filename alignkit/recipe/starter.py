@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.method import NAME
+from alignkit.contract.names import NAME
 from alignkit.errors import DiskError, RecipeError, near_miss
 from alignkit.recipe.packaged import packaged_recipes
 

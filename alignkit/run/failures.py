@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError, one_line
 from alignkit.run.order import Order
 from alignkit.store.durable import read_json
-from alignkit.store.layout import FAILURE, LOG
 from alignkit.store.locks import busy, check_free
+from alignkit.store.rundir import FAILURE, LOG
 from alignkit.text import short
 
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
@@ -116,6 +116,7 @@ def _is_disk(error: BaseException) -> bool:
 
 def lighter(stage: str, method: str, settings: Mapping[str, Any]) -> str:
     """Advise up to three changes that need less memory, ready for the command line."""
+    method = method.rpartition(":")[2]
     found = sorted(_numbers(settings), key=lambda item: HALVED.index(item[0].rpartition(".")[2]))
     changes = [f"{method}.{key}={value // 2}" for key, value in found if value > 1]
     if settings.get("lora", ...) is None:

@@ -9,7 +9,7 @@ import pluggy
 from alignkit.contract.events import Event, StageStarted, Warned
 from alignkit.errors import one_line
 from alignkit.run.order import Order
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import Follower
 from alignkit.store.results import Finished
@@ -63,7 +63,7 @@ class StageFollower:
     def look(self) -> None:
         """Pass on what is new."""
         if self._follower is None:
-            started = read_json(self._partial / layout.STARTED)
+            started = read_json(self._partial / rundir.STARTED)
             if started.get("attempt") != self._order.attempt:
                 return
             self._begin(started["step"], self._partial)
@@ -82,5 +82,5 @@ class StageFollower:
 
     def _begin(self, step: int | None, folder: Path) -> None:
         self._follower = Follower(self._order.stage, folder)
-        place = str(layout.finished_folder(self._partial))
+        place = str(rundir.finished_folder(self._partial))
         self._tell(StageStarted(self._order.stage, self._order.method, place, resumed=step is not None))

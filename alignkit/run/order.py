@@ -13,7 +13,7 @@ from alignkit.contract.method import Input
 from alignkit.errors import PluginError
 from alignkit.sources.fetch import Preparation
 from alignkit.store.durable import write_text
-from alignkit.store.layout import ORDER
+from alignkit.store.rundir import ORDER
 
 
 class _Facts(BaseModel):

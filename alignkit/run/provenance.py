@@ -29,7 +29,7 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
         "made_from": order.made_from,
         "seed": order.seed,
-        "results": [asdict(result) for result in stage.results],
+        "results": [asdict(result) for result in stage.outcome],
         "resumed_from": stage.resumed_from,
         "seconds": round(stage.seconds, 3),
         "began": began.isoformat(timespec="seconds"),

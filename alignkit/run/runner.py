@@ -30,7 +30,7 @@ from alignkit.show.planned import as_dict
 from alignkit.show.report import Report
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
@@ -86,7 +86,7 @@ class RunResult:
         raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
 
     def artifact(self, name: str) -> Artifact:
-        """Give what a stage made, as `load_policy` and `open_reward` take it."""
+        """Return what a stage made, as `load_policy` takes it."""
         return self.stage(name).artifact
 
 
@@ -145,15 +145,15 @@ def run_plan(
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_again(plan, again)
     check_processes(plan, machine)
-    recipe_folder = layout.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
+    recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
         report = resources.enter_context(Report(plan, folder))
         launcher = resources.enter_context(
-            Launcher(layout.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
+            Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / layout.OBSERVERS).tell
-        hashes = FileHashes(layout.file_hashes(folder))
+        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / rundir.OBSERVERS).tell
+        hashes = FileHashes(rundir.file_hashes(folder))
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())
     return RunResult(plan.recipe.name, recipe_folder, results)
@@ -250,7 +250,7 @@ class _Run:
             found = preflight.found_in(folder)
         if found is None:
             problem = f"the plan could not be checked beforehand (exit status {status})"
-            self.tell(Warned(first, problem, f"{layout.zygote_log(self.runs)} tells why"))
+            self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
             return
         self._warn(first, left, found.remarks)
         if found.problems:
@@ -284,7 +284,7 @@ class _Run:
 
     def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
         assert stage.fingerprint
-        partial = layout.partial_folder(self.runs, stage.name, stage.fingerprint)
+        partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
         with self._left_at_once(stage.name):
             self._check_inputs([stage], finished)
@@ -305,7 +305,7 @@ class _Run:
         return Order(
             attempt=secrets.token_hex(8),
             stage=stage.name,
-            method=stage.method.name,
+            method=stage.method.address,
             settings=stage.settings.model_dump(mode="json"),
             inputs={
                 role: given(stage.method.consumes[role], [artifacts[name] for name in several])
@@ -314,7 +314,7 @@ class _Run:
             made_from={name: finished[name].content for name in names if name in finished},
             seed=stage.seed,
             fingerprint=stage.fingerprint,
-            again=layout.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
+            again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
             processes=1 if self.inline else self.machine.processes,
             plugin_files=self.plan.plugin_files,

@@ -20,7 +20,7 @@ from alignkit.estimate.preflight import Preflight, preflight
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import dotted, read_recipe
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 
@@ -34,7 +34,7 @@ SECONDS = 3.0
 
 def emptied(runs: Path) -> Path:
     """Give the folder in which stages run in small, with nothing in it."""
-    place = layout.cache_folder(runs).resolve() / "smoke"
+    place = rundir.cache_folder(runs).resolve() / "smoke"
     shutil.rmtree(place, ignore_errors=True)
     return place
 
@@ -123,7 +123,7 @@ def calibrated(needs: Preflight, small: Plan, result: "RunResult", place: Path, 
 
 
 def _taken(folder: Path) -> dict[str, float]:
-    facts = read_json(folder / layout.STAGE)
+    facts = read_json(folder / rundir.STAGE)
     memory = facts["peak_memory"]
     disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     times = {"seconds": facts["seconds"], **_step(folder)}

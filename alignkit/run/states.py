@@ -7,7 +7,7 @@ from pathlib import Path
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.reuse import check_again, reusable
 from alignkit.show.planned import SHORT, state_of
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.checkpoints import steps
 from alignkit.store.results import Finished
 
@@ -32,11 +32,11 @@ def _state(stage: PlannedStage, runs: Path, again: Sequence[str], reused: Mappin
         return state_of(stage)
     if stage.name in reused:
         return f"finished {stage.fingerprint[:SHORT]}"
-    partial = layout.partial_folder(runs, stage.name, stage.fingerprint)
-    step = next(steps(partial / layout.CHECKPOINTS), None)
+    partial = rundir.partial_folder(runs, stage.name, stage.fingerprint)
+    step = next(steps(partial / rundir.CHECKPOINTS), None)
     if step is not None:
         return f"resumes at step {step}"
-    if layout.stage_folder(runs, stage.name, stage.fingerprint).is_dir():
+    if rundir.stage_folder(runs, stage.name, stage.fingerprint).is_dir():
         return "will run again" if stage.name in again else "will run again, inputs made anew"
     return "will run"
 

@@ -30,7 +30,7 @@ from alignkit.run.order import Order, read_order, typed
 from alignkit.run.provenance import facts_of, memory_now
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json, write_text
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished, finish, finish_complete
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if is_preflight(path):
         preflight.answer(path)
         return 0
-    partial = path.parent if path.name == layout.ORDER else path
+    partial = path.parent if path.name == rundir.ORDER else path
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     order = read_order(partial)
@@ -87,7 +87,7 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
             print(f"stage {order.stage!r}: {error}", file=sys.stderr)
             return LockedError.status
         if quiet:
-            resources.enter_context(output_to(partial / layout.LOG))
+            resources.enter_context(output_to(partial / rundir.LOG))
         try:
             with stop.at_once():
                 _run(partial, order, stop, rank, heard)
@@ -103,8 +103,8 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
 def _fail(partial: Path, order: Order, error: Exception) -> int:
     traceback.print_exc()
     failure = explain(error, order, partial)
-    if read_json(partial / layout.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
-        write_text(partial / layout.FAILURE, failure.model_dump_json(indent=2) + "\n")
+    if read_json(partial / rundir.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
+        write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
     return failure.status
 
 
@@ -135,7 +135,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     _check_world(order)
     plugins = load_plugins(order.plugin_files)
     method = _find(plugins, order.method)
-    stage = WorkingStage(order, partial, stop, rank, heard)
+    stage = WorkingStage(order, partial, stop, rank, heard, lambda: plugins)
     if rank == 0:
         _report_start(partial, order, stage)
     for preparation in order.prepare:
@@ -161,7 +161,7 @@ def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Map
             raise
         traceback.print_exc()
         problem = f"the result is saved, but what was to be measured and shown of it failed ({one_line(error)})"
-        stage.warn(problem, f"{layout.LOG} in the stage's folder tells why")
+        stage.warn(problem, f"{rundir.LOG} in the stage's folder tells why")
         return stage.made
 
 
@@ -177,7 +177,7 @@ def _made_already(partial: Path, order: Order) -> bool:
 def _first_is_on(partial: Path, order: Order) -> bool:
     """Wait until the first of several processes has the folder ready; False where it found nothing to do."""
     while partial.is_dir():
-        if read_json(partial / layout.STARTED).get("attempt") == order.attempt:
+        if read_json(partial / rundir.STARTED).get("attempt") == order.attempt:
             return True
         time.sleep(0.05)
     return False
@@ -199,7 +199,7 @@ def _find(plugins: Plugins, name: str) -> Method:
 
 def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
     facts = {"attempt": order.attempt, "pid": os.getpid(), "host": socket.gethostname(), "step": stage.resumed_from}
-    write_json(partial / layout.STARTED, facts)
+    write_json(partial / rundir.STARTED, facts)
 
 
 def seed_everything(seed: int) -> None:

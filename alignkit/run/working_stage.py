@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarted, Warned
-from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
+from alignkit.contract.judges import JudgeClient
+from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
+from alignkit.contract.names import NAME
+from alignkit.contract.reward_function import Score
 from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
+from alignkit.plugins import Plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Left, Stop
-from alignkit.store import checkpoints, layout
+from alignkit.store import checkpoints, rundir
 from alignkit.store.journal import Journal
 
 if TYPE_CHECKING:
@@ -34,27 +38,35 @@ class WorkingStage:
     """What a method may ask and tell (see `alignkit.Stage`). Of several processes only the first one writes."""
 
     def __init__(
-        self, order: Order, partial: Path, stop: Stop, rank: int, heard: Callable[[Event], None] | None
+        self,
+        order: Order,
+        partial: Path,
+        stop: Stop,
+        rank: int,
+        heard: Callable[[Event], None] | None,
+        plugins: Callable[[], Plugins],
     ) -> None:
         self.name, self.seed, self.offline = order.stage, order.seed, order.offline
         self.rank, self.world = rank, order.processes
-        self.results: list[Result] = []
+        self.outcome: list[Result] = []
+        """The results so far, those of before a resume among them."""
         self.made: Artifact | None = None
         """What the method has saved."""
-        self._order, self._partial, self._stop = order, partial, stop
+        self._order, self._partial, self._stop, self._plugins = order, partial, stop, plugins
+        self._parts: dict[str, int] = {}
         self._damaged: list[tuple[str, str]] = []
-        self._resumed = checkpoints.newest(partial / layout.CHECKPOINTS, lambda *what: self._damaged.append(what))
+        self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
         facts = self._resumed.facts if self._resumed else {}
         self._began = time.monotonic() - float(facts.get("seconds", 0.0))
         self._journal = None if rank else self._open_journal(facts, heard)
 
     def _open_journal(self, facts: Mapping[str, Any], heard: Callable[[Event], None] | None) -> Journal:
-        checkpoints.discard_others(self._partial / layout.CHECKPOINTS, self._resumed)
+        checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
         if heard:
-            final = layout.finished_folder(self._partial)
+            final = rundir.finished_folder(self._partial)
             heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
         journal = Journal(self._partial, facts.get("journal", {}), heard)
-        self.results += [Result(stage=self.name, **result) for result in facts.get("results", ())]
+        self.outcome += [Result(stage=self.name, **result) for result in facts.get("results", ())]
         for name, wrong in self._damaged:
             problem = f"the checkpoint {name} is damaged ({wrong})"
             journal.tell(Warned(self.name, problem, "an older one is used; check the disk if this happens again"))
@@ -65,13 +77,13 @@ class WorkingStage:
 
     @property
     def folder(self) -> Path:
-        scratch = self._partial / layout.SCRATCH
+        scratch = self._partial / rundir.SCRATCH
         scratch.mkdir(exist_ok=True)
         return scratch
 
     @property
     def cache(self) -> Path:
-        folder = layout.cache_folder(layout.runs_of(self._partial))
+        folder = rundir.cache_folder(rundir.runs_of(self._partial))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -102,9 +114,9 @@ class WorkingStage:
     ) -> None:
         was, now, least = (None if value is None else float(value) for value in (before, after, floor))
         few = rows is not None and rows < ENOUGH_ROWS
-        told = any(result.rows is not None and result.rows < ENOUGH_ROWS for result in self.results)
+        told = any(result.rows is not None and result.rows < ENOUGH_ROWS for result in self.outcome)
         result = Result(self.name, name, was, now, least, rows)
-        self.results.append(result)
+        self.outcome.append(result)
         self._tell(result)
         if few and not told:
             problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
@@ -125,10 +137,10 @@ class WorkingStage:
             facts = {
                 "seconds": self.seconds,
                 "journal": self._journal.marks(),
-                "results": [_plain_result(result) for result in self.results],
+                "results": [_plain_result(result) for result in self.outcome],
             }
             with self._stop.only_noted():
-                checkpoints.commit(self._partial / layout.CHECKPOINTS, step, write, facts)
+                checkpoints.commit(self._partial / rundir.CHECKPOINTS, step, write, facts)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None
@@ -139,7 +151,29 @@ class WorkingStage:
 
     @property
     def artifact(self) -> Path:
-        return self._partial / layout.ARTIFACT
+        return self._partial / rundir.ARTIFACT
+
+    def begin_part(self, part: str, steps: int) -> int:
+        if part in self._parts or (self._parts and "" in (part, *self._parts)):
+            problem = (
+                f"a second loop {f'named {part!r} ' if part else ''}began, and its checkpoints cannot be told apart"
+            )
+            raise StageError(problem, remedy='give each a name of its own: train_rows(..., part="round-1")')
+        if part and not NAME.fullmatch(part):
+            raise StageError(f"a loop cannot be named {part!r}", remedy="use a-z, 0-9 and hyphens")
+        before = sum(self._parts.values())
+        self._parts[part] = steps
+        return before
+
+    def open_reward(self, reward: Reward) -> Score:
+        from alignkit.training import opening
+
+        return opening.open_reward(reward, self._plugins(), cache=self.cache, warn=self.warn)
+
+    def open_judge(self, judge: Judge) -> JudgeClient:
+        from alignkit.training import opening
+
+        return opening.open_judge(judge, self._plugins(), cache=self.cache)
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
         from alignkit.training import finite, saving
@@ -195,7 +229,7 @@ class WorkingStage:
         return self.artifact
 
     def _final_artifact(self) -> Path:
-        return layout.finished_folder(self._partial).resolve() / layout.ARTIFACT
+        return rundir.finished_folder(self._partial).resolve() / rundir.ARTIFACT
 
     def close(self) -> None:
         if self._journal:

@@ -1,13 +1,13 @@
 """A new package with a method that works, for `alignkit new NAME`."""
 
-import re
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from alignkit.contract.names import NAME
 from alignkit.errors import RecipeError
+from alignkit.plugins import load_plugins
 
-NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 FILES = {
     "pyproject.toml": "pyproject.toml.txt",
     "README.md": "README.md.txt",
@@ -19,10 +19,12 @@ FILES = {
 def new_package(name: str, place: Path) -> Path:
     """Write the package `alignkit-NAME` into a folder of that name at this place, and give the folder.
 
-    Raises RecipeError where the name is none that a method can have, or where the folder is there.
+    Raise RecipeError where a method cannot have the name, or another one has it, or where the folder is there.
     """
     if not NAME.fullmatch(name):
         raise RecipeError(f"{name!r} is no name of a method", "alignkit new", "use a-z, 0-9 and hyphens")
+    if origin := load_plugins().origins.get(f"method:{name}"):
+        raise RecipeError(f"{name!r} is a method of {origin.package}", "alignkit new", "choose another name")
     folder = place / f"alignkit-{name}"
     if folder.exists():
         raise RecipeError("the folder is there already", str(folder), "choose another name, or remove it")

@@ -10,8 +10,8 @@ from pydantic.fields import FieldInfo
 
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
-from alignkit.contract.rewards import RewardFunction
-from alignkit.contract.settings import SHARED, Settings
+from alignkit.contract.reward_function import RewardFunction
+from alignkit.contract.settings import SHARED, Settings, described
 from alignkit.plugins import CLASH_REMEDY, Plugins
 from alignkit.text import table
 
@@ -96,6 +96,11 @@ def _complaints(plugins: Plugins) -> Iterator[str]:
     for key, origins in plugins.clashes.items():
         kind, _, name = key.partition(":")
         yield f"clash: {kind} {name!r} is offered by {' and by '.join(map(str, origins))}; {CLASH_REMEDY}"
+    for key, origins in plugins.shadowed.items():
+        kind, _, name = key.partition(":")
+        for origin in origins:
+            how = f'; a recipe gets it by method = "{origin.word}:{name}"' if kind == "method" else ""
+            yield f"not taken: the {kind} {name!r} of {origin}, since alignkit has one of that name{how}"
     for broken in plugins.broken:
         yield f"broken: {broken.origin} cannot be loaded: {broken.reason}"
     for origin in plugins.heavy:
@@ -159,6 +164,7 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
         "methods": [as_dict(plugins, method) for _, method in sorted(plugins.methods.items())],
         "rewards and judges": [asdict(one) for one in scorers(plugins)],
         "clashes": {key: list(map(str, origins)) for key, origins in plugins.clashes.items()},
+        "not taken": {key: list(map(str, origins)) for key, origins in plugins.shadowed.items()},
         "broken": {str(broken.origin): broken.reason for broken in plugins.broken},
         "slow": list(map(str, plugins.heavy)),
     }
@@ -171,7 +177,7 @@ def settings_of(method: Method) -> tuple[Setting, ...]:
 
 def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
     """Give the settings of a class, with the defaults that `instead` has where a group is given other ones."""
-    for name, field in kind.model_fields.items():
+    for name, field in described(kind).model_fields.items():
         key = f"{prefix}.{name}"
         group = _group(field.annotation)
         if group is None:

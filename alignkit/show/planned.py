@@ -133,7 +133,7 @@ def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> d
     named = plan.recipe.stages[stage.name].get("inputs", {})
     return {
         "method": stage.method.name,
-        "from": str(plan.plugins.origins[f"method:{stage.method.name}"]),
+        "from": str(plan.plugins.origins[f"method:{stage.method.address}"]),
         "state": states.get(stage.name, state_of(stage)),
         "wanted": stage.wanted,
         "makes": stage.made.__name__,

@@ -22,7 +22,7 @@ from alignkit.show.offered import Setting, in_toml, settings_of
 from alignkit.show.planned import SHORT, flat, show_sources, state_of
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import known
-from alignkit.store import layout
+from alignkit.store import rundir
 from alignkit.store.durable import write_text
 from alignkit.store.journal import read_journal
 from alignkit.store.results import told_facts
@@ -76,7 +76,7 @@ class Report:
     def __init__(self, plan: Plan, runs: Path) -> None:
         self._plan, self._runs = plan, runs.resolve()
         self._reused: set[str] = set()
-        self.path = layout.report_path(self._runs, plan.recipe.name)
+        self.path = rundir.report_path(self._runs, plan.recipe.name)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +118,7 @@ def write_report(
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [one for one in plan.used_sources() if issubclass(one.kind, Records)]
-    audits = [audit for one in sources if (audit := known(one, layout.cache_folder(runs)))]
+    audits = [audit for one in sources if (audit := known(one, rundir.cache_folder(runs)))]
     write_text(path, _render(plan, stages, audits, failure, lead))
 
 
@@ -131,8 +131,8 @@ def _folder(runs: Path, stage: PlannedStage) -> Path | None:
     """Find the stage's folder, finished or not."""
     if stage.fingerprint is None:
         return None
-    working = layout.partial_folder(runs, stage.name, stage.fingerprint)
-    finished = layout.stage_folder(runs, stage.name, stage.fingerprint)
+    working = rundir.partial_folder(runs, stage.name, stage.fingerprint)
+    finished = rundir.stage_folder(runs, stage.name, stage.fingerprint)
     return next((folder for folder in (finished, working) if folder.is_dir()), None)
 
 
@@ -145,7 +145,7 @@ def _gather(
     columns = list(dict.fromkeys(key for row in samples for key in row))
     return StageFacts(
         plan=stage,
-        origin=str(plan.plugins.origins[f"method:{stage.method.name}"]),
+        origin=str(plan.plugins.origins[f"method:{stage.method.address}"]),
         state=_state(stage, folder, facts, reused),
         folder=os.path.relpath(folder, path.parent) if folder else "",
         facts=facts,

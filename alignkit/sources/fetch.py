@@ -15,7 +15,7 @@ from alignkit.sources import hub
 from alignkit.sources.audit import Audit
 from alignkit.sources.audited import check_source
 from alignkit.sources.source import JudgeOptions, Source
-from alignkit.store import layout
+from alignkit.store import rundir
 
 SIDES: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 
@@ -52,7 +52,7 @@ def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fet
         try:
             one = _fetch(source, runs, offline)
             if isinstance(one.artifact, Records):
-                found = check_source(source, one.artifact, layout.cache_folder(runs))
+                found = check_source(source, one.artifact, rundir.cache_folder(runs))
                 one = replace(one, remarks=tuple(found.remarks()))
             fetched[source.name] = one
         except AlignkitError as error:
@@ -88,7 +88,7 @@ def audits(sources: Iterable[Source], runs: Path, offline: bool) -> tuple[list[A
         try:
             records = _fetch(source, runs, offline).artifact
             assert isinstance(records, Records)
-            found.append(check_source(source, records, layout.cache_folder(runs)))
+            found.append(check_source(source, records, rundir.cache_folder(runs)))
         except AlignkitError as error:
             errors.append(error)
     return found, errors
@@ -98,12 +98,12 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
     if not source.fetched:
         return Fetched(source.artifact())
     assert source.fingerprint
-    folder = layout.source_folder(runs, source.name, source.fingerprint).resolve()
+    folder = rundir.source_folder(runs, source.name, source.fingerprint).resolve()
     if source.how == "hub":
         return Fetched(_from_hub(source, folder, offline))
     artifact = source.artifact(folder)
     if isinstance(artifact, Records):
-        layout.prepare(folder, lambda staged: _write_reviews(source, staged))
+        rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
         return Fetched(artifact)
     file = source.files[0] if source.how == "gguf" else None
     return Fetched(artifact, Preparation(file=file, folder=folder))
@@ -112,7 +112,7 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
 def _from_hub(source: Source, folder: Path, offline: bool) -> Artifact:
     """Get rows that are limited one by one into the folder, once; anything else whole, into the hub's own cache."""
     if hub.is_limited(source) and (folder.is_dir() or not offline):
-        layout.prepare(folder, lambda staged: hub.write_rows(source, staged))
+        rundir.prepare(folder, lambda staged: hub.write_rows(source, staged))
         return hub.written(source, folder)
     return source.artifact(hub.snapshot(source, source.commit, offline))
 

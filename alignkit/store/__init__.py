@@ -1,1 +1,1 @@
-"""All that is promised about files: the layout of runs/, durable writes, locks, journals, checkpoints, results, notes."""
+"""All that is promised about files: where they lie, durable writes, locks, journals, checkpoints, results, notes."""

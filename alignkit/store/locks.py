@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from alignkit.errors import LockedError
 from alignkit.store.durable import read_json, write_json
-from alignkit.store.layout import finished_folder, lock_file
+from alignkit.store.rundir import finished_folder, lock_file
 
 PATIENCE = 0.3
 """Seconds to wait for a lock: another runner's glance at it takes less, a stage more."""

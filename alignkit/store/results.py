@@ -12,7 +12,7 @@ from alignkit.contract.events import Result
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import StageError
 from alignkit.store.durable import Listing, damage, hash_file, publish, read_sealed, sync_and_list, write_sealed
-from alignkit.store.layout import (
+from alignkit.store.rundir import (
     ARTIFACT,
     CHECKPOINTS,
     FAILURE,

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
 from alignkit.training import encoding, rollouts
 from alignkit.training.models import positions, stop_tokens

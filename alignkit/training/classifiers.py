@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.contract.rewards import Answer
+from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
 from alignkit.training.encoding import answered, prompt_ids, prompt_text, text_ids, turn_ends
 from alignkit.training.models import evaluating, padded, positions

@@ -1,6 +1,5 @@
 """Scores of answers: a text classifier's, trained here or anybody's, or those of a plugin's function."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -8,40 +7,34 @@ from typing import Any
 
 from alignkit.contract.judges import RULE, JudgeClient, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
-from alignkit.contract.rewards import Answer, Score
+from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
-from alignkit.plugins import Plugins, load_plugins
+from alignkit.plugins import Plugins
 from alignkit.training.classifiers import Reader, Warn
 from alignkit.training.heads import place_of
 from alignkit.training.models import computing, load_reward_model
 
-FILE_PLUGIN = "alignkit_file_"
-"""What the name of a module begins with that was loaded from a file given with -p."""
-
 
 def open_reward(
-    reward: Reward, *, precision: Precision = "auto", cache: Path | None = None, warn: Warn | None = None
+    reward: Reward,
+    plugins: Plugins,
+    *,
+    precision: Precision = "auto",
+    cache: Path | None = None,
+    warn: Warn | None = None,
 ) -> Score:
-    """Open whatever scores answers as one function from answers to scores.
+    """Return one function from answers to scores, as `Stage.open_reward` says.
 
-    A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by its
-    own template. Its scores are normalised where their mean and spread were measured, and not yet weighted. A judge
-    keeps what it was told in the `cache`. `warn` (such as `stage.warn`) hears, once, of answers that the model cannot
-    read whole. Raises RecipeError where the label does not fit, no plugin offers the
-    function, or the judge rates nothing.
+    `warn` hears, once, of answers that the model cannot read whole. A judge keeps what it was told in the `cache`.
     """
     if isinstance(reward, FunctionReward):
-        return _function(reward)
+        return _named_function(plugins, reward.function, reward.settings, f"sources.{reward.name}")
     if isinstance(reward, RewardModel):
         return _classifier(reward, precision, warn)
     if isinstance(reward, JudgeReward):
-        return _ratings(reward, cache)
+        return _ratings(reward, plugins, cache)
     raise RecipeError(f"a {type(reward).__name__} cannot score answers", f"source {reward.name!r}")
-
-
-def _function(reward: FunctionReward) -> Score:
-    return _named_function(load_plugins(_loaded_files()), reward.function, reward.settings, f"sources.{reward.name}")
 
 
 def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where: str) -> Score:
@@ -52,13 +45,9 @@ def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where
     return lambda answers: function(answers, settings)
 
 
-def open_judge(judge: Judge, *, cache: Path | None = None) -> JudgeClient:
-    """Open whatever compares answers, so that it can be asked.
-
-    What was paid for is kept in the `cache`, a folder that outlives the stage, and not asked again. Raises RecipeError
-    where no plugin offers the judge, or what it needs of its surroundings is missing, such as a key.
-    """
-    plugins, where = load_plugins(_loaded_files()), f"sources.{judge.name}"
+def open_judge(judge: Judge, plugins: Plugins, *, cache: Path | None = None) -> JudgeClient:
+    """Return what compares answers, ready to be asked, as `Stage.open_judge` says."""
+    where = f"sources.{judge.name}"
     if judge.scheme != RULE:
         if judge.scheme not in plugins.schemes:
             raise plugins.lacks("judge scheme", judge.scheme, [RULE, *plugins.schemes], where=where)
@@ -72,9 +61,9 @@ def open_judge(judge: Judge, *, cache: Path | None = None) -> JudgeClient:
     return by_comparing(lambda questions: rule(questions, settings), judge.name)
 
 
-def _ratings(reward: JudgeReward, cache: Path | None) -> Score:
+def _ratings(reward: JudgeReward, plugins: Plugins, cache: Path | None) -> Score:
     """Open a judge as a reward; an answer without a valid rating gets the mean of those asked with it."""
-    rate = open_judge(reward.judge, cache=cache).rate
+    rate = open_judge(reward.judge, plugins, cache=cache).rate
     if rate is None:
         problem = f"the judge {reward.judge.address!r} compares, and rates nothing"
         raise RecipeError(problem, f"sources.{reward.name}", "take one that rates, or make preferences with it")
@@ -88,12 +77,6 @@ def _ratings(reward: JudgeReward, cache: Path | None) -> Score:
         return [fmean(valid) if value is None else value for value in rated]
 
     return score
-
-
-def _loaded_files() -> list[Path]:
-    """Give the plugin files that this process runs with."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(FILE_PLUGIN)]
-    return [Path(module.__file__) for module in modules if module.__file__]
 
 
 def _classifier(reward: RewardModel, precision: Precision, warn: Warn | None) -> Score:

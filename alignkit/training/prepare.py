@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignkit.sources.fetch import Preparation, fetch
 from alignkit.sources.source import Source
-from alignkit.store import layout
+from alignkit.store import rundir
 
 
 def opened(source: Source, runs: Path, offline: bool) -> object:
@@ -28,4 +28,4 @@ def prepare(preparation: Preparation) -> None:
 
             write_tiny(folder)
 
-    layout.prepare(preparation.folder, write)
+    rundir.prepare(preparation.folder, write)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -25,11 +26,15 @@ from alignkit.training.models import computing, positions
 from alignkit.training.rollouts import generator_for
 from alignkit.training.step import (
     CommitTimer,
+    Learner,
     commit_or_leave,
+    load_learner,
     load_learners,
     make_learner,
     one_process,
+    read_state,
     save_learners,
+    save_weights,
     set_learning_rate,
     take_step,
 )
@@ -188,9 +193,11 @@ def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:
     return in_passes(model, [pair.chosen.prompt for pair in pairs], together)
 
 
-def train_pairs(model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: RowSettings, stage: Stage) -> None:
-    """Train a model on pairs, from the stage's newest checkpoint, else from the start."""
-    train_rows(model, pairs, loss, settings, stage, lambda part: pair_passes(model, part))
+def train_pairs(
+    model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: RowSettings, stage: Stage, *, part: str = ""
+) -> None:
+    """Train a model on pairs as `train_rows` does."""
+    train_rows(model, pairs, loss, settings, stage, lambda some: pair_passes(model, some), part=part)
 
 
 def train_rows(
@@ -200,21 +207,31 @@ def train_rows(
     settings: RowSettings,
     stage: Stage,
     passes: Callable[[Sequence[T]], Sequence[Sequence[int]]] | None = None,
+    *,
+    part: str = "",
 ) -> None:
-    """Train a model on rows by the mean of their losses, from the stage's newest checkpoint, else from the start.
+    """Train a model on rows by the mean of their losses, from the checkpoint that the stage goes on from, if any.
 
     Every epoch shuffles the rows anew. `passes` groups the rows of a step into what goes through the model at once,
     which changes memory and time and nothing else; without it they go one by one.
+
+    A stage with several loops (rounds of sampling and learning, say) gives each a `part`, a name of its own, and calls
+    them in the same order in every attempt: what is finished is then not learnt again. Raise StageError where a second
+    loop has no name of its own, RecipeError where the machine has several processes.
     """
     one_process(stage)
     of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
+    before = stage.begin_part(part, of)
     learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
-    latest, timer = stage.latest(), CommitTimer()
-    done = int(load_learners(latest, {"model": learner})["done"]) if latest else 0
+    done, timer = _go_on(stage, learner, part, before + of), CommitTimer()
     every = max(1, of // LOGGED_STEPS)
+
+    def write(folder: Path) -> None:
+        save_learners(folder, {"model": learner}, {"part": part, "before": before, "done": learner.steps})
+
     for step in range(done, of):
         began = time.perf_counter()
-        batch = [rows[row] for row in rows_of_step(len(rows), step, settings.batch, stage.seed)]
+        batch = [rows[row] for row in rows_of_step(len(rows), step, settings.batch, stage.seed, part)]
         groups = passes(batch) if passes else [[row] for row in range(len(batch))]
         set_learning_rate(learner, step, of)
         count = len(batch)
@@ -227,16 +244,34 @@ def train_rows(
         metrics = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
         metrics |= {"learning_rate": learner.learning_rate, "rows_per_second": count / (time.perf_counter() - began)}
         if (step + 1) % every == 0 or step + 1 == of:
-            stage.log(step + 1, of, metrics)
-        commit_or_leave(
-            stage, step + 1, lambda folder: save_learners(folder, {"model": learner}, {"done": learner.steps}), timer
-        )
+            stage.log(before + step + 1, before + of, metrics)
+        commit_or_leave(stage, before + step + 1, write, timer)
+    if part and (done < of or not _end_of(stage, part).is_file()):
+        save_weights(learner, _end_of(stage, part))
+        stage.commit(before + of, write)
 
 
-def rows_of_step(rows: int, step: int, batch: int, seed: int) -> list[int]:
-    """Give the rows of one step: each epoch is a shuffle of its own, and its last step may be short."""
+def _go_on(stage: Stage, learner: Learner, part: str, end: int) -> int:
+    """Put a learner into the state in which an earlier attempt left its part, and return how many steps are done."""
+    latest = stage.latest()
+    facts = read_state(latest) if latest else {}
+    if latest and facts["part"] == part:
+        return int(load_learners(latest, {"model": learner})["done"])
+    if latest and facts["before"] >= end:  # it is of a later part, so this one is finished
+        load_learner(learner, _end_of(stage, part))
+    return learner.steps
+
+
+def _end_of(stage: Stage, part: str) -> Path:
+    """Say where the weights lie that a part ended with."""
+    return stage.folder / f"{part}.safetensors"
+
+
+def rows_of_step(rows: int, step: int, batch: int, seed: int, part: str = "") -> list[int]:
+    """Return the rows of one step: each epoch is a shuffle of its own, and its last step may be short."""
     steps = math.ceil(rows / batch)
-    shuffled = torch.randperm(rows, generator=generator_for(seed, "epoch", step // steps))
+    epoch = (part, "epoch", step // steps) if part else ("epoch", step // steps)
+    shuffled = torch.randperm(rows, generator=generator_for(seed, *epoch))
     place = step % steps * batch
     taken: list[int] = shuffled[place : place + batch].tolist()
     return taken

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.one_each import one_number_each
-from alignkit.contract.rewards import Answer, Score
+from alignkit.contract.reward_function import Answer, Score
 from alignkit.errors import NotFiniteError
 from alignkit.training.encoding import Prompt
 from alignkit.training.rollouts import Rollout

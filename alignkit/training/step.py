@@ -156,6 +156,11 @@ def load_learners(folder: Path, learners: Mapping[str, Learner]) -> dict[str, An
     """
     for name, learner in learners.items():
         load_learner(learner, folder / f"{name}.safetensors")
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the facts that `save_learners` wrote. Raise StageError where they cannot be read."""
     try:
         facts: dict[str, Any] = json.loads((folder / STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -192,6 +197,16 @@ def load_learner(learner: Learner, file: Path) -> None:
     state = {number: found[names[weight]] for number, weight in numbered if found[names[weight]]}
     learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
     learner.steps = steps
+
+
+def save_weights(learner: Learner, file: Path) -> None:
+    """Write the trained weights alone, as `load_learner` reads them; at any moment the file is whole or not there."""
+    tensors = {
+        f"{WEIGHT}/{name}": weight.detach().contiguous() for name, weight in trained_weights(learner.model).items()
+    }
+    staged = file.with_suffix(".partial")
+    save_file(tensors, staged, metadata={"steps": str(learner.steps)})
+    staged.replace(file)
 
 
 def _read(file: Path) -> tuple[dict[str, dict[str, Tensor]], int]:

@@ -302,6 +302,7 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     names that will go is not shown to users. Afterwards the model is as it was given, with trained weights. Raises
     NotFiniteError before a step would take a loss or a gradient that is not a finite number.
     """
+    stage.begin_part("", 0)
     with without_deprecations():
         trainer = make()
     _count_experts(trainer)

@@ -22,7 +22,6 @@ from alignkit.training.held_out import Measured
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import positions, taught_length
-from alignkit.training.opening import open_reward
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.seen import Seen, see
@@ -185,16 +184,14 @@ def open_loop(
     prompts are too long, StageError where all answers keep scoring the same.
     """
     one_process(stage)
+    stage.begin_part("", settings.updates)
     models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
     settings = settled(settings, models)
     state, new = start(models, settings, critic_rate), longest_answer(settings)
     generation = settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
-    opened = [
-        Weighted(reward.name, open_reward(reward, cache=stage.cache, warn=stage.warn), reward.weight)
-        for reward in roles.rewards
-    ]
+    opened = [Weighted(reward.name, stage.open_reward(reward), reward.weight) for reward in roles.rewards]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
     asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
     encoding.report(stage, "prompts", lengths, settings.max_lost)

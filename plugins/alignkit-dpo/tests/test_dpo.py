@@ -28,12 +28,12 @@ def pairs_of(policy, stage, rows, **settings):
 
 
 @pytest.fixture
-def two(tiny_policy, stage, records):
+def two(alignkit_tiny_policy, alignkit_stage, alignkit_records):
     rows = [
         {"prompt": "the food", "chosen": " was good", "rejected": " was bad and cold", "p_chosen": 0.75},
         {"prompt": "my room", "chosen": " is warm today", "rejected": " no"},
     ]
-    _, pairs = pairs_of(tiny_policy, stage, records(Preferences, rows))
+    _, pairs = pairs_of(alignkit_tiny_policy, alignkit_stage, alignkit_records(Preferences, rows))
     return pairs.train
 
 

@@ -28,35 +28,41 @@ def rows(number):
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_the_first_loss_is_one_half_since_nothing_is_gained_yet(tiny_policy, stage, records, lora) -> None:
+def test_the_first_loss_is_one_half_since_nothing_is_gained_yet(
+    alignkit_tiny_policy, alignkit_stage, alignkit_records, lora
+) -> None:
     settings = SETTINGS | {"lora": lora, "undesirable_weight": 1.0}
 
-    run_method(kto, settings, stage, policy=tiny_policy, answers=records(Ratings, rows(32)))
+    run_method(kto, settings, alignkit_stage, policy=alignkit_tiny_policy, answers=alignkit_records(Ratings, rows(32)))
 
-    first = stage.logs[0][2]
+    first = alignkit_stage.logs[0][2]
     assert first["loss"] == pytest.approx(0.5, abs=1e-5)
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_good_held_out_answers_gain_more_than_bad_ones(tiny_policy, stage, records) -> None:
+def test_good_held_out_answers_gain_more_than_bad_ones(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
     made = run_method(
-        kto, SETTINGS | {"epochs": 4}, stage, policy=tiny_policy, answers=records(Ratings, rows(48), rows(12))
+        kto,
+        SETTINGS | {"epochs": 4},
+        alignkit_stage,
+        policy=alignkit_tiny_policy,
+        answers=alignkit_records(Ratings, rows(48), rows(12)),
     )
 
-    before, after, floor = stage.results["auc"]
+    before, after, floor = alignkit_stage.results["auc"]
     assert (before, floor) == (0.5, 0.0)
     assert after > 0.9
     assert made.path.is_dir()
 
 
-def test_apo_has_its_zero_point_at_the_start(tiny_policy, tmp_path, records) -> None:
-    answers = records(Ratings, rows(48))
+def test_apo_has_its_zero_point_at_the_start(alignkit_tiny_policy, tmp_path, alignkit_records) -> None:
+    answers = alignkit_records(Ratings, rows(48))
     kto_made, apo_made = (
         run_method(
             kto,
             SETTINGS | {"epochs": 3, "loss": loss},
             RecordingStage(tmp_path / loss),
-            policy=tiny_policy,
+            policy=alignkit_tiny_policy,
             answers=answers,
         )
         for loss in ("kto", "apo_zero_unpaired")
@@ -65,17 +71,25 @@ def test_apo_has_its_zero_point_at_the_start(tiny_policy, tmp_path, records) -> 
     assert not same_weights(kto_made, apo_made, 1e-4)
 
 
-def test_pairs_are_taken_side_by_side(tiny_policy, stage, records) -> None:
+def test_pairs_are_taken_side_by_side(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
     pairs = [{"prompt": f"the {n}", "chosen": " was good", "rejected": " was bad"} for n in range(24)]
 
-    run_method(kto, SETTINGS | {"epochs": 3}, stage, policy=tiny_policy, answers=records(Preferences, pairs, pairs[:4]))
+    run_method(
+        kto,
+        SETTINGS | {"epochs": 3},
+        alignkit_stage,
+        policy=alignkit_tiny_policy,
+        answers=alignkit_records(Preferences, pairs, pairs[:4]),
+    )
 
-    assert stage.results["auc"][1] == 1.0
+    assert alignkit_stage.results["auc"][1] == 1.0
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # what our libraries say to each other
-def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(tiny_policy, stage, records, monkeypatch) -> None:
-    policy, seen = with_template(tiny_policy, stage.folder / "model", TURNS), []
+def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(
+    alignkit_tiny_policy, alignkit_stage, alignkit_records, monkeypatch
+) -> None:
+    policy, seen = with_template(alignkit_tiny_policy, alignkit_stage.folder / "model", TURNS), []
 
     def watched(make, _):
         data = make().train_dataset
@@ -90,11 +104,11 @@ def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(tiny_policy, 
         }
         for n in range(8)
     ]
-    answers = records(Ratings, chats)
-    run_method(kto, SETTINGS | {"batch": 8}, stage, policy=policy, answers=answers)
+    answers = alignkit_records(Ratings, chats)
+    run_method(kto, SETTINGS | {"batch": 8}, alignkit_stage, policy=policy, answers=answers)
 
     model, tokenizer = load_policy(policy)
-    ours = read_answers(answers, model, tokenizer, KTOSettings(), stage).train
+    ours = read_answers(answers, model, tokenizer, KTOSettings(), alignkit_stage).train
     assert sorted(seen) == sorted((row.prompt, row.answer) for row in ours)
     assert tokenizer.decode(ours[0].answer) == "fine<eos>"
 
@@ -133,9 +147,15 @@ def test_one_side_alone_is_refused() -> None:
     assert refused.value.problem == "all answers are good"
 
 
-def test_a_batch_that_groups_do_not_fill_is_refused(tiny_policy, stage, records) -> None:
+def test_a_batch_that_groups_do_not_fill_is_refused(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
     with pytest.raises(RecipeError) as refused:
-        run_method(kto, SETTINGS | {"batch": 12}, stage, policy=tiny_policy, answers=records(Ratings, rows(32)))
+        run_method(
+            kto,
+            SETTINGS | {"batch": 12},
+            alignkit_stage,
+            policy=alignkit_tiny_policy,
+            answers=alignkit_records(Ratings, rows(32)),
+        )
 
     assert refused.value.remedy == "set it to a multiple of 8"
 

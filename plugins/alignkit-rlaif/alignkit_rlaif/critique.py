@@ -49,11 +49,11 @@ def critique(
     constitution: Text | None = None,
 ) -> Preferences:
     """Criticise a policy's answers and write them anew; pairs where a judge prefers the new one are kept."""
-    from alignkit.kit import load_policy, open_judge, sample_answers
+    from alignkit.kit import load_policy, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
-    opened, principles = open_judge(judge, cache=stage.cache), principles_of(constitution)
+    opened, principles = stage.open_judge(judge), principles_of(constitution)
     if settings.by == "judge" and opened.write is None:
         problem = f"the judge {judge.address!r} writes nothing"
         raise RecipeError(

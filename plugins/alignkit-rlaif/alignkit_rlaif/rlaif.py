@@ -43,9 +43,7 @@ def rlaif(
     constitution: Text | None = None,
 ) -> Preferences:
     """Have a judge prefer among a policy's own answers, asked in both orders."""
-    from alignkit.kit import open_judge
-
-    return preferences(settings, stage, policy, prompts, lambda: open_judge(judge, cache=stage.cache), constitution)
+    return preferences(settings, stage, policy, prompts, lambda: stage.open_judge(judge), constitution)
 
 
 @method("self-rlaif", results=RESULTS)

@@ -101,27 +101,29 @@ def test_a_revision_begins_like_the_answer() -> None:
 Make = Callable[..., Preferences]
 
 
-def test_chosen_answers_become_demonstrations_once_and_on_their_side(stage: RecordingStage, records: Make) -> None:
+def test_chosen_answers_become_demonstrations_once_and_on_their_side(
+    alignkit_stage: RecordingStage, alignkit_records: Make
+) -> None:
     row = {"prompt": "a", "chosen": " b", "rejected": " c"}
-    pairs = records(
+    pairs = alignkit_records(
         Preferences,
         [row, row | {"rejected": " d"}, row | {"chosen": " e", "p_chosen": 0.6}],
         [{"prompt": "f", "chosen": " g", "rejected": " h"}],
     )
 
-    run_method(revise, {"certain": 0.7}, stage, pairs=pairs)
+    run_method(revise, {"certain": 0.7}, alignkit_stage, pairs=pairs)
 
-    lines = (stage.root / "artifact" / "data.jsonl").read_text().splitlines()
+    lines = (alignkit_stage.root / "artifact" / "data.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"prompt": "a", "completion": " b", "held_out": False},
         {"prompt": "f", "completion": " g", "held_out": True},
     ]
 
 
-def test_no_pair_that_is_certain_enough_is_told(stage: RecordingStage, records: Make) -> None:
-    pairs = records(Preferences, [{"prompt": "a", "chosen": " b", "rejected": " c", "p_chosen": 0.6}])
+def test_no_pair_that_is_certain_enough_is_told(alignkit_stage: RecordingStage, alignkit_records: Make) -> None:
+    pairs = alignkit_records(Preferences, [{"prompt": "a", "chosen": " b", "rejected": " c", "p_chosen": 0.6}])
 
     with pytest.raises(StageError) as refusal:
-        run_method(revise, {"certain": 0.9}, stage, pairs=pairs)
+        run_method(revise, {"certain": 0.9}, alignkit_stage, pairs=pairs)
 
     assert str(refusal.value) == "no pair of 1 is certain enough; lower revise.certain"

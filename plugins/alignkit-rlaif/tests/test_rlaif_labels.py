@@ -14,7 +14,7 @@ from alignkit_rlaif.telling import RESULTS
 from loopback import says, serving
 
 from alignkit import Answer, DataError, Judge, JudgeClient, Preferences, Prompts, Question, StageError, Text, Verdict
-from alignkit.testing import LeftError, RecordingStage, run_method, write_records
+from alignkit.testing import Left, RecordingStage, run_method, write_records
 
 
 def answer(text: str, finished: bool = True) -> Answer:
@@ -97,8 +97,8 @@ def labelled(
     return [*made.train(), *made.held_out()]
 
 
-def test_pairs_go_with_the_better_answer_first_and_its_chance(stage: RecordingStage) -> None:
-    rows = labelled(stage, says_of(by_length), [pair("aaa", "a"), pair("b", "bbb")])
+def test_pairs_go_with_the_better_answer_first_and_its_chance(alignkit_stage: RecordingStage) -> None:
+    rows = labelled(alignkit_stage, says_of(by_length), [pair("aaa", "a"), pair("b", "bbb")])
 
     assert [(row["chosen"], row["rejected"], row["p_chosen"]) for row in rows] == [
         ("aaa", "a", 0.75),
@@ -106,17 +106,17 @@ def test_pairs_go_with_the_better_answer_first_and_its_chance(stage: RecordingSt
     ]
 
 
-def test_a_pair_is_on_the_side_of_its_prompt(stage: RecordingStage, tmp_path: Path) -> None:
-    labelled(stage, says_of(by_length), [pair("aaa", "a")] * 3, held_out=[1])
+def test_a_pair_is_on_the_side_of_its_prompt(alignkit_stage: RecordingStage, tmp_path: Path) -> None:
+    labelled(alignkit_stage, says_of(by_length), [pair("aaa", "a")] * 3, held_out=[1])
 
-    lines = (stage.root / "artifact" / "data.jsonl").read_text().splitlines()
+    lines = (alignkit_stage.root / "artifact" / "data.jsonl").read_text().splitlines()
     assert ['"held_out": true' in line for line in lines] == [False, True, False]
 
 
-def test_chats_stay_chats(stage: RecordingStage) -> None:
+def test_chats_stay_chats(alignkit_stage: RecordingStage) -> None:
     asked = [{"role": "user", "content": "Why?"}]
     made = label(
-        stage,
+        alignkit_stage,
         [Prompted({"prompt": asked}, False)],
         lambda rows, seed: [[pair("aaa", "a")]],
         says_of(by_length),
@@ -128,15 +128,15 @@ def test_chats_stay_chats(stage: RecordingStage) -> None:
     assert (row["prompt"], row["chosen"]) == (asked, [{"role": "assistant", "content": "aaa"}])
 
 
-def test_what_is_dropped_is_counted(stage: RecordingStage) -> None:
+def test_what_is_dropped_is_counted(alignkit_stage: RecordingStage) -> None:
     def verdict(question: Question) -> Verdict:
         return Verdict(None) if "odd" in question.first.text else by_length(question)
 
     cut = AnswerPair(answer("aaaaa", finished=False), answer("b"))
     pairs = [pair("aaa", "a"), pair("ab", "ba"), pair("odd", "a"), pair("same", " same"), cut]
-    rows = labelled(stage, says_of(verdict), pairs)
+    rows = labelled(alignkit_stage, says_of(verdict), pairs)
 
-    told = {name: after for name, (_, after, _) in stage.results.items()}
+    told = {name: after for name, (_, after, _) in alignkit_stage.results.items()}
     assert len(rows) == 1
     assert told == {
         "pairs": 5, "kept": 1, "ties": 1, "invalid": 1, "equal": 1, "cut": 1,
@@ -145,43 +145,45 @@ def test_what_is_dropped_is_counted(stage: RecordingStage) -> None:
     assert set(told) <= set(RESULTS)
 
 
-def test_of_a_judge_that_always_says_first_every_pair_is_a_tie_and_none_is_labelled(stage: RecordingStage) -> None:
+def test_of_a_judge_that_always_says_first_every_pair_is_a_tie_and_none_is_labelled(
+    alignkit_stage: RecordingStage,
+) -> None:
     with pytest.raises(StageError) as refusal:
-        labelled(stage, says_of(first), [pair("aaa", "a"), pair("b", "bbb"), pair("c", "cc")], tie=0.0)
+        labelled(alignkit_stage, says_of(first), [pair("aaa", "a"), pair("b", "bbb"), pair("c", "cc")], tie=0.0)
 
     assert str(refusal.value) == (
         "no pair is left of 3: 3 ties; the judge does not tell them apart: take another judge, or a smaller tie"
     )
-    assert (stage.results["position_bias"][1], stage.results["kept"][1]) == (1.0, 0.0)
-    assert not (stage.root / "artifact").exists()
+    assert (alignkit_stage.results["position_bias"][1], alignkit_stage.results["kept"][1]) == (1.0, 0.0)
+    assert not (alignkit_stage.root / "artifact").exists()
 
 
-def test_invalid_replies_never_become_labels(stage: RecordingStage) -> None:
+def test_invalid_replies_never_become_labels(alignkit_stage: RecordingStage) -> None:
     with pytest.raises(StageError) as refusal:
-        labelled(stage, says_of(lambda question: Verdict(None, 0.0)), [pair(), pair()])
+        labelled(alignkit_stage, says_of(lambda question: Verdict(None, 0.0)), [pair(), pair()])
 
     assert refusal.value.problem == "no pair is left of 2: 2 invalid"
 
 
-def test_a_biased_judge_is_told(stage: RecordingStage) -> None:
+def test_a_biased_judge_is_told(alignkit_stage: RecordingStage) -> None:
     def verdict(question: Question) -> Verdict:
         return Verdict(1.0 if len(question.first.text) >= len(question.second.text) - 2 else 0.0)
 
-    labelled(stage, says_of(verdict), [pair("a" * 9, "a"), pair("aa", "a"), pair("bb", "b")])
+    labelled(alignkit_stage, says_of(verdict), [pair("a" * 9, "a"), pair("aa", "a"), pair("bb", "b")])
 
-    assert [problem for problem, _ in stage.warnings] == [
+    assert [problem for problem, _ in alignkit_stage.warnings] == [
         "the judge favours whichever answer stands first (position bias +0.67)",
         "the longer answer won 100% of the pairs",
     ]
 
 
-def test_a_judge_that_often_fails_to_reply_is_told(stage: RecordingStage) -> None:
+def test_a_judge_that_often_fails_to_reply_is_told(alignkit_stage: RecordingStage) -> None:
     def verdict(question: Question) -> Verdict:
         return Verdict(None) if "odd" in question.first.text else by_length(question)
 
-    labelled(stage, says_of(verdict), [pair("aaa", "a"), pair("odd", "a"), pair("a", "bbb"), pair("x", "yy")])
+    labelled(alignkit_stage, says_of(verdict), [pair("aaa", "a"), pair("odd", "a"), pair("a", "bbb"), pair("x", "yy")])
 
-    assert stage.warnings[0][0] == "the judge had no valid reply to 1 of 4 pairs"
+    assert alignkit_stage.warnings[0][0] == "the judge had no valid reply to 1 of 4 pairs"
 
 
 def test_stopped_and_resumed_it_makes_the_same(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_stopped_and_resumed_it_makes_the_same(tmp_path: Path) -> None:
         asked[question.first.text] += 1
         return by_length(question)
 
-    with pytest.raises(LeftError):
+    with pytest.raises(Left):
         labelled(RecordingStage(tmp_path / "parts", stop_at=2), says_of(counted), pairs)
     again = labelled(RecordingStage(tmp_path / "parts"), says_of(counted), pairs)
 
@@ -237,9 +239,11 @@ def longer(body: dict[str, Any]) -> dict[str, Any]:
     return says("A" if len(parts[1]) > len(parts[2].partition("\n\nWhich")[0]) + 2 else "B")
 
 
-def test_a_policys_answers_are_judged_by_an_endpoint(tmp_path: Path, tiny_policy: Any, prompts: Prompts) -> None:
+def test_a_policys_answers_are_judged_by_an_endpoint(
+    tmp_path: Path, alignkit_tiny_policy: Any, prompts: Prompts
+) -> None:
     with serving(longer) as server:
-        made = ran(tmp_path / "stage", tiny_policy, prompts, "openai:m", url=server.url)
+        made = ran(tmp_path / "stage", alignkit_tiny_policy, prompts, "openai:m", url=server.url)
 
     rows = [*made.train(), *made.held_out()]
     assert rows
@@ -248,33 +252,33 @@ def test_a_policys_answers_are_judged_by_an_endpoint(tmp_path: Path, tiny_policy
     assert len(server.asked) == len({str(body) for body in server.asked})
 
 
-def test_with_faults_the_rows_are_the_same(tmp_path: Path, tiny_policy: Any, prompts: Prompts) -> None:
+def test_with_faults_the_rows_are_the_same(tmp_path: Path, alignkit_tiny_policy: Any, prompts: Prompts) -> None:
     limits = {"timeout": 0.3, "pause": 0.001}
     made = []
     for share in (0.0, 0.3):
         with serving(longer, faults=share) as server:
-            ran(tmp_path / str(share), tiny_policy, prompts, "openai:m", url=server.url, limits=limits)
+            ran(tmp_path / str(share), alignkit_tiny_policy, prompts, "openai:m", url=server.url, limits=limits)
         made.append((tmp_path / str(share) / "artifact" / "data.jsonl").read_bytes())
 
     assert server.met
     assert made[0] == made[1]
 
 
-def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path, tiny_policy: Any) -> None:
+def test_prompts_that_leave_no_room_are_left_out_and_told(tmp_path: Path, alignkit_tiny_policy: Any) -> None:
     rows = [*PROMPTS, {"prompt": "the food " * 90}]
     judge = Judge(name="critic", fingerprint="0", path=Path(), address="rule:reviews-gold")
     stage = RecordingStage(tmp_path / "stage")
-    given = {"policy": tiny_policy, "prompts": write_records(Prompts, tmp_path, rows), "judge": judge}
+    given = {"policy": alignkit_tiny_policy, "prompts": write_records(Prompts, tmp_path, rows), "judge": judge}
     with pytest.raises(StageError):  # a random policy's answers are all equally bad
         run_method(rlaif, SETTINGS, stage, **given)
 
     assert stage.warnings[0][0] == "1 of 15 prompts are left out: they leave no room for an answer"
 
 
-def test_no_prompt_that_leaves_room_is_refused(tmp_path: Path, tiny_policy: Any) -> None:
+def test_no_prompt_that_leaves_room_is_refused(tmp_path: Path, alignkit_tiny_policy: Any) -> None:
     judge = Judge(name="critic", fingerprint="0", path=Path(), address="rule:reviews-gold")
     asked = write_records(Prompts, tmp_path, [{"prompt": "the food " * 90}])
-    given = {"policy": tiny_policy, "prompts": asked, "judge": judge}
+    given = {"policy": alignkit_tiny_policy, "prompts": asked, "judge": judge}
 
     with pytest.raises(DataError) as refusal:
         run_method(rlaif, SETTINGS, RecordingStage(tmp_path / "stage"), **given)
@@ -284,18 +288,20 @@ def test_no_prompt_that_leaves_room_is_refused(tmp_path: Path, tiny_policy: Any)
     )
 
 
-def test_of_an_endpoint_that_always_says_a_nothing_is_left(tmp_path: Path, tiny_policy: Any, prompts: Prompts) -> None:
+def test_of_an_endpoint_that_always_says_a_nothing_is_left(
+    tmp_path: Path, alignkit_tiny_policy: Any, prompts: Prompts
+) -> None:
     with serving(lambda body: says("A")) as server, pytest.raises(StageError) as refusal:
-        ran(tmp_path / "stage", tiny_policy, prompts, "openai:m", url=server.url)
+        ran(tmp_path / "stage", alignkit_tiny_policy, prompts, "openai:m", url=server.url)
 
     assert re.fullmatch(r"no pair is left of 84: \d+ ties, \d+ cut", refusal.value.problem)
 
 
-def test_the_same_seed_gives_the_same_rows(tmp_path: Path, tiny_policy: Any, prompts: Prompts) -> None:
+def test_the_same_seed_gives_the_same_rows(tmp_path: Path, alignkit_tiny_policy: Any, prompts: Prompts) -> None:
     files = []
     for name in ("one", "other"):
         with serving(longer) as server:
-            ran(tmp_path / name, tiny_policy, prompts, "openai:m", url=server.url)
+            ran(tmp_path / name, alignkit_tiny_policy, prompts, "openai:m", url=server.url)
         files.append((tmp_path / name / "artifact" / "data.jsonl").read_bytes())
 
     assert files[0] == files[1]

@@ -31,8 +31,8 @@ def by_hand(model: Any, prompt: Sequence[int], option: Sequence[int]) -> float:
 
 
 @torch.no_grad()
-def test_shares_are_those_of_a_plain_pass(tiny_policy: Policy) -> None:
-    model, tokenizer = load_policy(tiny_policy, precision="fp32", trainable=False)
+def test_shares_are_those_of_a_plain_pass(alignkit_tiny_policy: Policy) -> None:
+    model, tokenizer = load_policy(alignkit_tiny_policy, precision="fp32", trainable=False)
     asked = chats("the food was good", "my room", "never")
 
     shares = option_shares(model, tokenizer, asked, GRADES)
@@ -41,8 +41,8 @@ def test_shares_are_those_of_a_plain_pass(tiny_policy: Policy) -> None:
     assert shares == [pytest.approx(row, rel=1e-3) for row in expected]
 
 
-def test_an_option_is_read_in_its_context(tiny_policy: Policy) -> None:
-    _, tokenizer = load_policy(tiny_policy)
+def test_an_option_is_read_in_its_context(alignkit_tiny_policy: Policy) -> None:
+    _, tokenizer = load_policy(alignkit_tiny_policy)
 
     (one, a), (other, b) = option_tokens(tokenizer, chats("my room")[0], LETTERS)
 
@@ -50,8 +50,8 @@ def test_an_option_is_read_in_its_context(tiny_policy: Policy) -> None:
     assert (tokenizer.decode(a)[-1], tokenizer.decode(b)[-1]) == LETTERS
 
 
-def test_a_question_longer_than_the_model_has_no_verdict(tiny_policy: Policy) -> None:
-    judge = opened(tiny_policy)
+def test_a_question_longer_than_the_model_has_no_verdict(alignkit_tiny_policy: Policy) -> None:
+    judge = opened(alignkit_tiny_policy)
     short, long = (Question(Answer("a", "b", True), Answer("a", "c " * n, True)) for n in (1, 400))
 
     verdicts = judge.compare([long, short])
@@ -59,8 +59,10 @@ def test_a_question_longer_than_the_model_has_no_verdict(tiny_policy: Policy) ->
     assert verdicts[0] == Verdict(None, 0.0)
 
 
-def test_verdicts_are_the_shares_of_the_two_letters(monkeypatch: pytest.MonkeyPatch, tiny_policy: Policy) -> None:
-    model, tokenizer = load_policy(tiny_policy, trainable=False)
+def test_verdicts_are_the_shares_of_the_two_letters(
+    monkeypatch: pytest.MonkeyPatch, alignkit_tiny_policy: Policy
+) -> None:
+    model, tokenizer = load_policy(alignkit_tiny_policy, trainable=False)
     question = Question(Answer("a", "b", True), Answer("a", "c", True), "d")
     model.config.max_position_embeddings = 4096
     ((a, b),) = option_shares(model, tokenizer, [comparing(question)], LETTERS)

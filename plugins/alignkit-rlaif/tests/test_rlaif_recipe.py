@@ -14,7 +14,6 @@ from loopback import says, serving
 import alignkit
 import alignkit.kit
 from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts, RecipeError
-from alignkit.kit import open_reward
 from alignkit.testing import RecordingStage, run_method, write_records
 
 
@@ -78,17 +77,17 @@ def test_an_endpoint_that_rates_is_a_reward_and_is_asked_once(tmp_path: Path) ->
     answers = [Answer("Why?", text, True) for text in ("good", "odd", "bad", "good")]
     with serving(grade) as server:
         reward = reward_of("openai:m", tmp_path, url=server.url)
-        first = open_reward(reward, cache=tmp_path)(answers)
-        again = open_reward(reward, cache=tmp_path)(answers)
+        first, again = (RecordingStage(tmp_path).open_reward(reward)(answers) for _ in range(2))
 
     assert first == again == [1.0, pytest.approx(1 / 3), -1.0, 1.0]
     assert len(server.asked) == 3
 
 
-def test_a_policy_that_rates_is_a_reward(tiny_policy: Policy) -> None:
+def test_a_policy_that_rates_is_a_reward(alignkit_tiny_policy: Policy, alignkit_stage: RecordingStage) -> None:
     answers = [Answer("my room", text, True) for text in ("warm", "cold")]
 
-    scores = open_reward(reward_of("policy:tiny", tiny_policy.path, principles=["Be kind."]))(answers)
+    reward = reward_of("policy:tiny", alignkit_tiny_policy.path, principles=["Be kind."])
+    scores = alignkit_stage.open_reward(reward)(answers)
 
     assert all(-1 < score < 1 for score in scores)
 
@@ -107,7 +106,7 @@ def test_of_several_processes_only_the_first_asks(tmp_path: Path, method: Method
     assert isinstance(made, Preferences)
 
 
-def test_what_was_asked_and_repeated_is_told(tmp_path: Path, tiny_policy: Policy) -> None:
+def test_what_was_asked_and_repeated_is_told(tmp_path: Path, alignkit_tiny_policy: Policy) -> None:
     prompts = write_records(
         Prompts, tmp_path, [{"prompt": f"the food {word}"} for word in ("was", "good", "bad", "we")]
     )
@@ -116,7 +115,7 @@ def test_what_was_asked_and_repeated_is_told(tmp_path: Path, tiny_policy: Policy
     with serving(lambda body: says("AB"[next(lengths) % 2])) as server:
         judge = Judge(name="critic", fingerprint="0", path=tmp_path, address="openai:m",
                       options={"url": server.url, "limits": {"concurrency": 1}})  # fmt: skip
-        given = {"policy": tiny_policy, "prompts": prompts, "judge": judge}
+        given = {"policy": alignkit_tiny_policy, "prompts": prompts, "judge": judge}
         run_method(rlaif, {"max_new_tokens": 240, "pairs": "all"}, stage, **given)
 
     assert stage.results["requests"][1] == len(server.asked)
@@ -131,5 +130,5 @@ def test_it_imports_what_alignkit_exports_and_nothing_else() -> None:
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "alignkit":
                 found |= {f"{node.module}.{name.name}" for name in node.names}
 
-    public = {f"{module.__name__}.{name}" for module in (alignkit, alignkit.kit) for name in module.__all__}
-    assert found <= public
+    public = [f"{module.__name__}.{name}" for module in (alignkit, alignkit.kit) for name in module.__all__]
+    assert found <= set(public)

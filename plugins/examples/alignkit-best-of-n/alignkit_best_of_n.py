@@ -17,19 +17,21 @@ def best_of_n(
     settings: BestOfNSettings, stage: Stage, *, policy: Policy, prompts: Prompts, reward: Reward
 ) -> Demonstrations:
     """Keep the best of several answers to each prompt, by a reward."""
-    from alignkit.kit import load_policy, open_reward, sample_answers
+    from alignkit.kit import load_policy, sample_answers
 
     model, tokenizer = load_policy(policy, trainable=False)
-    score = open_reward(reward)
+    score = stage.open_reward(reward)
 
-    def best(rows):
+    def best():
         wanted = {"answers": settings.answers, "max_new_tokens": settings.max_new_tokens, "seed": stage.seed}
-        for row, answers in zip(rows, sample_answers(model, tokenizer, rows, **wanted), strict=True):
-            scores = score(answers)
-            stage.log(len(scores), None, {"best": max(scores), "mean": sum(scores) / len(scores)})
-            yield {"prompt": row["prompt"], "completion": answers[scores.index(max(scores))].text}
+        for held_out, rows in ((False, list(prompts.train())), (True, list(prompts.held_out()))):
+            for row, answers in zip(rows, sample_answers(model, tokenizer, rows, **wanted), strict=True):
+                scores = score(answers)
+                stage.log(len(scores), None, {"best": max(scores), "mean": sum(scores) / len(scores)})
+                chosen = answers[scores.index(max(scores))].text
+                yield {"prompt": row["prompt"], "completion": chosen, "held_out": held_out}
 
-    return stage.save_rows(Demonstrations, best([*prompts.train(), *prompts.held_out()]))
+    return stage.save_rows(Demonstrations, best())
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from alignkit.store.results import read_finished
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """What was found of one finished stage."""
 
     folder: Path
@@ -19,7 +19,7 @@ class Verdict:
     wrong: Problem | None
 
 
-def verify(folders: Iterable[Path]) -> Iterator[Verdict]:
+def verify(folders: Iterable[Path]) -> Iterator[Verification]:
     """Yield of each finished stage whether its `stage.json` and all files of its artifact are as they were written."""
     for folder in folders:
         size = 0
@@ -28,6 +28,6 @@ def verify(folders: Iterable[Path]) -> Iterator[Verdict]:
             size = finished.size
             finished.check(hash_file)
         except StageError as error:
-            yield Verdict(folder, size, error.problems[0])
+            yield Verification(folder, size, error.problems[0])
         else:
-            yield Verdict(folder, size, None)
+            yield Verification(folder, size, None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from inspect import getdoc, signature
 from typing import Any, get_type_hints
 
+from alignkit.contract.names import check_offer
 from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
 
@@ -50,6 +51,7 @@ def reward(
     """
 
     def wrap(function: Callable[[Sequence[Answer], Any], list[float]]) -> RewardFunction:
+        check_offer("reward", name, function)
         hints = get_type_hints(function)
         names = list(signature(function).parameters)
         kind = hints.get(names[1]) if len(names) == 2 else None
