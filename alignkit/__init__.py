@@ -7,7 +7,7 @@ The names below are the public interface, and light: none of them imports torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished, StageStarted, Warned
+from alignkit.contract.events import Event, Metrics, Result, Sample, StageFailed, StageFinished, StageStarted, Warned
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.judges import JudgeClient, JudgeFunction, JudgeScheme, Question, Verdict, judge, judge_scheme
 from alignkit.contract.kinds import (
@@ -44,6 +44,7 @@ from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings, RewardShape, SamplingSettings
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 from alignkit.contract.stage import Stage
+from alignkit.data.formats import Columns
 from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "AlignkitError",
     "Answer",
     "Artifact",
+    "Columns",
     "DataError",
     "Demonstrations",
     "EvaluationNeeds",
@@ -112,6 +114,7 @@ __all__ = [
     "Settings",
     "Stage",
     "StageError",
+    "StageFailed",
     "StageFinished",
     "StageStarted",
     "Text",

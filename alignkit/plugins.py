@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import EntryPoint, distribution, entry_points
@@ -258,9 +259,10 @@ def _reason(error: BaseException) -> str:
 
 def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], object]) -> list[tuple[str, Offer]]:
     """Load and register one plugin, and ask it what it offers. Raises whatever it raises."""
-    plugin = load()
+    with redirect_stdout(sys.stderr):  # standard output is the command's
+        plugin = load()
     hooks.register(plugin, name=_registered(origin))
-    _check_hooks(hooks, plugin)
+    _check_hooks(hooks, plugin, origin)
     offers: list[tuple[str, Offer]] = [
         *((f"method:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_methods, plugin, Method)),
         *((f"reward:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_rewards, plugin, RewardFunction)),
@@ -277,7 +279,7 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
     return offers
 
 
-def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:
+def _check_hooks(hooks: pluggy.PluginManager, plugin: object, origin: Origin) -> None:
     """Refuse a hook that does not exist, and a function that is named like one but not marked."""
     known = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
     marked = [caller.name for caller in hooks.get_hookcallers(plugin) or ()]
@@ -285,6 +287,8 @@ def _check_hooks(hooks: pluggy.PluginManager, plugin: object) -> None:
         if name not in known:
             hint = near_miss(name, known) or f"the hooks are {', '.join(known)}"
             raise PluginError(f"there is no hook {name!r}", remedy=hint)
+    if not marked and origin.file and not any(callable(getattr(plugin, name, None)) for name in known):
+        raise PluginError("it offers nothing", remedy="mark a function with @hookimpl, such as alignkit_methods")
     for name in known:
         if name not in marked and callable(getattr(plugin, name, None)):
             raise PluginError(f"{name} is not marked as a hook", remedy="put @hookimpl above it")

@@ -2,13 +2,24 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
-from typing import TextIO
+from typing import Any, TextIO
 
 NARROWEST_LAST_COLUMN = 24
+
+
+def writable(value: Any) -> Any:
+    """Return a value whose texts UTF-8 can write: half a character, as broken file names have, becomes its escape."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {writable(key): writable(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(writable, value))
+    return value
 
 
 def table(rows: Sequence[Sequence[str]], width: int | None, head: Sequence[str] = ()) -> list[str]:

@@ -390,6 +390,75 @@ def test_an_unknown_method_is_refused_with_the_near_miss(alignkit: Alignkit) -> 
     assert (result.exit_code, result.stderr) == (2, "error: no plugin offers a method 'pp'; did you mean 'ppo'?\n")
 
 
+SCORERS = """
+from alignkit import Settings, hookimpl, judge, judge_scheme, reward
+
+class Praise(Settings):
+    column: str = "result"
+    '''Where it looks.'''
+
+@reward("praise")
+def praise(answers, settings: Praise):
+    '''Praise.'''
+
+@judge("shorter")
+def shorter(questions, settings: Praise):
+    '''Compare.'''
+
+@judge_scheme("house")
+def house(judge, settings: Praise, cache):
+    '''Open.'''
+
+@hookimpl
+def alignkit_rewards():
+    return [praise]
+
+@hookimpl
+def alignkit_judges():
+    return [shorter, house]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "key"),
+    [
+        ("function:praise", 'reward = "function:praise"', "settings.column"),
+        ("praise", 'reward = "function:praise"', "settings.column"),
+        ("rule:shorter", 'judge = "rule:shorter"', "settings.column"),
+        ("house", 'judge = "house:..."', "column"),
+        ("house:", 'judge = "house:..."', "column"),
+    ],
+)
+def test_a_reward_or_a_judge_is_described_with_its_settings(
+    alignkit: Alignkit, name: str, address: str, key: str
+) -> None:
+    Path("scorers.py").write_text(SCORERS)
+
+    lines = alignkit("methods", name, "-p", "scorers.py").stdout.splitlines()
+
+    assert lines[0].startswith(address)
+    assert lines[1] == "from  scorers.py"
+    assert lines[4].split() == [key, '"result"', "text", "Where", "it", "looks."]
+    found = json.loads(alignkit("methods", name, "-p", "scorers.py", "--json").stdout)
+    assert [setting["key"] for setting in found["settings"]] == [key]
+
+
+def test_an_unknown_reward_is_refused_with_the_near_miss(alignkit: Alignkit) -> None:
+    Path("scorers.py").write_text(SCORERS)
+
+    result = alignkit("methods", "prase", "-p", "scorers.py")
+
+    assert result.stderr == "error: no plugin offers a method 'prase'; did you mean 'praise'?\n"
+
+
+def test_a_method_whose_name_two_have_is_described_by_its_address(alignkit: Alignkit) -> None:
+    Path("other.py").write_text(PLUGIN.read_text())
+
+    result = alignkit("methods", "other:count", "-p", "methods.py", "-p", "other.py")
+
+    assert result.stdout.splitlines()[1] == "from  other.py"
+
+
 def test_a_broken_plugin_is_listed_and_stops_nothing(alignkit: Alignkit) -> None:
     Path("broken.py").write_text("1 / 0")
 

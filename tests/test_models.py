@@ -7,6 +7,7 @@ import pytest
 import torch
 from opened import open_reward
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -595,3 +596,35 @@ def test_a_reward_that_nobody_can_open_is_refused(tmp_path):
     assert refusal(open_reward, Reward(name="odd", fingerprint="0", path=tmp_path)) == (
         "source 'odd': a Reward cannot score answers"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_policy_of_any_precision_is_saved_as_it_is(policy, tmp_path, dtype):
+    model, tokenizer = load_policy(policy)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(40 if weight.dim() > 1 else 1)  # so large that arithmetic in fp32 differs by more than rounding
+    model = model.to(dtype)
+
+    save_policy(model, tokenizer, tmp_path / "saved")
+
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in model.state_dict().items() if name in saved)
+    assert {weight.dtype for weight in saved.values()} == {dtype}
+
+
+def test_another_models_weights_are_not_taken_for_it_in_half_precision(policy, tmp_path, monkeypatch):
+    model, tokenizer = load_policy(policy)
+    model = model.to(torch.bfloat16)
+
+    def spoilt(folder, **more):
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.2)
+        type(model).save_pretrained(model, folder, **more)
+        with torch.no_grad():
+            model.lm_head.weight.div_(1.2)
+
+    monkeypatch.setattr(model, "save_pretrained", spoilt)
+
+    with pytest.raises(RuntimeError, match="the saved model's outputs differ from the trained one's by "):
+        save_policy(model, tokenizer, tmp_path / "saved")

@@ -350,6 +350,25 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
     assert (plugins.method("mine").name, plugins.origins["method:mine"].file) == ("mine", file)
 
 
+def test_a_file_that_offers_nothing_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("x = 1\n")
+
+    assert list(broken(load_plugins([file])).values()) == [
+        "it offers nothing; mark a function with @hookimpl, such as alignkit_methods"
+    ]
+
+
+def test_what_a_plugin_prints_while_it_is_loaded_does_not_mix_with_a_result(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("alignkit-loud", "print('HELLO')\n" + GOOD.format(name="loud"))
+
+    load_plugins()
+
+    assert capsys.readouterr() == ("", "HELLO\n")
+
+
 def test_a_changed_file_is_loaded_anew(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(GOOD.format(name="mine"))

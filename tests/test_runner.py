@@ -13,7 +13,19 @@ from typing import Any
 import psutil
 import pytest
 
-from alignkit import Event, Metrics, Result, StageError, StageFinished, StageStarted, Text, Warned, run_recipe
+from alignkit import (
+    Event,
+    Metrics,
+    Result,
+    StageError,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+    Text,
+    Warned,
+    run_recipe,
+)
+from alignkit.contract.events import from_json, to_json
 from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
@@ -274,6 +286,68 @@ def test_an_observer_that_fails_is_left_out_and_the_others_are_told_in_one_line(
     assert warning.problem == "the observer broken failed (ValueError: no such run) and is left out from now on"
     assert warning.remedy == f"{file} tells where"
     assert file.read_text().startswith("broken:\nTraceback (most recent call last):\n")
+
+
+def test_an_observer_that_wants_to_leave_does_not_end_the_run() -> None:
+    def leaving(event: Event) -> None:
+        raise SystemExit(3)
+
+    assert [stage.name for stage in run(observers=[leaving]).stages] == ["first", "second"]
+
+
+def test_a_stage_tells_what_it_was_made_with() -> None:
+    heard: list[Event] = []
+
+    made = plan()
+    run(made, observers=[heard.append])
+
+    _, second = (event for event in heard if isinstance(event, StageStarted))
+    stage = made.stage("second")
+    assert (second.seed, second.fingerprint) == (stage.seed, stage.fingerprint)
+    assert second.inputs == {"text": ("first",)}
+    assert second.settings == stage.settings.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_stage_that_fails_is_told(inline: bool) -> None:
+    heard: list[Event] = []
+
+    with pytest.raises(StageError):
+        run(plan(first__count__fail="user"), inline=inline, observers=[heard.append])
+
+    failed = heard[-1]
+    assert isinstance(failed, StageFailed)
+    assert (failed.stage, failed.problem, failed.status) == ("first", "the loss is NaN", 76)
+    assert failed.remedy.startswith("lower the learning rate; see ")
+    assert from_json(json.loads(json.dumps(to_json(failed)))) == failed
+
+
+def test_a_stage_that_is_stopped_is_told() -> None:
+    heard, stop = list[Event](), Stop()
+
+    def interrupting(event: Event) -> None:
+        heard.append(event)
+        if isinstance(event, Metrics):
+            stop.signals.append(signal.SIGINT)
+
+    with pytest.raises(StoppedError):
+        run(plan(), observers=[interrupting], stop=stop)
+
+    assert heard[-1] == StageFailed("first", "stopped", "the same command goes on from here", 130)
+
+
+def test_what_an_earlier_attempt_told_is_marked() -> None:
+    heard: list[Event] = []
+    with pytest.raises(StageError):
+        run(plan(first__count__fail="user"), inline=False)
+
+    run(plan(first__count__fail="user"), inline=False, observers=[heard.append])
+
+    points = [(event.step, event.replayed) for event in heard if isinstance(event, Metrics)]
+    assert points == [(1, True), (2, False), (3, False)]
+    (result,) = (event for event in heard if isinstance(event, Result))
+    assert "replayed" not in to_json(result)
+    assert json.loads(json.dumps(to_json(heard[1])))["replayed"] is True
 
 
 def test_a_plugin_that_fails_while_it_observes_does_not_disturb_another(here: Path) -> None:

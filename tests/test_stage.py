@@ -11,11 +11,13 @@ import pytest
 
 import alignkit_pytest
 from alignkit import DataError, Demonstrations, FunctionReward, RecipeError, Scores, StageError, Text
+from alignkit.contract.events import Result, Sample, Warned
 from alignkit.plugins import load_plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
 from alignkit.run.working_stage import Left, WorkingStage
 from alignkit.store import rundir
+from alignkit.store.journal import read_journal
 from alignkit.testing import RecordingStage
 
 PRINT = "0" * 64
@@ -124,6 +126,48 @@ def test_folders_are_there_when_they_are_asked_for(attempt: Attempt) -> None:
     again = attempt()
     assert (again.folder / "scratch.txt").read_text() == "x"
     assert (again.cache / "kept.txt").read_text() == "y"
+
+
+@pytest.mark.parametrize(
+    ("after", "floor", "told"),
+    [
+        (0.457, 0.889, True),
+        (0.5, 0.5, True),
+        (float("nan"), 0.5, True),
+        (0.51, 0.5, False),
+        (0.1, None, False),
+        (None, 0.5, False),
+    ],
+)
+def test_a_result_that_anybody_reaches_is_warned_of(
+    tmp_path: Path, after: float | None, floor: float | None, told: bool
+) -> None:
+    stage = RecordingStage(tmp_path)
+
+    stage.result("accuracy", None, after, floor, rows=200)
+
+    problem = f"accuracy is {after or 0:.3g}, no better than the {floor or 0:.3g} that anybody reaches"
+    assert stage.warnings == [(problem, "train longer or with another learning rate, or look at the data")] * told
+
+
+ODD = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+
+
+def test_half_a_character_is_told_as_its_escape(attempt: Attempt) -> None:
+    stage = attempt()
+
+    stage.warn(f"{ODD} is odd", "rename it")
+    stage.result(ODD, None, 1.0)
+    stage.sample({"answer": ODD, ODD: 1.0})
+    made = stage.save_rows(Text, [{"text": "one", "from": ODD, "held_out": False}])
+
+    told = read_journal("stage", Path(stage._partial))
+    assert Warned("stage", "caf\\udce9.txt is odd", "rename it") in told
+    assert [event.name for event in told if isinstance(event, Result)] == ["caf\\udce9.txt"]
+    assert [dict(event.row) for event in told if isinstance(event, Sample)] == [
+        {"answer": "caf\\udce9.txt", "caf\\udce9.txt": 1.0}
+    ]
+    assert next(iter(made.train()))["from"] == "caf\\udce9.txt"
 
 
 def test_a_reward_is_opened_with_the_plugins_of_the_stage(attempt: Attempt, tmp_path: Path) -> None:

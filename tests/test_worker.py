@@ -473,10 +473,10 @@ def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     told = WorkingStage(order(), partial, Stop(), 0, heard.append, load_plugins)
 
     told.result("length", 3, 4)
-    told.result("accuracy", 0.5, 1, floor=1, rows=4)
+    told.result("accuracy", 0.5, 1, floor=0.9, rows=4)
     told.result("margin", 0, 1, rows=4)
 
-    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 1.0, 4)
+    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 0.9, 4)
     assert [event for event in heard if isinstance(event, Warned)] == [
         Warned(
             "first",
@@ -519,6 +519,13 @@ def test_a_role_that_takes_several_gets_a_tuple(tmp_path: Path) -> None:
 
 def test_an_input_that_was_left_out_is_none() -> None:
     assert typed(Input("against", (Text,), optional=True), ()) is None
+
+
+def test_half_a_character_in_a_failure_is_written_as_its_escape(partial: Path) -> None:
+    failure = explain(ValueError("no file caf\udce9.txt"), order(), partial)
+
+    assert failure.problems == (("ValueError: no file caf\\udce9.txt", "", ""),)
+    assert failure.model_dump_json()
 
 
 def test_a_non_finite_loss_keeps_its_own_status(partial: Path) -> None:

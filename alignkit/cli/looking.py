@@ -115,13 +115,27 @@ def data(
 @PLUGINS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
-    """List all methods, or tell what one takes, makes and can be told."""
+    """List all methods, rewards and judges, or tell what one takes, makes and can be told."""
+    from dataclasses import asdict
+
     from alignkit.plugins import load_plugins
-    from alignkit.show.offered import all_as_dict, as_dict, describe_method, find_method, list_methods
+    from alignkit.show.offered import (
+        all_as_dict,
+        as_dict,
+        describe_method,
+        describe_scorer,
+        find_method,
+        find_scorer,
+        list_methods,
+    )
 
     loaded = load_plugins(plugins)
     if name is None:
         print_json(all_as_dict(loaded)) if as_json else print_lines(list_methods(loaded, width()))
+        return
+    scorer = find_scorer(loaded, name) if name not in loaded.methods else None
+    if scorer:
+        print_json(asdict(scorer)) if as_json else print_lines(describe_scorer(scorer, width()))
         return
     method = find_method(loaded, name)
     print_json(as_dict(loaded, method)) if as_json else print_lines(describe_method(loaded, method, width()))

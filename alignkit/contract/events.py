@@ -1,8 +1,10 @@
 """What observers see: frozen facts, the same for the console, the report and any dashboard."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar, get_args
+
+from alignkit.text import writable
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,13 @@ class StageStarted:
     stage: str
     method: str
     folder: str
+    """Where it will lie when it is finished."""
     resumed: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Role -> the names of the sources and stages that it takes."""
+    seed: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Metrics:
     values: Mapping[str, float]
     seconds: float = 0.0
     """Since the stage began."""
+    replayed: bool = False
+    """It was told by an attempt before this one, which was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Result:
     floor: float | None = None
     rows: int | None = None
     """Held-out rows (pairs, prompts, answers) that it was measured on; None where it is no mean over rows."""
+    replayed: bool = False
+    """It was told by an attempt before this one, which was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Sample:
 
     stage: str
     row: Mapping[str, str | float]
+    replayed: bool = False
+    """It was told by an attempt before this one, which was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,19 @@ class Warned:
     stage: str
     problem: str
     remedy: str
+    replayed: bool = False
+    """It was told by an attempt before this one, which was interrupted."""
+
+
+@dataclass(frozen=True)
+class StageFailed:
+    """A stage ended without a result: it failed, or it was stopped by a signal."""
+
+    stage: str
+    problem: str
+    remedy: str
+    status: int
+    """The exit status of the run, as docs/stability.md lists them."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +98,32 @@ class StageFinished:
     results: tuple[Result, ...] = field(default=())
 
 
-Event = StageStarted | Metrics | Result | Sample | Warned | StageFinished
+Told = Metrics | Result | Sample | Warned
+"""What a stage tells itself."""
+Event = StageStarted | Told | StageFinished | StageFailed
 
-_BY_NAME = {kind.__name__: kind for kind in (StageStarted, Metrics, Result, Sample, Warned, StageFinished)}
+_BY_NAME = {kind.__name__: kind for kind in get_args(Event)}
+
+
+EventT = TypeVar("EventT", bound=Event)
 
 
 def to_json(event: Event) -> dict[str, Any]:
     """Give the event as a JSON object whose `event` is its class name."""
-    return {"event": type(event).__name__, **asdict(event)}
+    facts = plain(event)
+    if isinstance(event, StageFinished):
+        facts["results"] = [plain(result) for result in event.results]
+    return {"event": type(event).__name__, **facts}
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """Return an event's fields; that it is no replay goes without saying."""
+    return {key: value for key, value in asdict(event).items() if key != "replayed" or value}
+
+
+def as_written(event: EventT) -> EventT:
+    """Return an event whose texts UTF-8 can write, whatever a plugin has told."""
+    return replace(event, **{one.name: writable(getattr(event, one.name)) for one in fields(event)})
 
 
 def from_json(row: Mapping[str, Any]) -> Event:

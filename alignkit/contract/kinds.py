@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignkit.contract.reward_function import Score
 from alignkit.data.records import Part, Record, Row, read_side
 from alignkit.data.values import FURTHER
+from alignkit.errors import RecipeError
 
 
 class Artifact(BaseModel):
@@ -29,7 +31,10 @@ class Records(Artifact):
     """Rows in files. A row is held out by its prompt, the same in every source and stage."""
 
     columns: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """The sets of columns that a row may have, the preferred one first."""
+    """The sets of columns that a row may have, the preferred one first.
+
+    A package's own kind says by `Columns` what each holds; a set of names alone is of texts and chats.
+    """
     further: ClassVar[tuple[str, ...]] = ()
     """Columns that it may have besides."""
 
@@ -106,6 +111,13 @@ class Reward(Artifact):
     weight: float = 1.0
     """Its share where several rewards are added up."""
 
+    def open(self, cache: Path | None) -> Score:
+        """Return what scores answers: a package's own kind of reward says it here, else no method can use it.
+
+        The `cache` is a folder that outlives the stage. Ours are opened by the stage, with its plugins.
+        """
+        raise RecipeError(f"a {type(self).__name__} cannot score answers", f"source {self.name!r}")
+
 
 class RewardModel(Reward):
     """A text classifier that scores an answer: trained by a stage, or anybody's."""
@@ -151,6 +163,12 @@ class Scores(Artifact):
         return [json.loads(line) for line in lines]
 
 
+def can_be_opened(kind: type[Artifact]) -> bool:
+    """Say whether a kind of reward scores answers: it is one of ours, or says how it is opened."""
+    ours = (RewardModel, FunctionReward, JudgeReward)
+    return kind is Reward or issubclass(kind, ours) or (issubclass(kind, Reward) and kind.open is not Reward.open)
+
+
 SOURCE_KINDS: Mapping[str, type[Artifact]] = {
     "policy": Policy,
     "text": Text,
@@ -165,11 +183,14 @@ SOURCE_KINDS: Mapping[str, type[Artifact]] = {
 
 
 def kinds_by_name() -> dict[str, type[Artifact]]:
-    """Give every kind that is defined by now, third parties' among them; nobody's replaces one of ours."""
+    """Return every kind that is defined by now, third parties' among them; nobody's replaces one of ours.
+
+    Of a plugin file that was loaded anew the last definition counts.
+    """
     found: dict[str, type[Artifact]] = {}
     waiting: list[type[Artifact]] = [Artifact]
     while waiting:
-        kind = waiting.pop()
+        kind = waiting.pop(0)
         if kind.__module__ == __name__ or kind.__name__ not in globals():
             found[kind.__name__] = kind
         waiting += kind.__subclasses__()

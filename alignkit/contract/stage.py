@@ -69,7 +69,8 @@ class Stage(Protocol):
     ) -> None:
         """Tell a result: what a measure was before and after, and what anybody reaches without learning.
 
-        `rows` says on how many held-out rows it was measured; where they are few, people are told so.
+        The more the better, where there is a `floor`: a result that is not above it is warned of. `rows` says on how
+        many held-out rows it was measured; where they are few, people are told so.
         """
         ...
 

@@ -6,7 +6,7 @@ A format is told by the names of its columns, and hardly ever by their content. 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.data.chats import ROLE_OF, as_messages, part_pair, plain, roles_in
@@ -31,6 +31,22 @@ class Shape:
     """Tells by their content rows of it from others with the same columns."""
     meant: Callable[[Row], bool] | None = None
     """Tells by its content whether a row of a file whose kind nobody names is of this one."""
+    types: Mapping[str, Any] = field(default_factory=dict)
+    """What columns of a package's own kind hold."""
+
+
+class Columns(tuple[str, ...]):
+    """A set of columns with what each of them holds: `Columns(prompt=str, labels=list[int])`.
+
+    A column of `str` holds text or, under one of our names, a chat; others hold exactly what is said.
+    """
+
+    types: Mapping[str, Any]
+
+    def __new__(cls, **types: Any) -> "Columns":
+        columns = super().__new__(cls, types)
+        columns.types = {name: kind for name, kind in types.items() if kind is not str}
+        return columns
 
 
 def taken(*names: str, **renamed: str) -> Callable[[Row], Row]:

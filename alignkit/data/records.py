@@ -1,6 +1,7 @@
 """Records: rows of several sources, with their columns named our way and split by their prompt."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from alignkit.data.arrow import NullFields
 from alignkit.data.files import Found, found_in
-from alignkit.data.formats import SHAPES, Shape, shape_of, taken, traits
+from alignkit.data.formats import SHAPES, Columns, Shape, shape_of, taken, traits
 from alignkit.data.hubsets import HubSet, rows_of_split
-from alignkit.data.values import FURTHER, Form, form_of, further_columns, row_values
+from alignkit.data.values import CONTENTS, FURTHER, Form, form_of, further_columns, row_values
 from alignkit.errors import DataError, near_miss
 
 Row = dict[str, Any]
@@ -195,7 +196,15 @@ def shapes_for(part: Part, kind: str, wanted: Sequence[Sequence[str]]) -> Sequen
         return [replace(shape, fits=None) for shape in known if shape.name == part.format]
     if known and not part.columns:
         return known
-    return [Shape("-".join(columns), tuple(columns), taken(*columns)) for columns in wanted]
+    return [
+        Shape(
+            "-".join(columns),
+            tuple(columns),
+            taken(*columns),
+            types=columns.types if isinstance(columns, Columns) else {},
+        )
+        for columns in wanted
+    ]
 
 
 def split_of(part: Part) -> str:
@@ -329,7 +338,9 @@ def is_held_out(row: Row, part: Part) -> bool:
 
 
 def key_of(row: Row) -> str:
-    """Give the text that decides a row's side: its prompt, a chat's first user message, else the text itself."""
+    """Return the text that decides a row's side: its prompt, a chat's first user message, the text, else all of it."""
+    if not any(column in row for column in CONTENTS):
+        return json.dumps({name: value for name, value in row.items() if name != "held_out"}, default=str)
     value = next((row[c] for c in ("prompt", "messages", "text", "completion", "chosen") if row.get(c)), "")
     if isinstance(value, str):
         return value

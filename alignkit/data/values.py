@@ -1,7 +1,10 @@
 """The values of a row: what columns must hold, and what counts as prompt and answer."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from alignkit.data.chats import ROLES, as_messages, check_answer, part_pair, read_tools, teaches_nothing
 from alignkit.data.formats import Shape, answered, asked, label_of, rating_of, with_system
@@ -41,6 +44,7 @@ def row_values(row: Row, place: str, kind: str, shape: Shape, *, made: bool) -> 
     try:
         read = shape.read(row)
         tools = {"tools": read.pop("tools")} if "tools" in read else {}
+        own = {column: read.pop(column) for column in shape.types}
         read = {column: as_messages(value) for column, value in read.items()}
     except DataError as error:
         raise DataError(error.problem, place, "correct the row or leave it out") from error
@@ -58,7 +62,21 @@ def row_values(row: Row, place: str, kind: str, shape: Shape, *, made: bool) -> 
             values = _with_system(values, given[column], shape, place)
         else:
             values[column] = checked(given[column], column, place)
-    return values
+    return values | {column: of_type(value, shape.types[column], column, place) for column, value in own.items()}
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def of_type(value: Any, kind: Any, column: str, place: str) -> Any:
+    """Return a value of a package's own column. Raise DataError where it is not of the type that the kind says."""
+    try:
+        return _reader(kind).validate_python(value, strict=True)
+    except ValidationError:
+        name = kind.__name__ if type(kind) is type else str(kind)
+        return _expect(False, value, value, column, place, name)
 
 
 ANSWERS = ("completion", "chosen", "rejected")

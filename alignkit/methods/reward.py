@@ -110,18 +110,15 @@ def tell(
     train: "Sequence[TokenPair]",
     held_out: "Sequence[TokenPair]",
 ) -> None:
-    """Tell the accuracy beside that of judges who know lengths or words only, and warn where one is as good."""
+    """Tell the accuracy beside that of the better of two judges, who know lengths or words only."""
     from alignkit.training.measures import pair_accuracy_floor, share_of_longer
 
     if after is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
     rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
-    floor, judge = pair_accuracy_floor(share_of_longer(held_out), *rows)
+    floor, _ = pair_accuracy_floor(share_of_longer(held_out), *rows)
     stage.result("accuracy", before, after, floor, len(held_out))
-    if after <= floor:
-        problem = f"the reward model's accuracy of {after:.3f} is none better than judging by {judge} ({floor:.3f})"
-        stage.warn(problem, "train it longer or with another learning rate, or look at the pairs")
 
 
 def show(stage: Stage, tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[TokenPair]", scores: ScoredPairs) -> None:

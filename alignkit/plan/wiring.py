@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.contract.kinds import SOURCE_KINDS, Artifact
+from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Reward, can_be_opened
 from alignkit.contract.method import Input, Method
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plugins import Plugins
@@ -40,9 +40,23 @@ def wire(
                 wires[role] = _named(recipe, stage, method, wanted, named[role], offers)
             elif found := _found(recipe, stage, method, wanted, offers, plugins):
                 wires[role] = found
+            if Reward in wanted.kinds:
+                _check_opened(recipe, stage, method, role, wires.get(role, ()), offers)
         except RecipeError as error:
             errors.append(error)
     return wires, errors + _ambiguous(recipe, stage, method, named)
+
+
+def _check_opened(recipe: Recipe, stage: str, method: Method, role: str, names: Sequence[str], offers: Offers) -> None:
+    """Refuse a reward of a package's own kind that does not say how it is opened, before it is trained in vain."""
+    for name in names:
+        kind = offers.kind(name)
+        if kind and not can_be_opened(kind):
+            raise RecipeError(
+                f"stage {stage!r}: {method.name} takes {name!r} as {role}, and a {kind.__name__} cannot score answers",
+                recipe.where("stage", stage),
+                f"its package must say how it is opened ({kind.__name__}.open)",
+            )
 
 
 def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, Any]) -> list[RecipeError]:

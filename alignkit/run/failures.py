@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError, one_line
 from alignkit.run.order import Order
 from alignkit.store.durable import read_json
 from alignkit.store.locks import busy, check_free
 from alignkit.store.rundir import FAILURE, LOG
-from alignkit.text import short
+from alignkit.text import short, writable
 
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
 """Settings that memory grows with, in the order in which one would lower them."""
@@ -32,6 +32,11 @@ class Failure(BaseModel):
     status: int
     problems: tuple[tuple[str, str, str], ...]
     """Problem, where, remedy."""
+
+    @field_validator("problems", mode="before")
+    @classmethod
+    def _can_be_written(cls, problems: Any) -> Any:
+        return writable(problems)
 
     @classmethod
     def of(cls, attempt: str, status: int, problem: str, remedy: str = "") -> "Failure":

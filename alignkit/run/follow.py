@@ -1,14 +1,15 @@
 """From a stage's journal to those who watch the run."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pluggy
 
-from alignkit.contract.events import Event, StageStarted, Warned
+from alignkit.contract.events import Event, Told, Warned
 from alignkit.errors import one_line
-from alignkit.run.order import Order
+from alignkit.run.order import Order, start_of
 from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import Follower
@@ -36,13 +37,13 @@ class Audience:
             name, observer = pair
             try:
                 observer(event)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._observers.remove(pair)
                 self._note(name, error)
                 problem = f"the observer {name} failed ({one_line(error)}) and is left out from now on"
                 self.tell(Warned(event.stage, problem, f"{self._failures} tells where"))
 
-    def _note(self, name: str, error: Exception) -> None:
+    def _note(self, name: str, error: BaseException) -> None:
         with self._failures.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{name}:\n{''.join(traceback.format_exception(error))}\n")
 
@@ -59,6 +60,8 @@ class StageFollower:
     def __init__(self, order: Order, partial: Path, tell: Observer) -> None:
         self._order, self._partial, self._tell = order, partial, tell
         self._follower: Follower | None = None
+        self._told_before = 0
+        """How many of the events to come an earlier attempt has told."""
 
     def look(self) -> None:
         """Pass on what is new."""
@@ -66,21 +69,23 @@ class StageFollower:
             started = read_json(self._partial / rundir.STARTED)
             if started.get("attempt") != self._order.attempt:
                 return
-            self._begin(started["step"], self._partial)
+            self._begin(started["step"], started["told"], self._partial)
         if self._follower:
-            for event in self._follower.news():
-                self._tell(event)
+            self._pass_on(self._follower.news())
 
     def end(self, final: Finished | None) -> None:
         """Pass on the rest, once the process is gone; a stage that is finished lies in another folder."""
         self.look()
         if final and self._follower is None:
-            self._begin(final.facts["resumed_from"], final.folder)
+            self._begin(final.facts["resumed_from"], final.facts["told_before"], final.folder)
         if self._follower:
-            for event in self._follower.rest(final.folder if final else self._partial):
-                self._tell(event)
+            self._pass_on(self._follower.rest(final.folder if final else self._partial))
 
-    def _begin(self, step: int | None, folder: Path) -> None:
-        self._follower = Follower(self._order.stage, folder)
-        place = str(rundir.finished_folder(self._partial))
-        self._tell(StageStarted(self._order.stage, self._order.method, place, resumed=step is not None))
+    def _begin(self, step: int | None, told_before: int, folder: Path) -> None:
+        self._follower, self._told_before = Follower(self._order.stage, folder), told_before
+        self._tell(start_of(self._order, rundir.finished_folder(self._partial), resumed=step is not None))
+
+    def _pass_on(self, events: Iterator[Event]) -> None:
+        for event in events:
+            told_before, self._told_before = self._told_before > 0, self._told_before - 1
+            self._tell(replace(event, replayed=True) if told_before and isinstance(event, Told) else event)

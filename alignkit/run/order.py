@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from alignkit.contract.events import StageStarted
 from alignkit.contract.kinds import Artifact, Records, kinds_by_name
 from alignkit.contract.method import Input
 from alignkit.errors import PluginError
@@ -63,6 +64,20 @@ def given(role: Input, artifacts: Sequence[Artifact]) -> tuple[Given, ...]:
     """Write down a role's artifacts; several sources of records become one, whose parts follow each other."""
     joined = artifacts if role.several else _joined(artifacts)
     return tuple(Given(kind=type(one).__name__, facts=json.loads(one.model_dump_json())) for one in joined)
+
+
+def start_of(order: Order, final: Path, *, resumed: bool) -> StageStarted:
+    """Return what observers are told where a stage begins that will lie in this folder."""
+    return StageStarted(
+        order.stage,
+        order.method,
+        str(final),
+        resumed,
+        order.settings,
+        {role: tuple(str(one.facts["name"]) for one in several) for role, several in order.inputs.items()},
+        order.seed,
+        order.fingerprint,
+    )
 
 
 def _joined(artifacts: Sequence[Artifact]) -> Sequence[Artifact]:

@@ -6,11 +6,11 @@ import resource
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from alignkit.contract.events import plain
 from alignkit.plugins import Plugins
 from alignkit.run.order import Order
 from alignkit.run.working_stage import WorkingStage
@@ -29,8 +29,9 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
         "made_from": order.made_from,
         "seed": order.seed,
-        "results": [asdict(result) for result in stage.outcome],
+        "results": [plain(result) for result in stage.outcome],
         "resumed_from": stage.resumed_from,
+        "told_before": stage.told_before,
         "seconds": round(stage.seconds, 3),
         "began": began.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),

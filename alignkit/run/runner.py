@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.events import Result, StageFinished, Warned
+from alignkit.contract.events import Result, StageFailed, StageFinished, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
@@ -186,7 +186,7 @@ class _Run:
                 found = reuse(stage, self.runs, self.again, finished)
                 if not found and fetched is None:
                     fetched = self._prepare(stage.name, finished)
-            result = found or self._work(stage, finished, fetched or {})
+            result = found or self._watched(stage, finished, fetched or {})
             finished[stage.name] = result
             yield self._conclude(stage, result, reused=found is not None)
 
@@ -281,6 +281,16 @@ class _Run:
         )
         check_gates(stage, made)
         return StageResult(stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact)
+
+    def _watched(
+        self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]
+    ) -> Finished:
+        """Finish a stage; observers are told where that fails."""
+        try:
+            return self._work(stage, finished, fetched)
+        except AlignkitError as error:
+            self.tell(StageFailed(stage.name, error.problem, error.remedy, error.status))
+            raise
 
     def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
         assert stage.fingerprint

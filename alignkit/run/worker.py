@@ -198,7 +198,13 @@ def _find(plugins: Plugins, name: str) -> Method:
 
 
 def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
-    facts = {"attempt": order.attempt, "pid": os.getpid(), "host": socket.gethostname(), "step": stage.resumed_from}
+    facts = {
+        "attempt": order.attempt,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "step": stage.resumed_from,
+        "told": stage.told_before,
+    }
     write_json(partial / rundir.STARTED, facts)
 
 

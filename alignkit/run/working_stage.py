@@ -5,11 +5,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, StageStarted, Warned
+from alignkit.contract.events import Event, Metrics, Result, Sample, Warned, as_written, plain
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
 from alignkit.contract.names import NAME
@@ -18,10 +17,11 @@ from alignkit.contract.stage import K
 from alignkit.data.records import Part, shaped
 from alignkit.errors import StageError
 from alignkit.plugins import Plugins
-from alignkit.run.order import Order
+from alignkit.run.order import Order, start_of
 from alignkit.run.stopping import Left, Stop
 from alignkit.store import checkpoints, rundir
 from alignkit.store.journal import Journal
+from alignkit.text import writable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +53,8 @@ class WorkingStage:
         self.made: Artifact | None = None
         """What the method has saved."""
         self._order, self._partial, self._stop, self._plugins = order, partial, stop, plugins
+        self.told_before = 0
+        """Lines of the journal that attempts before this one have written."""
         self._parts: dict[str, int] = {}
         self._damaged: list[tuple[str, str]] = []
         self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
@@ -64,8 +66,9 @@ class WorkingStage:
         checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
         if heard:
             final = rundir.finished_folder(self._partial)
-            heard(StageStarted(self.name, self._order.method, str(final), resumed=self._resumed is not None))
+            heard(start_of(self._order, final, resumed=self._resumed is not None))
         journal = Journal(self._partial, facts.get("journal", {}), heard)
+        self.told_before = journal.lines
         self.outcome += [Result(stage=self.name, **result) for result in facts.get("results", ())]
         for name, wrong in self._damaged:
             problem = f"the checkpoint {name} is damaged ({wrong})"
@@ -115,9 +118,12 @@ class WorkingStage:
         was, now, least = (None if value is None else float(value) for value in (before, after, floor))
         few = rows is not None and rows < ENOUGH_ROWS
         told = any(result.rows is not None and result.rows < ENOUGH_ROWS for result in self.outcome)
-        result = Result(self.name, name, was, now, least, rows)
+        result = as_written(Result(self.name, name, was, now, least, rows))
         self.outcome.append(result)
         self._tell(result)
+        if least is not None and now is not None and not now > least:
+            problem = f"{name} is {now:.3g}, no better than the {least:.3g} that anybody reaches"
+            self.warn(problem, "train longer or with another learning rate, or look at the data")
         if few and not told:
             problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
             self.warn(problem, f"keep at least {ENOUGH_ROWS} aside: raise the source's held_out, or give more rows")
@@ -130,7 +136,7 @@ class WorkingStage:
 
     def _tell(self, event: Event) -> None:
         if self._journal:
-            self._journal.tell(event)
+            self._journal.tell(as_written(event))
 
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
         if self._journal:
@@ -214,10 +220,10 @@ class WorkingStage:
         """Write rows, and give the names of the columns that all of them have."""
         shared: set[str] | None = None
         self._cleared()
-        with file.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+        with file.open("w", encoding="utf-8") as lines:
             for row in rows:
                 shared = set(row) if shared is None else shared & row.keys()
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(writable(row), ensure_ascii=False) + "\n")
         if shared is None:
             raise StageError("it made no row at all", remedy="look at its warnings and its settings")
         return shared
@@ -237,7 +243,7 @@ class WorkingStage:
 
 
 def _plain_result(result: Result) -> dict[str, Any]:
-    return {key: value for key, value in asdict(result).items() if key != "stage"}
+    return {key: value for key, value in plain(result).items() if key != "stage"}
 
 
 def _checked(row: Mapping[str, object], number: int, kind: type[Records], part: Part) -> Mapping[str, object]:

@@ -45,18 +45,44 @@ class Scorer:
     origin: str
     summary: str
 
+    settings: tuple[Setting, ...]
+    """What the source may say, each under the key that it has there."""
+
 
 def scorers(plugins: Plugins) -> list[Scorer]:
-    """Give all that scores or compares, rewards first."""
-    offered: list[tuple[str, str, Mapping[str, RewardFunction | JudgeFunction | JudgeScheme]]] = [
-        ("reward", 'reward = "function:{}"', plugins.rewards),
-        ("judge", 'judge = "rule:{}"', plugins.judges),
-        ("scheme", 'judge = "{}:..."', plugins.schemes),
+    """Return all that scores or compares, rewards first."""
+    offered: list[tuple[str, str, str, Mapping[str, RewardFunction | JudgeFunction | JudgeScheme]]] = [
+        ("reward", 'reward = "function:{}"', "settings.", plugins.rewards),
+        ("judge", 'judge = "rule:{}"', "settings.", plugins.judges),
+        ("scheme", 'judge = "{}:..."', "", plugins.schemes),
     ]
     return [
-        Scorer(address.format(name), str(plugins.origins[f"{key}:{name}"]), one.summary)
-        for key, address, those in offered
+        Scorer(
+            address.format(name),
+            str(plugins.origins[f"{key}:{name}"]),
+            one.summary,
+            tuple(_settings(below, one.settings)),
+        )
+        for key, address, below, those in offered
         for name, one in sorted(those.items())
+    ]
+
+
+def find_scorer(plugins: Plugins, name: str) -> Scorer | None:
+    """Find a reward or a judge by its address (`function:NAME`, `rule:NAME`, `SCHEME:`) or its name."""
+    found = {scorer.address.partition('"')[2].rstrip('".'): scorer for scorer in reversed(scorers(plugins))}
+    by_name = {address.rstrip(":").rpartition(":")[2]: scorer for address, scorer in found.items()}
+    return found.get(name) or by_name.get(name)
+
+
+def describe_scorer(scorer: Scorer, width: int | None) -> list[str]:
+    """Return the lines of `alignkit methods NAME` for a reward or a judge."""
+    settings = [(s.key, s.default, s.type, s.summary) for s in scorer.settings]
+    return [
+        *table([(scorer.address, scorer.summary)], width),
+        *table([("from", scorer.origin)], width),
+        "",
+        *(table(settings, width, ("key of the source", "default", "type", "")) or ["It has no settings."]),
     ]
 
 
@@ -70,9 +96,14 @@ def list_methods(plugins: Plugins, width: int | None) -> list[str]:
 
 
 def find_method(plugins: Plugins, name: str) -> Method:
-    """Give the method of that name, where one or more packages offer it. Raises what `Plugins.lacks` makes."""
+    """Return the method of that name or address, where one or more packages offer it.
+
+    Raise what `Plugins.lacks` makes.
+    """
+    if name in plugins.addressed:
+        return plugins.addressed[name]
     if name not in plugins.methods:
-        raise plugins.lacks("method", name, list(plugins.methods))
+        raise plugins.lacks("method", name, [*plugins.methods, *plugins.rewards, *plugins.judges, *plugins.schemes])
     return plugins.methods[name]
 
 
@@ -87,9 +118,10 @@ def _role(given: Input) -> str:
 
 
 def _origin(plugins: Plugins, method: Method) -> str:
-    if clash := plugins.clashes.get(f"method:{method.name}"):
+    clash = plugins.clashes.get(f"method:{method.name}")
+    if clash and not method.package:
         return " and ".join(map(str, clash))
-    return str(plugins.origins[f"method:{method.name}"])
+    return str(plugins.origins[f"method:{method.address}"])
 
 
 def _complaints(plugins: Plugins) -> Iterator[str]:
@@ -172,13 +204,13 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
 
 def settings_of(method: Method) -> tuple[Setting, ...]:
     """Give a method's settings, groups flattened: `ppo.kl.coef`."""
-    return tuple(_settings(method.name, method.settings))
+    return tuple(_settings(f"{method.name}.", method.settings))
 
 
 def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
     """Give the settings of a class, with the defaults that `instead` has where a group is given other ones."""
     for name, field in described(kind).model_fields.items():
-        key = f"{prefix}.{name}"
+        key = f"{prefix}{name}"
         group = _group(field.annotation)
         if group is None:
             default = _default(field) if instead is None else in_toml(getattr(instead, name))
@@ -187,7 +219,7 @@ def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None
         if types.NoneType in get_args(field.annotation):
             yield Setting(key, "group of settings or false", "-", _prose(field) or "Off unless it is given.")
         given = field.default if instead is None else getattr(instead, name)
-        yield from _settings(key, group, given if isinstance(given, Settings) else None)
+        yield from _settings(f"{key}.", group, given if isinstance(given, Settings) else None)
 
 
 def _group(annotation: Any) -> type[Settings] | None:

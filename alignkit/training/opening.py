@@ -34,7 +34,7 @@ def open_reward(
         return _classifier(reward, precision, warn)
     if isinstance(reward, JudgeReward):
         return _ratings(reward, plugins, cache)
-    raise RecipeError(f"a {type(reward).__name__} cannot score answers", f"source {reward.name!r}")
+    return reward.open(cache)
 
 
 def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where: str) -> Score:

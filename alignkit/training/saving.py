@@ -149,7 +149,8 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     dtype = next(parameter.dtype for name, parameter in ours.named_parameters() if "lora_" not in name)
     more = {} if kind is AutoModelForCausalLM else {"num_labels": ours.config.num_labels}
     named = isinstance(model, PeftModel) and _base_named(model)
-    again: Any = open_full(kind, Path(named) if named else folder, dtype if named else torch.float32, None, more)
+    merged = isinstance(model, PeftModel) and not named  # which is saved in fp32
+    again: Any = open_full(kind, Path(named) if named else folder, torch.float32 if merged else dtype, None, more)
     if named:
         again = worn(again, folder)
     again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id

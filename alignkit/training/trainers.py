@@ -386,7 +386,8 @@ class StageCallback(TrainerCallback):
         if not math.isfinite(metrics["loss"]):
             raise _not_finite(state.global_step, "the loss")
         tokens, now = max(float((logs or {}).get(name, 0.0)) for name in TOKENS), time.monotonic()
-        metrics["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
+        if tokens:  # some trainers do not count them
+            metrics["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
         self.tokens, self.began = tokens, now
         self.stage.log(state.global_step, state.max_steps, metrics)
 

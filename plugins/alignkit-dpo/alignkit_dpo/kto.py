@@ -168,11 +168,6 @@ def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: flo
         return
     after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
     stage.result("auc", 0.5, after, floor, len(answers))
-    if after <= floor:
-        problem = (
-            f"good held-out answers are told from bad ones (AUC {after:.3f}) none better than by length ({floor:.3f})"
-        )
-        stage.warn(problem, "train longer, with a higher learning rate or a smaller beta, or look at the answers")
 
 
 def area(values: Sequence[float], labels: Sequence[bool]) -> float:

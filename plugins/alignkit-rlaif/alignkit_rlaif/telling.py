@@ -47,7 +47,7 @@ def tell(stage: Stage, tally: Counter[str], rows: Sequence[Mapping[str, Any]], s
         if name != "worse" or tally[name]:  # only revisions can be
             stage.result(name, None, float(tally[name]))
     for name, value in results.items():
-        stage.result(name, None, value, floor=0.5 if name in ("order_consistency", "longer_wins") else None)
+        stage.result(name, None, value)
     fates = ", ".join(f"{tally[name]} {name}" for name in FATES[2:] if tally[name])
     if not rows:
         problem = f"no pair is left of {tally['pairs']}: {fates}" if tally["pairs"] else "there are no pairs to judge"
