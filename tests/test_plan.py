@@ -248,7 +248,10 @@ RECIPE_MISTAKES = [
     ("defaults.max_lenth = 3", "r.toml:1: defaults.max_lenth: no method has this setting; did you mean 'max_length'?"),
     ("defaults.max_length = -3", "r.toml:1: defaults.max_length: must be greater than 0, and is -3"),
     ("defaults.lora.rank = 0", "r.toml:1: defaults.lora.rank: must be greater than 0, and is 0"),
-    ("stage.BAD.method = 'tune'", "r.toml:1: stage 'BAD': the name must match [a-z][a-z0-9-]{0,40}; rename it"),
+    (
+        "stage.BAD.method = 'tune'",
+        "r.toml:1: stage 'BAD': the name must match [a-z][a-z0-9_-]{0,40}; rename it, to 'bad' for example",
+    ),
     ("stage.base.method = 'swap'", "r.toml:1: 'base' names a stage and a source; rename one of them"),
     ("stage.odd = 3", "r.toml:1: stage 'odd' must be a table; write [stage.odd]"),
 ]

@@ -15,6 +15,8 @@ from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
 """What `--set` may say besides keys of stages and sources."""
 KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
+OWN_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
+"""What a stage or a source may be called."""
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -246,8 +248,10 @@ def _name_errors(recipe: Recipe, table: Mapping[str, Any]) -> Iterator[RecipeErr
         for name, value in inner.items() if isinstance(inner, dict) else ():
             where = recipe.where(key, name)
             noun = key.removesuffix("s")
-            if not NAME.fullmatch(name):
-                yield RecipeError(f"{noun} {name!r}: the name must match {NAME.pattern}", where, "rename it")
+            if not OWN_NAME.fullmatch(name):
+                fitting = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_0123456789")[:40] or "mine"
+                problem = f"{noun} {name!r}: the name must match {OWN_NAME.pattern}"
+                yield RecipeError(problem, where, f"rename it, to {fitting!r} for example")
             if not isinstance(value, dict):
                 yield RecipeError(f"{noun} {name!r} must be a table", where, f"write [{key}.{name}]")
     for name in recipe.stages:

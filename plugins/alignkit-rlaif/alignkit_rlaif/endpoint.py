@@ -25,7 +25,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validat
 
 from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Settings, Verdict, judge_scheme
 from alignkit_rlaif import wording
-from alignkit_rlaif.http import FaultError, RefusedError, make_opener, post
+from alignkit_rlaif.http import FaultError, RefusedError, make_client, post
 from alignkit_rlaif.replies import Replies, Spent
 
 LONGEST_PAUSE = 60.0
@@ -118,7 +118,7 @@ class Client:
         place = hashlib.sha256(f"{self._url} {self.model}".encode()).hexdigest()[:16]
         self._journal = Replies(cache / f"judge-{place}.jsonl" if cache else None)
         self._spent = Spent(cache / f"spent-{place}-{judge.name}.jsonl" if cache else None)
-        self._opener = make_opener(self._url)
+        self._client = make_client(self._url)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._costs = {"requests": 0.0, "tokens": 0.0, "retries": 0.0, "remembered": 0.0}
 
@@ -183,7 +183,7 @@ class Client:
         while True:
             self._count_request()
             try:
-                reply = reply_of(post(self._opener, self._url, self._headers, body, limits.timeout))
+                reply = reply_of(post(self._client, self._url, self._headers, body, limits.timeout))
             except RefusedError as error:
                 raise self._gives_up(f"the judge refuses ({error})", _refusal_remedy(str(error))) from None
             except FaultError as error:

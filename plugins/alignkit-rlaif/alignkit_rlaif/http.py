@@ -1,6 +1,5 @@
 """One request to an endpoint: its reply, or why there is none and whether it is worth asking again."""
 
-import http.client
 import ipaddress
 import json
 import ssl
@@ -9,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
-from urllib.error import HTTPError, URLError
+from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
+
+import httpx2
 
 LARGEST = 8 * 2**20
 """Bytes of a reply; a longer one is none."""
@@ -34,17 +33,12 @@ class RefusedError(Exception):
     """The endpoint will not answer, however often it is asked."""
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """Follows none: a key must not go to a place that nobody named."""
+def make_client(url: str) -> httpx2.Client:
+    """Make what asks the address: it follows no redirect, since a key must not go to a place that nobody named.
 
-    def redirect_request(self, *args: Any, **named: Any) -> None:
-        return None
-
-
-def make_opener(url: str) -> OpenerDirector:
-    """Make what opens the address; this machine's own addresses are not asked by way of a proxy."""
-    proxies = [ProxyHandler({})] if is_local(url) else []
-    return build_opener(_NoRedirect, HTTPSHandler(context=ssl.create_default_context()), *proxies)
+    This machine's own addresses are not asked by way of a proxy.
+    """
+    return httpx2.Client(follow_redirects=False, trust_env=not is_local(url), verify=ssl.create_default_context())
 
 
 def is_local(url: str) -> bool:
@@ -54,55 +48,57 @@ def is_local(url: str) -> bool:
     return host == "localhost"
 
 
-def post(opener: OpenerDirector, url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
-    """Send a JSON object, and give the JSON value that comes back within so many seconds.
+def post(client: httpx2.Client, url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
+    """Send a JSON object, and return the JSON value that comes back within so many seconds.
 
     Raises FaultError or RefusedError.
     """
-    data = json.dumps(body).encode()
-    request = Request(url, data, {"Content-Type": "application/json", **headers})  # noqa: S310  # the scheme is checked
     ends = time.monotonic() + timeout
     try:
-        with opener.open(request, timeout=timeout) as response:
-            return json.loads(_read(response, ends))
-    except HTTPError as error:
-        with error:
-            _raise_status(error, ends)
-    except URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise RefusedError(f"its certificate is not valid: {error.reason.verify_message}") from error
-        raise FaultError(str(error.reason)) from error
-    except TimeoutError as error:
+        with client.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
+            content = _read(response, ends)
+        if not response.is_success:
+            raise _refusal(response, content)
+        return json.loads(content)
+    except httpx2.TimeoutException as error:
         raise FaultError(f"no reply within {timeout:g} seconds") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise FaultError(f"the connection broke: {type(error).__name__}") from error
+    except httpx2.ConnectError as error:
+        if invalid := _certificate(error):
+            raise RefusedError(f"its certificate is not valid: {invalid.verify_message}") from error
+        raise FaultError(str(error)) from error
+    except httpx2.HTTPError as error:
+        raise FaultError(f"the connection broke: {error or type(error).__name__}") from error
     except ValueError as error:
         raise FaultError("its reply is not JSON") from error
 
 
-def _read(response: Any, ends: float) -> bytes:
+def _read(response: httpx2.Response, ends: float) -> bytes:
     """Read a reply's body; one that comes drop by drop is too late as well."""
-    parts, size = list[bytes](), 0
-    while part := response.read1(2**16):
-        parts.append(part)
-        size += len(part)
+    read = bytearray()
+    for part in response.iter_bytes():
+        read += part
         if time.monotonic() > ends:
-            raise TimeoutError
-        if size > LARGEST:
+            raise httpx2.ReadTimeout("the reply takes too long")
+        if len(read) > LARGEST:
             raise FaultError("its reply is too long")
-    if getattr(response, "length", 0):
-        raise FaultError("the connection broke: its reply is cut off")
-    return b"".join(parts)
+    return bytes(read)
 
 
-def _raise_status(error: HTTPError, ends: float) -> NoReturn:
-    said = ""
-    with suppress(OSError, http.client.HTTPException, FaultError):
-        said = _message(_read(error, ends))
-    reason = f"status {error.code}" + (f": {said}" if said else "")
-    if error.code < 500 and (error.code not in PASSING or SPENT in said):
-        raise RefusedError(reason) from error
-    raise FaultError(reason, retry_after(error.headers.get("Retry-After"))) from error
+def _certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return what is wrong with a certificate, if that is beneath an error."""
+    while error:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refusal(response: httpx2.Response, content: bytes) -> FaultError | RefusedError:
+    said = _message(content)
+    reason = f"status {response.status_code}" + (f": {said}" if said else "")
+    if response.status_code < 500 and (response.status_code not in PASSING or SPENT in said):
+        return RefusedError(reason)
+    return FaultError(reason, retry_after(response.headers.get("Retry-After")))
 
 
 def _message(body: bytes) -> str:
