@@ -67,7 +67,7 @@ def post(client: httpx2.Client, url: str, headers: Mapping[str, str], body: Mapp
             raise RefusedError(f"its certificate is not valid: {invalid.verify_message}") from error
         raise FaultError(str(error)) from error
     except httpx2.HTTPError as error:
-        raise FaultError(f"the connection broke: {error or type(error).__name__}") from error
+        raise FaultError(f"the connection broke: {str(error) or type(error).__name__}") from error
     except ValueError as error:
         raise FaultError("its reply is not JSON") from error
 
