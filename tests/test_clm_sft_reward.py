@@ -12,8 +12,9 @@ from alignkit.methods.clm import CLMSettings, clm
 from alignkit.methods.reward import RewardSettings, accuracy, normalisation, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import RecordingStage
+from alignkit.training import measures
 from alignkit.training.encoding import LabelledTokens, TokenPair
-from alignkit.training.measures import perplexity, share_of_longer
+from alignkit.training.measures import pair_accuracy_floor, perplexity, share_of_longer
 from alignkit.training.models import load_policy, load_reward_model
 
 CLM = CLMSettings(learning_rate=1e-2, batch=8, max_length=32, epochs=4)
@@ -216,3 +217,11 @@ def test_ties_count_half():
 def test_scores_are_normalised_by_mean_and_spread():
     assert normalisation([(3.0, 1.0), (3.0, 1.0)]) == (2.0, 1.0)
     assert normalisation([(3.0, 3.0)]) == (3.0, 1.0)
+
+
+def test_what_words_reach_on_the_same_pairs_is_found_once(tmp_path, monkeypatch) -> None:
+    rows = [{"chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    first = pair_accuracy_floor(0.5, rows[:30], rows[30:], cache=tmp_path)
+    monkeypatch.setattr(measures, "words_win", lambda *_: pytest.fail("it was found before"))
+
+    assert pair_accuracy_floor(0.5, rows[:30], rows[30:], cache=tmp_path) == first == (1.0, "words")

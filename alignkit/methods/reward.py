@@ -117,7 +117,7 @@ def tell(
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
     rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
-    floor, _ = pair_accuracy_floor(share_of_longer(held_out), *rows)
+    floor, _ = pair_accuracy_floor(share_of_longer(held_out), *rows, cache=stage.cache)
     stage.result("accuracy", before, after, floor, len(held_out))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
-from alignkit.data.floors import TRAIN, Features, difference, words_win
+from alignkit.data.floors import TRAIN, difference, words_win
+from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
 from alignkit.training.models import computing, evaluating, padded
 
@@ -64,19 +66,26 @@ class Floor(NamedTuple):
     """`length` or `words`."""
 
 
-def pair_accuracy_floor(longer: float, train: Sequence[Row], held_out: Sequence[Row]) -> Floor:
+WORDS_VERSION = 1
+"""Raised when the classifier of words changes."""
+
+
+def pair_accuracy_floor(
+    longer: float, train: Sequence[Row], held_out: Sequence[Row], *, cache: Path | None = None
+) -> Floor:
     """Return the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
     words that has learnt from the first rows that are learnt from.
 
-    Rows have `chosen` and `rejected`, strings or chats.
+    Rows have `chosen` and `rejected`, strings or chats. The classifier takes seconds for long answers: what came of the
+    same rows before lies in the `cache`, where one is given (`stage.cache`).
     """
-    learnt, measured = ([_difference(row) for row in rows] for rows in (train[:TRAIN], held_out))
-    words = words_win(learnt, measured)
+    texts = [[(shown(row["chosen"]), shown(row["rejected"])) for row in rows] for rows in (train[:TRAIN], held_out)]
+    note = note_path(cache, "words", WORDS_VERSION, texts) if cache else None
+    known = read_note(note) if note else {}
+    words = known["words"] if "words" in known else words_win(*([difference(*pair) for pair in side] for side in texts))
+    if note and not known:
+        write_note(note, {"words": words})
     return Floor(longer, "length") if words is None or words <= longer else Floor(words, "words")
-
-
-def _difference(row: Row) -> Features:
-    return difference(shown(row["chosen"]), shown(row["rejected"]))
 
 
 def share_of_longer(pairs: Sequence[TokenPair]) -> float:

@@ -207,7 +207,9 @@ def tell(
     accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
-    floor, _ = pair_accuracy_floor(longer, [pair.row for pair in train], [pair.row for pair in held_out])
+    floor, _ = pair_accuracy_floor(
+        longer, *([pair.row for pair in rows] for rows in (train, held_out)), cache=stage.cache
+    )
     stage.result("accuracy", 0.5, accuracy, floor, len(found))
     stage.result("margin", 0.0, fmean(found), rows=len(found))
     for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:
