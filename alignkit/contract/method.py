@@ -4,9 +4,12 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import permutations, zip_longest
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
 
 from alignkit.contract.kinds import Artifact
 from alignkit.contract.names import why_not
@@ -133,7 +136,8 @@ def method(
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
         made = Method(name, summary, settings, consumes, produces, function, needs, _results(name, function, results))
         if all(not field.is_required() for field in settings.model_fields.values()):
-            made.needs(settings())  # so that a package that is wrong says so when it is loaded
+            with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
+                made.needs(settings())  # so that a package that is wrong says so when it is loaded
         return made
 
     return wrap

@@ -7,6 +7,7 @@ from typing import Any
 
 from alignkit.contract.judges import RULE, JudgeClient, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
+from alignkit.contract.one_each import one_number_each
 from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
@@ -34,7 +35,8 @@ def open_reward(
         return _classifier(reward, precision, warn)
     if isinstance(reward, JudgeReward):
         return _ratings(reward, plugins, cache)
-    return reward.open(cache)
+    score, name = reward.open(cache), f"the reward {type(reward).__name__}"
+    return lambda answers: one_number_each(score(answers), len(answers), name, f"sources.{reward.name}")
 
 
 def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where: str) -> Score:
