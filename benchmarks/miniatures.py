@@ -29,7 +29,7 @@ from alignkit.methods.ppo import PPOSettings, ppo
 from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import write_tiny_policy
-from alignkit.training.models import open_tokenizer
+from alignkit.training.tokenizers import open_tokenizer
 
 USES = {
     "sft": Uses.of(sft.needs(SFTSettings())),

@@ -27,7 +27,8 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.runner import run_recipe
 from alignkit.training.answers import answer_logprobs
 from alignkit.training.miniature import miniature, stir
-from alignkit.training.models import PLAIN_TEMPLATE, load_policy
+from alignkit.training.models import load_policy
+from alignkit.training.tokenizers import PLAIN_TEMPLATE
 from alignkit.training.ways import form_of, ways_of
 
 MIXED = {"num_hidden_layers": 4}

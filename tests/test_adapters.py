@@ -25,13 +25,7 @@ from alignkit.errors import DataError
 from alignkit.estimate.compatibility import check_policy, check_reward
 from alignkit.training.adapters import weights_with
 from alignkit.training.miniature import miniature
-from alignkit.training.models import (
-    adapted_model,
-    load_for_reward_training,
-    load_policy,
-    load_reward_model,
-    rows_of,
-)
+from alignkit.training.models import adapted_model, load_for_reward_training, load_policy, load_reward_model, rows_of
 from alignkit.training.saving import save_policy, save_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")

@@ -27,7 +27,8 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine
 from alignkit.run.runner import run_recipe
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy, write_tiny_reward
-from alignkit.training.models import PLAIN_TEMPLATE, load_policy, open_tokenizer, policy_tokenizer
+from alignkit.training.models import load_policy
+from alignkit.training.tokenizers import PLAIN_TEMPLATE, open_tokenizer, policy_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "fine thanks"}
 SYSTEM = {"role": "system", "content": "warm"}

@@ -23,7 +23,7 @@ from alignkit.training.encoding import (
     prompts,
     report,
 )
-from alignkit.training.models import PLAIN_TEMPLATE
+from alignkit.training.tokenizers import PLAIN_TEMPLATE
 
 CHAT = [
     {"role": "user", "content": "how are you?"},

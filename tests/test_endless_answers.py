@@ -13,9 +13,10 @@ from alignkit.methods.grpo import grpo
 from alignkit.methods.sft import sft
 from alignkit.plugins import load_plugins
 from alignkit.testing import RecordingStage, run_method, write_inputs
+from alignkit.training.configs import taught_by, taught_length
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import answer_limit, learnt_runs
-from alignkit.training.models import load_policy, taught_by, taught_length
+from alignkit.training.models import load_policy
 
 ONLINE = {"updates": 6, "batch": 16, "answers": 4, "minibatches": 1, "learning_rate": 1e-3, "measured": 8, "samples": 1}
 

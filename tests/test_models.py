@@ -26,16 +26,10 @@ from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
 from alignkit.training import models
 from alignkit.training.classifiers import as_read
-from alignkit.training.models import (
-    load_critic,
-    load_for_reward_training,
-    load_policy,
-    load_reward_model,
-    positions_of,
-    score_head,
-    stop_tokens,
-)
+from alignkit.training.configs import positions_of
+from alignkit.training.models import load_critic, load_for_reward_training, load_policy, load_reward_model, score_head
 from alignkit.training.saving import save_policy, save_reward, unpack
+from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.weight_files import check_model_folder
 
 ROWS = torch.arange(3, 15)[None]

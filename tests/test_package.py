@@ -111,7 +111,9 @@ def test_the_wheel_requires_the_floors(metadata: Message) -> None:
 def test_the_wheel_offers_the_command_and_the_plugin_for_tests(wheel: ZipFile) -> None:
     points = wheel.read(f"alignkit-{VERSION}.dist-info/entry_points.txt").decode()
 
-    assert points == "[console_scripts]\nalignkit = alignkit.cli:main\n\n[pytest11]\nalignkit = alignkit_pytest\n"
+    assert (
+        points == "[console_scripts]\nalignkit = alignkit.cli:main\n\n[pytest11]\nalignkit_pytest = alignkit_pytest\n"
+    )
 
 
 def test_the_unpacked_wheel_plans_the_recipe_that_it_brings(wheel: ZipFile, tmp_path: Path) -> None:

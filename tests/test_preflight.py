@@ -36,7 +36,8 @@ from alignkit.plan.planner import make_plan
 from alignkit.run import smoke
 from alignkit.run.runner import run_recipe
 from alignkit.testing import write_tiny_policy, write_tiny_reward
-from alignkit.training.models import load_policy, open_tokenizer
+from alignkit.training.models import load_policy
+from alignkit.training.tokenizers import open_tokenizer
 
 GAUGE = Gauge(
     1000.0, Rate(1e-4, 1e-4, 1e-6), Rate(3e-4, 3e-4, 3e-6), Rate(1e-4, 1e-4, 1e-6), 1e-9, 3e-9, Rate(0, 1e-8, 1e-9)

@@ -17,7 +17,7 @@ from alignkit.methods.sft import SFTSettings, sft
 from alignkit.show.audit_lines import show_preview
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy
 from alignkit.training import trainers
-from alignkit.training.models import PLAIN_TEMPLATE, open_tokenizer
+from alignkit.training.tokenizers import PLAIN_TEMPLATE, open_tokenizer
 
 CHAT = [
     {"role": "user", "content": "how are you?"},

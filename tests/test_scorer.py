@@ -10,14 +10,8 @@ from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA
 from alignkit.testing import write_tiny_policy
 from alignkit.training.classifiers import score_tokens
-from alignkit.training.models import (
-    load_critic,
-    load_for_reward_training,
-    load_policy,
-    load_reward_model,
-    open_config,
-    score_head,
-)
+from alignkit.training.configs import open_config
+from alignkit.training.models import load_critic, load_for_reward_training, load_policy, load_reward_model, score_head
 from alignkit.training.packing import decoder_of
 from alignkit.training.saving import save_policy, save_reward
 from alignkit.training.scorer import scorer_for, scorer_named_by

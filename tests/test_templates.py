@@ -21,8 +21,8 @@ from alignkit.training.encoding import (
     prompts,
     turn_ends,
 )
-from alignkit.training.models import PLAIN_TEMPLATE
 from alignkit.training.templates import learnt_heading, rendered, unread_keys
+from alignkit.training.tokenizers import PLAIN_TEMPLATE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -28,7 +28,7 @@ from alignkit.methods.ppo import PPOSettings, ppo
 from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.training.miniature import miniature
-from alignkit.training.models import open_tokenizer
+from alignkit.training.tokenizers import open_tokenizer
 
 FOLDER = Path("model")
 CONFIGS = {

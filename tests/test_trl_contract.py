@@ -11,6 +11,7 @@ from transformers import GraniteConfig, RecurrentGemmaConfig, RobertaConfig
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.training.arithmetic import padded
 from alignkit.training.classifiers import score_tokens
 from alignkit.training.encoding import (
     NOT_LEARNT,
@@ -27,7 +28,6 @@ from alignkit.training.models import (
     adapted_model,
     load_for_reward_training,
     load_policy,
-    padded,
     score_head,
     without_deprecations,
 )

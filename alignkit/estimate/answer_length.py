@@ -14,8 +14,8 @@ from alignkit.errors import Problem
 from alignkit.estimate.counting import answer_tokens, count_tokens, learn_of
 from alignkit.estimate.desk import Desk
 from alignkit.plan.plan import PlannedStage, policy_of, policy_roles
+from alignkit.training.configs import taught_by
 from alignkit.training.lengths import answer_limit
-from alignkit.training.models import taught_by
 
 FEW = 0.05
 """Share of the answers that may be longer than they are sampled before it is told."""

@@ -3,7 +3,8 @@
 from alignkit.estimate.desk import Desk
 from alignkit.estimate.trial import Trial, Uses, tried
 from alignkit.plan.plan import PlannedStage, policies_of
-from alignkit.training.models import open_config, open_tokenizer
+from alignkit.training.configs import open_config
+from alignkit.training.tokenizers import open_tokenizer
 
 
 def architecture(desk: Desk, stage: PlannedStage) -> Trial:

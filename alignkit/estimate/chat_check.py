@@ -101,8 +101,8 @@ class Chats:
     def _left_out(self, stage: PlannedStage, needs: EvaluationNeeds) -> Iterator[Problem]:
         """Refuse an evaluation that would leave out too many prompts, by the function that leaves them out."""
         from alignkit.estimate.counting import answer_tokens
+        from alignkit.training.configs import open_config, positions_of
         from alignkit.training.encoding import AskedPrompt, asked_of_all, fitting_length, too_much_lost
-        from alignkit.training.models import open_config, positions_of
 
         names = [name for name in self._named(stage) if name in self.desk.audits]
         prompts: list[Any] = [self.desk.open(self.desk.plan.sources[name]) for name in names]
@@ -155,7 +155,7 @@ class Chats:
         return policy_of(self.desk.plan, stage) if issubclass(stage.made, Policy | RewardModel) else None
 
     def _tokenizer(self, source: Source) -> "PreTrainedTokenizerBase":
-        from alignkit.training.models import open_tokenizer
+        from alignkit.training.tokenizers import open_tokenizer
 
         artifact: Any = self.desk.open(source)
         return open_tokenizer(artifact.path, source.chat_template)
@@ -228,7 +228,7 @@ class _Reader:
 
     @property
     def plain(self) -> bool:
-        from alignkit.training.models import PLAIN_TEMPLATE
+        from alignkit.training.tokenizers import PLAIN_TEMPLATE
 
         return bool(self.tokenizer.chat_template == PLAIN_TEMPLATE)
 

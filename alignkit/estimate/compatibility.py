@@ -13,9 +13,11 @@ from alignkit.estimate.desk import Desk
 from alignkit.estimate.sizes import built
 from alignkit.plan.plan import PlannedStage, policies_of
 from alignkit.training.adapters import check_fit, task_of
+from alignkit.training.configs import open_config
 from alignkit.training.heads import head_of, labels_of, place_of
-from alignkit.training.models import misfit, open_config, open_tokenizer, policy_tokenizer, rows_of
+from alignkit.training.models import misfit, rows_of
 from alignkit.training.templates import Learn
+from alignkit.training.tokenizers import open_tokenizer, policy_tokenizer
 from alignkit.training.weight_files import chain_of, root_of, shapes_in
 
 

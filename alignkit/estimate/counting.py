@@ -22,8 +22,8 @@ from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import encoding
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import UNSET_ANSWER, learnt_runs
-from alignkit.training.models import open_tokenizer, policy_tokenizer
 from alignkit.training.templates import Learn
+from alignkit.training.tokenizers import open_tokenizer, policy_tokenizer
 
 VERSION = 5
 """Raised when what is counted changes."""

@@ -28,9 +28,10 @@ from alignkit.estimate.counting import (
 )
 from alignkit.estimate.preview import Piece, Preview, RenderedSample
 from alignkit.training import encoding
+from alignkit.training.configs import open_config, positions_of
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
-from alignkit.training.models import open_config, policy_tokenizer, positions_of
 from alignkit.training.templates import Learn
+from alignkit.training.tokenizers import policy_tokenizer
 
 SAMPLES = 3
 FIRST_BITS = 4

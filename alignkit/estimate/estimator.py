@@ -26,8 +26,10 @@ from alignkit.estimate.timing import gauge
 from alignkit.plan.plan import Plan, PlannedStage, policies_of, policy_of, policy_roles
 from alignkit.sources.source import Source
 from alignkit.training import encoding
+from alignkit.training.arithmetic import arithmetic, device
+from alignkit.training.configs import open_config, positions_of
 from alignkit.training.lengths import UNSET_ANSWER
-from alignkit.training.models import arithmetic, device, open_config, positions_of, rows_of
+from alignkit.training.models import rows_of
 from alignkit.training.weight_files import root_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")

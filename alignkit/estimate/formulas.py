@@ -18,8 +18,8 @@ from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
 from alignkit.training import packing, trainers
+from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.lengths import UNSET_ANSWER
-from alignkit.training.models import arithmetic, device
 from alignkit.training.step import SECONDS_BETWEEN_COMMITS
 
 MIB = 2**20

@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.estimate.sizes import built
-from alignkit.training.models import adapted_model, computing, device
+from alignkit.training.arithmetic import computing, device
+from alignkit.training.models import adapted_model
 from alignkit.training.packing import OutputLayer, chosen_logprobs, decoder_of
 from alignkit.training.rollouts import draw, sample_answers
 

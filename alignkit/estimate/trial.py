@@ -19,10 +19,11 @@ from alignkit.contract.settings import LoRA, Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.training.adapters import weights_with
+from alignkit.training.configs import check_causal
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.layouts import no_shared_body
 from alignkit.training.miniature import miniature
-from alignkit.training.models import Task, adapted_model, check_causal, score_head
+from alignkit.training.models import Task, adapted_model, score_head
 from alignkit.training.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.scorer import made_scorer, scorer_for

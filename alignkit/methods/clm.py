@@ -36,9 +36,10 @@ class CLMSettings(TrainingSettings):
 @method("clm", needs=trainer_needs, results=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
+    from alignkit.training.configs import positions
     from alignkit.training.encoding import fitting_length
     from alignkit.training.measures import perplexity, tell_perplexity
-    from alignkit.training.models import load_policy, positions
+    from alignkit.training.models import load_policy
     from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)

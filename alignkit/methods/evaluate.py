@@ -160,8 +160,9 @@ def asked(
 
 def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
     """Return a policy's tokenizer, and how long a prompt with its answer may be."""
+    from alignkit.training.configs import open_config, positions_of
     from alignkit.training.encoding import AskedPrompt, fitting_length
-    from alignkit.training.models import open_config, policy_tokenizer, positions_of
+    from alignkit.training.tokenizers import policy_tokenizer
 
     longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
     return AskedPrompt(policy_tokenizer(policy), longest)
@@ -173,8 +174,10 @@ def answer(
     """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     from alignkit.training import encoding
     from alignkit.training.answers import summed_logprobs
-    from alignkit.training.models import computing, load_policy, stop_tokens
+    from alignkit.training.arithmetic import computing
+    from alignkit.training.models import load_policy
     from alignkit.training.rollouts import generator_for, sample_answers
+    from alignkit.training.tokenizers import stop_tokens
 
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
     prompts, _ = encoding.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
@@ -202,7 +205,8 @@ def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Poli
     None where a policy's tokens are others than the first one's.
     """
     from alignkit.training.answers import summed_logprobs
-    from alignkit.training.models import computing, load_policy
+    from alignkit.training.arithmetic import computing
+    from alignkit.training.models import load_policy
 
     found: list[list[float] | None] = [[0.0] * len(results[0].answers)]
     if len(results) == 1:

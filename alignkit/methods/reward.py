@@ -51,8 +51,9 @@ def needs(settings: RewardSettings) -> TrainerNeeds:
 @method("reward", needs=needs, results=("accuracy",))
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
+    from alignkit.training.configs import positions
     from alignkit.training.encoding import fitting_length, preferences, report
-    from alignkit.training.models import load_for_reward_training, positions
+    from alignkit.training.models import load_for_reward_training
     from alignkit.training.trainers import train_scores
 
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
@@ -81,8 +82,8 @@ def scored(
     model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[TokenPair]", precision: Precision
 ) -> ScoredPairs:
     """Score both sides of each pair."""
+    from alignkit.training.arithmetic import computing
     from alignkit.training.classifiers import score_tokens
-    from alignkit.training.models import computing
 
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     with computing(precision):

@@ -50,10 +50,11 @@ def needs(settings: SFTSettings) -> TrainerNeeds:
 @method("sft", needs=needs, results=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
+    from alignkit.training.configs import positions
     from alignkit.training.encoding import demonstrations, fitting_length, report
     from alignkit.training.lengths import answer_limit, learnt_runs
     from alignkit.training.measures import perplexity, tell_perplexity
-    from alignkit.training.models import load_policy, positions
+    from alignkit.training.models import load_policy
     from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
@@ -79,10 +80,11 @@ def show(
     stage: Stage, model: "Model", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Mapping[str, Any]], limit: int
 ) -> None:
     """Let the policy answer a few held-out prompts, beside what was demonstrated."""
+    from alignkit.training.configs import taught_length
     from alignkit.training.encoding import at_same_place, parted, prompts, shown
     from alignkit.training.lengths import UNSET_ANSWER
-    from alignkit.training.models import stop_tokens, taught_length
     from alignkit.training.rollouts import generator_for, sample_answers
+    from alignkit.training.tokenizers import stop_tokens
 
     new = min(taught_length(model) or UNSET_ANSWER, limit // 2)
     parts = [(row, *parted(row)) for row in rows]

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
 from alignkit.training import encoding, rollouts
-from alignkit.training.models import positions, stop_tokens
+from alignkit.training.configs import positions
 from alignkit.training.packing import LAID_OUT, by_prompt, joined, logprobs_of
 from alignkit.training.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
+from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.ways import alone_beyond, form_of, rows_together
 
 Model: TypeAlias = PreTrainedModel | PeftModel

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
+from alignkit.training.arithmetic import evaluating, padded
+from alignkit.training.configs import positions
 from alignkit.training.encoding import answered, prompt_ids, prompt_text, text_ids, turn_ends
-from alignkit.training.models import evaluating, padded, positions
 from alignkit.training.templates import rendered
 from alignkit.training.ways import alone_beyond
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.kinds import Policy, Reward, RewardModel
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import DataError, RecipeError, StageError
-from alignkit.training.models import arithmetic, load_critic, load_policy, stop_tokens
+from alignkit.training.arithmetic import arithmetic
+from alignkit.training.models import load_critic, load_policy
 from alignkit.training.packing import (
     LAID_OUT,
     Pack,
@@ -42,6 +43,7 @@ from alignkit.training.rollouts import (
     rows_in_a_pass,
     sample_answers,
 )
+from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.trunk import Trunk
 from alignkit.training.ways import Form, alone_beyond, form_of, reads_packed, rows_together
 

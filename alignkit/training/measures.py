@@ -13,8 +13,8 @@ from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.data.floors import TRAIN, difference, words_win
 from alignkit.store.notes import note_path, read_note, write_note
+from alignkit.training.arithmetic import computing, evaluating, padded
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
-from alignkit.training.models import computing, evaluating, padded
 
 LOGITS_IN_A_PASS = 2**25
 """128 MB in fp32."""

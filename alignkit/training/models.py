@@ -4,10 +4,8 @@ Everything is opened from a local folder: no code of a model's author runs, no s
 weights, or a LoRA adapter whose full-weights base stands elsewhere or in its own `base/`.
 """
 
-import copy
 import importlib.util
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,26 +13,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, cast
-from weakref import WeakKeyDictionary
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
+from typing import Any, Literal
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -45,85 +33,22 @@ from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.training.adapters import merged, resized, task_of, vocabulary_of
-from alignkit.training.encoding import turn_ends
+from alignkit.training.adapters import merged, task_of, vocabulary_of
+from alignkit.training.arithmetic import arithmetic, device
+from alignkit.training.configs import check_causal, open_config, remember_configs
 from alignkit.training.heads import bias_of, head_of, labels_of
-from alignkit.training.packing import FAILURES, beneath, decoder_of, name_decoder
+from alignkit.training.packing import FAILURES, decoder_of, name_decoder
 from alignkit.training.scorer import made_scorer, scorer_for, scorer_named_by
-from alignkit.training.ways import ways_of_config
-from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of, read_json, root_of
+from alignkit.training.tokenizers import _give_pad, _make_room, _tokenizer, open_tokenizer, pad_name, policy_tokenizer
+from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
+
+
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+
 Quantised = Literal["4bit", "8bit"] | None
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
-    "{{ '### ' + (message['role'] | capitalize) + ':\\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n\\n### Assistant:\\n' }}{% endif %}"
-)
-"""The chat template of models that have none: roles as headings, and the end-of-sequence token closes an answer.
-
-    ### User:
-    What is blue?
-
-    ### Assistant:
-    The sky.<eos>
-"""
-
-PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
-
-
-def device() -> torch.device:
-    """Return this process's own GPU where there is one, else the processor."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def arithmetic(precision: Precision) -> torch.dtype:
-    """Return the type of number to compute with: `auto` is bf16 on a GPU that has it, else fp32."""
-    if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-@contextmanager
-def computing(precision: Precision) -> Iterator[None]:
-    """Compute in the precision's type for a while; weights in fp32 are converted where they are used."""
-    with torch.autocast(device().type, torch.bfloat16, enabled=arithmetic(precision) == torch.bfloat16):
-        yield
-
-
-_opened: WeakKeyDictionary[nn.Module, list[tuple[Any, dict[str, Any]]]] = WeakKeyDictionary()
-"""What the configs of models said when they were opened."""
-
-
-def remember_configs(model: PreTrainedModel) -> None:
-    """Note what a model's configs say, so that `restore_configs` can bring it back."""
-    configs = [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
-    more = [model.generation_config] if model.can_generate() else []
-    _opened[model] = [(config, copy.deepcopy(_public(config))) for config in (*configs, *more)]
-
-
-def restore_configs(model: PreTrainedModel | PeftModel) -> None:
-    """Take back what a trainer has set in the configs of a model that was opened here; it would be saved with it."""
-    inner = beneath(model)
-    for config, was in _opened.get(inner, ()):
-        for name in _public(config).keys() - was.keys():
-            delattr(config, name)
-        for name, value in was.items():
-            if _public(config).get(name, ...) != value:
-                setattr(config, name, copy.deepcopy(value))
-
-
-def _public(config: Any) -> dict[str, Any]:
-    """Return what a config says, without its own notes and the configs inside it, which are looked at by themselves."""
-    facts = vars(config).items()
-    return {name: value for name, value in facts if name[0] != "_" and not isinstance(value, PreTrainedConfig)}
 
 
 def load_policy(
@@ -237,81 +162,6 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
         head.bias = nn.Parameter(torch.zeros_like(bias))
     model = _moved(model, device())
     return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
-
-
-def open_config(folder: Path) -> Any:
-    """Open the config of a model's folder, of its base where it is an adapter. Raises DataError where none opens it."""
-    folder = root_of(folder)
-    check_model_folder(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (*FAILURES, StrictDataclassError) as error:
-        raise _odd_config(folder / "config.json", error) from error
-
-
-def _odd_config(file: Path, error: Exception) -> DataError:
-    """Word why transformers does not open a config."""
-    kind = read_json(file).get("model_type")
-    if kind not in CONFIG_MAPPING:
-        problem = f"transformers {transformers.__version__} knows no architecture {kind!r}"
-        return DataError(problem, str(file), "install a transformers that does, or correct model_type")
-    told = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return DataError(f"the model's config cannot be read ({told})", str(file), "correct it, or copy the folder again")
-
-
-def check_causal(config: Any, where: Path) -> None:
-    """Refuse, by its config, a model whose tokens see what follows them. Raises DataError."""
-    remedy = "give a decoder as policy; an encoder can score answers, as a reward"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        problem = f"transformers has no causal language model of the architecture {config.model_type!r}"
-        raise DataError(problem, str(where), remedy)
-    ways = ways_of_config(config)
-    if ways and not ways.causal:
-        problem = f"the model ({config.model_type}) is no causal language model: its tokens see what follows them"
-        raise DataError(problem, str(where), remedy)
-
-
-def positions(model: PreTrainedModel | PeftModel) -> int | None:
-    """Return how many tokens the model reads at most; None where nothing says so."""
-    return positions_of(model.config)
-
-
-def positions_of(config: Any) -> int | None:
-    """Tell it by the model's config alone; MPT has a name of its own for it."""
-    facts = config.get_text_config()
-    found = getattr(facts, "max_position_embeddings", None) or getattr(facts, "max_seq_len", None)
-    return int(found) if found and found > 0 else None
-
-
-def stop_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end an answer.
-
-    They are the tokenizer's end-of-sequence token, what the model's generation config ends answers with, and what the
-    chat template closes an answer with, by which a policy learns to stop.
-    """
-    config = getattr(model, "generation_config", None)
-    ends = config.eos_token_id if config is not None else None
-    more = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return frozenset([cast("int", tokenizer.eos_token_id), *more]) | turn_ends(tokenizer)
-
-
-def taught_by(folder: Path) -> int | None:
-    """Return how many tokens the answers needed that a folder's policy was taught by; None where it does not say."""
-    file = next((one for one in (folder, root_of(folder)) if (one / GENERATION_CONFIG_NAME).is_file()), None)
-    found = read_json(file / GENERATION_CONFIG_NAME).get("max_new_tokens") if file else None
-    return _within(found, positions_of(open_config(folder)))
-
-
-def _within(length: int | None, positions: int | None) -> int | None:
-    """Leave half of a model's positions to the prompt."""
-    return None if not length else min(int(length), positions // 2) if positions else int(length)
-
-
-def taught_length(model: PreTrainedModel | PeftModel) -> int | None:
-    """Return how many tokens the answers needed that the policy was taught by; None where nothing says so."""
-    config = getattr(model, "generation_config", None)
-    found = getattr(config, "max_new_tokens", None)
-    return _within(found, positions(model))
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
@@ -467,74 +317,6 @@ def _quantisation(quantised: Literal["4bit", "8bit"]) -> BitsAndBytesConfig:
     )
 
 
-def policy_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a policy, with the chat template that its source gives, if it gives one."""
-    return open_tokenizer(policy.path, policy.chat_template)
-
-
-def open_tokenizer(folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a policy's folder, with a chat template: the one given, else its own, else a plain one."""
-    tokenizer = _tokenizer(folder)
-    if template is not None or tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE if template is None else template
-    return tokenizer
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a folder, or of the base where an adapter brings none."""
-    if is_adapter(folder) and not any(folder.glob("tokenizer*")):
-        folder = base_of(folder)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        if (folder / "config.json").is_file():
-            open_config(folder)  # the reason, where this fails
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"the tokenizer cannot be opened ({reason})", str(folder), "add its tokenizer files") from error
-    return tokenizer
-
-
-def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: Policy | RewardModel) -> bool:
-    """Grow the embedding for a pad token, or for all tokens where the source says so; say whether it had to grow."""
-    wanted = isinstance(start, Policy) and start.grow_embedding
-    embedding: Any = model.get_input_embeddings()
-    grown = wanted and len(tokenizer) > embedding.num_embeddings and resized(model, len(tokenizer))
-    return _give_pad(model, tokenizer) or grown
-
-
-def _give_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """See to a pad token that is not the end of a sequence; say whether the model's weights had to grow for it.
-
-    A new one is `<pad>`, for which the embedding grows unless it has spare rows.
-    """
-    if tokenizer.eos_token_id is None:
-        problem = "the tokenizer has no end-of-sequence token, so answers could not end"
-        raise DataError(problem, str(tokenizer.name_or_path), "name its eos_token in tokenizer_config.json")
-    if tokenizer.pad_token != (name := pad_name(tokenizer)):
-        tokenizer.add_special_tokens({"pad_token": name})
-    embedding: Any = model.get_input_embeddings()
-    grown = tokenizer.pad_token_id >= embedding.num_embeddings and resized(model, len(tokenizer))
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if model.can_generate():
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return grown
-
-
-def pad_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Choose the pad token: the tokenizer's own, unless it ends sequences; one named like it; the unknown token.
-
-    Else it is `<pad>`, which the tokenizer may not have yet.
-    """
-    eos = tokenizer.eos_token_id
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != eos:
-        return str(tokenizer.pad_token)
-    known = tokenizer.get_vocab()
-    names = [str(name) for name in (*PAD_NAMES, tokenizer.unk_token)]
-    return next((n for n in names if n in known and known[n] not in (eos, tokenizer.bos_token_id)), "<pad>")
-
-
 def rows_of(policy: Policy) -> tuple[int, int]:
     """Return how many tokens a policy's embedding has rows for in its files, and how many once it is opened.
 
@@ -617,23 +399,3 @@ def _no_such_layers(model: PreTrainedModel, lora: LoRA, error: ValueError) -> Re
     hints = (near_miss(target, names) for target in lora.targets)
     hint = next((h for h in hints if h), f"it has {', '.join(names)}")
     return RecipeError(f"the model has no layers {asked}", "lora.targets", hint)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off and gradients too for a while, and leave the model in the mode that it had."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        yield
-    model.train(training)
-
-
-def padded(
-    rows: Sequence[Sequence[int]], pad: int, where: torch.device | str = "cpu", value: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Fill rows up on the right; gives tokens and mask, both (n, t), the mask 1 on what was there."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[value] * len(row) + [0] * (width - len(row)) for row in rows])
-    return tokens.to(where), mask.to(where)

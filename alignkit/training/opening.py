@@ -12,9 +12,10 @@ from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
 from alignkit.plugins import Plugins
+from alignkit.training.arithmetic import computing
 from alignkit.training.classifiers import Reader, Warn
 from alignkit.training.heads import place_of
-from alignkit.training.models import computing, load_reward_model
+from alignkit.training.models import load_reward_model
 
 
 def open_reward(

@@ -21,8 +21,9 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
 from alignkit.training import encoding
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
+from alignkit.training.arithmetic import computing
+from alignkit.training.configs import positions
 from alignkit.training.encoding import LengthReport, Row
-from alignkit.training.models import computing, positions
 from alignkit.training.rollouts import generator_for
 from alignkit.training.step import (
     CommitTimer,

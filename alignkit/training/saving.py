@@ -23,9 +23,11 @@ from transformers import (
 from alignkit.data.adapter_folder import ADAPTER, BESIDE
 from alignkit.errors import DataError, RecipeError
 from alignkit.training.adapters import ends_of, weights_beneath, weights_with, worn
-from alignkit.training.models import Opening, evaluating, open_full, padded, stop_tokens
+from alignkit.training.arithmetic import evaluating, padded
+from alignkit.training.models import Opening, open_full
 from alignkit.training.packing import beneath
 from alignkit.training.scorer import scorer_named_by
+from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.weight_files import REWARD_FILE, read_json
 
 

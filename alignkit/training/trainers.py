@@ -37,8 +37,10 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
+from alignkit.training.arithmetic import arithmetic, device, padded
+from alignkit.training.configs import restore_configs
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair, padding_share
-from alignkit.training.models import arithmetic, device, padded, restore_configs, without_deprecations
+from alignkit.training.models import without_deprecations
 from alignkit.training.packing import find_head
 from alignkit.training.saving import without_patches
 from alignkit.training.step import CommitTimer

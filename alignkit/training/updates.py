@@ -17,11 +17,11 @@ from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, StageError
 from alignkit.training import encoding, held_out, layouts, losses
+from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
-from alignkit.training.models import positions, taught_length
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.seen import Seen, see
