@@ -21,16 +21,9 @@ class Topic:
     blame: tuple[str, ...]
 
 
-def _topic(nouns: str, items: str, places: str, aspects: str, praise: str, blame: str) -> Topic:
+def _topic(*, places: str, **words: str) -> Topic:
     listed = tuple(place.strip() for place in places.split(","))
-    return Topic(
-        tuple(nouns.split()),
-        tuple(items.split()),
-        listed,
-        tuple(aspects.split()),
-        tuple(praise.split()),
-        tuple(blame.split()),
-    )
+    return Topic(places=listed, **{name: tuple(several.split()) for name, several in words.items()})
 
 
 TOPICS = (

@@ -71,7 +71,7 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
         check_start(model, train[: settings.batch], start, settings)
     train_pairs(model, train, loss, settings, stage)
     made = stage.save_policy(model, tokenizer)
-    tell(model, tokenizer, train, held_out, start[len(train) :], settings, stage)
+    tell((model, tokenizer), (train, held_out), start[len(train) :], settings, stage)
     return made
 
 
@@ -183,10 +183,8 @@ def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[floa
 
 
 def tell(
-    model: Any,
-    tokenizer: Any,
-    train: Sequence[Pair],
-    held_out: Sequence[Pair],
+    opened: tuple[Any, Any],
+    rows: tuple[Sequence[Pair], Sequence[Pair]],
     start: Sequence[Sequence[float]],
     settings: DPOSettings,
     stage: Stage,
@@ -194,6 +192,7 @@ def tell(
     """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
     from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs
 
+    (model, tokenizer), (train, held_out) = opened, rows
     if not held_out:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
@@ -207,9 +206,7 @@ def tell(
     accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
-    floor, _ = pair_accuracy_floor(
-        longer, *([pair.row for pair in rows] for rows in (train, held_out)), cache=stage.cache
-    )
+    floor, _ = pair_accuracy_floor(longer, *([pair.row for pair in side] for side in rows), cache=stage.cache)
     stage.result("accuracy", 0.5, accuracy, floor, len(found))
     stage.result("margin", 0.0, fmean(found), rows=len(found))
     for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:

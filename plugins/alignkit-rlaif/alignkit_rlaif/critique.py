@@ -26,7 +26,7 @@ from alignkit import (
     method,
 )
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import AnswerPair, JudgingSettings, drawn, fitting, label, length_of, room_of
+from alignkit_rlaif.labels import AnswerPair, Judging, JudgingSettings, drawn, fitting, label, length_of, room_of
 from alignkit_rlaif.telling import RESULTS
 from alignkit_rlaif.wording import criticising, revising
 
@@ -96,7 +96,7 @@ def critique(
             for one, (text, finished), principles in zip(first, revisions, by, strict=True)
         ]
 
-    return label(stage, asked, make, opened, settings, keep=lambda revision: revision > 0.5)
+    return label(stage, asked, make, Judging(opened, settings, keep=lambda revision: revision > 0.5))
 
 
 def _like(text: str, answer: str) -> str:

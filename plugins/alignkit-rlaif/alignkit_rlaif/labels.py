@@ -179,19 +179,26 @@ class LabelState(NamedTuple):
     """Counts, and sums over pairs that the judge has an opinion of."""
 
 
-def label(
-    stage: Stage, prompts: Sequence[Prompted], make: Pairs, judge: JudgeClient, settings: JudgingSettings, keep: Keep
-) -> Preferences:
+class Judging(NamedTuple):
+    """Who judges pairs, how, and which of them are kept."""
+
+    judge: JudgeClient
+    settings: JudgingSettings
+    keep: Keep
+
+
+def label(stage: Stage, prompts: Sequence[Prompted], make: Pairs, judging: Judging) -> Preferences:
     """Make pairs of all prompts, batch by batch, have them judged, and save those that are kept.
 
     Goes on from the stage's newest checkpoint. Raises StageError where no pair is left.
     """
+    judge, settings, _ = judging
     state = _resumed(stage)
     while state.done < len(prompts):
         batch = prompts[state.done : state.done + settings.batch]
         made = make([one.row for one in batch], (stage.seed << 24) + state.done)
         tally, rows = Counter(state.tally), list(state.rows)
-        for one, two, pair in _judged(batch, made, judge, settings, tally, keep):
+        for one, two, pair in _judged(batch, made, judging, tally):
             rows.append(_row(one, two, pair))
         state = LabelState(state.done + len(batch), rows, tally)
         stage.log(state.done, len(prompts), {**so_far(tally), **judge.results()})
@@ -206,14 +213,10 @@ def label(
 
 
 def _judged(
-    batch: Sequence[Prompted],
-    made: Sequence[Sequence[AnswerPair]],
-    judge: JudgeClient,
-    settings: JudgingSettings,
-    tally: Counter[str],
-    keep: Keep,
+    batch: Sequence[Prompted], made: Sequence[Sequence[AnswerPair]], judging: Judging, tally: Counter[str]
 ) -> list[tuple[Prompted, Opinion, AnswerPair]]:
     """Have pairs judged, count what becomes of them, and give those that are kept."""
+    judge, settings, keep = judging
     whole = [(prompt, pair) for prompt, pairs in zip(batch, made, strict=True) for pair in pairs if _fit(pair, tally)]
     kept = list[tuple[Prompted, Opinion, AnswerPair]]()
     for (prompt, pair), opinion in zip(

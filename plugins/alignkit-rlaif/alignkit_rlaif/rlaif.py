@@ -18,7 +18,7 @@ from pydantic import Field
 
 from alignkit import Answer, Judge, JudgeClient, Policy, Preferences, Prompts, Stage, Text, method
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import AnswerPair, JudgingSettings, drawn, fitting, label, room_of
+from alignkit_rlaif.labels import AnswerPair, Judging, JudgingSettings, drawn, fitting, label, room_of
 from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
 from alignkit_rlaif.telling import RESULTS
 
@@ -98,7 +98,7 @@ def preferences(
             for answers in answered
         ]
 
-    return label(stage, asked, make, judge, settings, keep=lambda one: True)
+    return label(stage, asked, make, Judging(judge, settings, keep=lambda one: True))
 
 
 def paired(answers: list[Answer], settings: RLAIFSettings) -> list[tuple[Answer, Answer]]:

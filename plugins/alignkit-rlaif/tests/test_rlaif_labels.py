@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from alignkit_rlaif import rlaif
 from alignkit_rlaif.constitution import principles_of
-from alignkit_rlaif.labels import AnswerPair, JudgingSettings, Prompted, drawn, label, opinions
+from alignkit_rlaif.labels import AnswerPair, Judging, JudgingSettings, Prompted, drawn, label, opinions
 from alignkit_rlaif.telling import RESULTS
 from loopback import says, serving
 
@@ -93,7 +93,7 @@ def labelled(
         return [[pairs[int(row["prompt"][:-1])]] for row in rows]
 
     given = JudgingSettings.model_validate({"batch": 2, **settings})
-    made = label(stage, prompts, make, judge, given, lambda one: True)
+    made = label(stage, prompts, make, Judging(judge, given, lambda one: True))
     return [*made.train(), *made.held_out()]
 
 
@@ -119,9 +119,7 @@ def test_chats_stay_chats(alignkit_stage: RecordingStage) -> None:
         alignkit_stage,
         [Prompted({"prompt": asked}, False)],
         lambda rows, seed: [[pair("aaa", "a")]],
-        says_of(by_length),
-        JudgingSettings(),
-        lambda one: True,
+        Judging(says_of(by_length), JudgingSettings(), lambda one: True),
     )
 
     (row,) = [*made.train(), *made.held_out()]
