@@ -192,7 +192,7 @@ def tell(
     """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
     from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs
 
-    (model, tokenizer), (train, held_out) = opened, rows
+    (model, tokenizer), (_, held_out) = opened, rows
     if not held_out:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
