@@ -11,7 +11,7 @@ import pytest
 from alignkit import Metrics
 from alignkit.store.journal import read_journal
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PLUGIN = HERE / "light" / "methods.py"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 GENERATED = [
     page.relative_to(HERE).as_posix()
     for page in sorted([*HERE.glob("*.md"), *HERE.glob("docs/**/*.md")])

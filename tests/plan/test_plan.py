@@ -662,7 +662,7 @@ def test_the_packaged_recipe_is_planned(desk: Desk) -> None:
     assert wanted(plan) == ["pretrain", "finetune", "reward", "align", "scores"]
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml")), ids=str)
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml")), ids=str)
 def test_every_recipe_of_the_repository_is_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Path
 ) -> None:

@@ -13,7 +13,7 @@ from alignkit.cli import main
 from alignkit.plan.schema import recipe_schema
 from alignkit.plugins import load_plugins
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from alignkit.sources.fetch import fetch
 from alignkit.store import rundir
 from alignkit.store.journal import Journal
 
-PLUGIN = Path(__file__).parent / "light" / "methods.py"
+PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
 RECIPE = """
 name = "light"

@@ -40,7 +40,7 @@ from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished
 
-PLUGIN = Path(__file__).parent / "light" / "methods.py"
+PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
 RECIPE = """
 name = "light"

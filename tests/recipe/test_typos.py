@@ -9,7 +9,7 @@ import pytest
 from alignkit.errors import AlignkitError
 from alignkit.plan.planner import make_plan
 
-RECIPE = (Path(__file__).parent.parent / "recipes" / "rlhf.toml").read_text("utf-8")
+RECIPE = (Path(__file__).parents[2] / "recipes" / "rlhf.toml").read_text("utf-8")
 MUTATIONS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

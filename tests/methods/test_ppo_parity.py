@@ -1,6 +1,6 @@
 """PPO against TRL 1.12.0's PPOTrainer, the last there was, on fixed answers: every figure of the first updates.
 
-Run with `ALIGNKIT_TRL_1_12=FOLDER pytest -m slow tests/test_ppo_parity.py`, where FOLDER was made by
+Run with `ALIGNKIT_TRL_1_12=FOLDER pytest -m slow tests/methods/test_ppo_parity.py`, where FOLDER was made by
 `pip install --no-deps --target FOLDER trl==1.12.0`. TRL runs in a process of its own, ours too.
 
 Where TRL is known to differ, the case keeps out of the way: answers are as long as they may be (it puts the score of a
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TRL = Path(os.environ.get("ALIGNKIT_TRL_1_12", "no-such-folder"))
 LENGTH = 48
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Rating
 from alignkit.show.audit_lines import facts
 from alignkit.sources.audit import audit
 from alignkit.sources.source import RecordOptions
-from tests.test_records import put, records, refusal
+from tests.data.test_records import put, records, refusal
 
 USER = {"role": "user", "content": "a?"}
 MORE = {"role": "user", "content": "and?"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = {script.stem: script.read_text("utf-8") for script in sorted(BENCHMARKS.glob("*.py"))}
 ASKED = [name for name, text in SCRIPTS.items() if "ArgumentParser" in text]
 

@@ -17,7 +17,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.sources.audit import Audit, audit
 from alignkit.sources.from_files import source_of
 from alignkit.sources.source import RecordOptions
-from tests.test_records import put, records
+from tests.data.test_records import put, records
 
 PAIR = {"prompt": "a?", "chosen": " b.", "rejected": " c."}
 

@@ -4,7 +4,7 @@ import ast
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("alignkit/**/*.py"), *ROOT.glob("plugins/alignkit-*/alignkit_*/*.py")])
 MANY = {"__init__.py", "__main__.py"}
 LOCAL = {"BenchmarkStage"}

@@ -9,7 +9,7 @@ from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Rating
 from alignkit.data.formats import SHAPES
 from alignkit.data.records import format_of_part
 from alignkit.errors import DataError
-from tests.test_records import put, records
+from tests.data.test_records import put, records
 
 USER = {"role": "user", "content": "a?"}
 BOT = {"role": "assistant", "content": "b."}

@@ -15,7 +15,7 @@ from alignkit.data.arrow import NullFields, rows_of_batches
 from alignkit.errors import DataError
 from alignkit.sources.audit import audit
 from alignkit.sources.source import RecordOptions
-from tests.test_records import put, records
+from tests.data.test_records import put, records
 
 Rows = Sequence[dict[str, Any]]
 

@@ -17,7 +17,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.methods.grpo import grpo
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
 
-EXAMPLES = Path(__file__).parent.parent / "plugins" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "plugins" / "examples"
 PACKAGES = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
 
 

@@ -13,8 +13,8 @@ from alignkit.contract.kinds import Demonstrations
 from alignkit.data.splits import splits_in
 from alignkit.errors import DataError, RecipeError
 from alignkit.plan.plan import Plan
+from tests.data.test_records import in_csv, in_jsonl, in_parquet
 from tests.planning import Desk, make_desk
-from tests.test_records import in_csv, in_jsonl, in_parquet
 
 RECIPE = """
 [sources]

@@ -41,7 +41,7 @@ def test_every_public_name_has_the_signature_that_is_written_down() -> None:
         SNAPSHOT.write_text(text, "utf-8")
 
     assert text == SNAPSHOT.read_text("utf-8"), (
-        "if this is meant: ALIGNKIT_SNAPSHOT=1 pytest tests/test_public_names.py"
+        "if this is meant: ALIGNKIT_SNAPSHOT=1 pytest tests/packages/test_public_names.py"
     )
 
 

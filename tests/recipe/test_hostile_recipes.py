@@ -47,7 +47,7 @@ HOSTILE = {
     "quotes in long strings": 'x = """' + 'a""' * 87_000,
     "escaped quotes": '"\\' * 131_000,
 }
-"""None may take a second; `pytest tests/test_hostile_recipes.py --durations=5` tells, and decides nothing."""
+"""None may take a second; `pytest tests/recipe/test_hostile_recipes.py --durations=5` tells, and decides nothing."""
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

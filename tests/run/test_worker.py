@@ -30,7 +30,7 @@ from alignkit.store.locks import hold
 from alignkit.store.results import Finished, find_finished
 from alignkit.training.models import load_policy
 
-PLUGIN = Path(__file__).parent / "light" / "methods.py"
+PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 PRINT = "f8d922c0" + "0" * 56
 
 

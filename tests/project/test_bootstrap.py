@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INSTALLING = "installing alignkit, its plugins and the development tools (1.5 GB on disk; a minute or two)"
 STAND_IN = """#!/bin/sh
 echo "$@" >> "$CALLS"

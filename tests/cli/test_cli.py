@@ -15,7 +15,7 @@ from alignkit.cli import Commands, main
 from alignkit.errors import Problem, RecipeError
 from alignkit.text import table
 
-PLUGIN = Path(__file__).parent / "light" / "methods.py"
+PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
 RECIPE = """
 name = "light"

@@ -77,9 +77,9 @@ def test_there_are_256_different_held_out_prompts() -> None:
 
 
 def test_rows_do_not_depend_on_the_hash_seed_of_the_process() -> None:
-    script = "from tests.test_demo import digest; print(digest())"
+    script = "from tests.demo.test_demo import digest; print(digest())"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
 
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=root, capture_output=True, text=True, check=True
