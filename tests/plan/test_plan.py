@@ -1,5 +1,6 @@
 """Plans: the swap, what is wanted, settings from everywhere, and every mistake that planning can see."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,12 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planning import CHAIN, Desk, make_desk, write_model, write_rows
+from planning import CHAIN, METHODS, Desk, make_desk, write_model, write_rows
 
 from alignkit.contract.settings import LoRA
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError
-from alignkit.plan.plan import Plan
+from alignkit.plan.pin import pin
+from alignkit.plan.plan import Plan, policies_of, policy_of
 from alignkit.plan.planner import make_plan
+
+MAKE = '''
+
+@method("make")
+def make(settings: SwapSettings, stage: Stage) -> Prompts:
+    """Make prompts of nothing."""
+
+
+@hookimpl(specname="alignkit_methods")
+def more_methods():
+    return [make]
+'''
+"""A method that takes nothing."""
 
 
 @pytest.fixture
@@ -97,6 +112,33 @@ def test_only_what_is_wanted_and_what_that_needs_is_run(
     assert wanted(desk.plan(text, until=until)) == names
 
 
+def test_sources_that_only_unwanted_stages_take_are_not_used(desk: Desk) -> None:
+    assert [source.name for source in desk.plan(CHAIN, until="first").used_sources()] == ["base", "demos"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "policies"),
+    [("first", ["base"]), ("align", ["base"]), ("mix", ["second", "base"]), ("table", ["second", "base"])],
+)
+def test_policies_are_followed_back_to_the_sources_that_they_come_from(
+    desk: Desk, stage: str, policies: list[str]
+) -> None:
+    mix = "[stage.mix]\nmethod = 'blend'\ninputs = { one = 'second', other = 'align' }\n"
+    table = "[stage.table]\nmethod = 'measure'\ninputs = { policies = ['mix', 'align'], against = 'first' }\n"
+    text = f"{CHAIN}{mix}{table}[sources.second]\npolicy = 'model'\n"
+    plan = desk.plan(text, {"first.inputs.policy": "base"})
+
+    assert [source.name for source in policies_of(plan, plan.stage(stage))] == policies
+    assert policy_of(plan, plan.stage(stage)) == plan.sources[policies[0]]
+
+
+def test_a_stage_that_takes_no_policy_comes_from_none(desk: Desk) -> None:
+    desk.plugin.write_text(f"{METHODS}{MAKE}")
+    plan = desk.plan(f"{CHAIN}[stage.make]\n")
+
+    assert policy_of(plan, plan.stage("make")) is None
+
+
 # Settings
 
 
@@ -173,6 +215,12 @@ def test_gates_are_read(desk: Desk) -> None:
     plan = desk.plan(f"{CHAIN}gates.kl.max = 20\ngates.reward = {{ min = 0, max = 1.5 }}\n")
 
     assert plan.stage("align").gates == {"kl": {"max": 20.0}, "reward": {"min": 0.0, "max": 1.5}}
+
+
+def test_a_gate_may_ask_for_exactly_one_value(desk: Desk) -> None:
+    plan = desk.plan(f"{CHAIN}gates.kl = {{ min = 2, max = 2 }}\n")
+
+    assert plan.stage("align").gates == {"kl": {"min": 2.0, "max": 2.0}}
 
 
 def test_a_recipe_plans_without_a_method_where_the_stage_is_named_like_one(desk: Desk) -> None:
@@ -324,6 +372,14 @@ STAGE_MISTAKES = [
         "gates.kl = { min = 3, max = 2 }",
         "r.toml:15: stage 'more': gates.kl must be a min or a max of a result, or both; write gates.accuracy.min = "
         "0.65",
+    ),
+    *(
+        (
+            f"gates.kl = {bounds}",
+            "r.toml:15: stage 'more': gates.kl must be a min or a max of a result, or both; write gates.accuracy.min = "
+            "0.65",
+        )
+        for bounds in ("{ min = nan }", "{ min = -inf }", "{ min = true }", "{ max = '3' }", "{ least = 3 }", "{}")
     ),
     (
         "gates = 3",
@@ -630,6 +686,49 @@ def test_hub_sources_count_by_their_commit(desk: Desk, pinned: str) -> None:
 
     assert (plan.sources["base"].commit, plan.sources["base"].repository) == (commit, "owner/name")
     assert all(stage.fingerprint for stage in plan.stages)
+
+
+def cached(folder: Path, monkeypatch: pytest.MonkeyPatch, commit: str) -> None:
+    """Put the model owner/name into a cache of the hub."""
+    repository = folder / "hub" / "models--owner--name"
+    write_model(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_commits_of_the_hub_are_written_beside_the_recipe_and_others_stay(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789" * 4
+    cached(desk.folder, monkeypatch, commit)
+    (desk.folder / "r.lock").write_text('{"hub": {"hf:owner/other": "9"}}')
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+    pin(desk.plan(CHAIN, {"base.policy": "hf:owner/name"}), desk.folder / "runs", offline=True)
+
+    lock = json.loads((desk.folder / "r.lock").read_text())
+    assert lock == {"hub": {"hf:owner/name": commit, "hf:owner/other": "9"}}
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert desk.plan(CHAIN, {"base.policy": "hf:owner/name"}).sources["base"].commit == commit
+
+
+def test_commits_for_a_packaged_recipe_are_written_under_the_runs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, runs = "0123456789" * 4, desk.folder / "deep" / "runs"
+    cached(desk.folder, monkeypatch, commit)
+    plan = make_plan("rlhf.toml", set={"base.policy": "hf:owner/name"}, runs=runs)
+
+    for _ in range(2):
+        pin(plan, runs, offline=True)
+
+    assert json.loads((runs / "rlhf.lock").read_text()) == {"hub": {"hf:owner/name": commit}}
+
+
+def test_where_all_commits_are_known_nothing_is_written(desk: Desk) -> None:
+    pin(desk.plan(CHAIN), desk.folder / "runs", offline=False)
+
+    assert not (desk.folder / "r.lock").exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"hub": 3}', "{}"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from planning import CHAIN, Desk, make_desk
+from planning import CHAIN, METHODS, Desk, make_desk
 
 
 @pytest.fixture
@@ -113,6 +113,22 @@ def test_twins_are_wired_by_name(desk: Desk) -> None:
             "r.toml:14: stage 'align': inputs.policy takes one Policy, not 2; only rows of one kind are put together",
         ),
         (
+            CHAIN.replace('"score"', '"score"\ninputs = { pairs = "demos" }').replace("pairs = {", "pears = {"),
+            "r.toml:12: stage 'judged': score takes Preferences as pairs, and 'demos' is Demonstrations; of that kind "
+            "there are pears",
+        ),
+        (
+            CHAIN.replace('"score"', '"score"\ninputs = { pairs = "demos" }').replace(
+                'preferences = "pairs.jsonl"', "text = 't.txt'"
+            ),
+            "r.toml:12: stage 'judged': score takes Preferences as pairs, and 'demos' is Demonstrations; nothing "
+            "before it is of that kind",
+        ),
+        (
+            f"{CHAIN}[stage.align.inputs]\npolicy = 'base'\nzebra = 'base'\n",
+            "r.toml:16: stage 'align': lift has no input 'zebra'; lift takes policy, rewards, prompts",
+        ),
+        (
             f"{CHAIN}inputs.rewards = ['judged', 'judged']\n",
             "r.toml:14: stage 'align': inputs.rewards names 'judged' twice; name it once",
         ),
@@ -155,4 +171,12 @@ def test_a_stage_that_names_a_wrong_source_is_no_further_mistake(desk: Desk) -> 
 
     assert desk.problems(text) == [
         "r.toml:5: source 'pairs': there is no file 'none.csv'; it was looked for as FOLDER/none.csv"
+    ]
+
+
+def test_a_method_that_takes_nothing_says_so(desk: Desk) -> None:
+    desk.plugin.write_text(METHODS.replace("*, one: Policy, other: Policy) -> Policy", ") -> Policy"))
+
+    assert desk.problems(f"{CHAIN}[stage.mix]\nmethod = 'blend'\ninputs.zebra = 'base'\n") == [
+        "r.toml:16: stage 'mix': blend has no input 'zebra'; blend takes none"
     ]

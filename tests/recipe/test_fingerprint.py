@@ -1,7 +1,9 @@
 """Fingerprints: change one input after the other and the stage is another; change anything else and it is the same."""
 
+import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 from planning import CHAIN, METHODS, Desk, make_desk, write_model, write_rows
 
+from alignkit.plugins import Origin
 from alignkit.recipe import fingerprint
-from alignkit.recipe.fingerprint import stage_fingerprint, stage_seed
+from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_seed
 from alignkit.store.file_hashes import FileHashes
 
 ROWS = [{"prompt": "b?", "completion": "b."}]
@@ -220,3 +223,65 @@ def test_models_are_told_apart_by_content(desk: Desk) -> None:
     sources = desk.plan(text).sources
 
     assert sources["base"].fingerprint == sources["twin"].fingerprint != sources["other"].fingerprint
+
+
+def installed(folder: Path, name: str, facts: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a package of two modules and a text, whose `.dist-info` tells where it came from."""
+    information = folder / f"{name}-1.2.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (information / "direct_url.json").write_text(facts)
+    package = folder / name
+    (package / "texts.py").mkdir(parents=True)  # a folder, whatever its name ends in
+    for file in ("__init__.py", "texts.py/inner.py", "texts.py/words.txt", "notes.md"):
+        (package / file).write_text("")
+    monkeypatch.syspath_prepend(folder)
+    imported(name, monkeypatch)
+    return package
+
+
+def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import a module until the test ends."""
+    module = importlib.import_module(name)
+    del sys.modules[name]
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_a_released_package_counts_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = installed(tmp_path, "meadow", '{"url": "file:///x", "dir_info": {}}', monkeypatch)
+    before = code_identity(Origin("meadow", "meadow", "1.2"), "meadow.kind")
+    (package / "__init__.py").write_text("# another line")
+
+    assert code_identity(Origin("meadow", "meadow", "1.2"), "meadow.kind") == before == "meadow 1.2"
+    assert code_identity(Origin("nowhere", "nowhere", "0.1"), "meadow") == "nowhere 0.1"
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [("__init__.py", True), ("texts.py/inner.py", True), ("texts.py/words.txt", True), ("notes.md", False)],
+)
+def test_a_checkout_counts_by_all_its_code_and_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, counts: bool
+) -> None:
+    package = installed(tmp_path, "pasture", '{"url": "file:///x", "dir_info": {"editable": true}}', monkeypatch)
+    origin = Origin("pasture", "pasture", "1.2")
+    before = code_identity(origin, "pasture.inner")
+    (package / file).write_text("# another line")
+
+    after = code_identity(origin, "pasture.inner")
+
+    assert (before != after) is counts
+    assert before.startswith("pasture ")
+
+
+def test_a_module_that_stands_alone_counts_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path, "orchard", '{"url": "file:///x", "dir_info": {"editable": true}}', monkeypatch)
+    for name in ("lone_wolf", "lone_fox"):
+        (tmp_path / f"{name}.py").write_text(f"# {name}")
+        imported(name, monkeypatch)
+
+    wolf, again, fox = (
+        code_identity(Origin(name, "orchard", "1.2"), name) for name in ("lone_wolf", "lone_wolf", "lone_fox")
+    )
+
+    assert wolf == again != fox

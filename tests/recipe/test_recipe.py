@@ -2,17 +2,20 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planning import CHAIN, Desk, make_desk
+from pydantic import field_validator, model_validator
 
+from alignkit.contract.settings import LoRA, Settings
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.recipe.packaged import find_recipe, packaged_recipes
 from alignkit.recipe.recipe import LARGEST, read_recipe
 from alignkit.recipe.toml import key_lines
+from alignkit.recipe.validate import read_settings
 
 PLACES = '''
 name = "x"                       # a.b = 1
@@ -230,3 +233,50 @@ def test_an_override_is_where_its_mistake_stands(tmp_path: Path) -> None:
 )
 def test_a_slip_of_the_hand_is_recognised(word: str, known: list[str], hint: str) -> None:
     assert near_miss(word, known) == hint
+
+
+class Span(Settings):
+    """Settings with rules of their own."""
+
+    start: int
+    end: int = 9
+    step: float = 1
+    edges: Literal["open"] | LoRA = "open"
+    name: str = ""
+
+    @field_validator("step")
+    @classmethod
+    def _goes_on(cls, step: float) -> float:
+        if step <= 0:
+            raise ValueError("a span goes on")
+        return step
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Span":
+        if self.end < self.start:
+            raise ValueError("a span ends after it starts")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "r.toml:start: start: must be given"),
+        ({"start": 3, "step": -1}, "r.toml:step: step: a span goes on, and is -1"),
+        ({"start": 3, "end": 2}, "r.toml:: : a span ends after it starts"),
+        (
+            {"start": 3, "edges": {"rank": -1}, "name": 4},
+            "r.toml:edges.rank: edges.rank: must be greater than 0, and is -1\n"
+            "r.toml:name: name: must be text, and is 4",
+        ),
+        ({"start": {"a": 1}}, 'r.toml:start: start: must be a whole number, and is {"a": 1}'),
+        ({"start": "größer"}, 'r.toml:start: start: must be a whole number, and is "größer"'),
+        ({"start": "x" * 58}, f'r.toml:start: start: must be a whole number, and is "{"x" * 58}"'),
+        ({"start": "x" * 59}, f'r.toml:start: start: must be a whole number, and is "{"x" * 56}...'),
+    ],
+)
+def test_settings_that_break_a_rule_are_told_with_their_value(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        read_settings(Span, given, lambda keys: (f"r.toml:{'.'.join(keys)}", ".".join(keys)))
+
+    assert str(raised.value) == message

@@ -1,6 +1,7 @@
 """Losses of methods that compare the answers to a prompt: worked by hand, equal to TRL's, and laws."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from alignkit.training.losses import (
+    LOG_RATIO_LIMIT,
     Count,
+    GRPOLoss,
+    PolicyLoss,
     average,
     group_advantages,
     grpo_loss,
@@ -46,6 +50,14 @@ def assert_equal(given: Tensor, wanted: Tensor) -> None:
 )
 def test_golden_advantages_of_groups(scale, wanted) -> None:
     assert_equal(group_advantages(SCORES, 3, scale), table(wanted)[0])
+
+
+def test_advantages_are_divided_by_the_deviation_of_the_group_unless_told_otherwise() -> None:
+    assert_equal(group_advantages(SCORES, 3), group_advantages(SCORES, 3, "group"))
+
+
+def test_two_answers_are_a_group() -> None:
+    assert_equal(leave_one_out_advantages(SCORES, 2), table([-1, 1, -1, 1, 0, 0])[0])
 
 
 def test_golden_leave_one_out_advantages() -> None:
@@ -87,6 +99,12 @@ def test_golden_averages(how, wanted) -> None:
     assert sum(parts).item() == pytest.approx(wanted)
 
 
+def test_the_mean_of_an_answer_of_one_token_is_that_of_the_token() -> None:
+    mask = torch.tensor([[True, False], [False, False]])
+
+    assert average(table([3, JUNK], [JUNK, JUNK]), mask, "answer", Count(tokens=1, answers=2, longest=2)).item() == 1.5
+
+
 def test_golden_grpo_loss() -> None:
     ratio, advantages = table([1.3, 0.7], [0.9, 1.5]), table([1, -1])[0]
     mask, count = torch.ones(2, 2).bool(), Count(4, 2, 2)
@@ -121,6 +139,45 @@ def test_the_pull_has_the_gradient_of_the_kl_that_is_asked_for(corrected, gradie
     assert result.pull.item() == pytest.approx(1 / 2 - 1 + math.log(2))
 
 
+def test_grpo_clips_at_20_percent_averages_over_tokens_and_is_not_pulled_unless_told_otherwise() -> None:
+    ratio, advantages = table([1.3, 0.7, 0.9, 1.5], [0.5, 1.6, JUNK, JUNK]), table([1, -1])[0]
+    old, mask, count = torch.zeros_like(ratio), MASK, Count(6, 2, 4)
+
+    plain = grpo_loss(ratio.log(), old, advantages, mask, count, reference=old - 0.1)
+
+    assert_equal(plain.loss, grpo_loss(ratio.log(), old, advantages, mask, count, clip=0.2, how="token").loss)
+    assert plain.pull.item() == 0
+
+
+def test_the_pull_is_corrected_unless_told_otherwise() -> None:
+    old, advantages, count = torch.zeros(2, 4, dtype=torch.float64), table([1, -1])[0], Count(6, 2, 4)
+
+    plain, corrected = (
+        grpo_loss(old + 0.3, old, advantages, MASK, count, reference=old - 0.1, kl_coef=0.5, **options)
+        for options in ({}, {"corrected": True})
+    )
+
+    assert_equal(plain.loss, corrected.loss)
+    # d = 0.4 everywhere
+    assert plain.pull.item() == pytest.approx(0.5 * (math.exp(-0.4) - 1 + 0.4) * math.exp(0.3))
+
+
+def test_nothing_pulls_where_there_is_no_reference() -> None:
+    old = torch.zeros(2, 4)
+
+    assert grpo_loss(old, old, torch.ones(2), MASK, Count(6, 2, 4), kl_coef=0.5).pull.item() == 0
+
+
+@pytest.mark.parametrize("how", ["answer", "token", "fixed"])
+def test_the_pull_is_averaged_as_the_loss_is(how) -> None:
+    logprobs, old = VALUES.log(), torch.zeros_like(VALUES)
+
+    result = grpo_loss(logprobs, old, torch.zeros(2), MASK, COUNT, reference=old, kl_coef=0.5, how=how)
+
+    assert result.pull.item() == pytest.approx(result.loss.item())
+    assert result.pull.item() > 0
+
+
 def test_golden_rloo_loss() -> None:
     # The answers' ratios are 1.1 * 1.2 = 1.32, clipped at 1.2, and 0.9, of which one token is padding.
     ratio, advantages = table([1.1, 1.2], [0.9, JUNK]), table([2, -1])[0]
@@ -149,6 +206,54 @@ def pulled(logprobs: Tensor, mask: Tensor) -> Tensor:
 
 def as_whole(logprobs: Tensor, mask: Tensor) -> Tensor:
     return rloo_loss(logprobs, torch.zeros_like(logprobs), table([1, -1])[0], mask, Count(6, 2, 4)).loss
+
+
+RATIOS = table([1.3, 0.7, 0.9, 1.5], [0.5, 1.6, JUNK, JUNK])
+GroupLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Count], GRPOLoss | PolicyLoss]
+
+
+@pytest.mark.parametrize("loss", [grpo_loss, rloo_loss])
+def test_what_losses_of_micro_batches_tell_adds_up_to_that_of_the_step(loss: GroupLoss) -> None:
+    advantages, count = table([1, -1])[0], Count(6, 2, 4)
+
+    whole, *parts = (
+        loss(RATIOS[rows].log(), torch.zeros_like(RATIOS[rows]), advantages[rows], MASK[rows], count)
+        for rows in ([0, 1], [0], [1])
+    )
+
+    for name in set(whole._fields) - {"ratio"}:
+        assert_equal(sum((getattr(part, name) for part in parts), table([0])[0, 0]), getattr(whole, name))
+
+
+@pytest.mark.parametrize("loss", [grpo_loss, rloo_loss])
+def test_the_kl_that_a_loss_tells_is_half_the_mean_of_the_squared_logarithms_of_ratios(loss: GroupLoss) -> None:
+    # Of the micro-batch, that is, divided by the tokens of the step.
+    logprobs = RATIOS[[1]].log().requires_grad_()
+
+    result = loss(logprobs, torch.zeros(1, 4), torch.ones(1), MASK[[1]], Count(6, 2, 4))
+
+    assert result.approximate_kl.item() == pytest.approx((math.log(0.5) ** 2 + math.log(1.6) ** 2) / 2 / 6)
+    assert not result.approximate_kl.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"), [(grpo_loss, table([0.5, 1.6, 1, 1])), (rloo_loss, table([0.5 * 1.6])[0])], ids=["grpo", "rloo"]
+)
+def test_a_loss_tells_the_ratios_of_what_it_clips(loss: GroupLoss, wanted: Tensor) -> None:
+    logprobs = RATIOS[[1]].log().requires_grad_()
+
+    result = loss(logprobs, torch.zeros(1, 4), torch.ones(1), MASK[[1]], Count(2, 1, 4))
+
+    assert_equal(result.ratio, wanted)
+    assert not result.ratio.requires_grad
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("loss", [grpo_loss, rloo_loss])
+def test_the_ratio_of_something_odd_is_bounded(loss: GroupLoss, side: int) -> None:
+    result = loss(table([1e4 * side]), table([0]), torch.ones(1), torch.ones(1, 1).bool(), Count(1, 1, 1))
+
+    assert result.ratio.item() == pytest.approx(math.exp(LOG_RATIO_LIMIT * side))
 
 
 @pytest.mark.parametrize("loss", [pulled, as_whole], ids=["grpo", "rloo"])

@@ -1,5 +1,9 @@
 """Golden vectors (computed once in double precision, equal to OpenRLHF's, verl's and torchrl's) and laws."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignkit.training.losses import (
+    LOG_RATIO_LIMIT,
+    PolicyLoss,
+    ValueLoss,
     adapt_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,
@@ -19,6 +26,7 @@ from alignkit.training.losses import (
     whiten,
 )
 
+EXPLODED = math.exp(LOG_RATIO_LIMIT)
 JUNK = 9.0
 
 
@@ -87,6 +95,15 @@ def test_golden_kl_estimates(estimator, wanted) -> None:
     assert_equal(estimate, table(wanted))
 
 
+def test_the_kl_estimate_is_k1_unless_another_is_asked_for() -> None:
+    assert_equal(estimate_kl(table([-1, -2]), table([-1.2, -1.5])), table([0.2, -0.5]))
+
+
+@pytest.mark.parametrize(("difference", "wanted"), [(30.0, 1 / EXPLODED + 29), (-30.0, EXPLODED - 31)])
+def test_k3_of_an_odd_token_is_bounded(difference, wanted) -> None:
+    assert estimate_kl(table([difference]), table([0]), "k3").item() == pytest.approx(wanted, abs=1e-12)
+
+
 def test_golden_policy_loss() -> None:
     advantages, ratio = table([1, -1, 2, -0.5]), table([1.3, 0.7, 0.9, 1.5])
 
@@ -94,6 +111,17 @@ def test_golden_policy_loss() -> None:
 
     assert_equal(result.loss, torch.tensor(-0.3625, dtype=torch.float64))
     assert_equal(result.clip_fraction, torch.tensor(0.5, dtype=torch.float64))
+
+
+def test_a_policy_loss_tells_the_ratios_and_half_the_mean_of_their_squared_logarithms() -> None:
+    ratio = table([1.3, 0.7]).requires_grad_()
+
+    result = clipped_policy_loss(ratio.log(), table([0, 0]), table([1, -1]), everywhere(ratio))
+
+    assert_equal(result.ratio, table([1.3, 0.7]))
+    assert_equal(result.approximate_kl, torch.tensor((math.log(1.3) ** 2 + math.log(0.7) ** 2) / 4).double())
+    assert not result.ratio.requires_grad
+    assert not result.approximate_kl.requires_grad
 
 
 def test_golden_policy_loss_of_each_token() -> None:
@@ -158,6 +186,21 @@ def test_junk_outside_of_the_mask_changes_no_advantage(case) -> None:
 
 
 @given(ragged())
+def test_advantages_are_estimated_without_discount_and_with_a_lambda_of_95_percent(case) -> None:
+    assert torch.equal(
+        estimate_advantages(*case).advantages, estimate_advantages(*case, gamma=1.0, lam=0.95).advantages
+    )
+
+
+def test_answers_without_any_token_have_no_advantages() -> None:
+    nothing = torch.zeros(2, 0)
+
+    advantages, returns = estimate_advantages(nothing, nothing, nothing.bool())
+
+    assert advantages.shape == returns.shape == (2, 0)
+
+
+@given(ragged())
 def test_more_padding_changes_no_advantage(case) -> None:
     rewards, values, mask = case
     wide = torch.nn.functional.pad
@@ -179,6 +222,10 @@ def test_whitened_values_have_mean_0_and_variance_1(case) -> None:
     spread = values[mask].var(unbiased=False).item()
     assert whitened[mask].var(unbiased=False).item() == pytest.approx(spread / (spread + 1e-8), abs=1e-3)
     assert not whitened[~mask].any()
+
+
+def test_equal_values_are_whitened_to_0() -> None:
+    assert whiten(table([3, 3, 3]), torch.tensor([[True, True, False]])).tolist() == [[0, 0, 0]]
 
 
 @given(ragged())
@@ -203,6 +250,13 @@ def test_the_score_stands_on_the_last_token_of_each_answer() -> None:
     rewards = token_rewards(torch.tensor([1.0, 2.0]), torch.zeros(2, 4), RAGGED_MASK, kl_coef=0.1)
 
     assert rewards.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0]]
+
+
+def test_rewards_are_made_on_the_device_of_their_mask() -> None:
+    with torch.device("meta"):
+        scores, kl, mask = torch.zeros(2), torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool)
+
+    assert token_rewards(scores, kl, mask, kl_coef=0.1).device.type == "meta"
 
 
 def test_an_unfinished_answer_gets_the_penalty_instead_of_its_score() -> None:
@@ -264,6 +318,38 @@ def test_an_impossible_token_makes_no_nan() -> None:
     assert torch.isfinite(logprobs.grad).all()
 
 
+@pytest.mark.parametrize(("logprob", "ratio"), [(1e4, EXPLODED), (-1e4, 1 / EXPLODED)])
+def test_the_ratio_of_an_odd_token_is_bounded(logprob, ratio) -> None:
+    result = clipped_policy_loss(table([logprob]), table([0]), table([1]), torch.tensor([[True]]))
+
+    assert result.ratio.item() == pytest.approx(ratio)
+
+
+def policy_part(rows: list[int], count: Tensor | None) -> PolicyLoss:
+    ratio = table([1.3, 0.7, 0.9, 1.5], [0.5, 1.6, JUNK, JUNK])[rows]
+    advantages = table([1, -1, 2, -0.5], [-1, 1, JUNK, JUNK])[rows]
+    return clipped_policy_loss(ratio.log(), torch.zeros_like(ratio), advantages, RAGGED_MASK[rows], count=count)
+
+
+def value_part(rows: list[int], count: Tensor | None, clip: float | None) -> ValueLoss:
+    values, returns = RAGGED_VALUES[rows], torch.ones_like(RAGGED_VALUES[rows])
+    return clipped_value_loss(values, torch.zeros_like(values), returns, RAGGED_MASK[rows], clip, count)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [policy_part, partial(value_part, clip=0.2), partial(value_part, clip=None)],
+    ids=["policy", "value", "value without a clip"],
+)
+def test_what_losses_of_micro_batches_tell_adds_up_to_that_of_the_step(
+    part: Callable[[list[int], Tensor | None], PolicyLoss | ValueLoss],
+) -> None:
+    whole, parts = part([0, 1], None), [part([row], RAGGED_MASK.sum()) for row in range(2)]
+
+    for name in set(whole._fields) - {"ratio"}:
+        assert_equal(sum((getattr(one, name) for one in parts), table([0])[0, 0]), getattr(whole, name))
+
+
 def test_micro_batches_with_the_count_of_the_step_add_up_to_its_mean() -> None:
     values = table([1, 2, 3, 4], [5, 6, JUNK, JUNK])
     count = RAGGED_MASK.sum()
@@ -282,19 +368,25 @@ def test_a_batch_that_is_all_padding_has_loss_0() -> None:
     assert clipped_policy_loss(values, values, values, nothing).loss.item() == 0
 
 
-def test_a_value_that_moved_too_far_has_no_gradient() -> None:
-    values = table([0.5]).requires_grad_()
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_value_that_moved_too_far_has_no_gradient(side) -> None:
+    values = table([0.5 * side]).requires_grad_()
 
-    clipped_value_loss(values, table([0]), table([1]), torch.tensor([[True]]), clip=0.2).loss.backward()
+    # it may have come 0.2 of the way to 1, and what is left is 0.8
+    result = clipped_value_loss(values, table([0]), table([side]), torch.tensor([[True]]))
+    result.loss.backward()
 
+    assert result.loss.item() == pytest.approx(0.8**2 / 2)
+    assert result.clip_fraction.item() == 1
     assert values.grad is not None
     assert values.grad.item() == 0
 
 
 def test_without_a_clip_the_value_loss_is_half_the_squared_error() -> None:
-    loss = clipped_value_loss(table([0.5]), table([0]), table([1]), torch.tensor([[True]]), clip=None).loss
+    result = clipped_value_loss(table([0.5]), table([0]), table([1]), torch.tensor([[True]]), clip=None)
 
-    assert loss.item() == pytest.approx(0.125)
+    assert result.loss.item() == pytest.approx(0.125)
+    assert result.clip_fraction.item() == 0
 
 
 @given(ragged())
@@ -309,6 +401,15 @@ def test_perfect_values_explain_all_and_a_constant_nothing() -> None:
 
     assert explained_variance(returns, returns, everywhere(returns)).item() == 1
     assert explained_variance(torch.ones_like(returns), returns, everywhere(returns)).item() == pytest.approx(0)
+
+
+def test_the_share_that_values_explain_does_not_depend_on_their_scale() -> None:
+    returns, values = table([1, 2, 3, 4]), table([1, 2, 3, 3])
+
+    shares = [explained_variance(values * scale, returns * scale, everywhere(returns)).item() for scale in (1, 0.01)]
+
+    # the errors 0, 0, 0, 1 have the variance 3 / 16, the returns 5 / 4
+    assert shares == pytest.approx([1 - 3 / 20, 1 - 3 / 20])
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
