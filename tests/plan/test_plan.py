@@ -72,6 +72,12 @@ def test_settings_of_a_method_that_is_not_installed_stand_by(desk: Desk) -> None
     assert plan.stage("align").standing_by == ("dpo.beta", "zebra.stripes", "inputs.favourites")
 
 
+def test_a_text_of_the_command_line_that_stands_by_is_read_as_it_was_typed(desk: Desk) -> None:
+    plan = desk.plan(CHAIN, {"align.method": "swap", "align.lift.label": "1.50"})
+
+    assert plan.stage("align").standing_by == ("lift.label",)
+
+
 def test_shared_settings_stand_by_where_the_method_has_none(desk: Desk) -> None:
     plan = desk.plan(f"{CHAIN}max_length = 64\n", {"align.method": "swap"})
 
@@ -130,6 +136,16 @@ def test_policies_are_followed_back_to_the_sources_that_they_come_from(
 
     assert [source.name for source in policies_of(plan, plan.stage(stage))] == policies
     assert policy_of(plan, plan.stage(stage)) == plan.sources[policies[0]]
+
+
+def test_of_a_stage_that_several_policies_go_into_the_first_is_followed(desk: Desk) -> None:
+    mix = "[stage.mix]\nmethod = 'blend'\ninputs = { one = 'first', other = 'second' }\n"
+    table = "[stage.table]\nmethod = 'measure'\ninputs.policies = ['mix']\n"
+    text = f"{CHAIN}{mix}{table}[sources.second]\npolicy = 'model'\n"
+
+    plan = desk.plan(text, {"first.inputs.policy": "base"})
+
+    assert [source.name for source in policies_of(plan, plan.stage("table"))] == ["base"]
 
 
 def test_a_stage_that_takes_no_policy_comes_from_none(desk: Desk) -> None:
@@ -215,6 +231,12 @@ def test_gates_are_read(desk: Desk) -> None:
     plan = desk.plan(f"{CHAIN}gates.kl.max = 20\ngates.reward = {{ min = 0, max = 1.5 }}\n")
 
     assert plan.stage("align").gates == {"kl": {"max": 20.0}, "reward": {"min": 0.0, "max": 1.5}}
+
+
+def test_a_setting_that_must_be_given_is_asked_for_where_its_method_is_named(desk: Desk) -> None:
+    desk.plugin.write_text(METHODS.replace("beta: PositiveFloat = 0.1", "beta: PositiveFloat"))
+
+    assert desk.problems(CHAIN)[0] == "r.toml:10: stage 'judged': score.beta: must be given"
 
 
 def test_a_gate_may_ask_for_exactly_one_value(desk: Desk) -> None:

@@ -125,6 +125,12 @@ def test_twins_are_wired_by_name(desk: Desk) -> None:
             "before it is of that kind",
         ),
         (
+            "[stage.first]\nmethod = 'swap'\ninputs = { policy = 'zebra', pairs = [] }\n",
+            "r.toml:3: stage 'first': inputs.policy names 'zebra', which is no source or earlier stage; there are "
+            "none\nr.toml:3: stage 'first': inputs.pairs must be a name or a list of names; write inputs.pairs = "
+            '["..."]',
+        ),
+        (
             f"{CHAIN}[stage.align.inputs]\npolicy = 'base'\nzebra = 'base'\n",
             "r.toml:16: stage 'align': lift has no input 'zebra'; lift takes policy, rewards, prompts",
         ),
@@ -155,7 +161,7 @@ def test_twins_are_wired_by_name(desk: Desk) -> None:
 def test_what_cannot_be_wired_is_refused(desk: Desk, text: str, message: str) -> None:
     (desk.folder / "t.txt").write_text("text")
 
-    assert desk.problems(text) == [message]
+    assert desk.problems(text) == message.splitlines()
 
 
 def test_what_depends_on_a_mistake_is_no_mistake(desk: Desk) -> None:

@@ -1,6 +1,7 @@
 """Files under `runs/`: whole or not there, verified, moved without harm."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from alignkit.recipe.recipe import RESERVED
 from alignkit.store import checkpoints, rundir
 from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
-from alignkit.store.locks import check_free, hold
+from alignkit.store.locks import busy, check_free, hold
+from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.store.results import find_finished, finish, finish_complete, finished_in, read_finished
 from alignkit.store.verification import verify
 
@@ -207,6 +209,12 @@ def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
     assert str(raised.value) == expected
 
 
+def test_a_holder_who_has_not_said_who_he_is_is_another_process(tmp_path: Path) -> None:
+    assert str(busy(rundir.partial_folder(tmp_path, "finetune", PRINT))) == (
+        f"{tmp_path}/stages/finetune-f8d922c0: another process is working on it; wait for it, or stop it"
+    )
+
+
 def test_a_lock_is_free_once_its_holder_lets_go(tmp_path: Path) -> None:
     partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
     with hold(partial):
@@ -223,6 +231,65 @@ def test_folders_of_ours_are_names_that_no_recipe_can_have(tmp_path: Path) -> No
     )
 
     assert tuple(path.relative_to(tmp_path).parts[0] for path in inside) == RESERVED
+
+
+def test_everything_has_its_place_under_the_runs() -> None:
+    runs, finger = Path("runs"), "0123456789"
+
+    places = [
+        rundir.stage_folder(runs, "x", finger),
+        rundir.partial_folder(runs, "x", finger),
+        rundir.source_folder(runs, "x", finger),
+        rundir.lock_file(rundir.partial_folder(runs, "x", finger)),
+        rundir.report_path(runs, "rlhf"),
+        rundir.comparison_path(runs, "rlhf"),
+        rundir.file_hashes(runs),
+        rundir.zygote_log(runs),
+    ]
+
+    assert [place.as_posix() for place in places] == [
+        "runs/stages/x-01234567",
+        "runs/stages/x-01234567.partial",
+        "runs/sources/x-01234567",
+        "runs/stages/.locks/x-01234567.lock",
+        "runs/rlhf/report.html",
+        "runs/rlhf/comparison.json",
+        "runs/cache/hashes.json",
+        "runs/cache/zygote.log",
+    ]
+
+
+def test_what_is_about_to_run_is_written_down_anew_each_time(tmp_path: Path) -> None:
+    runs = tmp_path / "far" / "runs"
+
+    folders = {rundir.open_run(runs, "rlhf", text, {"text": text}) for text in ("seed = 1", "seed = 2")}
+
+    assert folders == {runs / "rlhf"}
+    written = {path.name: path.read_text() for path in (runs / "rlhf").iterdir()}
+    assert written == {"recipe.toml": "seed = 2", "plan.json": '{\n  "text": "seed = 2"\n}\n'}
+
+
+def test_a_note_is_found_again_by_all_that_it_depends_on(tmp_path: Path) -> None:
+    path = note_path(tmp_path / "far" / "notes", "tokens", {"a": "\ud800", "b": Path("x")}, 2)
+    nothing = read_note(path)
+    write_note(path, {"tokens": 2})
+    write_note(path, {"tokens": 3})
+
+    again = note_path(tmp_path / "far" / "notes", "tokens", {"b": Path("x"), "a": "\ud800"}, 2)
+    others = {
+        note_path(tmp_path / "far" / "notes", "tokens", {"a": "\ud800", "b": Path("x")}, 3),
+        note_path(tmp_path / "far" / "notes", "audit", {"a": "\ud800", "b": Path("x")}, 2),
+    }
+
+    assert (nothing, read_note(again), path in others) == ({}, {"tokens": 3}, False)
+    assert path.read_text() == '{\n  "tokens": 3\n}\n'
+    assert re.fullmatch(r"tokens-[0-9a-f]{16}\.json", path.name)
+
+
+def test_a_damaged_note_is_none(tmp_path: Path) -> None:
+    (tmp_path / "note.json").write_text("{")
+
+    assert read_note(tmp_path / "note.json") == {}
 
 
 def test_runs_that_cannot_be_written_to_are_a_disk_error(tmp_path: Path) -> None:
@@ -249,6 +316,12 @@ def test_a_source_is_written_once(tmp_path: Path) -> None:
 
     assert len(written) == 1
     assert (place / "rows.jsonl").is_file()
+
+
+def test_the_folder_of_sources_is_made_with_all_above_it(tmp_path: Path) -> None:
+    place = rundir.prepare(tmp_path / "far" / "sources" / "demos-1234", lambda folder: (folder / folder.name).touch())
+
+    assert [path.name for path in place.iterdir()] == ["demos-1234.partial"]
 
 
 def test_a_source_half_written_by_a_crash_is_written_anew(tmp_path: Path) -> None:
@@ -409,6 +482,22 @@ def test_a_line_that_cannot_be_read_is_left_out_and_told(tmp_path: Path, harm: C
     damaged_metrics(tmp_path, harm)
 
     assert read_journal("align", tmp_path) == [*TOLD[1:], BAD_LINE]
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text.replace(b'"of"', b'"og"'))
+
+    lines = "2 lines of metrics.jsonl cannot be read and are left out"
+    assert read_journal("align", tmp_path) == [
+        *(event for event in TOLD if not isinstance(event, Metrics)),
+        Warned("align", lines, "the stage's result is not affected; check the disk"),
+    ]
+
+
+def test_of_lines_with_one_number_the_first_is_told_first(tmp_path: Path) -> None:
+    damaged_metrics(tmp_path, lambda text: text.replace(b'"n": 2', b'"n": 0'))
+
+    assert read_journal("align", tmp_path) == [TOLD[0], TOLD[2], TOLD[1], *TOLD[3:]]
 
 
 def test_a_last_line_that_is_cut_off_is_told(tmp_path: Path) -> None:
