@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY := passive
 bin := .venv/bin
 caches := .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test slow real lint format docs coverage bench build clean setup
+.PHONY: help demo test slow real lint format docs coverage mutants bench build clean setup
 
 help:
 	@echo "make demo      run the whole chain (CLM, SFT, reward model, PPO) on the embedded data"
@@ -15,6 +15,7 @@ help:
 	@echo "make format    mend style, as far as that can be done without you"
 	@echo "make docs      write the generated parts of the pages anew"
 	@echo "make coverage  run the tests, and show which lines none of them runs"
+	@echo "make mutants   change the code in small ways, and show which changes no test notices (an hour or two)"
 	@echo "make bench     run the short benchmarks (about 5 minutes; TRL 1.12.0 is fetched into build/)"
 	@echo "make build     build the sdist and the wheel into dist/"
 	@echo "make clean     remove what was built, and caches; runs/ and .venv/ stay"
@@ -47,6 +48,10 @@ docs: setup
 
 coverage: setup
 	$(bin)/python -m pytest -n logical --dist worksteal --cov --cov-report term-missing:skip-covered --cov-report html
+
+mutants: setup
+	$(bin)/python -m pip install --quiet mutmut==3.8.1
+	$(bin)/python scripts/mutants.py
 
 bench: setup
 	$(bin)/python benchmarks/data_speed.py

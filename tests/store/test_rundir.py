@@ -451,6 +451,32 @@ def test_a_later_line_waits_for_an_earlier_one_in_the_other_file(tmp_path: Path)
     assert (early, list(follower.news())) == ([], TOLD[:2])
 
 
+def test_a_journal_is_followed_event_by_event(tmp_path: Path) -> None:
+    journal, follower = Journal(tmp_path, {}), Follower("align", tmp_path)
+
+    for event in TOLD:
+        journal.tell(event)
+
+        assert list(follower.news()) == [event]
+
+
+def test_a_line_waits_for_the_one_before_it_after_others_were_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    for event in TOLD[:3]:
+        journal.tell(event)
+    events = (tmp_path / EVENTS).read_bytes()
+    (tmp_path / EVENTS).write_bytes(b"")
+    follower = Follower("align", tmp_path)
+    early = list(follower.news())
+    (tmp_path / EVENTS).write_bytes(events)
+
+    assert (early, list(follower.news())) == (TOLD[:1], TOLD[1:3])
+
+
+def test_a_stage_that_has_told_nothing_has_an_empty_journal(tmp_path: Path) -> None:
+    assert read_journal("align", tmp_path) == []
+
+
 def damaged_metrics(folder: Path, harm: Callable[[bytes], bytes]) -> None:
     journal = Journal(folder, {})
     for event in TOLD:
