@@ -11,7 +11,6 @@ from alignkit.data.records import Part
 from alignkit.errors import StageError
 from alignkit.methods.grpo import grpo
 from alignkit.methods.sft import sft
-from alignkit.plugins import load_plugins
 from alignkit.testing import RecordingStage, run_method, write_inputs
 from alignkit.training.configs import taught_by, taught_length
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
@@ -50,7 +49,8 @@ def test_answers_that_are_cut_and_paid_alike_end_the_stage_with_what_to_do(stage
     assert len(stage.logs) == 4
 
 
-def test_with_the_remedy_the_run_learns(stage, tmp_path) -> None:
+def test_with_the_remedy_the_run_learns(tmp_path) -> None:
+    stage = RecordingStage(tmp_path / "stage", plugin_files=[tmp_path / "vowels.py"])
     inputs = write_inputs(grpo, tmp_path) | {"rewards": (vowels(tmp_path),)}
     longer = {"updates": 60, "batch": 32, "answers": 8, "learning_rate": 1e-2}
     generation = {"max_new_tokens": 4, "unfinished": "subtract", "penalty": 0.0}
@@ -126,7 +126,8 @@ def test_answers_are_runs_of_learnt_tokens() -> None:
 
 
 @pytest.mark.real
-def test_a_real_model_that_ends_no_answer_learns_with_the_remedy(stage, tmp_path) -> None:
+def test_a_real_model_that_ends_no_answer_learns_with_the_remedy(tmp_path) -> None:
+    stage = RecordingStage(tmp_path / "stage", plugin_files=[tmp_path / "vowels.py"])
     data = Path(os.environ["ALIGNKIT_DATA"])
     stories = Policy(name="stories", fingerprint="0", path=data / "models" / "stories260K")
     inputs = {"policy": stories, "prompts": prompts_in(data), "rewards": (vowels(tmp_path),)}
@@ -137,7 +138,7 @@ def test_a_real_model_that_ends_no_answer_learns_with_the_remedy(stage, tmp_path
 
     assert stage.warnings[0][0].startswith("update 1: 64 of 64 answers were cut at 24 tokens")
     assert 'set generation.unfinished = "subtract" and generation.penalty = 0' in str(caught.value)
-    again = RecordingStage(tmp_path / "again")
+    again = RecordingStage(tmp_path / "again", plugin_files=[tmp_path / "vowels.py"])
     remedy = {"max_new_tokens": 24, "unfinished": "subtract", "penalty": 0}
     run_method(grpo, {**settings, "generation": remedy}, again, **inputs)
     before, after, _ = again.results["reward"]
@@ -172,5 +173,4 @@ def alignkit_rewards():
 def vowels(folder: Path) -> FunctionReward:
     """Give a reward that a small model learns quickly."""
     (folder / "vowels.py").write_text(VOWELS)
-    load_plugins([folder / "vowels.py"])
     return FunctionReward(name="vowels", fingerprint="0", path=folder, function="vowels")

@@ -24,12 +24,11 @@ from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
 from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
-from alignkit.training import models
 from alignkit.training.classifiers import as_read
 from alignkit.training.configs import positions_of
 from alignkit.training.models import load_critic, load_for_reward_training, load_policy, load_reward_model, score_head
 from alignkit.training.saving import save_policy, save_reward, unpack
-from alignkit.training.tokenizers import stop_tokens
+from alignkit.training.tokenizers import PLAIN_TEMPLATE, stop_tokens
 from alignkit.training.weight_files import check_model_folder
 
 ROWS = torch.arange(3, 15)[None]
@@ -288,7 +287,7 @@ def test_a_model_without_a_chat_template_gets_the_plain_one_and_keeps_it(policy,
     model, tokenizer = load_policy(policy)
     save_policy(model, tokenizer, tmp_path / "saved")
 
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == models.PLAIN_TEMPLATE
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == PLAIN_TEMPLATE
 
 
 def refusal(call, *args, **kwargs):
