@@ -37,7 +37,7 @@ lint: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
-	$(bin)/lint-imports --quiet
+	$(bin)/lint-imports
 
 format: setup
 	$(bin)/ruff check --fix
