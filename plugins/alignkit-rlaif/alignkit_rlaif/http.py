@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx2
+if TYPE_CHECKING:
+    import httpx2
 
 LARGEST = 8 * 2**20
 """Bytes of a reply; a longer one is none."""
@@ -33,11 +34,13 @@ class RefusedError(Exception):
     """The endpoint will not answer, however often it is asked."""
 
 
-def make_client(url: str) -> httpx2.Client:
+def make_client(url: str) -> "httpx2.Client":
     """Make what asks the address: it follows no redirect, since a key must not go to a place that nobody named.
 
     This machine's own addresses are not asked by way of a proxy.
     """
+    import httpx2  # here, since every `alignkit plan` loads this module
+
     return httpx2.Client(follow_redirects=False, trust_env=not is_local(url), verify=ssl.create_default_context())
 
 
@@ -48,11 +51,13 @@ def is_local(url: str) -> bool:
     return host == "localhost"
 
 
-def post(client: httpx2.Client, url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
+def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
     """Send a JSON object, and return the JSON value that comes back within so many seconds.
 
     Raises FaultError or RefusedError.
     """
+    import httpx2
+
     ends = time.monotonic() + timeout
     try:
         with client.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
@@ -72,8 +77,10 @@ def post(client: httpx2.Client, url: str, headers: Mapping[str, str], body: Mapp
         raise FaultError("its reply is not JSON") from error
 
 
-def _read(response: httpx2.Response, ends: float) -> bytes:
+def _read(response: "httpx2.Response", ends: float) -> bytes:
     """Read a reply's body; one that comes drop by drop is too late as well."""
+    import httpx2
+
     read = bytearray()
     for part in response.iter_bytes():
         read += part
@@ -93,7 +100,7 @@ def _certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | 
     return None
 
 
-def _refusal(response: httpx2.Response, content: bytes) -> FaultError | RefusedError:
+def _refusal(response: "httpx2.Response", content: bytes) -> FaultError | RefusedError:
     said = _message(content)
     reason = f"status {response.status_code}" + (f": {said}" if said else "")
     if response.status_code < 500 and (response.status_code not in PASSING or SPENT in said):
