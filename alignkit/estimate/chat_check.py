@@ -4,8 +4,6 @@ What a chat template refuses, or renders so that an answer cannot be found, is f
 was found is kept by the content that it is of.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -18,7 +16,7 @@ from alignkit.estimate.desk import Desk
 from alignkit.plan.plan import PlannedStage, policy_of
 from alignkit.sources.source import BadRows, RecordOptions, Source
 from alignkit.store import rundir
-from alignkit.store.durable import read_json, write_text
+from alignkit.store.notes import note_path, read_note, write_note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,16 +163,15 @@ class Chats:
         from alignkit.estimate.rendering import Rendering, render_all
 
         source = self.desk.plan.sources[name]
-        content = [VERSION, source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn]
-        text = json.dumps(content, sort_keys=True)
-        note = rundir.cache_folder(self.desk.runs) / f"chats-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        if facts := read_json(note):
+        seen = (source.fingerprint, source.kind.__name__, source.said(), reader.source.fingerprint, learn)
+        note = note_path(rundir.cache_folder(self.desk.runs), "chats", VERSION, *seen)
+        if facts := read_note(note):
             return Rendering(**facts)
         records = self.desk.open(source)
         assert isinstance(records, Records)
         found = render_all(records, reader.tokenizer, learn)
         if source.fingerprint and reader.source.fingerprint:
-            write_text(note, json.dumps(asdict(found)))
+            write_note(note, asdict(found))
         return found
 
     def _refused(self, name: str, found: "Rendering", reader: "_Reader") -> Iterator[Problem]:
