@@ -1,13 +1,12 @@
 """Hashes of files that are remembered as long as nothing says that the file has changed."""
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignkit.store.durable import hash_file
+from alignkit.store.durable import hash_file, write_text
 
 TOO_YOUNG = 2_000_000_000
 """Nanoseconds since its last change in which a file may change again without its mtime telling."""
@@ -38,14 +37,9 @@ class FileHashes:
         """Write what was learnt, in one go; a cache that cannot be written is no error."""
         if not self.changed:
             return
-        staged = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
-        try:
+        with suppress(OSError):
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(self.known), "utf-8")
-            staged.replace(self.cache)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink()
+            write_text(self.cache, json.dumps(self.known))
 
 
 def _read_cache(cache: Path) -> dict[str, list[Any]]:
