@@ -114,9 +114,8 @@ def estimate_advantages(
     """
     _same_shape(rewards, values)
     _same_shape(rewards, mask)
-    rewards = rewards.detach().masked_fill(~mask, 0.0)
-    values = values.detach().masked_fill(~mask, 0.0)
-    running = next_value = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
+    rewards, values = rewards.detach(), values.detach().masked_fill(~mask, 0.0)
+    running = next_value = rewards.new_zeros(len(rewards))
     columns: list[Tensor] = []
     for t in reversed(range(rewards.shape[1])):
         surprise = rewards[:, t] + gamma * next_value - values[:, t]
