@@ -6,13 +6,12 @@ must be opened first, a model or an endpoint, is a scheme under `@judge_scheme`,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import getdoc, signature
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_type_hints
+from typing import Any, NamedTuple, TypeAlias
 
 from alignkit.contract.kinds import Judge
-from alignkit.contract.names import check_offer
+from alignkit.contract.names import check_offer, settings_taken, summary_of
 from alignkit.contract.one_each import one_number_each
 from alignkit.contract.reward_function import Answer, Score
 from alignkit.contract.settings import Settings
@@ -97,14 +96,14 @@ def judge(
 
     def wrap(function: Callable[[Sequence[Question], Any], list[float]]) -> JudgeFunction:
         check_offer("judge", name, function)
-        kind = _settings(function, 1, 2)
+        kind = settings_taken(function, 2)
         if kind is None:
             raise PluginError(
                 f"judge {name!r} is not of the form f(questions, settings: SomeSettings) -> list[float]",
                 function.__module__,
                 "give it two parameters, the second annotated with a Settings class",
             )
-        return JudgeFunction(name, _summary(function), kind, function, version)
+        return JudgeFunction(name, summary_of(function), kind, function, version)
 
     return wrap
 
@@ -120,26 +119,16 @@ def judge_scheme(
 
     def wrap(function: Callable[[Judge, Any, Path | None], JudgeClient]) -> JudgeScheme:
         check_offer("judge scheme", name, function)
-        kind = _settings(function, 1, 3)
+        kind = settings_taken(function, 3)
         if kind is None or name == RULE:
             raise PluginError(
                 f"judge scheme {name!r} is not of the form f(judge, settings: SomeSettings, cache) -> JudgeClient",
                 function.__module__,
                 f"give it three parameters, the second annotated with a Settings class, and no name {RULE!r}",
             )
-        return JudgeScheme(name, _summary(function), kind, function, policy, tuple(free))
+        return JudgeScheme(name, summary_of(function), kind, function, policy, tuple(free))
 
     return wrap
-
-
-def _settings(function: Callable[..., object], place: int, parameters: int) -> type[Settings] | None:
-    names = list(signature(function).parameters)
-    kind = get_type_hints(function).get(names[place]) if len(names) == parameters else None
-    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
-
-
-def _summary(function: Callable[..., object]) -> str:
-    return (getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def by_comparing(compare: Callable[[Sequence[Question]], list[float]], name: str) -> JudgeClient:

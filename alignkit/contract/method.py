@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ValidationError
 
 from alignkit.contract.kinds import Artifact
-from alignkit.contract.names import why_not
+from alignkit.contract.names import summary_of, why_not
 from alignkit.contract.needs import Needs
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.contract.stage import Stage
@@ -133,8 +133,8 @@ def method(
         produces = hints.get("return")
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
-        summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        made = Method(name, summary, settings, consumes, produces, function, needs, _results(name, function, results))
+        told = _results(name, function, results)
+        made = Method(name, summary_of(function), settings, consumes, produces, function, needs, told)
         if all(not field.is_required() for field in settings.model_fields.values()):
             with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
                 made.needs(settings())  # so that a package that is wrong says so when it is loaded

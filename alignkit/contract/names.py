@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from inspect import getdoc, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
+from typing import get_type_hints
 
+from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
@@ -24,3 +26,15 @@ def check_offer(noun: str, name: str, function: Callable[..., object]) -> None:
     """Raise PluginError where a function cannot be offered under a name."""
     if why := why_not(name, function):
         raise PluginError(f"{noun} {name!r} cannot be offered: {why}", f"{function.__module__}.{function.__qualname__}")
+
+
+def summary_of(function: Callable[..., object]) -> str:
+    """Return the first paragraph of a docstring in one line."""
+    return (getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def settings_taken(function: Callable[..., object], parameters: int) -> type[Settings] | None:
+    """Return the class of the second of so many parameters; None where it is no settings, or there are others."""
+    names = list(signature(function).parameters)
+    kind = get_type_hints(function).get(names[1]) if len(names) == parameters else None
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import getdoc, signature
-from typing import Any, get_type_hints
+from typing import Any
 
-from alignkit.contract.names import check_offer
+from alignkit.contract.names import check_offer, settings_taken, summary_of
 from alignkit.contract.settings import Settings
 from alignkit.errors import PluginError
 
@@ -52,16 +51,13 @@ def reward(
 
     def wrap(function: Callable[[Sequence[Answer], Any], list[float]]) -> RewardFunction:
         check_offer("reward", name, function)
-        hints = get_type_hints(function)
-        names = list(signature(function).parameters)
-        kind = hints.get(names[1]) if len(names) == 2 else None
-        if kind is None or not (isinstance(kind, type) and issubclass(kind, Settings)):
+        kind = settings_taken(function, 2)
+        if kind is None:
             raise PluginError(
                 f"reward {name!r} is not of the form f(answers, settings: SomeSettings) -> list[float]",
                 function.__module__,
                 "give it two parameters, the second annotated with a Settings class",
             )
-        summary = (getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        return RewardFunction(name, summary, kind, function, version)
+        return RewardFunction(name, summary_of(function), kind, function, version)
 
     return wrap
