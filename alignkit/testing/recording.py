@@ -8,7 +8,7 @@ from weakref import finalize
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, Warned
 from alignkit.contract.method import Method
-from alignkit.contract.settings import over_default
+from alignkit.contract.settings import Settings, over_default
 from alignkit.plugins import load_plugins
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
@@ -108,6 +108,11 @@ def run_method(method: Method, settings: Mapping[str, Any], stage: RecordingStag
     from alignkit.run.worker import seed_everything
 
     seed_everything(stage.seed)
-    fields = method.settings.model_fields
-    groups = {key: over_default(fields[key], value) for key, value in settings.items() if isinstance(value, Mapping)}
-    return method(method.settings.model_validate({**settings, **groups}), stage, **inputs)
+    return method(settings_of_recipe(method.settings, settings), stage, **inputs)
+
+
+def settings_of_recipe(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """Return settings that say this as a recipe would, a group laid over its default. Raise pydantic's error."""
+    fields = kind.model_fields
+    groups = {key: over_default(fields[key], value) for key, value in given.items() if isinstance(value, Mapping)}
+    return kind.model_validate({**given, **groups})

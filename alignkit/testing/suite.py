@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
 from alignkit.contract.method import Method
 from alignkit.contract.row_settings import RowSettings
-from alignkit.contract.settings import Settings, described, merged, over_default
+from alignkit.contract.settings import Settings, described, merged
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.run.stopping import Left
 from alignkit.testing.examples import write_inputs
-from alignkit.testing.recording import RecordingStage, run_method
+from alignkit.testing.recording import RecordingStage, run_method, settings_of_recipe
 
 CLOSE = 1e-4
 """How far weights may lie apart that should be equal but for rounding."""
@@ -312,10 +312,8 @@ def other_numbers(kind: type[Settings], given: Mapping[str, Any]) -> Iterator[di
 
 def valid(kind: type[Settings], given: Mapping[str, Any]) -> Settings | None:
     """Return the settings as a recipe would give them; None where they are refused."""
-    fields = kind.model_fields
-    groups = {key: over_default(fields[key], value) for key, value in given.items() if isinstance(value, Mapping)}
     try:
-        return kind.model_validate({**given, **groups})
+        return settings_of_recipe(kind, given)
     except ValidationError:
         return None
 
