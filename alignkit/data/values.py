@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,6 +11,7 @@ from alignkit.data.formats import Shape, answered, asked, label_of, rating_of, w
 from alignkit.errors import DataError
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 CERTAINTY = "p_chosen"
 """Preferences may say how likely it is that the chosen answer is the better one."""
@@ -32,6 +33,7 @@ Form = Literal["chat", "plain"]
 
 CONTENTS = ("prompt", "completion", "messages", "chosen", "rejected", "text")
 """Columns that hold text or chats."""
+WHOLE = "text in whole characters"
 
 
 def form_of(row: Mapping[str, Any]) -> Form:
@@ -76,7 +78,7 @@ def of_type(value: Any, kind: Any, column: str, place: str) -> Any:
         return _reader(kind).validate_python(value, strict=True)
     except ValidationError:
         name = kind.__name__ if type(kind) is type else str(kind)
-        return _expect(False, value, value, column, place, name)
+        raise _unlike(value, column, place, name) from None
 
 
 ANSWERS = ("completion", "chosen", "rejected")
@@ -186,27 +188,25 @@ def further_columns(kind: str, row: Row, values: Row) -> Sequence[str]:
 def checked(value: Any, column: str, place: str) -> Any:
     """Return a column's value if it is what the column holds; raises DataError if not."""
     if column == "label":
-        label = label_of(value)
-        return _expect(label is not None, label, value, column, place, "true or false")
+        return _found(label_of(value), value, column, place, "true or false")
     if column == "rating":
-        number = rating_of(value)
-        return _expect(number is not None, number, value, column, place, "a number")
+        return _found(rating_of(value), value, column, place, "a number")
     if column == "tools":
-        tools = read_tools(value)
-        return _expect(tools is not None, tools, value, column, place, "a list of tools as JSON schemas")
+        return _found(read_tools(value), value, column, place, "a list of tools as JSON schemas")
     if column == CERTAINTY:
         number = rating_of(value)
         fine = number is not None and 0 <= number <= 1
-        return _expect(fine, number, value, column, place, "a number from 0 to 1")
+        return _found(number if fine else None, value, column, place, "a number from 0 to 1")
     if column != "messages" and isinstance(value, str):
-        return _expect(_is_whole(value), value, value, column, place, "text in whole characters")
+        return _found(value if _is_whole(value) else None, value, column, place, WHOLE)
     if column in ("text", "system") or not isinstance(value, list):
-        return _expect(False, value, value, column, place, "text" if column != "messages" else "a list of messages")
+        raise _unlike(value, column, place, "text" if column != "messages" else "a list of messages")
     for turn in value:
-        fine = isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        _expect(fine, turn, turn, column, place, 'messages such as {"role": "user", "content": "..."}')
-        _expect(_is_whole(turn["content"]), turn, turn, column, place, "text in whole characters")
-    return _expect(bool(value), value, value, column, place, "at least one message")
+        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            raise _unlike(turn, column, place, 'messages such as {"role": "user", "content": "..."}')
+        if not _is_whole(turn["content"]):
+            raise _unlike(turn, column, place, WHOLE)
+    return _found(value or None, value, column, place, "at least one message")
 
 
 def _is_whole(text: str) -> bool:
@@ -217,12 +217,16 @@ def _is_whole(text: str) -> bool:
         return False
 
 
-def _expect(fine: bool, meant: Any, value: Any, column: str, place: str, what: str) -> Any:
-    if fine:
-        return meant
+def _found(found: T | None, value: Any, column: str, place: str, what: str) -> T:
+    if found is None:
+        raise _unlike(value, column, place, what)
+    return found
+
+
+def _unlike(value: Any, column: str, place: str, what: str) -> DataError:
     shown = ascii(value) if not isinstance(value, str) or not _is_whole(value) else repr(value)
     shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-    raise DataError(f"{column!r} must be {what}, and is {shown}", place, "correct the row or leave it out")
+    return DataError(f"{column!r} must be {what}, and is {shown}", place, "correct the row or leave it out")
 
 
 def with_prompt(row: Row) -> Row:

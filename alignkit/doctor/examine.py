@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -36,12 +36,11 @@ def report(
     runs: Path,
     *,
     plugins: Plugins | None = None,
-    probe: Sequence[str] = PROBE,
-    limit: float = 60.0,
+    torch: Callable[[], Torch] | None = None,
     cgroup: Path = Path("/sys/fs/cgroup"),
     environment: Mapping[str, str] = os.environ,
 ) -> Doctor:
-    """Find out all there is to know; `limit` is the number of seconds that torch gets to answer."""
+    """Find out all there is to know; `torch` finds what there is to know about torch, by default `ask_torch`."""
     return Doctor(
         alignkit=version("alignkit"),
         python=platform.python_version(),
@@ -50,7 +49,7 @@ def report(
         packages=tuple(_packages()),
         cores=_cores(cgroup),
         memory=_memory(cgroup),
-        torch=_ask_torch(probe, limit),
+        torch=(torch or ask_torch)(),
         disk=_disk(runs),
         environment={name: environment[name] for name in ENVIRONMENT if name in environment},
         hub_cache=_short(_hub_cache(environment)),
@@ -98,7 +97,8 @@ def _memory(cgroup: Path) -> Memory:
     return Memory(total=min(machine.total, limit), free=max(0, min(machine.available, limit - used)))
 
 
-def _ask_torch(probe: Sequence[str], limit: float) -> Torch:
+def ask_torch(probe: Sequence[str] = PROBE, limit: float = 60.0) -> Torch:
+    """Ask a process of its own, which gets `limit` seconds to answer."""
     try:
         child = subprocess.run(probe, capture_output=True, text=True, timeout=limit, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ import pluggy
 import pytest
 from packaging.version import Version
 
-from alignkit.doctor.examine import report
+from alignkit.doctor.examine import ask_torch, report
 from alignkit.doctor.facts import Device, Disk, Doctor, Memory, Package, Plugin, Torch
 from alignkit.doctor.findings import GIB, Finding, as_dict, findings, render
 from alignkit.plugins import Broken, Origin, Plugins
@@ -35,11 +35,6 @@ GPU = Device(kind="cuda", name="NVIDIA L4", total=24 * GIB, free=20 * GIB, bf16=
 Examine = Callable[..., Doctor]
 
 
-def says(code: str) -> tuple[str, ...]:
-    """Make a stand-in for the process that asks torch."""
-    return (sys.executable, "-c", code)
-
-
 @pytest.fixture
 def examine(tmp_path: Path) -> Examine:
     """Give `report` with everything around it replaced: torch, plugins, control group, environment."""
@@ -47,7 +42,7 @@ def examine(tmp_path: Path) -> Examine:
     def look(**given: Any) -> Doctor:
         around: dict[str, Any] = {
             "plugins": NO_PLUGINS,
-            "probe": says("print('{}')"),
+            "torch": Torch,
             "cgroup": tmp_path,
             "environment": {},
         }
@@ -255,12 +250,12 @@ def test_torch_is_asked_in_another_process() -> None:
     ],
     ids=["hangs", "fails", "ends", "crashes"],
 )
-def test_torch_that_cannot_be_imported_is_a_fact(examine: Examine, code: str, problem: str) -> None:
-    assert examine(probe=says(code), limit=0.5 if "sleep" in code else 30.0).torch == Torch(problem=problem)
+def test_torch_that_cannot_be_imported_is_a_fact(code: str, problem: str) -> None:
+    assert ask_torch((sys.executable, "-c", code), 0.5 if "sleep" in code else 30.0) == Torch(problem=problem)
 
 
-def test_an_interpreter_that_does_not_start_is_a_fact(examine: Examine) -> None:
-    assert examine(probe=("/nowhere/python",)).torch == Torch(
+def test_an_interpreter_that_does_not_start_is_a_fact() -> None:
+    assert ask_torch(("/nowhere/python",)) == Torch(
         problem="the process that asks torch did not start: [Errno 2] No such file or directory: '/nowhere/python'"
     )
 
