@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, distribution, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ import pluggy
 
 from alignkit.contract import hookspecs
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
+from alignkit.contract.kinds import Artifact, source_words
 from alignkit.contract.method import Method
 from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import why_unusable
@@ -88,8 +89,9 @@ class Plugins:
     """Names that two or more packages offer, and alignkit itself does not."""
     shadowed: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
     """Names of alignkit's own that packages offer, too, in vain."""
-    addressed: Mapping[str, Method] = field(default_factory=dict)
-    """`PACKAGE:NAME` -> its method, also where another one has the name."""
+    addressed: Mapping[str, Method | RewardFunction | JudgeFunction] = field(default_factory=dict)
+    """`method:PACKAGE:NAME`, `reward:PACKAGE:NAME` or `judge:PACKAGE:NAME` -> that one, also where another one has the
+    name."""
     judges: Mapping[str, JudgeFunction] = field(default_factory=dict)
     """Rules that compare."""
     schemes: Mapping[str, JudgeScheme] = field(default_factory=dict)
@@ -97,6 +99,13 @@ class Plugins:
     heavy: tuple[Origin, ...] = ()
     """Packages that import torch merely by being loaded."""
     loaded: tuple[Origin, ...] = ()
+
+    @cached_property
+    def source_kinds(self) -> Mapping[str, type[Artifact]]:
+        """The words that name a source's kind in a recipe, those of the kinds that methods take or make among them."""
+        methods = [one for one in (*self.methods.values(), *self.addressed.values()) if isinstance(one, Method)]
+        taken = (kind for method in methods for given in method.consumes.values() for kind in given.kinds)
+        return source_words([*taken, *(method.produces for method in methods)])
 
     def method(self, name: str) -> Method:
         """Return the method of that name.
@@ -109,12 +118,24 @@ class Plugins:
                 remedy=f'say whose, as in method = "{clash[0].word}:{name}"',
             )
         if ":" in name:
-            if name not in self.addressed:
-                raise self.lacks("method", name, list(self.addressed))
-            return self.addressed[name]
+            found = self.addressed.get(f"method:{name}")
+            if not isinstance(found, Method):
+                known = [address.partition(":")[2] for address in self.addressed if address.startswith("method:")]
+                raise self.lacks("method", name, known)
+            return found
         if name not in self.methods:
             raise self.lacks("method", name, list(self.methods))
         return self.methods[name]
+
+    def reward(self, name: str) -> RewardFunction | None:
+        """Return the reward function of that name, or of that `PACKAGE:NAME`."""
+        found = self.rewards.get(name) or self.addressed.get(f"reward:{name}")
+        return found if isinstance(found, RewardFunction) else None
+
+    def judge(self, name: str) -> JudgeFunction | None:
+        """Return the rule of that name, or of that `PACKAGE:NAME`, that compares."""
+        found = self.judges.get(name) or self.addressed.get(f"judge:{name}")
+        return found if isinstance(found, JudgeFunction) else None
 
     def lacks(self, noun: str, name: str, known: Sequence[str], stem: str = "", where: str = "") -> AlignkitError:
         """Make the error for an unknown name: a near miss, else the broken plugins, else what there is."""
@@ -159,17 +180,17 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
     several = {key: tuple(origin for origin, _ in found) for key, found in offers.items() if len(found) > 1}
     ours = {key for key, (origin, _) in first.items() if origin.plugin in BUILT_IN}
     addressed = {
-        f"{origin.word}:{offer.name}": (origin, replace(offer, package=origin.word))
-        for found in offers.values()
+        f"{key.partition(':')[0]}:{origin.word}:{offer.name}": (origin, _of_package(offer, origin))
+        for key, found in offers.items()
         for origin, offer in found
-        if isinstance(offer, Method) and origin.plugin not in BUILT_IN
+        if not isinstance(offer, JudgeScheme) and origin.plugin not in BUILT_IN
     }
     return Plugins(
         hooks,
         methods=_of_kind(first, Method),
         rewards=_of_kind(first, RewardFunction),
         origins={key: origin for key, (origin, _) in first.items()}
-        | {f"method:{address}": origin for address, (origin, _) in addressed.items()},
+        | {address: origin for address, (origin, _) in addressed.items()},
         clashes={key: origins for key, origins in several.items() if key not in ours},
         shadowed={key: origins[1:] for key, origins in several.items() if key in ours},
         addressed={address: offered for address, (_, offered) in addressed.items()},
@@ -179,6 +200,12 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
         heavy=tuple(heavy),
         loaded=tuple(loaded),
     )
+
+
+def _of_package(
+    offer: Method | RewardFunction | JudgeFunction, origin: Origin
+) -> Method | RewardFunction | JudgeFunction:
+    return replace(offer, package=origin.word) if isinstance(offer, Method) else offer
 
 
 def _of_kind(offers: Mapping[str, tuple[Origin, Offer]], kind: type[OfferT]) -> dict[str, OfferT]:

@@ -82,18 +82,22 @@ def check(
     metavar="NEW.jsonl",
     help="Write the good rows, each once, to a new file.",
 )
+@PLUGINS
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
 def data(ctx: click.Context, /, files: Sequence[str], fixed: Path | None, as_json: bool, **words: Any) -> None:
     """Read every row of FILEs, of a folder's files or of those that match a pattern in quotes; tell what is in them
     and what is wrong."""
+    from alignkit.contract.kinds import SOURCE_KINDS
     from alignkit.environment import set_environment
+    from alignkit.plugins import load_plugins
     from alignkit.sources.fetch import audits
     from alignkit.sources.from_files import source_at, write_fixed
 
     set_environment(offline=True)
-    sources = [source_at(file, words["kind"]) for file in files]
+    kinds = SOURCE_KINDS if words["kind"] in (None, *SOURCE_KINDS) else load_plugins(words["plugins"]).source_kinds
+    sources = [source_at(file, words["kind"], kinds) for file in files]
     if fixed:
         if len(sources) > 1:
             raise RecipeError("--fix writes one file of one", " ".join(files), "fix them one by one")

@@ -5,7 +5,8 @@ its parent; a package may define its own.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -180,6 +181,20 @@ SOURCE_KINDS: Mapping[str, type[Artifact]] = {
     "judge": Judge,
 }
 """The words that name a source's kind in a recipe."""
+
+
+def source_words(kinds: Iterable[type[Artifact]]) -> dict[str, type[Artifact]]:
+    """Return the words that name a source's kind where these are offered besides ours.
+
+    A package's kind of rows that says its columns has its name, in a recipe's writing: `StepLabels` is `step-labels`.
+    """
+    own = {word_of(kind): kind for kind in kinds if issubclass(kind, Records) and kind.columns}
+    return {**own, **SOURCE_KINDS}
+
+
+def word_of(kind: type[Artifact]) -> str:
+    """Return how a recipe writes the name of a kind."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
 def kinds_by_name() -> dict[str, type[Artifact]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from alignkit.contract.kinds import SOURCE_KINDS, Records
+from alignkit.contract.kinds import Artifact, Records
 from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
 from alignkit.plan.inactive import Shared
@@ -71,7 +71,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
             "requires": {"type": "array", "items": {"type": "string"}, "description": "Packages that it needs."},
             "result": _one_or_several() | {"description": "The stages whose results are wanted. Unset: the last."},
             "defaults": {"type": "object", "properties": shared_settings},
-            "sources": {"type": "object", "additionalProperties": _source(at)},
+            "sources": {"type": "object", "additionalProperties": _source(at, plugins.source_kinds)},
             "stage": {"type": "object", "additionalProperties": stage},
         },
         "additionalProperties": False,
@@ -96,7 +96,7 @@ def _allow_off(definition: Schema) -> None:
             field["anyOf"] = [option for option in options if option != {"type": "null"}] + [{"const": False}]
 
 
-def _source(at: Mapping[Any, Schema]) -> Schema:
+def _source(at: Mapping[Any, Schema], kinds: Mapping[str, type[Artifact]]) -> Schema:
     """Return what a source may be: one kind, its address, and the options of that kind."""
     return {
         "type": "object",
@@ -110,7 +110,7 @@ def _source(at: Mapping[Any, Schema]) -> Schema:
                     **(at[PolicyOptions]["properties"] if word == "policy" else {}),
                 },
             }
-            for word, kind in SOURCE_KINDS.items()
+            for word, kind in kinds.items()
         ],
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Reward, can_be_opened
+from alignkit.contract.kinds import Artifact, Reward, can_be_opened
 from alignkit.contract.method import Input, Method
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plugins import Plugins
@@ -167,7 +167,7 @@ def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
     if wanted.optional or offers.unknown:
         return ()
     makers = sorted(m.name for m in plugins.methods.values() if wanted.takes(m.produces))
-    words = [word for word, kind in SOURCE_KINDS.items() if wanted.takes(kind)]
+    words = [word for word, kind in plugins.source_kinds.items() if wanted.takes(kind)]
     source = f'add a source: {{ {words[0]} = "..." }}' if words else "add a stage that does"
     them = "them" if all("parts" in kind.model_fields for kind in wanted.kinds) else "one"
     raise RecipeError(

@@ -100,8 +100,8 @@ def find_method(plugins: Plugins, name: str) -> Method:
 
     Raise what `Plugins.lacks` makes.
     """
-    if name in plugins.addressed:
-        return plugins.addressed[name]
+    if isinstance(found := plugins.addressed.get(f"method:{name}"), Method):
+        return found
     if name not in plugins.methods:
         raise plugins.lacks("method", name, [*plugins.methods, *plugins.rewards, *plugins.judges, *plugins.schemes])
     return plugins.methods[name]
@@ -124,6 +124,10 @@ def _origin(plugins: Plugins, method: Method) -> str:
     return str(plugins.origins[f"method:{method.address}"])
 
 
+BY = {"method": 'method = "{}"', "reward": 'reward = "function:{}"', "judge": 'judge = "rule:{}"'}
+"""How a recipe says whose it means."""
+
+
 def _complaints(plugins: Plugins) -> Iterator[str]:
     for key, origins in plugins.clashes.items():
         kind, _, name = key.partition(":")
@@ -131,7 +135,7 @@ def _complaints(plugins: Plugins) -> Iterator[str]:
     for key, origins in plugins.shadowed.items():
         kind, _, name = key.partition(":")
         for origin in origins:
-            how = f'; a recipe gets it by method = "{origin.word}:{name}"' if kind == "method" else ""
+            how = f"; a recipe gets it by {BY[kind].format(f'{origin.word}:{name}')}" if kind in BY else ""
             yield f"not taken: the {kind} {name!r} of {origin}, since alignkit has one of that name{how}"
     for broken in plugins.broken:
         yield f"broken: {broken.origin} cannot be loaded: {broken.reason}"

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from alignkit.contract.judges import RULE, JudgeFunction
 from alignkit.contract.kinds import (
-    SOURCE_KINDS,
     Artifact,
     FunctionReward,
     Judge,
@@ -26,7 +25,7 @@ from alignkit.data.hubsets import VERSION as ROWS_VERSION
 from alignkit.data.records import SLICE, placed_rows
 from alignkit.data.splits import files_of_split, split_called
 from alignkit.errors import DataError, PluginError, near_miss
-from alignkit.plugins import CLASH_REMEDY, Plugins
+from alignkit.plugins import Plugins
 from alignkit.recipe.fingerprint import code_identity, digest
 from alignkit.sources.chat_template import KEY, read_chat_template
 from alignkit.sources.entry import Entry
@@ -75,7 +74,7 @@ class Resolver:
 
     @property
     def kind(self) -> type[Artifact]:
-        return SOURCE_KINDS[self.noun]
+        return self.plugins.source_kinds[self.noun]
 
     @property
     def where(self) -> str:
@@ -153,20 +152,21 @@ class Resolver:
 
     def _function(self, address: str, rest: str) -> Source:
         named = self.entry.named
-        if clash := self.plugins.clashes.get(f"reward:{rest}"):
-            raise PluginError(
-                f"{named}: reward function {rest!r} is offered by {' and by '.join(map(str, clash))}",
-                self.where,
-                CLASH_REMEDY,
-            )
-        if rest not in self.plugins.rewards:
+        self._refuse_clash(f"reward:{rest}", "reward function", "function:{}")
+        if (offered := self.plugins.reward(rest)) is None:
             raise self.plugins.lacks("reward function", rest, list(self.plugins.rewards), f"{named}: ", self.where)
-        offered = self.plugins.rewards[rest]
         settings = self.entry.settings(offered.settings, self.options.settings, "settings")
         code = code_identity(self.plugins.origins[f"reward:{rest}"], offered.score.__module__)
         facts = ["function", rest, offered.version, code, self.options.weight, settings.model_dump(mode="json")]
         read = {"settings": settings.model_dump(mode="json", exclude_unset=True)}
         return replace(self._made(address, "function", facts), options=self.options.model_copy(update=read))
+
+    def _refuse_clash(self, key: str, noun: str, address: str) -> None:
+        """Refuse a name that two packages offer; `address` is how a source says whose."""
+        if clash := self.plugins.clashes.get(key):
+            name, by = key.partition(":")[2], " and by ".join(map(str, clash))
+            remedy = f'say whose, as in {self.word} = "{address.format(f"{clash[0].word}:{name}")}"'
+            raise PluginError(f"{self.entry.named}: {noun} {name!r} is offered by {by}", self.where, remedy)
 
     def _judge(self, options: JudgeOptions) -> Source:
         """Find a judge: a rule by its name, a policy like any other, whatever else as its scheme has it."""
@@ -198,11 +198,10 @@ class Resolver:
         if key is None:
             known = [*plugins.judges, *plugins.rewards]
             raise plugins.lacks("rule", name, known, f"{named}: ", self.where)
-        if clash := plugins.clashes.get(key):
-            by = " and by ".join(map(str, clash))
-            raise PluginError(f"{named}: rule {name!r} is offered by {by}", self.where, CLASH_REMEDY)
-        rule = plugins.judges.get(name) or plugins.rewards[name]
-        if self.kind is Reward and name in plugins.judges:
+        self._refuse_clash(key, "rule", "judge:rule:{}" if self.kind is Reward else "rule:{}")
+        rule = plugins.judge(name) or plugins.reward(name)
+        assert rule
+        if self.kind is Reward and isinstance(rule, JudgeFunction):
             raise self.entry.refusal(f"the rule {name!r} compares, and rates nothing", "take one that rates", self.word)
         settings = self.entry.settings(rule.settings, options.given.model_dump()["settings"], "settings")
         asked = rule.compare if isinstance(rule, JudgeFunction) else rule.score

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.contract.kinds import SOURCE_KINDS, Records
+from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Records
 from alignkit.data.files import FORMATS, files_matching, format_of, is_pattern, rows_of, whole_path
 from alignkit.data.formats import SHAPES
 from alignkit.data.records import Part, is_meant, placed_rows
@@ -49,11 +49,11 @@ def files_at(what: str) -> RowFiles:
     return RowFiles()
 
 
-def source_at(what: str, kind: str | None) -> Source:
+def source_at(what: str, kind: str | None, kinds: Mapping[str, type[Artifact]] = SOURCE_KINDS) -> Source:
     """Make a source of the files that a path or a pattern names. Raise DataError where there are none."""
     rows = files_at(what)
     if rows.files:
-        return source_of(rows.files, Path(what).name, kind, rows.splits)
+        return source_of(rows.files, Path(what).name, kind, rows.splits, kinds)
     if Path(what).suffix == ".toml":
         raise DataError("this is a recipe", what, f"look at it with: alignkit check {shlex.quote(what)}")
     raise DataError("there is no such file", what, "check its path")
@@ -74,17 +74,23 @@ def _some(files: list[Path], problem: str, what: str) -> list[Path]:
     return files
 
 
-def source_of(files: Sequence[Path], name: str, word: str | None = None, splits: Sequence[str] = ()) -> Source:
-    """Make a source of files, of the kind that is named, else of the one that the first row tells.
+def source_of(
+    files: Sequence[Path],
+    name: str,
+    word: str | None = None,
+    splits: Sequence[str] = (),
+    kinds: Mapping[str, type[Artifact]] = SOURCE_KINDS,
+) -> Source:
+    """Make a source of files, of the kind that is named, one of `kinds`, else of the one that the first row tells.
 
     Raises RecipeError for a kind that there is not, and DataError where the first row is of none.
     """
-    kinds = {name: kind for name, kind in SOURCE_KINDS.items() if issubclass(kind, Records)}
-    if word is not None and word not in kinds:
+    known = {name: kind for name, kind in kinds.items() if issubclass(kind, Records)}
+    if word is not None and word not in known:
         raise RecipeError(
-            f"there is no kind {word!r}", "--as", near_miss(word, list(kinds)) or f"use {', '.join(kinds)}"
+            f"there is no kind {word!r}", "--as", near_miss(word, list(known)) or f"use {', '.join(known)}"
         )
-    found = word or next((name for name in ORDER if _reads(files[0], kinds[name])), None)
+    found = word or next((name for name in ORDER if _reads(files[0], known[name])), None)
     if found is None:
         _, row = next(rows_of(files[0]))  # raises what is wrong with the file itself
         remedy = "say what it holds with --as, or which columns are which in a recipe (sources.NAME.columns)"
@@ -93,7 +99,7 @@ def source_of(files: Sequence[Path], name: str, word: str | None = None, splits:
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     seen = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     more: dict[str, Any] = {"files": tuple(files), "splits": tuple(splits), "in_recipe": False}
-    return Source(name, kinds[found], found, name, "files", RecordOptions(), seen, **more)
+    return Source(name, known[found], found, name, "files", RecordOptions(), seen, **more)
 
 
 def write_fixed(source: Source, path: Path) -> tuple[int, int]:

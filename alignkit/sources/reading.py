@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.contract.judges import RULE
-from alignkit.contract.kinds import SOURCE_KINDS, Artifact, Judge, Policy, Records
+from alignkit.contract.kinds import Artifact, Judge, Policy, Records
 from alignkit.contract.settings import Settings
 from alignkit.data.formats import SHAPES
 from alignkit.data.records import SLICE
@@ -47,12 +47,13 @@ def read_sources(
 
 
 def _read_source(entry: Entry, plugins: Plugins, hashes: FileHashes, lock: Mapping[str, str]) -> Source:
-    word = _kind_word(entry)
+    word = _kind_word(entry, plugins.source_kinds)
+    kind = plugins.source_kinds[word]
     given = {key: value for key, value in entry.table.items() if key != word}
-    address = _address(entry, word)
+    address = _address(entry, word, kind)
     options = _read_options(entry, word, address, given, plugins)
     if isinstance(options, RecordOptions):
-        _check_rows(entry, SOURCE_KINDS[word], options)
+        _check_rows(entry, kind, options)
     _check_fitting(entry, address, options)
     try:
         return Resolver(entry, word, options, plugins, hashes, lock).resolve(address)
@@ -64,11 +65,12 @@ def _read_source(entry: Entry, plugins: Plugins, hashes: FileHashes, lock: Mappi
 
 def _read_options(entry: Entry, word: str, address: Address, given: Mapping[str, Any], plugins: Plugins) -> Options:
     """Read what the source says besides its address; that of a judge is its scheme's business."""
-    if (found := judge_of(SOURCE_KINDS[word], address)) is None:
-        return entry.settings(_options_of(SOURCE_KINDS[word]), given)
+    kind = plugins.source_kinds[word]
+    if (found := judge_of(kind, address)) is None:
+        return entry.settings(_options_of(kind), given)
     _check_key(entry, given)
     scheme, rest = found
-    own = {key: value for key, value in given.items() if key != "weight" or SOURCE_KINDS[word] is Judge}
+    own = {key: value for key, value in given.items() if key != "weight" or kind is Judge}
     said = entry.settings(_scheme_options(entry, word, scheme, plugins), own)
     share = entry.settings(RewardOptions, {key: value for key, value in given.items() if key not in own})
     return JudgeOptions(scheme=scheme, rest=rest, given=said, weight=share.weight)
@@ -99,15 +101,15 @@ def _scheme_options(entry: Entry, word: str, scheme: str, plugins: Plugins) -> t
     raise plugins.lacks("judge scheme", scheme, [RULE, *plugins.schemes], f"{entry.named}: ", entry.where(word))
 
 
-def _kind_word(entry: Entry) -> str:
-    words = [key for key in entry.table if key in SOURCE_KINDS]
+def _kind_word(entry: Entry, kinds: Mapping[str, type[Artifact]]) -> str:
+    words = [key for key in entry.table if key in kinds]
     if len(words) == 1:
         return words[0]
     if words:
         raise RecipeError(
             f"{entry.named} has two kinds, {' and '.join(words)}", entry.where(), "make two sources of it"
         )
-    known = list(SOURCE_KINDS)
+    known = list(kinds)
     hint = next((h for key in entry.table if (h := near_miss(key, known))), f"the kinds are {', '.join(known)}")
     raise RecipeError(f"{entry.named} says no kind (it has {', '.join(entry.table) or 'nothing'})", entry.where(), hint)
 
@@ -118,12 +120,12 @@ def _options_of(kind: type[Artifact]) -> type[Options]:
     return PolicyOptions if kind is Policy else RewardOptions
 
 
-def _address(entry: Entry, word: str) -> Address:
+def _address(entry: Entry, word: str, kind: type[Artifact]) -> Address:
     value = entry.table[word]
     if isinstance(value, str) and value:
         return value
     fine = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
-    if not fine or not issubclass(SOURCE_KINDS[word], Records):
+    if not fine or not issubclass(kind, Records):
         raise entry.refusal(f"{word} must be an address", f'write {word} = "..."', word)
     if any(item.startswith(("hf:", "builtin:")) for item in value):
         advice = "make a source of each and list their names under inputs"

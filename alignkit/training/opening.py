@@ -41,9 +41,8 @@ def open_reward(
 
 
 def _named_function(plugins: Plugins, name: str, given: Mapping[str, Any], where: str) -> Score:
-    if name not in plugins.rewards:
+    if (function := plugins.reward(name)) is None:
         raise plugins.lacks("reward", name, list(plugins.rewards), where=where)
-    function = plugins.rewards[name]
     settings = function.settings.model_validate(dict(given))
     return lambda answers: function(answers, settings)
 
@@ -57,9 +56,8 @@ def open_judge(judge: Judge, plugins: Plugins, *, cache: Path | None = None) -> 
         scheme = plugins.schemes[judge.scheme]
         return scheme.open(judge, scheme.settings.model_validate(dict(judge.options)), cache)
     given = judge.options.get("settings", {})
-    if judge.rest not in plugins.judges:
+    if (rule := plugins.judge(judge.rest)) is None:
         return by_rating(_named_function(plugins, judge.rest, given, where), judge.name)
-    rule = plugins.judges[judge.rest]
     settings = rule.settings.model_validate(dict(given))
     return by_comparing(lambda questions: rule(questions, settings), judge.name)
 

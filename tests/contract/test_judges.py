@@ -211,17 +211,32 @@ def test_a_wrong_judge_is_refused(desk: Desk, lines: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "what"), [("rule:shorter", "rule 'shorter' is"), ("house:x", "judges of the scheme 'house' are")]
+    ("address", "what", "remedy"),
+    [
+        ("rule:shorter", "rule 'shorter' is", 'say whose, as in judge = "rule:fakes:shorter"'),
+        (
+            "house:x",
+            "judges of the scheme 'house' are",
+            "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS",
+        ),
+    ],
 )
-def test_two_offers_of_one_judge_clash(desk: Desk, address: str, what: str) -> None:
+def test_two_offers_of_one_judge_clash(desk: Desk, address: str, what: str, remedy: str) -> None:
     other = desk.folder / "others.py"
     other.write_text(JUDGES.split("@hookimpl")[0] + "@hookimpl\ndef alignkit_judges():\n    return [shorter, house]\n")
     text = f"[sources.critic]\njudge = '{address}'\n[stage.judged]\nmethod = 'opinion'\n"
 
     assert desk.problems(text, plugins=[desk.plugin, other]) == [
-        f"r.toml:2: source 'critic': {what} offered by FOLDER/fakes.py and by FOLDER/others.py; "
-        "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
+        f"r.toml:2: source 'critic': {what} offered by FOLDER/fakes.py and by FOLDER/others.py; {remedy}"
     ]
+
+
+def test_a_recipe_says_whose_rule_it_means(desk: Desk) -> None:
+    other = desk.folder / "others.py"
+    other.write_text(JUDGES.split("@hookimpl")[0] + "@hookimpl\ndef alignkit_judges():\n    return [shorter]\n")
+    text = "[sources.critic]\njudge = 'rule:others:shorter'\n[stage.judged]\nmethod = 'opinion'\n"
+
+    assert desk.plan(text, plugins=[desk.plugin, other]).sources["critic"].address == "rule:others:shorter"
 
 
 class Plain(Settings):

@@ -1,5 +1,6 @@
 """Kinds of a package: rows whose columns hold more than texts, and rewards that say how they are opened."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,67 @@ def test_a_reward_that_says_how_it_is_opened_scores(recipe: Path, tmp_path: Path
     made = run.artifact("use")
     assert isinstance(made, Text)
     assert [row["text"] for row in (*made.train(), *made.held_out())] == ["3.0"]
+
+
+STEPS = """
+from alignkit import Columns, Records, Settings, Stage, Text, hookimpl, method
+
+
+class Nothing(Settings):
+    pass
+
+
+class StepLabels(Records):
+    \"\"\"Steps of an answer, and whether each is right.\"\"\"
+
+    columns = (Columns(prompt=str, steps=list[str], labels=list[int]),)
+
+
+@method("count")
+def count(settings: Nothing, stage: Stage, *, steps: StepLabels) -> Text:
+    \"\"\"Count steps.\"\"\"
+    return stage.save_rows(Text, [{"text": str(sum(row["labels"]))} for row in steps.train()])
+
+
+@hookimpl
+def alignkit_methods():
+    return [count]
+"""
+
+
+def test_rows_of_a_packages_kind_are_a_source(recipe: Path, tmp_path: Path) -> None:
+    plugin, rows = tmp_path / "steps.py", tmp_path / "steps.jsonl"
+    plugin.write_text(STEPS)
+    lines = [{"question": f"{n} + {n}?", "steps": [str(2 * n)], "labels": [1, n]} for n in range(3)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe.write_text(
+        "[sources]\n"
+        'labels = { step-labels = "steps.jsonl", columns.prompt = "question", held_out = 0.0 }\n'
+        "[stage.count]\n"
+    )
+
+    run = run_recipe(recipe, plugins=[plugin], runs=tmp_path / "runs", inline=True)
+    made = run.artifact("count")
+    assert isinstance(made, Text)
+    assert sorted(row["text"] for row in (*made.train(), *made.held_out())) == ["1", "2", "3"]
+
+    rows.write_text(rows.read_text().replace("[1, 2]", '[1, "two"]'))
+    with pytest.raises(DataError) as refusal:
+        make_plan(recipe, plugins=[plugin])
+    assert refusal.value.problem == "'labels' must be list[int], and is [1, 'two']"
+    assert refusal.value.where == f"{rows}:3"
+
+
+def test_what_is_no_kind_of_any_package_is_none(recipe: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "steps.py"
+    plugin.write_text(STEPS)
+    recipe.write_text('[sources]\nlabels = { step-label = "steps.jsonl" }\n[stage.count]\n')
+
+    with pytest.raises(RecipeError) as refusal:
+        make_plan(recipe, plugins=[plugin])
+
+    assert refusal.value.problem == "source 'labels' says no kind (it has step-label)"
+    assert refusal.value.remedy == "did you mean 'step-labels'?"
 
 
 @pytest.mark.parametrize(("kind", "can"), [(RewardModel, True), (Policy, False)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import run_recipe
+from alignkit import Text, run_recipe
 from alignkit.errors import PluginError, RecipeError
 from alignkit.plan.schema import recipe_schema
 from alignkit.plugins import BUILT_IN, Plugins, load_plugins
@@ -180,6 +180,51 @@ def test_two_packages_with_one_name_clash_only_where_it_is_asked_for(install: In
         chosen = plugins.method(f"{package}:same")
         assert (chosen.name, chosen.address) == ("same", f"{package}:same")
         assert plugins.origins[f"method:{chosen.address}"].package == package
+
+
+PRAISE = """
+from alignkit import Answer, Reward, Settings, Stage, Text, hookimpl, method, reward
+
+class Nothing(Settings):
+    pass
+
+@reward("praise")
+def praise(answer: Answer, settings: Nothing) -> float:
+    \"\"\"Praise.\"\"\"
+    return {score}
+
+@method("{method}")
+def use(settings: Nothing, stage: Stage, *, reward: Reward) -> Text:
+    \"\"\"Use a reward.\"\"\"
+    return stage.save_rows(Text, [dict(text=str(stage.open_reward(reward)([Answer("a", "b", True)])))])
+
+@hookimpl
+def alignkit_rewards():
+    return [praise]
+
+@hookimpl
+def alignkit_methods():
+    return [use]
+"""
+
+
+def test_a_recipe_says_whose_reward_it_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_PLUGINS", "")
+    for name, score in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / f"{name}.py").write_text(PRAISE.format(score=score, method=f"use-{name}"))
+    plugins = [tmp_path / "one.py", tmp_path / "two.py"]
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[sources]\nmark = { reward = "function:praise" }\n[stage.use-one]\n')
+
+    with pytest.raises(PluginError, match=r"offered by .*one.py and by .*two.py") as refusal:
+        run_recipe(recipe, plugins=plugins, runs=tmp_path / "runs", inline=True)
+    assert refusal.value.remedy == 'say whose, as in reward = "function:one:praise"'
+
+    recipe.write_text(recipe.read_text().replace("function:", "function:two:"))
+    run = run_recipe(recipe, plugins=plugins, runs=tmp_path / "runs", inline=True)
+    made = run.artifact("use-one")
+    assert isinstance(made, Text)
+    assert [row["text"] for row in (*made.train(), *made.held_out())] == ["2.0"]
 
 
 def test_a_name_of_alignkits_own_is_not_taken_from_it(install: Install) -> None:
