@@ -6,9 +6,12 @@ each: the mean of every reward, KL from the first policy, length, share of answe
 (Wilson 1927; a tie is half a win).
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +27,15 @@ from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError, near_miss
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import AskedPrompt
+    from alignkit.training.encoding import AskedPrompt, Prompt
     from alignkit.training.scoring import Weighted
 
 CONFIDENCE = 1.96
 """Standard errors on either side of a 95 % interval."""
+ANSWERS = "answers.json"
+"""What the policies answered so far, in a checkpoint."""
 
 
 class EvaluateSettings(Settings):
@@ -84,7 +89,7 @@ def evaluate(
     one_process(stage)
     deciding = chosen(settings, rewards)
     rows = asked(settings, stage, policies, prompts)
-    results = [answer(settings, stage, policy, rows, compared=i > 0) for i, policy in enumerate(policies)]
+    results = answered(settings, stage, policies, rows)
     divergences = divergence(settings, policies[0], results)
     opened = [
         Weighted(
@@ -106,14 +111,22 @@ def evaluate(
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What was drawn from one policy, in the order of the prompts."""
+
+    tokens: list[list[int]]
+    finished: list[bool]
+    logprobs: list[float] | None
+    """The policy's log-probability of each answer; None for the first policy."""
+
+
+@dataclass(frozen=True)
 class PolicyAnswers:
     """What one policy answered, in the order of the prompts."""
 
     answers: list[Answer]
     prompts: list[list[int]]
-    tokens: list[list[int]]
-    logprobs: "Tensor | None"
-    """The policy's log-probability of each answer (n,); None for the first policy."""
+    drawn: Drawn
     vocabulary: dict[str, int]
 
 
@@ -168,11 +181,29 @@ def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
     return AskedPrompt(policy_tokenizer(policy), longest)
 
 
-def answer(
-    settings: EvaluateSettings, stage: Stage, policy: Policy, rows: Sequence[Mapping[str, Any]], *, compared: bool
-) -> PolicyAnswers:
-    """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
+def answered(
+    settings: EvaluateSettings, stage: Stage, policies: Sequence[Policy], rows: Sequence[Mapping[str, Any]]
+) -> list[PolicyAnswers]:
+    """Let each policy answer each prompt once; those that an earlier attempt asked are not asked again."""
     from alignkit.training import encoding
+
+    kept = stage.latest()
+    drawn = [Drawn(**one) for one in json.loads((kept / ANSWERS).read_text("utf-8"))] if kept else []
+    results: list[PolicyAnswers] = []
+    for number, policy in enumerate(policies):
+        known = reader(settings, policy)
+        prompts, _ = encoding.prompts(rows, known.tokenizer, known.limit - settings.max_new_tokens)
+        if number == len(drawn):
+            drawn.append(draw(settings, stage, policy, [prompt.ids for prompt in prompts], compared=number > 0))
+            stage.commit(len(drawn), partial(_write, drawn))
+        results.append(_read(drawn[number], prompts, known.tokenizer))
+    return results
+
+
+def draw(
+    settings: EvaluateSettings, stage: Stage, policy: Policy, prompts: list[list[int]], *, compared: bool
+) -> Drawn:
+    """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     from alignkit.training.answers import summed_logprobs
     from alignkit.training.arithmetic import computing
     from alignkit.training.models import load_policy
@@ -180,23 +211,30 @@ def answer(
     from alignkit.training.tokenizers import stop_tokens
 
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
-    prompts, _ = encoding.prompts(rows, tokenizer, reader(settings, policy).limit - settings.max_new_tokens)
-    ids = [prompt.ids for prompt in prompts]
     with computing(settings.precision):
         tokens, _, finished = sample_answers(
             model,
-            ids,
+            prompts,
             max_new_tokens=settings.max_new_tokens,
             stop=stop_tokens(model, tokenizer),
             generator=generator_for(stage.seed, "evaluate"),
             temperature=settings.temperature,
         )
-        logprobs = summed_logprobs(model, ids, tokens, settings.temperature) if compared else None
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        logprobs = summed_logprobs(model, prompts, tokens, settings.temperature).tolist() if compared else None
+    return Drawn(tokens, finished, logprobs)
+
+
+def _write(drawn: Sequence[Drawn], folder: Path) -> None:
+    (folder / ANSWERS).write_text(json.dumps([asdict(one) for one in drawn]), "utf-8")
+
+
+def _read(drawn: Drawn, prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> PolicyAnswers:
+    texts = tokenizer.batch_decode(drawn.tokens, skip_special_tokens=True)
     answers = [
-        Answer(prompt.text, text, done, prompt.row) for prompt, text, done in zip(prompts, texts, finished, strict=True)
+        Answer(prompt.text, text, done, prompt.row)
+        for prompt, text, done in zip(prompts, texts, drawn.finished, strict=True)
     ]
-    return PolicyAnswers(answers, ids, tokens, logprobs, tokenizer.get_vocab())
+    return PolicyAnswers(answers, [prompt.ids for prompt in prompts], drawn, tokenizer.get_vocab())
 
 
 def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[PolicyAnswers]) -> list[list[float] | None]:
@@ -214,11 +252,12 @@ def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[Poli
     model, _ = load_policy(first, precision=settings.precision, trainable=False)
     with computing(settings.precision):
         for result in results[1:]:
-            if result.logprobs is None or result.vocabulary != results[0].vocabulary:
+            own = result.drawn.logprobs
+            if own is None or result.vocabulary != results[0].vocabulary:
                 found.append(None)
                 continue
-            at_first = summed_logprobs(model, result.prompts, result.tokens, settings.temperature)
-            found.append((result.logprobs - at_first).tolist())
+            at_first = summed_logprobs(model, result.prompts, result.drawn.tokens, settings.temperature).tolist()
+            found.append([ours - theirs for ours, theirs in zip(own, at_first, strict=True)])
     return found
 
 
@@ -238,7 +277,7 @@ def measure(
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
     """
     rate, low, high = win_rate(ours.total, firsts.total)
-    lengths = [len(tokens) for tokens in result.tokens]
+    lengths = [len(tokens) for tokens in result.drawn.tokens]
     return {
         "policy": policy,
         "prompts": len(lengths),
@@ -248,8 +287,8 @@ def measure(
         "kl": fmean(kl) if kl is not None else None,
         "length": fmean(lengths),
         "eos_rate": fmean(answer.finished for answer in result.answers),
-        "distinct_1": distinct(result.tokens, 1),
-        "distinct_2": distinct(result.tokens, 2),
+        "distinct_1": distinct(result.drawn.tokens, 1),
+        "distinct_2": distinct(result.drawn.tokens, 2),
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,

@@ -4,22 +4,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
 
-from alignkit import FunctionReward, Prompts, Scores
+from alignkit import FunctionReward, Policy, Prompts, Scores, Stage
 from alignkit.errors import DataError, RecipeError
 from alignkit.kit import load_policy
 from alignkit.methods.evaluate import (
+    Drawn,
     EvaluateSettings,
-    answer,
+    answered,
     distinct,
     divergence,
+    draw,
     evaluate,
     mean_interval,
     win_rate,
 )
+from alignkit.testing import RecordingStage
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.saving import save_policy
 
@@ -94,25 +98,51 @@ def test_another_policy_has_a_kl_from_the_first_and_samples_beside_it(policy, ot
     assert set(stage.measured.values()) == {16}
 
 
-def test_kl_is_the_log_probability_under_the_policy_less_that_under_the_first(policy, other, records, stage) -> None:
+def test_kl_is_the_log_probability_under_the_policy_less_that_under_the_first(
+    policy, other, records, stage, tmp_path
+) -> None:
     rows = records(Prompts, [], asked(20))
     scores = evaluate(SETTINGS, stage, policies=(policy, other), rewards=(GOLD,), prompts=rows)
 
     (first, tokenizer), (second, _) = load_policy(policy), load_policy(other)
-    drawn = answer(SETTINGS, stage, other, list(rows.held_out())[:16], compared=False)
+    (drawn,) = answered(SETTINGS, RecordingStage(tmp_path / "alone"), [other], list(rows.held_out())[:16])
     with torch.no_grad():
         kl = [
             float((answer_logprobs(second, [p], [a]) - answer_logprobs(first, [p], [a])).sum())
-            for p, a in zip(drawn.prompts, drawn.tokens, strict=True)
+            for p, a in zip(drawn.prompts, drawn.drawn.tokens, strict=True)
         ]
 
     assert tokenizer.get_vocab() == drawn.vocabulary
     assert scores.rows()[1]["kl"] == pytest.approx(fmean(kl), rel=1e-4)
 
 
+def test_what_a_policy_answered_before_a_kill_is_not_asked_again(
+    policy, other, records, stage, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"policies": (policy, other), "rewards": (GOLD,), "prompts": records(Prompts, [], asked(20))}
+    whole = evaluate(SETTINGS, RecordingStage(tmp_path / "whole"), **given).rows()
+    asked_of: list[str] = []
+    deadly = {"other"}
+
+    def dies(settings: EvaluateSettings, stage: Stage, policy: Policy, *rest: Any, **more: Any) -> Drawn:
+        asked_of.append(policy.name)
+        if policy.name in deadly:
+            raise KeyboardInterrupt
+        return draw(settings, stage, policy, *rest, **more)
+
+    monkeypatch.setattr("alignkit.methods.evaluate.draw", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(SETTINGS, stage, **given)
+    deadly.clear()
+    resumed = evaluate(SETTINGS, stage.again(), **given).rows()
+
+    assert asked_of == [policy.name, "other", "other"]
+    assert resumed == whole
+
+
 def test_policies_with_other_tokens_have_no_kl_from_each_other(policy, records, stage) -> None:
     rows = list(records(Prompts, [], asked(4)).held_out())
-    ours = answer(SETTINGS, stage, policy, rows, compared=True)
+    _, ours = answered(SETTINGS, stage, [policy, policy], rows)
     theirs = replace(ours, vocabulary={**ours.vocabulary, "other": 7})
 
     ties, none, zero = divergence(SETTINGS, policy, [ours, theirs, ours])
