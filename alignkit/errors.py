@@ -115,7 +115,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 def near_miss(word: str, known: Sequence[str]) -> str:
-    """Say `did you mean 'x'?` if one of the known words is close to the given one, else nothing."""
+    """Return `did you mean 'x'?` if one of the known words is close to the given one, else nothing."""
     match = [other for other in known if _one_slip(word, other)] or get_close_matches(word, known, n=1, cutoff=0.7)
     return f"did you mean {match[0]!r}?" if match else ""
 

@@ -63,7 +63,7 @@ def difference(
 
 
 def interval(ours: Scores, spread: SeedSpread) -> float:
-    """Give half the width of the interval around a variant's own mean."""
+    """Return half the width of the interval around a variant's own mean."""
     return difference(ours, [[0.0] * len(ours[0])], spread, start=True).half
 
 

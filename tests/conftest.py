@@ -1,6 +1,8 @@
 """What tests share: threads and hub switched down, and a random state that no other test has moved."""
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -48,11 +50,22 @@ def policy(tiny_policy: Policy) -> Policy:
     return tiny_policy
 
 
+FROZEN = [0]
+"""How many modules there were when their objects were last set aside."""
+
+
+@pytest.fixture(autouse=True)
+def imported_once() -> None:
+    """Set what was imported aside for the garbage collector: trainers ask it to look at everything, twice each."""
+    if len(sys.modules) > FROZEN[0] + 100:
+        gc.collect()
+        gc.freeze()
+        FROZEN[0] = len(sys.modules)
+
+
 @pytest.fixture(autouse=True)
 def reproducible() -> None:
     """Leave no test a random state that another has moved."""
-    import sys
-
     if "torch" in sys.modules:
         import torch
 

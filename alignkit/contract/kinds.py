@@ -189,7 +189,7 @@ def source_words(kinds: Iterable[type[Artifact]]) -> dict[str, type[Artifact]]:
     A package's kind of rows that says its columns has its name, in a recipe's writing: `StepLabels` is `step-labels`.
     """
     own = {word_of(kind): kind for kind in kinds if issubclass(kind, Records) and kind.columns}
-    return {**own, **SOURCE_KINDS}
+    return {**SOURCE_KINDS, **{word: kind for word, kind in own.items() if word not in SOURCE_KINDS}}
 
 
 def word_of(kind: type[Artifact]) -> str:

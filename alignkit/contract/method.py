@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from alignkit.contract.kinds import Artifact
+from alignkit.contract.kinds import Artifact, Records, Scores
 from alignkit.contract.names import summary_of, why_not
 from alignkit.contract.needs import Needs
 from alignkit.contract.settings import SHARED, Settings
@@ -69,6 +69,12 @@ class Method:
     def address(self) -> str:
         """What finds it: its name, after its package where a recipe said so."""
         return f"{self.package}:{self.name}" if self.package else self.name
+
+    @property
+    def handles_models(self) -> bool:
+        """It takes or makes more than rows: a model, or what may ask one."""
+        kinds = (self.produces, *(kind for given in self.consumes.values() for kind in given.kinds))
+        return self.offers_needs is not None or not all(issubclass(kind, Records | Scores) for kind in kinds)
 
     def result_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Return the names of its results where its inputs have these names."""

@@ -12,7 +12,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
 def why_not(name: str, function: Callable[..., object]) -> str:
-    """Say why a function cannot be offered under a name; nothing where it can."""
+    """Return why a function cannot be offered under a name; nothing where it can."""
     if not NAME.fullmatch(name):
         return f"its name must match {NAME.pattern}"
     if iscoroutinefunction(function) or isasyncgenfunction(function):

@@ -90,7 +90,7 @@ class Optimisation(Settings):
 
 
 def why_unusable(kind: type[Settings]) -> str:
-    """Say why settings cannot stand in a recipe: they have no JSON schema, or a default that JSON does not keep.
+    """Return why settings cannot stand in a recipe: they have no JSON schema, or a default that JSON does not keep.
 
     Nothing where they can.
     """

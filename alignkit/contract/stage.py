@@ -23,7 +23,11 @@ class Stage(Protocol):
 
     @property
     def seed(self) -> int:
-        """From the recipe's seed and the stage's name, so that variants see the same data order."""
+        """From the recipe's seed and the stage's name, so that variants see the same data order.
+
+        Python's, numpy's and torch's generators are seeded with it; a method of rows alone, that is started without
+        torch, seeds torch itself if it draws with it.
+        """
         ...
 
     @property

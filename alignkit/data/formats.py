@@ -24,7 +24,7 @@ class Shape:
     needs: tuple[str, ...]
     """Columns that a row of it has, all of them."""
     read: Callable[[Row], Row]
-    """Give our columns, of values that are not checked yet. May raise DataError without a place."""
+    """Return our columns, of values that are not checked yet. May raise DataError without a place."""
     may: tuple[str, ...] = ()
     """Columns that are read, too, where a row has them."""
     fits: Callable[[Row], bool] | None = None

@@ -47,7 +47,7 @@ def render(doctor: Doctor) -> str:
 
 
 def as_dict(doctor: Doctor) -> dict[str, Any]:
-    """Give facts and warnings as plain JSON values, fit for a bug report."""
+    """Return facts and warnings as plain JSON values, fit for a bug report."""
     warnings = [finding._asdict() for finding in findings(doctor) if finding.remedy]
     return {**doctor.model_dump(mode="json"), "warnings": warnings}
 

@@ -344,7 +344,7 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> float:
-    """Give half the width of the 95 % interval around the mean; 0 for a single value."""
+    """Return half the width of the 95 % interval around the mean; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     mean = fmean(values)

@@ -21,6 +21,7 @@ class Launcher:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._folder = Path()
+        self._models = True
         self._pid = 0
 
     def __enter__(self) -> "Launcher":
@@ -43,12 +44,12 @@ class Launcher:
             self._zygote.stdout.close()
             self._zygote = None
 
-    def start(self, partial: Path) -> None:
-        """Start the stage whose order lies in this folder."""
-        self._folder, self._pid = partial, 0
+    def start(self, partial: Path, *, models: bool = True) -> None:
+        """Start the stage whose order lies in this folder; one without models needs none of the heavy libraries."""
+        self._folder, self._models, self._pid = partial, models, 0
         self._zygote = self._zygote or self._start_zygote()
         assert self._zygote.stdin
-        self._zygote.stdin.write(os.fsencode(partial) + b"\n")
+        self._zygote.stdin.write((b"models " if models else b"rows ") + os.fsencode(partial) + b"\n")
 
     def _start_zygote(self) -> "subprocess.Popen[bytes]":
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ class Launcher:
             raise StageError("no process can be started", str(self._log), "this log may tell why")
         self._close()
         self._fork = False
-        self.start(self._folder)
+        self.start(self._folder, models=self._models)
         return None
 
     @property

@@ -300,7 +300,7 @@ class _Run:
             self._check_inputs([stage], finished)
         order = self._order(stage, finished, fetched)
         write_order(partial, order)
-        status = self._here(partial, order) if self.inline else self._apart(partial, order)
+        status = self._here(partial, order) if self.inline else self._apart(partial, order, stage.method.handles_models)
         if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
@@ -339,10 +339,10 @@ class _Run:
         except Exception as error:
             raise error_of(order, partial, explain(error, order, partial)) from error
 
-    def _apart(self, partial: Path, order: Order) -> int:
+    def _apart(self, partial: Path, order: Order, models: bool) -> int:
         """Run a stage in a process of its own, and pass on what it tells."""
         watch = StageFollower(order, partial, self.tell)
-        self.launcher.start(partial)
+        self.launcher.start(partial, models=models)
         asked_at: float | None = None
         while (status := self.launcher.status(POLL)) is None:
             watch.look()

@@ -142,7 +142,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
         prepare(preparation)
     settings = method.settings.model_validate(order.settings)
     inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
-    seed_everything(order.seed)
+    seed_everything(order.seed, models=method.handles_models)
     if stage.stopping:
         stage.leave()
     artifact = _result(method, settings, stage, inputs)
@@ -208,16 +208,20 @@ def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
     write_json(partial / rundir.STARTED, facts)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators, so that equal stages draw equal numbers."""
+def seed_everything(seed: int, *, models: bool = True) -> None:
+    """Seed Python's, numpy's and, where there are models or it is there anyway, torch's generators, so that equal
+    stages draw equal numbers."""
     random.seed(seed)
     try:
         import numpy as np
-        import torch
+
+        np.random.seed(seed)  # libraries draw from the global generator
+        if models or "torch" in sys.modules:
+            import torch
+
+            torch.manual_seed(seed)
     except ImportError:
         return
-    np.random.seed(seed)  # libraries draw from the global generator
-    torch.manual_seed(seed)
 
 
 def _check_made(method: Method, artifact: object, stage: WorkingStage) -> None:

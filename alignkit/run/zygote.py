@@ -2,7 +2,8 @@
 
     python -m alignkit.run.zygote [--fork] [--processes N]
 
-It reads a stage's folder from each line of its standard input, and writes `started PID FOLDER` and `ended PID STATUS`.
+It reads `models FOLDER`, or `rows FOLDER` for a stage that handles no models, from each line of its standard input, and
+writes `started PID FOLDER` and `ended PID STATUS`. The libraries are imported when the first stage needs them.
 At the end of its input (the runner is gone, however it died) it ends its children. It ignores signals that a scheduler
 sends to all processes: the runner tells the stage. It starts no thread and touches no
 GPU: both would break its forks. Without `--fork` each stage is started afresh, with more than one process by torchrun.
@@ -15,7 +16,9 @@ import select
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -38,19 +41,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
-    worker.die_with_parent()  # while it imports, it would not notice the end of its input
     for number in NOTED:
         signal.signal(number, signal.SIG_IGN)
     wake = _wake_on_child()
-    if options.fork:
-        _import_heavy()
-    worker.outlive_parent()
     _serve(wake, options.fork, options.processes)
     return 0
 
 
+@cache
 def _import_heavy() -> None:
-    """Import what stages need. What is missing or broken here is left to the stage that needs it to tell."""
+    """Import what stages need, once. What is missing or broken here is left to the stage that needs it to tell."""
+    worker.die_with_parent()  # while it imports, it would not notice the end of its input
     try:
         for name in HEAVY:
             import_module(name)
@@ -59,6 +60,7 @@ def _import_heavy() -> None:
     except (ImportError, RuntimeError) as error:
         print(f"not imported in advance: {error}", file=sys.stderr)
     gc.freeze()  # children then leave these objects' memory shared
+    worker.outlive_parent()
 
 
 def _wake_on_child() -> int:
@@ -90,7 +92,10 @@ def _serve(wake: int, fork: bool, processes: int) -> None:
                 return
             *lines, pending = (pending + read).split(b"\n")
             for line in lines:
-                folder = Path(os.fsdecode(line))
+                word, _, path = os.fsdecode(line).partition(" ")
+                folder = Path(path)
+                if fork and word == "models":
+                    _import_heavy()
                 children.add(pid := _start(folder, fork, processes))
                 _say(f"started {pid} {folder}")
 
@@ -142,6 +147,8 @@ def _become_worker(folder: Path, fork: bool, processes: int) -> NoReturn:
         if not fork:
             _start_afresh(folder, 1 if worker.is_preflight(folder) else processes)
         status = worker.main([str(folder)])
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -109,11 +109,12 @@ class Console:
         self._spoke = self._clock()
 
     def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str]) -> None:
-        """Show the plan, and that it takes a moment to start if there is something to run."""
+        """Show the plan, and that it takes a moment to start if models are to be opened."""
         for line in show_plan(plan, states, remarks, line_width(self._file)):
             self.say(line)
         self.say("")
-        if any(stage.wanted and not states[stage.name].startswith("finished") for stage in plan.stages):
+        left = [stage for stage in plan.stages if stage.wanted and not states[stage.name].startswith("finished")]
+        if any(stage.method.handles_models for stage in left):
             self._waiting = WAITING
             if not self._live:
                 self.say(WAITING)

@@ -37,7 +37,7 @@ def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str],
 
 
 def show_sources(plan: Plan) -> list[tuple[str, str, str]]:
-    """Give name, kind and address of each source."""
+    """Return name, kind and address of each source."""
     return [_source_row(source) for source in plan.sources.values()]
 
 

@@ -155,7 +155,7 @@ class Audit:
             yield Problem("transcripts are read as plain text", where, remedy)
 
     def _one_sided(self, where: str) -> Problem:
-        """Say why all rows are on one side."""
+        """Return why all rows are on one side."""
         what = "no rows are held out" if self.rows else "all rows are held out"
         things = "texts" if self.kind == "Text" else "prompts"
         if self.share == 0:

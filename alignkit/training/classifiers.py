@@ -107,7 +107,7 @@ def reading_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def text_of(answer: Answer, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give prompt and answer as one text; a chat is rendered by the classifier's own template."""
+    """Return prompt and answer as one text; a chat is rendered by the classifier's own template."""
     asked = answer.row.get("prompt", answer.prompt)
     if isinstance(asked, str) or tokenizer.chat_template is None:
         return answer.prompt + answer.text

@@ -89,7 +89,7 @@ def positions(model: PreTrainedModel | PeftModel) -> int | None:
 
 
 def positions_of(config: Any) -> int | None:
-    """Tell it by the model's config alone; MPT has a name of its own for it."""
+    """Find it by the model's config alone; MPT has a name of its own for it."""
     facts = config.get_text_config()
     found = getattr(facts, "max_position_embeddings", None) or getattr(facts, "max_seq_len", None)
     return int(found) if found and found > 0 else None

@@ -185,7 +185,7 @@ def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: 
 
 
 def _type_of_weights(folder: Path, lora: LoRA | None, precision: Precision) -> torch.dtype:
-    """Give fp32 for weights that are trained, and for a base that an adapter was merged into and that will be kept.
+    """Return fp32 for weights that are trained, and for a base that an adapter was merged into and that will be kept.
 
     What an adapter has learnt would be lost among the eight bits of bf16.
     """

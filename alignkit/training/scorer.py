@@ -66,7 +66,7 @@ _ours: dict[type, type[PreTrainedModel]] = {}
 
 
 def _our_class(config: type) -> type[PreTrainedModel]:
-    """Give our classifier for the architecture of a config; it is made once."""
+    """Return our classifier for the architecture of a config; it is made once."""
     if config not in _ours:
         _ours[config] = _made_class(config)
     return _ours[config]

@@ -254,7 +254,7 @@ def closing(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def closing_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give that token as it stands in a text; empty where there is none."""
+    """Return that token as it stands in a text; empty where there is none."""
     found = closing(tokenizer)
     return "" if found is None else str(tokenizer.convert_ids_to_tokens(found))
 

@@ -100,7 +100,7 @@ class WarningSigns:
         return new
 
     def without_signal(self, limits: AnswerBounds) -> Sign:
-        """Say why nothing was learnt: all answers of all updates have scored the same."""
+        """Return why nothing was learnt: all answers of all updates have scored the same."""
         last = _means(self.last)
         updates = "the update" if self.updates == 1 else f"each of {self.updates} updates"
         problem = f"all answers of {updates} score the same ({last['objective/scores']:.4g}), so nothing is learnt"

@@ -150,7 +150,7 @@ def test_refused_rows_may_be_skipped_and_training_leaves_out_the_same(
     file = recipe("demonstrations", *SFT, rows=', on_bad_rows = "skip", max_bad = 0.1')
 
     (remark,) = found_of(file).remarks
-    made = run_recipe(file, runs=tmp_path / "runs")
+    made = run_recipe(file, runs=tmp_path / "runs", inline=True)
 
     assert remark.problem == (
         "the chat template of 'base' refuses 1 of 20 rows, which are left out, such as "
@@ -315,7 +315,7 @@ def test_a_template_of_the_recipe_takes_the_place_of_the_models_own(
     file = recipe("demonstrations", *SFT, base=', chat_template = "mine.jinja"')
 
     assert not found_of(file).problems
-    made = run_recipe(file, runs=tmp_path / "runs").artifact("one")
+    made = run_recipe(file, runs=tmp_path / "runs", inline=True).artifact("one")
 
     kept = open_tokenizer(made.path).chat_template
     assert kept == (tmp_path / "mine.jinja").read_text()

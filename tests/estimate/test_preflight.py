@@ -411,7 +411,7 @@ def test_a_word_in_the_recipe_lets_the_embedding_grow_and_it_stays_grown(
     file = recipe("sft.epochs = 1", lora)
     file.write_text(f"{file.read_text()}\n[stage.two]\nmethod = 'sft'\nsft.epochs = 1\n{lora}\n")
 
-    made = run_recipe(file, set={"base.grow_embedding": True}, runs=tmp_path / "runs").artifact("two")
+    made = run_recipe(file, set={"base.grow_embedding": True}, runs=tmp_path / "runs", inline=True).artifact("two")
 
     assert isinstance(made, Policy)
     assert load_policy(made)[0].get_input_embeddings().num_embeddings == 386
@@ -485,7 +485,7 @@ def test_a_run_is_refused_before_its_first_stage(recipe: Callable[..., Path]) ->
     file = recipe('lora.targets = ["q_prj"]')
 
     with pytest.raises(RecipeError, match=r"stage 'one', lora\.targets: the model has no layers q_prj"):
-        run_recipe(file, runs=file.parent / "runs")
+        run_recipe(file, runs=file.parent / "runs", inline=True)
 
     assert not list((file.parent / "runs").glob("stages/*"))
 
@@ -536,8 +536,8 @@ def test_a_plan_is_looked_at_once(recipe: Callable[..., Path]) -> None:
     file = recipe("sft.epochs = 1")
     runs = file.parent / "runs"
 
-    run_recipe(file, runs=runs)
-    run_recipe(file, runs=runs, again=["one"])
+    run_recipe(file, runs=runs, inline=True)
+    run_recipe(file, runs=runs, again=["one"], inline=True)
 
     (folder,) = runs.glob("cache/preflight-*")
     assert preflights.found_in(folder) is not None
@@ -576,7 +576,7 @@ def test_rows_that_only_their_own_method_can_read_hide_nothing_else(
 
 
 def test_the_report_shows_rows_as_the_model_sees_them(recipe: Callable[..., Path]) -> None:
-    run_recipe(recipe("sft.epochs = 1"), runs=recipe().parent / "runs")
+    run_recipe(recipe("sft.epochs = 1"), runs=recipe().parent / "runs", inline=True)
 
     (report,) = recipe().parent.glob("runs/*/report.html")
     text = report.read_text("utf-8")
@@ -690,7 +690,9 @@ def test_what_is_wrong_with_several_stages_is_told_once() -> None:
 
 
 def test_a_run_that_would_only_fail_again_is_not_told_to_go_on(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["recipe", str(recipe("max_length = 3")), "--runs", str(tmp_path / "runs")])
+    result = CliRunner().invoke(
+        main, ["recipe", "--inline", str(recipe("max_length = 3")), "--runs", str(tmp_path / "runs")]
+    )
 
     assert result.exit_code == 2
     assert "go on with" not in result.output
@@ -742,7 +744,7 @@ def test_the_disk_that_stages_take_is_told_within_a_tenth(recipe: Callable[..., 
     file.write_text(result + "\n" + file.read_text().partition("[stage.one]")[0] + stages)
 
     told = {one["stage"]: one["disk"] for one in found_of(file).stages}
-    made = run_recipe(file, runs=tmp_path / "runs").stages
+    made = run_recipe(file, runs=tmp_path / "runs", inline=True).stages
 
     taken = {one.name: sum(f.stat().st_size for f in one.folder.rglob("*") if f.is_file()) for one in made}
     assert told == {name: pytest.approx(size, rel=0.1) for name, size in taken.items()}
@@ -778,7 +780,7 @@ def test_what_depends_on_the_architecture_is_refused_before_the_first_stage(
     file = recipe('ppo.layout = "frozen"', "ppo.trained_layers = 1", method="ppo", sources=sources)
 
     with pytest.raises(RecipeError) as caught:
-        run_recipe(file, runs=tmp_path / "runs", offline=True)
+        run_recipe(file, runs=tmp_path / "runs", offline=True, inline=True)
 
     assert str(caught.value) == (
         "stage 'one', trained_layers: an OpenAIGPTLMHeadModel cannot be cut into frozen and trained layers; let all "

@@ -37,6 +37,8 @@ SAME = 1e-3
 """Nats by which an answer's log-probability may differ between two passes in fp32; more is another model."""
 KEPT = 1e-4
 """Nats by which it may differ between what was kept and the same pass now."""
+START = "start logprobs"
+"""What a pair's row holds besides: the start's log-probabilities of its two answers."""
 
 
 class DPOSettings(RowSettings):
@@ -62,17 +64,27 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
     start = of_start(model, policy, [*train, *held_out], settings, stage)
-    known = {id(pair): values for pair, values in zip([*train, *held_out], start, strict=True)}
+    train, held_out = with_start(train, start[: len(train)]), with_start(held_out, start[len(train) :])
 
     def loss(part: Sequence[Pair]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return losses(*pair_logprobs(model, part), part, [known[id(pair)] for pair in part], settings)
+        return losses(*pair_logprobs(model, part), part, starts_of(part), settings)
 
     if stage.latest() is None:
         check_start(model, train[: settings.batch], start, settings)
     train_pairs(model, train, loss, settings, stage)
     made = stage.save_policy(model, tokenizer)
-    tell((model, tokenizer), (train, held_out), start[len(train) :], settings, stage)
+    tell((model, tokenizer), (train, held_out), settings, stage)
     return made
+
+
+def with_start(pairs: Sequence[Pair], start: Sequence[Sequence[float]]) -> list[Pair]:
+    """Return the pairs, each with what the start says of it in its row."""
+    return [pair._replace(row={**pair.row, START: said}) for pair, said in zip(pairs, start, strict=True)]
+
+
+def starts_of(pairs: Sequence[Pair]) -> list[Sequence[float]]:
+    """Return what the start says of each pair's two answers."""
+    return [pair.row[START] for pair in pairs]
 
 
 def losses(
@@ -185,7 +197,6 @@ def check_start(model: Any, pairs: Sequence[Pair], start: Sequence[Sequence[floa
 def tell(
     opened: tuple[Any, Any],
     rows: tuple[Sequence[Pair], Sequence[Pair]],
-    start: Sequence[Sequence[float]],
     settings: DPOSettings,
     stage: Stage,
 ) -> None:
@@ -196,10 +207,9 @@ def tell(
     if not held_out:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
-    known = {id(pair): values for pair, values in zip(held_out, start, strict=True)}
 
     def margins(part: Sequence[Pair]) -> Tensor:
-        _, figures = losses(*pair_logprobs(model, part), part, [known[id(pair)] for pair in part], settings)
+        _, figures = losses(*pair_logprobs(model, part), part, starts_of(part), settings)
         return figures["rewards/margins"]
 
     found = map_pairs(model, held_out, margins, settings).tolist()
