@@ -1,11 +1,15 @@
 """Models with a few thousand weights, made on the spot."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -14,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from alignkit.contract.kinds import Policy
 from alignkit.training.layouts import Models, ValueHead
 from alignkit.training.packing import packs
 from alignkit.training.rollouts import Critic
@@ -104,3 +109,53 @@ def updated(
     state = start(models, settings, rate)
     train(Loop(models, state, prompts, score, settings, seed, lambda _, metrics: log.append(dict(metrics))))
     return log
+
+
+def write_gguf(policy: Policy, file: Path) -> None:
+    """Write a small Llama as a .gguf file."""
+    import gguf
+
+    model = AutoModelForCausalLM.from_pretrained(policy.path)
+    tokenizer = AutoTokenizer.from_pretrained(policy.path)
+    config = model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    writer.add_token_list(pieces)
+    writer.add_token_types([3 if piece in tokenizer.all_special_tokens else 1 for piece in pieces])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output"}
+    names |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"} | {
+        f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")
+    }
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        if name.startswith("model.layers."):
+            _, _, number, rest = name.split(".", 3)
+            ours = names[rest.removesuffix(".weight")]
+            if ours in heads:  # llama.cpp's order of rotary pairs
+                half = weight.shape[0] // heads[ours] // 2
+                weight = weight.reshape(heads[ours], 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
+            name = f"blk.{number}.{ours}.weight"
+        else:
+            name = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}.get(
+                name, "output.weight"
+            )
+        writer.add_tensor(name, weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

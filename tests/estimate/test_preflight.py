@@ -13,6 +13,7 @@ import torch
 import transformers
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
+from tiny_models import write_gguf
 from transformers import AutoConfig, AutoModelForMaskedLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig
 from transformers.utils import logging
 
@@ -701,8 +702,6 @@ def test_a_run_that_would_only_fail_again_is_not_told_to_go_on(recipe: Callable[
 
 def test_a_gguf_file_is_checked_without_a_bar(recipe: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from test_models import write_gguf
-
     write_gguf(Policy(name="p", fingerprint="0", path=tmp_path / "model"), tmp_path / "tiny.gguf")
     file = recipe("lora = { rank = 2 }")
     file.write_text(file.read_text().replace('"model"', '"tiny.gguf"'))
