@@ -104,6 +104,8 @@ class NapSettings(Settings):
     """A signal that it gets from itself; 0 is none."""
     stepped: bool = False
     """It naps between two steps."""
+    told: bool = False
+    """It leaves a file where it is when it naps."""
 
 
 @method("nap")
@@ -111,7 +113,8 @@ def nap(settings: NapSettings, stage: Stage) -> Text:
     """Look at nothing for a while."""
     if settings.stepped:
         stage.log(1, 2, {"loss": 1.0})
-    Path("napping").touch()
+    if settings.told:
+        Path("napping").touch()
     if settings.alarm:
         os.kill(os.getpid(), settings.alarm)
     time.sleep(settings.seconds)

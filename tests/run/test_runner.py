@@ -637,7 +637,7 @@ def command(*words: str, **more: Any) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("how", [["--inline"], []])
 def test_a_stage_that_heeds_nothing_is_left_where_it_is(here: Path, how: list[str]) -> None:
-    (here / "light.toml").write_text("[stage.nap]\n")
+    (here / "light.toml").write_text("[stage.nap]\nnap.told = true\n")
     process = command(*how)
     wait_for((here / "napping").is_file, 60)
 
@@ -697,7 +697,7 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
 
 @pytest.mark.parametrize("how", [["--inline"], []])
 def test_a_second_interrupt_ends_the_run_at_once(here: Path, how: list[str]) -> None:
-    (here / "light.toml").write_text("[stage.nap]\nnap.stepped = true\n")
+    (here / "light.toml").write_text("[stage.nap]\nnap.stepped = true\nnap.told = true\n")
     process = command(*how)
     wait_for((here / "napping").is_file, 60)
 
