@@ -317,7 +317,7 @@ def test_check_ends_with_the_status_of_bad_data(tmp_path: Path, monkeypatch: pyt
 def test_check_reads_all_sources_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    result = checked("rlhf.toml", "--json")
+    result = checked("rlhf.toml", "--rows-only", "--json")
 
     assert result.exit_code == 0
     told = json.loads(result.stdout)
