@@ -1,136 +1,135 @@
 """alignkit aligns language models from one recipe, with methods as plugins.
 
-The names below are the public interface, and light: none of them imports torch. What methods are built of is in
-`alignkit.kit`, which does.
+The names below are the public interface, and light: none of them imports torch, and each is imported when it is first
+asked for. What methods are built of is in `alignkit.kit`, which does import torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, StageFailed, StageFinished, StageStarted, Warned
-from alignkit.contract.hookspecs import hookimpl
-from alignkit.contract.judges import JudgeClient, JudgeFunction, JudgeScheme, Question, Verdict, judge, judge_scheme
-from alignkit.contract.kinds import (
-    Artifact,
-    Demonstrations,
-    FunctionReward,
-    Judge,
-    JudgeReward,
-    Policy,
-    Preferences,
-    Prompts,
-    Ratings,
-    Records,
-    Reward,
-    RewardModel,
-    Scores,
-    Text,
-)
-from alignkit.contract.method import Method, method
-from alignkit.contract.needs import (
-    EvaluationNeeds,
-    Needs,
-    PairNeeds,
-    RowNeeds,
-    SamplingNeeds,
-    TrainerNeeds,
-    group_needs,
-    pair_needs,
-    sampling_needs,
-    trainer_needs,
-)
-from alignkit.contract.reward_function import Answer, RewardFunction, Score, reward
-from alignkit.contract.row_settings import RowSettings, TrainingSettings
-from alignkit.contract.sampling_settings import KL, Generation, GroupSettings, RewardShape, SamplingSettings
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
-from alignkit.contract.stage import Stage
-from alignkit.data.formats import Columns
-from alignkit.errors import AlignkitError, DataError, JudgeError, NotFiniteError, PluginError, RecipeError, StageError
-
 if TYPE_CHECKING:
-    from alignkit.compare.comparison import compare_recipe
-    from alignkit.run.runner import run_recipe
+    from alignkit.compare.comparison import compare_recipe as compare_recipe
+    from alignkit.contract.events import (
+        Event as Event,
+        Metrics as Metrics,
+        Result as Result,
+        Sample as Sample,
+        StageFailed as StageFailed,
+        StageFinished as StageFinished,
+        StageStarted as StageStarted,
+        Warned as Warned,
+    )
+    from alignkit.contract.hookspecs import hookimpl as hookimpl
+    from alignkit.contract.judges import (
+        JudgeClient as JudgeClient,
+        JudgeFunction as JudgeFunction,
+        JudgeScheme as JudgeScheme,
+        Question as Question,
+        Verdict as Verdict,
+        judge as judge,
+        judge_scheme as judge_scheme,
+    )
+    from alignkit.contract.kinds import (
+        Artifact as Artifact,
+        Demonstrations as Demonstrations,
+        FunctionReward as FunctionReward,
+        Judge as Judge,
+        JudgeReward as JudgeReward,
+        Policy as Policy,
+        Preferences as Preferences,
+        Prompts as Prompts,
+        Ratings as Ratings,
+        Records as Records,
+        Reward as Reward,
+        RewardModel as RewardModel,
+        Scores as Scores,
+        Text as Text,
+    )
+    from alignkit.contract.method import Method as Method, method as method
+    from alignkit.contract.needs import (
+        EvaluationNeeds as EvaluationNeeds,
+        Needs as Needs,
+        PairNeeds as PairNeeds,
+        RowNeeds as RowNeeds,
+        SamplingNeeds as SamplingNeeds,
+        TrainerNeeds as TrainerNeeds,
+        group_needs as group_needs,
+        pair_needs as pair_needs,
+        sampling_needs as sampling_needs,
+        trainer_needs as trainer_needs,
+    )
+    from alignkit.contract.reward_function import (
+        Answer as Answer,
+        RewardFunction as RewardFunction,
+        Score as Score,
+        reward as reward,
+    )
+    from alignkit.contract.row_settings import RowSettings as RowSettings, TrainingSettings as TrainingSettings
+    from alignkit.contract.sampling_settings import (
+        KL as KL,
+        Generation as Generation,
+        GroupSettings as GroupSettings,
+        RewardShape as RewardShape,
+        SamplingSettings as SamplingSettings,
+    )
+    from alignkit.contract.settings import (
+        LoRA as LoRA,
+        Optimisation as Optimisation,
+        Precision as Precision,
+        Settings as Settings,
+    )
+    from alignkit.contract.stage import Stage as Stage
+    from alignkit.data.formats import Columns as Columns
+    from alignkit.errors import (
+        AlignkitError as AlignkitError,
+        DataError as DataError,
+        JudgeError as JudgeError,
+        NotFiniteError as NotFiniteError,
+        PluginError as PluginError,
+        RecipeError as RecipeError,
+        StageError as StageError,
+    )
+    from alignkit.run.runner import run_recipe as run_recipe
 
-_LATER = {"compare_recipe": "alignkit.compare.comparison", "run_recipe": "alignkit.run.runner"}
+_FROM = {
+    "alignkit.compare.comparison": "compare_recipe",
+    "alignkit.contract.events": "Event Metrics Result Sample StageFailed StageFinished StageStarted Warned",
+    "alignkit.contract.hookspecs": "hookimpl",
+    "alignkit.contract.judges": "JudgeClient JudgeFunction JudgeScheme Question Verdict judge judge_scheme",
+    "alignkit.contract.kinds": (
+        "Artifact Demonstrations FunctionReward Judge JudgeReward Policy Preferences Prompts Ratings Records "
+        "Reward RewardModel Scores Text"
+    ),
+    "alignkit.contract.method": "Method method",
+    "alignkit.contract.needs": (
+        "EvaluationNeeds Needs PairNeeds RowNeeds SamplingNeeds TrainerNeeds group_needs pair_needs "
+        "sampling_needs trainer_needs"
+    ),
+    "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
+    "alignkit.contract.row_settings": "RowSettings TrainingSettings",
+    "alignkit.contract.sampling_settings": "Generation GroupSettings KL RewardShape SamplingSettings",
+    "alignkit.contract.settings": "LoRA Optimisation Precision Settings",
+    "alignkit.contract.stage": "Stage",
+    "alignkit.data.formats": "Columns",
+    "alignkit.errors": "AlignkitError DataError JudgeError NotFiniteError PluginError RecipeError StageError",
+    "alignkit.run.runner": "run_recipe",
+}
+"""Modules, and the public names that are found there."""
+_HOMES = {name: home for home, names in _FROM.items() for name in names.split()}
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # takes a tenth of a second, which importing alignkit should not
+        from importlib.metadata import version  # takes a tenth of a second
 
         return version("alignkit")
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'alignkit' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'alignkit' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found
 
 
-__all__ = [
-    "KL",
-    "AlignkitError",
-    "Answer",
-    "Artifact",
-    "Columns",
-    "DataError",
-    "Demonstrations",
-    "EvaluationNeeds",
-    "Event",
-    "FunctionReward",
-    "Generation",
-    "GroupSettings",
-    "Judge",
-    "JudgeClient",
-    "JudgeError",
-    "JudgeFunction",
-    "JudgeReward",
-    "JudgeScheme",
-    "LoRA",
-    "Method",
-    "Metrics",
-    "Needs",
-    "NotFiniteError",
-    "Optimisation",
-    "PairNeeds",
-    "PluginError",
-    "Policy",
-    "Precision",
-    "Preferences",
-    "Prompts",
-    "Question",
-    "Ratings",
-    "RecipeError",
-    "Records",
-    "Result",
-    "Reward",
-    "RewardFunction",
-    "RewardModel",
-    "RewardShape",
-    "RowNeeds",
-    "RowSettings",
-    "Sample",
-    "SamplingNeeds",
-    "SamplingSettings",
-    "Score",
-    "Scores",
-    "Settings",
-    "Stage",
-    "StageError",
-    "StageFailed",
-    "StageFinished",
-    "StageStarted",
-    "Text",
-    "TrainerNeeds",
-    "TrainingSettings",
-    "Verdict",
-    "Warned",
-    "compare_recipe",
-    "group_needs",
-    "hookimpl",
-    "judge",
-    "judge_scheme",
-    "method",
-    "pair_needs",
-    "reward",
-    "run_recipe",
-    "sampling_needs",
-    "trainer_needs",
-]
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

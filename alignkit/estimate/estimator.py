@@ -17,8 +17,15 @@ from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import AlignkitError, DataError, Problem
 from alignkit.estimate.answer_length import remarks_on_answers, settled
 from alignkit.estimate.compatibility import check_layers, check_tokens, remarks_on, unscored_tokens
-from alignkit.estimate.counting import Lengths, answer_tokens, count_tokens, fate_of, learn_of, one_by_one
-from alignkit.estimate.counting import room as longest_row
+from alignkit.estimate.counting import (
+    Lengths,
+    answer_tokens,
+    count_tokens,
+    fate_of,
+    learn_of,
+    one_by_one,
+    room as longest_row,
+)
 from alignkit.estimate.desk import Desk
 from alignkit.estimate.formulas import Facts, Held, Job, Need, estimated
 from alignkit.estimate.sizes import sizes_of

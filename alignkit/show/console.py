@@ -8,8 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console as Terminal
-from rich.console import Group, RenderableType
+from rich.console import Console as Terminal, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records, Text
 from alignkit.data import files, json_stream

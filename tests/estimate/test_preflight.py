@@ -22,9 +22,7 @@ from alignkit.compare.comparison import compare_recipe
 from alignkit.contract.kinds import Policy
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.estimate import counting
-from alignkit.estimate import formulas as estimating
-from alignkit.estimate import preflight as preflights
+from alignkit.estimate import counting, formulas as estimating, preflight as preflights
 from alignkit.estimate.desk import desk_for
 from alignkit.estimate.estimator import Estimator
 from alignkit.estimate.formulas import Facts, Job, estimated

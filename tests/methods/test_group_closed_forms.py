@@ -12,8 +12,13 @@ from functools import cache
 from types import ModuleType
 
 import pytest
-from test_ppo_closed_forms import KL_COEF, as_scores, even_tokens, last_10
-from test_ppo_closed_forms import best_objective_of_ended_answers as best_objective
+from test_ppo_closed_forms import (
+    KL_COEF,
+    as_scores,
+    best_objective_of_ended_answers as best_objective,
+    even_tokens,
+    last_10,
+)
 from tiny_models import STOP, uniform_models, updated
 
 from alignkit.contract.sampling_settings import KL, Generation

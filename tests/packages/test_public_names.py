@@ -1,5 +1,6 @@
 """The public interface, name by name: a change of a signature is seen here before an author of a package meets it."""
 
+import ast
 import inspect
 import os
 from pathlib import Path
@@ -61,3 +62,11 @@ def test_every_setting_of_a_public_class_is_described() -> None:
               if not field.description]  # fmt: skip
 
     assert silent == []
+
+
+def test_type_checkers_see_the_names_that_there_are_where_they_are() -> None:
+    tree = ast.parse(Path(str(alignkit.__file__)).read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {(name.name, node.module) for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
+
+    assert seen == set(alignkit._HOMES.items())

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from planning import CHAIN, Desk, make_desk
 from pydantic import field_validator, model_validator
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import llama
-from transformers import AutoModelForCausalLM as Auto
 from transformers import (
+    AutoModelForCausalLM as Auto,
     BertConfig,
     GraniteConfig,
     Lfm2Config,
