@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from alignkit.errors import LockedError
 from alignkit.store.durable import read_json, write_json
 from alignkit.store.rundir import finished_folder, lock_file
@@ -35,6 +33,8 @@ def check_free(partial: Path) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # here, since every `alignkit plan` loads this module
+
     lock = FileLock(lock_file(partial))
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from alignkit.errors import DiskError
 from alignkit.store.durable import publish, sync_and_list, sync_folder, write_json, write_text
 
@@ -82,6 +80,8 @@ def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
 
 def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a source's folder, once: others that need it wait, and a crash leaves nothing half-written."""
+    from filelock import FileLock  # here, since every `alignkit plan` loads this module
+
     if folder.is_dir():
         return folder
     staged = folder.with_suffix(".partial")

@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 LARGEST = 8 * 2**20
@@ -39,7 +40,9 @@ def make_client(url: str) -> "httpx2.Client":
 
     This machine's own addresses are not asked by way of a proxy.
     """
-    import httpx2  # here, since every `alignkit plan` loads this module
+    import ssl  # both here, since every `alignkit plan` loads this module
+
+    import httpx2
 
     return httpx2.Client(follow_redirects=False, trust_env=not is_local(url), verify=ssl.create_default_context())
 
@@ -91,8 +94,10 @@ def _read(response: "httpx2.Response", ends: float) -> bytes:
     return bytes(read)
 
 
-def _certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+def _certificate(error: BaseException | None) -> "ssl.SSLCertVerificationError | None":
     """Return what is wrong with a certificate, if that is beneath an error."""
+    import ssl
+
     while error:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error
