@@ -4,7 +4,7 @@
 them, as the built-in methods do.
 """
 
-from alignkit.training import losses
+from alignkit.training import losses, parallel
 from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
 from alignkit.training.encoding import prompt_ids, prompt_text
 from alignkit.training.layouts import Around, Models
@@ -50,6 +50,7 @@ __all__ = [
     "open_loop",
     "pair_accuracy_floor",
     "pair_logprobs",
+    "parallel",
     "prompt_ids",
     "prompt_text",
     "read_answers",

@@ -6,7 +6,7 @@ without one is run all the same; what it needs, `--smoke` can tell.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import GroupSettings, SamplingSettings
@@ -34,9 +34,6 @@ class Needs:
     upper_layers: int | None = None
     """So many of the policy's upper layers learn; None: all."""
 
-    shared: ClassVar[bool] = False
-    """Several processes share the work."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RowNeeds(Needs):
@@ -61,8 +58,6 @@ class TrainerNeeds(RowNeeds):
     """How often each row is read besides, by the policy and by its start."""
     apart: bool = False
     """The two answers of a pair are two rows."""
-
-    shared: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,10 +83,10 @@ def evaluate(
     prompts: Prompts,
 ) -> Scores:
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
+    from alignkit.training import parallel
     from alignkit.training.scoring import Weighted
-    from alignkit.training.step import one_process
 
-    one_process(stage)
+    parallel.check(stage)
     deciding = chosen(settings, rewards)
     rows = asked(settings, stage, policies, prompts)
     results = answered(settings, stage, policies, rows)

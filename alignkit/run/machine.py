@@ -7,7 +7,6 @@ from pydantic import ConfigDict, PositiveInt, ValidationError
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
-from alignkit.plan.plan import Plan
 
 FILE = "machines.toml"
 
@@ -19,22 +18,6 @@ class Machine(Settings):
 
     processes: PositiveInt = 1
     """Processes that share a stage, usually one for each GPU; they are started by torchrun."""
-
-
-def check_processes(plan: Plan, machine: Machine) -> None:
-    """Refuse several processes for stages each of whose processes would do the whole of the work. Raise RecipeError.
-
-    Methods that do not say what they need are not asked; those on our loops refuse when they run.
-    """
-    if machine.processes == 1:
-        return
-    alone = [stage for stage in plan.stages if stage.wanted and stage.needs and not stage.needs.shared]
-    if alone:
-        names = ", ".join(f"{stage.name!r} ({stage.method.name})" for stage in alone)
-        raise RecipeError(
-            f"each of {machine.processes} processes would do the whole of the work of {names}",
-            remedy="choose a machine with one process; run the other stages by themselves with --until",
-        )
 
 
 def read_machine(name: str, folder: Path) -> Machine:

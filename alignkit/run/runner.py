@@ -21,7 +21,7 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.launch import Launcher
-from alignkit.run.machine import Machine, check_processes
+from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
@@ -144,7 +144,6 @@ def run_plan(
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_again(plan, again)
-    check_processes(plan, machine)
     recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))

@@ -143,13 +143,27 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     settings = method.settings.model_validate(order.settings)
     inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
     seed_everything(order.seed, models=method.handles_models)
-    if stage.stopping:
-        stage.leave()
-    artifact = _result(method, settings, stage, inputs)
+    with _met(order, rank, method):
+        if stage.stopping:
+            stage.leave()
+        artifact = _result(method, settings, stage, inputs)
     stage.close()
     if rank == 0:
         _check_made(method, artifact, stage)
         finish(partial, artifact, facts_of(order, stage, plugins, began, before))
+
+
+@contextmanager
+def _met(order: Order, rank: int, method: Method) -> Iterator[None]:
+    """Have the processes that share a stage meet; a method of rows alone works without them knowing of each other."""
+    if order.processes == 1 or not method.handles_models:
+        yield
+        return
+    from alignkit.training import parallel
+
+    parallel.join(rank, order.processes)
+    yield
+    parallel.leave()
 
 
 def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Mapping[str, Any]) -> Any:

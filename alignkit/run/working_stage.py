@@ -253,15 +253,9 @@ def _checked(row: Mapping[str, object], number: int, kind: type[Records], part: 
 
 def _any_process(asked: bool) -> bool:
     """Agree over all processes: a signal may have reached only one, and all must leave after the same step."""
-    import torch
-    import torch.distributed
+    from alignkit.training import parallel
 
-    if not torch.distributed.is_initialized():
-        return asked
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(int(asked), device=device)
-    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
-    return bool(votes.item())
+    return parallel.any_of(asked)
 
 
 def rank_of_this_process() -> int:

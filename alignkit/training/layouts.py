@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.kinds import Policy, Reward, RewardModel
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import DataError, RecipeError, StageError
+from alignkit.training import parallel
 from alignkit.training.arithmetic import arithmetic
 from alignkit.training.models import load_critic, load_policy
 from alignkit.training.packing import (
@@ -27,7 +28,6 @@ from alignkit.training.packing import (
     chosen_logprobs,
     head_of,
     hidden_before_answers,
-    joined,
     logprobs_and_entropy,
 )
 from alignkit.training.rollouts import (
@@ -267,22 +267,25 @@ def _laid_out(models: Models, prompts: Sequence[Tokens], answers: Sequence[Token
 
 
 def _read_by_hidden(models: Models, rollout: Rollout) -> Reading:
-    groups = passes(models, rollout.prompts, rollout.answers)
+    mine = parallel.deal_weighted(passes(models, rollout.prompts, rollout.answers))
     tables: list[dict[str, Tensor]] = []
     states: list[Tensor] = [torch.empty(0)] * len(rollout.answers)
-    for group in groups:
+    for group, _ in mine:
         rows = _laid_out(models, [rollout.prompts[i] for i in group], [rollout.answers[i] for i in group])
         below = models.trunk.states(rows) if models.trunk else None
         tables.append({name: rows.as_table(values) for name, values in _read_rows(models, rows, below).items()})
         for row, state in zip(group, rows.apart(below) if below is not None else (), strict=False):
             states[row] = state
-    whole = {name: joined(groups, [table[name] for table in tables]) for name in tables[0]}
+    rows_of_all, width = len(rollout.answers), max(map(len, rollout.answers))
+    whole = {
+        name: parallel.table_of_all(mine, [table[name] for table in tables], rows_of_all, width) for name in tables[0]
+    }
     return Reading(
         whole["logprobs"],
         whole["entropy"],
         whole.get("reference"),
         whole.get("values"),
-        states if models.trunk else None,
+        states if models.trunk and parallel.world() == 1 else None,  # else some rows' lie in other processes
     )
 
 
@@ -382,7 +385,8 @@ def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens])
     if models.form == "packed":
         groups = by_prompt(prompts, answers, models.rows_at_once)
     else:
-        groups = by_length(prompts, answers, rows_at_once(models, prompts, answers))
+        size = min(rows_at_once(models, prompts, answers), parallel.share(len(answers)))
+        groups = by_length(prompts, answers, size)
     return apart_beyond(groups, prompts, answers, models.alone_beyond)
 
 

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignkit.training import parallel
+
 Tokens = Sequence[int]
 
 PACKED = "alignkit_packed"
@@ -181,11 +183,12 @@ def by_prompt(prompts: Sequence[Tokens], answers: Sequence[Tokens], most: int | 
     )
     groups: list[list[int]] = []
     room = 0
+    size = min(TOKENS_IN_A_PACK, parallel.share(sum(map(len, prompts)) + sum(map(len, answers)) - len(answers)))
     for row in order:
         length = len(prompts[row]) + len(answers[row]) - 1
         if not groups or length > room or len(groups[-1]) == most:
             groups.append([])
-            room = TOKENS_IN_A_PACK
+            room = size
         groups[-1].append(row)
         room -= length
     return groups

@@ -16,8 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignkit.training import parallel
 from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
-from alignkit.training.packing import beneath, decoder_of, hidden_before_answers, joined, padded
+from alignkit.training.packing import beneath, decoder_of, hidden_before_answers, padded
 from alignkit.training.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
@@ -90,29 +91,40 @@ def sample_answers(
     draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
     answers: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
-    way, groups = _grouped(model, prompts, max_new_tokens)
+    mine = parallel.deal(range(len(prompts)))
+    way, groups = _grouped(model, prompts, mine, max_new_tokens)
     for group in groups:
         found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
         for i, answer, drawn in zip(group, *found, strict=True):
             answers[i], logprobs[i] = answer, drawn
+    answers = parallel.lists_of_all(answers, max_new_tokens)
+    logprobs = parallel.floats_of_all(logprobs, max_new_tokens)
     return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])
 
 
-def _grouped(model: PreTrainedModel, prompts: Sequence[Tokens], longest: int) -> tuple[Way, list[list[int]]]:
-    """Choose how answers of at most `longest` tokens are decoded, and which together."""
+def _grouped(
+    model: PreTrainedModel, prompts: Sequence[Tokens], mine: Sequence[int], longest: int
+) -> tuple[Way, list[list[int]]]:
+    """Choose how answers of at most `longest` tokens are decoded, and which of this process's together."""
     whole = max(map(len, prompts)) + longest
     if (beyond := alone_beyond(model)) and whole > beyond:
         way = Way("none")  # what was kept of a row would have other frequencies than its longer self
-        return way, groups_to_decode(prompts, way, 1)
+        return way, _of_rows(mine, groups_to_decode([prompts[row] for row in mine], way, 1))
     way = decoding_of(model)
     together = rows_together(model) if way.cache == "none" else None
-    return way, groups_to_decode(prompts, way, together or max(1, TOKENS_IN_A_PASS // whole))
+    size = together or max(1, TOKENS_IN_A_PASS // whole)
+    return way, _of_rows(mine, groups_to_decode([prompts[row] for row in mine], way, size))
+
+
+def _of_rows(rows: Sequence[int], groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return groups of places in `rows` as groups of these rows."""
+    return [[rows[place] for place in group] for group in groups]
 
 
 def answer_mask(answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Tensor:
     """Mark each answer's tokens in a right-padded table (n, t)."""
     lengths = torch.tensor([len(answer) for answer in answers], device=device)
-    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+    return torch.arange(max(map(len, answers)), device=device) < lengths[:, None]
 
 
 def learnt_mask(rollout: Rollout, device: torch.device | str = "cpu") -> Tensor:
@@ -164,7 +176,9 @@ def in_groups(
     groups: Sequence[Sequence[int]],
 ) -> Tensor:
     """Compute a table (n, t, ...) without gradient, a group of rows at a time; zero behind an answer's end."""
-    table = joined(groups, [compute([prompts[i] for i in group], [answers[i] for i in group]) for group in groups])
+    mine = parallel.deal_weighted(groups)
+    parts = [compute([prompts[i] for i in group], [answers[i] for i in group]) for group, _ in mine]
+    table = parallel.table_of_all(mine, parts, len(answers), max(map(len, answers)))
     table[~answer_mask(answers, table.device)] = 0.0
     return table
 

@@ -19,7 +19,7 @@ from alignkit.contract.kinds import Preferences, Ratings
 from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
-from alignkit.training import encoding
+from alignkit.training import encoding, parallel
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
 from alignkit.training.arithmetic import computing
 from alignkit.training.configs import positions
@@ -32,7 +32,6 @@ from alignkit.training.step import (
     load_learner,
     load_learners,
     make_learner,
-    one_process,
     read_state,
     save_learners,
     save_weights,
@@ -217,10 +216,10 @@ def train_rows(
     which changes memory and time and nothing else; without it they go one by one.
 
     A stage with several loops (rounds of sampling and learning, say) gives each a `part`, a name of its own, and calls
-    them in the same order in every attempt: what is finished is then not learnt again. Raise StageError where a second
-    loop has no name of its own, RecipeError where the machine has several processes.
+    them in the same order in every attempt: what is finished is then not learnt again. Several processes share the
+    passes of a step. Raise StageError where a second loop has no name of its own.
     """
-    one_process(stage)
+    parallel.check(stage)
     of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
     before = stage.begin_part(part, of)
     learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
@@ -247,8 +246,9 @@ def train_rows(
         if (step + 1) % every == 0 or step + 1 == of:
             stage.log(before + step + 1, before + of, metrics)
         commit_or_leave(stage, before + step + 1, write, timer)
-    if part and (done < of or not _end_of(stage, part).is_file()):
-        save_weights(learner, _end_of(stage, part))
+    if part and (done < of or not parallel.agreed(_end_of(stage, part).is_file())):
+        if stage.rank == 0:
+            save_weights(learner, _end_of(stage, part))
         stage.commit(before + of, write)
 
 
@@ -285,10 +285,11 @@ def map_pairs(
     """Compute something of each pair (n, ...) without gradient, as many at once as fit."""
     if not pairs:
         return torch.empty(0)
-    groups = pair_passes(model, pairs)
+    mine = parallel.deal_weighted(pair_passes(model, pairs))
     with computing(settings.precision):
-        parts = [compute([pairs[row] for row in group]) for group in groups]
-    together = torch.cat(parts)
-    table = torch.empty_like(together)
-    table[[row for group in groups for row in group]] = together
-    return table
+        parts = [compute([pairs[row] for row in group]) for group, _ in mine]
+    table = parts[0].new_zeros(len(pairs), *parts[0].shape[1:])
+    for (group, counts), part in zip(mine, parts, strict=True):
+        if counts:
+            table[group] = part
+    return parallel.add_up(table)

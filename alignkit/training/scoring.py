@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.contract.one_each import one_number_each
 from alignkit.contract.reward_function import Answer, Score
 from alignkit.errors import NotFiniteError
+from alignkit.training import parallel
 from alignkit.training.encoding import Prompt
 from alignkit.training.rollouts import Rollout
 
@@ -48,7 +49,11 @@ def score_rollout(
 
 def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted]) -> Scored:
     """Score answers as `score_rollout` does, and with the same refusals."""
-    parts = {reward.name: _checked(reward, answers) for reward in rewards}
+    mine = parallel.deal(range(len(answers)))
+    share = [answers[row] for row in mine]
+    parts = {
+        reward.name: _checked(reward, parallel.placed(_scores(reward, share), mine, len(answers))) for reward in rewards
+    }
     total = torch.stack([parts[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
     return Scored(total, parts)
 
@@ -62,15 +67,21 @@ def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTraine
     ]
 
 
-def _checked(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
-    where = f"reward {reward.name!r}"
-    given = one_number_each(reward.score(answers), len(answers), "the reward", where)
-    scores = torch.tensor(given, dtype=torch.float32)
+def _scores(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
+    given = reward.score(answers) if answers else []
+    return torch.tensor(one_number_each(given, len(answers), "the reward", _named(reward)), dtype=torch.float32)
+
+
+def _checked(reward: Weighted, scores: Tensor) -> Tensor:
     odd = int((~scores.isfinite()).sum())
     if odd:
         raise NotFiniteError(
-            f"{odd} of {len(answers)} scores are not finite numbers",
-            where,
+            f"{odd} of {len(scores)} scores are not finite numbers",
+            _named(reward),
             "mend the reward; an answer that cannot be scored needs a low score, not a NaN",
         )
     return scores
+
+
+def _named(reward: Weighted) -> str:
+    return f"reward {reward.name!r}"

@@ -1,7 +1,7 @@
 """The loop's inside: one exact optimiser step over any number of micro-batches, and checkpoints between steps.
 
 An objective is `(batch) -> (loss, metrics)`, its loss already divided by the count of the *whole* step, so that the
-micro-batches' losses, gradients and metrics simply add up.
+micro-batches' losses, gradients and metrics simply add up, over the processes that share a step as well.
 """
 
 import json
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from alignkit.contract.settings import Optimisation
 from alignkit.contract.stage import Stage
-from alignkit.errors import NotFiniteError, RecipeError, StageError
+from alignkit.errors import NotFiniteError, StageError
+from alignkit.training import parallel
 
 Batch = TypeVar("Batch")
 Objective = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -103,11 +104,14 @@ def take_joint_step(
     for learner in learners.values():
         learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
-    for batch in batches:
+    for batch, counts in parallel.deal_weighted(list(batches)):
         loss, metrics = objective(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        (loss * counts).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, value in {"loss": loss, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+            sums[name] = sums.get(name, 0.0) + counts * float(value.detach())
+    sums = parallel.add_metrics(sums)
+    for learner in learners.values():
+        parallel.add_gradients(_weights(learner))
     norms = {f"{name}/grad_norm": _clip(learner) for name, learner in learners.items()}
     if not math.isfinite(sums["loss"] + sum(norms.values())):
         steps, norm = max(learner.steps for learner in learners.values()), max(norms.values())
@@ -121,10 +125,13 @@ def take_joint_step(
     return sums | norms
 
 
+def _weights(learner: Learner) -> list[nn.Parameter]:
+    return [weight for group in learner.optimizer.param_groups for weight in group["params"]]
+
+
 def _clip(learner: Learner) -> float:
     """Shorten the gradient to its greatest length, and give the length that it had."""
-    weights = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
-    return float(nn.utils.clip_grad_norm_(weights, learner.settings.max_grad_norm))
+    return float(nn.utils.clip_grad_norm_(_weights(learner), learner.settings.max_grad_norm))
 
 
 def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> Iterator[list[int]]:
@@ -259,19 +266,10 @@ class CommitTimer:
         self.cost = self.committed - began
 
 
-def one_process(stage: Stage) -> None:
-    """Refuse one of several processes. Raise RecipeError, the same in all of them."""
-    if stage.world > 1:
-        raise RecipeError(
-            f"each of the machine's {stage.world} processes would do the whole of the work",
-            remedy="choose a machine with one process",
-        )
-
-
 def commit_or_leave(stage: Stage, step: int, write: Callable[[Path], None], timer: CommitTimer) -> None:
     """Commit after a step where that is due; where the stage must stop, commit and leave it (this does not return)."""
     stopping = stage.stopping
-    if stopping or timer.due:
+    if stopping or parallel.agreed(timer.due):
         with timer.timing():
             stage.commit(step, write)
     if stopping:

@@ -16,7 +16,7 @@ from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, StageError
-from alignkit.training import encoding, held_out, layouts, losses
+from alignkit.training import encoding, held_out, layouts, losses, parallel
 from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
@@ -31,7 +31,6 @@ from alignkit.training.step import (
     commit_or_leave,
     load_learners,
     make_learner,
-    one_process,
     save_learners,
     set_learning_rate,
 )
@@ -180,10 +179,10 @@ def open_loop(
     """Open all that a stage names, at its newest checkpoint or at its start.
 
     Second comes what ends the stage once the updates are taken: it saves the policy, and tells what answers to
-    held-out prompts were before and are now. Raises RecipeError in one of several processes, DataError where too many
-    prompts are too long, StageError where all answers keep scoring the same.
+    held-out prompts were before and are now. Raises DataError where too many prompts are too long,
+    StageError where all answers keep scoring the same.
     """
-    one_process(stage)
+    parallel.check(stage)
     stage.begin_part("", settings.updates)
     models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
     settings = settled(settings, models)

@@ -10,7 +10,7 @@ from tiny_models import STOP, llama, updated
 from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings
 from alignkit.contract.settings import LoRA
-from alignkit.errors import RecipeError, StageError
+from alignkit.errors import StageError
 from alignkit.methods import grpo, rloo
 from alignkit.testing import Left, RecordingStage
 from alignkit.training.layouts import Around, Models, open_models
@@ -290,16 +290,6 @@ def test_neither_critic_nor_start_is_opened_where_nothing_asks_for_them(policy) 
     some, _ = open_models(policy, [], settings("grpo"), Around(start=False))
 
     assert (some.critic, some.reference) == (None, None)
-
-
-@both
-def test_several_processes_are_refused(name, inputs, tmp_path) -> None:
-    with pytest.raises(RecipeError) as refusal:
-        METHODS[name][0](whole(name), RecordingStage(tmp_path / "wide", world=2), **inputs)
-
-    assert str(refusal.value) == (
-        "each of the machine's 2 processes would do the whole of the work; choose a machine with one process"
-    )
 
 
 def figures(stage: RecordingStage) -> list[dict[str, float]]:

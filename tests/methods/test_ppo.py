@@ -444,17 +444,6 @@ def test_a_critic_from_a_reward_that_is_no_model_is_refused(policy, prompts, sta
     )
 
 
-def test_several_processes_are_refused(policy, reward_model, prompts, tmp_path) -> None:
-    stage = RecordingStage(tmp_path / "wide", world=2)
-
-    with pytest.raises(RecipeError) as refusal:
-        ppo(whole(), stage, policy=policy, rewards=(reward_model,), prompts=prompts)
-
-    assert str(refusal.value) == (
-        "each of the machine's 2 processes would do the whole of the work; choose a machine with one process"
-    )
-
-
 def test_answers_without_prompts_aside_are_not_measured(policy, reward_model, records, stage) -> None:
     alone = records(Prompts, [{"prompt": "hello"}])
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from alignkit.contract.judges import Question
 from alignkit.contract.reward_function import Answer
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError
 from alignkit.methods.grpo import grpo
 from alignkit.testing import RecordingStage, conformance, run_method, write_inputs
 
@@ -90,11 +90,6 @@ def test_dr_grpo_is_grpo_with_its_settings(tmp_path: Path) -> None:
 def weights_of(folder: Path) -> list[torch.Tensor]:
     tensors = load_file(folder / "model.safetensors")
     return [tensors[name] for name in sorted(tensors)]
-
-
-def test_dr_grpo_refuses_several_processes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="each of the machine's 2 processes would do the whole of the work"):
-        run_method(dr_grpo, ONLINE, RecordingStage(tmp_path / "wide", world=2), **write_inputs(dr_grpo, tmp_path))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

@@ -747,18 +747,6 @@ def test_a_second_run_of_the_same_stage_is_refused_while_the_first_goes_on(start
     assert process.poll() is None
 
 
-@pytest.mark.slow
-def test_several_processes_that_cannot_share_a_stage_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError) as refusal:
-        run_recipe("rlhf.toml", runs=tmp_path / "runs", machine=Machine(processes=2))
-
-    assert str(refusal.value) == (
-        "each of 2 processes would do the whole of the work of 'align' (ppo), 'scores' (evaluate); choose a machine "
-        "with one process; run the other stages by themselves with --until"
-    )
-    assert not (tmp_path / "runs" / "stages").exists()
-
-
 def test_several_processes_share_a_stage(here: Path) -> None:
     result = run(make_plan("light.toml", until="first", plugins=[PLUGIN]), inline=False, machine=Machine(processes=2))
 

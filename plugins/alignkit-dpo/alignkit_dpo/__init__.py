@@ -105,7 +105,7 @@ def losses(
         "rewards/chosen": rewards[:, 0],
         "rewards/rejected": rewards[:, 1],
         "rewards/margins": rewards[:, 0] - rewards[:, 1],
-        "rewards/accuracies": (rewards[:, 0] > rewards[:, 1]).float(),
+        "rewards/accuracies": (margin > KEPT).float() + 0.5 * (margin.abs() <= KEPT).float(),
         "logps/chosen": chosen.detach().sum(dim=1),
         "logps/rejected": rejected.detach().sum(dim=1),
     }

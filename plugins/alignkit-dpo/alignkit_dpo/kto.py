@@ -63,15 +63,17 @@ def needs(settings: KTOSettings) -> TrainerNeeds:
 @method("kto", needs=needs, results=("auc",))
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
-    from datasets import Dataset
+    from datasets import Dataset, load_from_disk
     from trl import KTOConfig, KTOTrainer
 
-    from alignkit.kit import load_policy, read_answers, run_trainer, sequence_logprobs, trainer_options
+    from alignkit.kit import load_policy, parallel, read_answers, run_trainer, sequence_logprobs, trainer_options
 
-    shared = stage.world * settings.kl_rows
-    if settings.batch % shared:
-        remedy = f"set it to a multiple of {shared}"
+    if settings.batch % settings.kl_rows:
+        remedy = f"set it to a multiple of {settings.kl_rows}"
         raise RecipeError(f"{settings.batch} answers do not split into groups of kl_rows", "batch", remedy)
+    if settings.kl_rows % stage.world:
+        remedy = f"set it to a multiple of {stage.world}"
+        raise RecipeError(f"{settings.kl_rows} answers cannot be shared by {stage.world} processes", "kl_rows", remedy)
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     start = load_policy(policy, precision=settings.precision)[0] if settings.lora else None
     train, held_out = read_answers(answers, model, tokenizer, settings, stage)
@@ -82,12 +84,15 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
     labels = [is_good(row, good_from) for row in rows]
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
     options = trainer_options(model, stage, settings, len(rows), longest) | {
-        "per_device_train_batch_size": settings.kl_rows,
-        "gradient_accumulation_steps": settings.batch // shared,
+        "per_device_train_batch_size": settings.kl_rows // stage.world,
+        "gradient_accumulation_steps": settings.batch // settings.kl_rows,
         "precompute_ref_log_probs": True,
     }
     undesirable_weight = settings.undesirable_weight or settings.desirable_weight * balance(labels)
-    data = Dataset.from_dict({**columns, "label": labels})
+    data, lies = Dataset.from_dict({**columns, "label": labels}), stage.folder / "answers"
+    if stage.world > 1:  # the trainer of the first process leaves what it made of them beside them, for the others
+        parallel.first(lambda: data.save_to_disk(lies))
+        data = load_from_disk(lies)
 
     def make() -> KTOTrainer:
         args = KTOConfig(

@@ -49,7 +49,7 @@ def critique(
     constitution: Text | None = None,
 ) -> Preferences:
     """Criticise a policy's answers and write them anew; pairs where a judge prefers the new one are kept."""
-    from alignkit.kit import load_policy, sample_answers
+    from alignkit.kit import load_policy, parallel, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
@@ -96,7 +96,8 @@ def critique(
             for one, (text, finished), principles in zip(first, revisions, by, strict=True)
         ]
 
-    return label(stage, asked, make, Judging(opened, settings, keep=lambda revision: revision > 0.5))
+    with parallel.alone():
+        return label(stage, asked, make, Judging(opened, settings, keep=lambda revision: revision > 0.5))
 
 
 def _like(text: str, answer: str) -> str:

@@ -73,7 +73,7 @@ def preferences(
     constitution: Text | None,
 ) -> Preferences:
     """Sample answers, and have pairs of them judged."""
-    from alignkit.kit import load_policy, sample_answers
+    from alignkit.kit import load_policy, parallel, sample_answers
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
@@ -98,7 +98,8 @@ def preferences(
             for answers in answered
         ]
 
-    return label(stage, asked, make, Judging(judge, settings, keep=lambda one: True))
+    with parallel.alone():
+        return label(stage, asked, make, Judging(judge, settings, keep=lambda one: True))
 
 
 def paired(answers: list[Answer], settings: RLAIFSettings) -> list[tuple[Answer, Answer]]:
