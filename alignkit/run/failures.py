@@ -19,6 +19,10 @@ from alignkit.text import short, writable
 HALVED = ("micro_batch", "batch", "rows", "max_length", "max_new_tokens", "rank")
 """Settings that memory grows with, in the order in which one would lower them."""
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited or there was a network error")
+"""What gloo and NCCL say where the process that they wait for is gone; of one that could tell why, the failure is
+written already, and counts."""
+
 BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO)
 """What the system says where a disk fails, or is there no longer."""
 
@@ -61,6 +65,10 @@ def explain(error: BaseException, order: Order, folder: Path) -> Failure:
             free = shutil.disk_usage(folder).free / 2**30
             remedy = "make room, and run the same command again: it goes on from the last checkpoint"
             return Failure.of(attempt, DiskError.status, f"the disk is full ({free:.1f} GiB free)", remedy)
+        if order.processes > 1 and any(words in str(cause) for words in LOST):
+            advice = lighter(order.stage, order.method, order.settings)
+            problem = "another of the stage's processes was lost, perhaps because memory ran out"
+            return Failure.of(attempt, MemoryLimitError.status, problem, f"the same command goes on; else {advice}")
     return Failure.of(attempt, 1, one_line(error))
 
 

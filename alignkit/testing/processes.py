@@ -20,7 +20,7 @@ PATIENCE = 240.0
 """Seconds after which a process that says nothing is taken to be stuck."""
 
 
-class Job(NamedTuple):
+class SharedJob(NamedTuple):
     """What each of the processes does."""
 
     module: str
@@ -33,7 +33,7 @@ class Job(NamedTuple):
     world: int
 
 
-class Told(NamedTuple):
+class ProcessResult(NamedTuple):
     """What one of the processes came to."""
 
     rank: int
@@ -54,9 +54,11 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alignkit.kit", "alignkit.testing.processes"])
-    job = Job(method.module, method.run.__qualname__, (*sys.path, str(_home(method))), settings, inputs, root, world)
+    job = SharedJob(
+        method.module, method.run.__qualname__, (*sys.path, str(_home(method))), settings, inputs, root, world
+    )
     root.mkdir(parents=True, exist_ok=True)
-    answers: Queue[Told] = context.Queue()
+    answers: Queue[ProcessResult] = context.Queue()
     processes = [context.Process(target=_work, args=(rank, job, answers)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -81,7 +83,7 @@ def _home(method: Method) -> Path:
     return file.parents[method.module.count(".") + (file.name == "__init__.py")]
 
 
-def _work(rank: int, job: Job, answers: "Queue[Told]") -> None:
+def _work(rank: int, job: SharedJob, answers: "Queue[ProcessResult]") -> None:
     from alignkit.training import parallel
 
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.world, "LOCAL_WORLD_SIZE": job.world}
@@ -93,9 +95,9 @@ def _work(rank: int, job: Job, answers: "Queue[Told]") -> None:
         method = getattr(import_module(job.module), job.function)
         stage = RecordingStage(job.root / "stage", rank=rank, world=job.world)
         made = run_method(method, job.settings, stage, **job.inputs)
-        answers.put(Told(rank, made, stage.events))
+        answers.put(ProcessResult(rank, made, stage.events))
         parallel.leave()
     except RecipeError as error:
-        answers.put(Told(rank, None, (), str(error), str(error)))
+        answers.put(ProcessResult(rank, None, (), str(error), str(error)))
     except BaseException:
-        answers.put(Told(rank, None, (), traceback.format_exc()))
+        answers.put(ProcessResult(rank, None, (), traceback.format_exc()))

@@ -1,0 +1,84 @@
+"""A stage in several processes, as the command line starts them: stopped, killed, and gone on with."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RECIPE = """
+[sources]
+base = { policy = "builtin:tiny" }
+pairs = { preferences = "builtin:reviews", rows = 400 }
+[stage.prefer]
+method = "dpo"
+dpo.learning_rate = 1e-3
+dpo.epochs = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "machines.toml").write_text("[two]\nprocesses = 2\n")
+    return tmp_path
+
+
+def start(runs: str) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", "two", "--runs", runs, "--offline"]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> None:
+    until = time.monotonic() + 120
+    while sum(path.read_text().count("\n") for path in Path(runs).glob("stages/*.partial/metrics.jsonl")) < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def finished(runs: str) -> dict[str, list[float]]:
+    process = start(runs)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    (file,) = Path(runs).glob("stages/prefer-*/artifact/model.safetensors")
+    return {name: weight.flatten().tolist() for name, weight in load_file(file).items()}
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in below if "alignkit.run.worker" in one.cmdline() and "RANK" in one.environ()]
+
+
+def test_stopped_and_gone_on_with_it_makes_the_same() -> None:
+    process = start("stopped")
+    wait_for_steps(process, "stopped", 3)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+
+    assert finished("stopped") == finished("whole")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_all_and_leaves_none(rank: int) -> None:
+    process = start("killed")
+    wait_for_steps(process, "killed", 3)
+    workers = workers_of(process)
+    assert len(workers) == 2
+
+    next(one for one in workers if one.environ()["RANK"] == str(rank)).kill()
+    _, told = process.communicate(timeout=30)
+
+    assert process.returncode not in (0, None)
+    assert "error: stage 'prefer'" in told, told
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert alive == []
+    assert finished("killed")
