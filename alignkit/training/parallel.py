@@ -183,7 +183,20 @@ def agreed(flag: bool) -> bool:
 
 def any_of(flag: bool) -> bool:
     """Return whether any process says so."""
-    return flag if world() == 1 else bool(add_up(torch.tensor(int(flag), device=_device())).item())
+    return any_of_each([flag])[0]
+
+
+def any_of_each(flags: Sequence[bool]) -> list[bool]:
+    """Return of each flag whether any process has raised it."""
+    if world() == 1:
+        return list(flags)
+    raised = add_up(torch.tensor([int(flag) for flag in flags], device=_device()))
+    return [bool(count) for count in raised.tolist()]
+
+
+def wait_for_all() -> None:
+    """Wait until all processes have come here."""
+    any_of_each([False])
 
 
 def _device() -> torch.device:

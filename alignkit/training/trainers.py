@@ -37,6 +37,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
+from alignkit.training import parallel
 from alignkit.training.arithmetic import arithmetic, device, padded
 from alignkit.training.configs import restore_configs
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair, padding_share
@@ -360,7 +361,7 @@ class StageCallback(TrainerCallback):
             raise _not_finite(state.global_step + 1, "the gradient")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        stopping, due = _anywhere((self.stage.stopping, self.timer.due), args.device)
+        stopping, due = parallel.any_of_each([self.stage.stopping, self.timer.due])
         if stopping and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
         control.should_save = control.should_save or self.stopped or due
@@ -368,11 +369,11 @@ class StageCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         written = self.folder / f"checkpoint-{state.global_step}"
         with self.timer.timing():
-            _wait_for_all()
+            parallel.wait_for_all()
             if self.stage.rank == 0:
                 (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token
                 self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
-            _wait_for_all()
+            parallel.wait_for_all()
 
     def on_log(
         self,
@@ -403,17 +404,3 @@ def _move_files(source: Path, target: Path) -> None:
     for file in source.iterdir():
         shutil.move(file, target / file.name)
     source.rmdir()
-
-
-def _anywhere(flags: Sequence[bool], where: torch.device) -> list[bool]:
-    """Return which flags any process has raised, so that all of them do the same."""
-    if not torch.distributed.is_initialized():
-        return list(flags)
-    raised = torch.tensor([float(flag) for flag in flags], device=where)
-    torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in raised.tolist()]
-
-
-def _wait_for_all() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
