@@ -82,12 +82,17 @@ def scored(
     model: "Model", tokenizer: "PreTrainedTokenizerBase", pairs: "Sequence[TokenPair]", precision: Precision
 ) -> ScoredPairs:
     """Score both sides of each pair."""
+    import torch
+
+    from alignkit.training import parallel
     from alignkit.training.arithmetic import computing
     from alignkit.training.classifiers import score_tokens
 
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    mine = parallel.deal(range(len(sides)))
     with computing(precision):
-        scores = score_tokens(model, sides, tokenizer)
+        found = score_tokens(model, [sides[place] for place in mine], tokenizer) if mine else []
+    scores = parallel.placed(torch.tensor(found, dtype=torch.float64), mine, len(sides)).tolist()
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 

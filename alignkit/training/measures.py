@@ -13,6 +13,7 @@ from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.data.floors import TRAIN, difference, words_win
 from alignkit.store.notes import note_path, read_note, write_note
+from alignkit.training import parallel
 from alignkit.training.arithmetic import computing, evaluating, padded
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
 
@@ -30,8 +31,8 @@ def perplexity(
 
     The first token of a row has nothing before it and is not counted.
     """
-    order = sorted(rows, key=lambda row: len(row.ids))
-    total, count, start = 0.0, 0, 0
+    order = parallel.deal(sorted(rows, key=lambda row: len(row.ids)))
+    sums, start = {"loss": 0.0, "tokens": 0.0}, 0
     vocabulary = int(model.config.get_text_config().vocab_size)
     with evaluating(model), computing(precision):
         while start < len(order):
@@ -45,8 +46,10 @@ def perplexity(
             losses = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets, ignore_index=NOT_LEARNT, reduction="sum"
             )
-            total += float(losses)
-            count += int((targets != NOT_LEARNT).sum())
+            sums["loss"] += float(losses)
+            sums["tokens"] += int((targets != NOT_LEARNT).sum())
+    sums = parallel.add_metrics(sums)
+    total, count = sums["loss"], sums["tokens"]
     return math.exp(min(total / count, 700.0)) if count else math.nan
 
 
