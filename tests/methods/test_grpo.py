@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from tiny_models import STOP, llama, updated
 
-from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
+from alignkit.contract.kinds import FunctionReward, Prompts
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings
 from alignkit.contract.settings import LoRA
 from alignkit.errors import StageError
@@ -15,9 +15,7 @@ from alignkit.methods import grpo, rloo
 from alignkit.testing import Left, RecordingStage
 from alignkit.training.layouts import Around, Models, open_models
 from alignkit.training.losses import adapt_kl_coef
-from alignkit.training.models import load_for_reward_training
 from alignkit.training.rollouts import Rollout
-from alignkit.training.saving import save_reward
 from alignkit.training.scoring import Scored
 
 VOCABULARY = 8
@@ -206,14 +204,6 @@ def test_a_batch_that_breaks_a_group_is_refused(name) -> None:
         settings(name, batch=8, answers=3)
 
     assert str(refusal.value.errors()[0]["ctx"]["error"]) == "batch 8 is no whole number of groups of 3 answers"
-
-
-@pytest.fixture
-def reward_model(policy, tmp_path) -> RewardModel:
-    torch.manual_seed(3)
-    model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "reward", mean=0.5, std=2.0)
-    return RewardModel(name="reward", fingerprint="0", path=tmp_path / "reward", weight=10.0)
 
 
 @pytest.fixture

@@ -9,16 +9,15 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from tiny_models import STOP, Layout, laid_out, llama, llama_critic, uniform_models, updated
 
-from alignkit.contract.kinds import FunctionReward, Prompts, RewardModel
+from alignkit.contract.kinds import FunctionReward, Prompts
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, PluginError, RecipeError, StageError
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPORewardShape, PPOSettings, ppo, train
 from alignkit.testing import Left, RecordingStage
 from alignkit.training.encoding import Prompt
 from alignkit.training.layouts import Models
-from alignkit.training.models import load_for_reward_training, without_deprecations
+from alignkit.training.models import without_deprecations
 from alignkit.training.rollouts import Critic, Rollout
-from alignkit.training.saving import save_reward
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.step import make_learner, scheduled, take_step
 
@@ -345,14 +344,6 @@ def test_a_reward_that_is_not_a_number_is_refused() -> None:
         "reward 'odd': 1 of 2 scores are not finite numbers; "
         "mend the reward; an answer that cannot be scored needs a low score, not a NaN"
     )
-
-
-@pytest.fixture
-def reward_model(policy, tmp_path) -> RewardModel:
-    torch.manual_seed(3)
-    model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "reward", mean=0.5, std=2.0)
-    return RewardModel(name="reward", fingerprint="0", path=tmp_path / "reward", weight=10.0)
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from alignkit.contract.kinds import Prompts, RewardModel
+from alignkit.contract.kinds import Prompts
 from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import StageError
 from alignkit.methods.ppo import KL, CriticSettings, Generation, PPOSettings, ppo
 from alignkit.testing import Left, RecordingStage
-from alignkit.training.models import load_for_reward_training
-from alignkit.training.saving import save_reward
 from alignkit.training.step import (
     CommitTimer,
     commit_or_leave,
@@ -29,14 +27,10 @@ UPDATES = 3
 
 
 @pytest.fixture
-def inputs(policy, records, tmp_path):
-    torch.manual_seed(3)
-    model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "reward", mean=0.5, std=2.0)
-    reward = RewardModel(name="reward", fingerprint="0", path=tmp_path / "reward", weight=10.0)
+def inputs(policy, records, reward_model):
     words = ["hello", "how", "are", "you", "today"]
     rows = [{"prompt": f"{a} {b}"} for a in words for b in words]
-    return {"policy": policy, "rewards": (reward,), "prompts": records(Prompts, rows[4:], rows[:4])}
+    return {"policy": policy, "rewards": (reward_model,), "prompts": records(Prompts, rows[4:], rows[:4])}
 
 
 HOW = {
