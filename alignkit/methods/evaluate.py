@@ -88,8 +88,9 @@ def evaluate(
 
     parallel.check(stage)
     deciding = chosen(settings, rewards)
-    rows = asked(settings, stage, policies, prompts)
-    results = answered(settings, stage, policies, rows)
+    readers = [reader(settings, policy) for policy in policies]
+    rows = asked(settings, stage, readers, prompts)
+    results = answered(settings, stage, policies, readers, rows)
     divergences = divergence(settings, policies[0], results)
     opened = [
         Weighted(
@@ -149,12 +150,11 @@ def chosen(settings: EvaluateSettings, rewards: Sequence[Reward]) -> list[str]:
 
 
 def asked(
-    settings: EvaluateSettings, stage: Stage, policies: Sequence[Policy], prompts: Prompts
+    settings: EvaluateSettings, stage: Stage, readers: "Sequence[AskedPrompt]", prompts: Prompts
 ) -> "list[Mapping[str, Any]]":
     """Take the first held-out prompts that all policies have room for, each once; warn where there are too few."""
     from alignkit.training import encoding
 
-    readers = [reader(settings, policy) for policy in policies]
     rows, lengths = encoding.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
     if not lengths.rows + lengths.refused:
         raise DataError(
@@ -182,7 +182,11 @@ def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
 
 
 def answered(
-    settings: EvaluateSettings, stage: Stage, policies: Sequence[Policy], rows: Sequence[Mapping[str, Any]]
+    settings: EvaluateSettings,
+    stage: Stage,
+    policies: Sequence[Policy],
+    readers: "Sequence[AskedPrompt]",
+    rows: Sequence[Mapping[str, Any]],
 ) -> list[PolicyAnswers]:
     """Let each policy answer each prompt once; those that an earlier attempt asked are not asked again."""
     from alignkit.training import encoding
@@ -190,8 +194,7 @@ def answered(
     kept = stage.latest()
     drawn = [Drawn(**one) for one in json.loads((kept / ANSWERS).read_text("utf-8"))] if kept else []
     results: list[PolicyAnswers] = []
-    for number, policy in enumerate(policies):
-        known = reader(settings, policy)
+    for number, (policy, known) in enumerate(zip(policies, readers, strict=True)):
         prompts, _ = encoding.prompts(rows, known.tokenizer, known.limit - settings.max_new_tokens)
         if number == len(drawn):
             drawn.append(draw(settings, stage, policy, [prompt.ids for prompt in prompts], compared=number > 0))

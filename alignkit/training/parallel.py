@@ -7,7 +7,6 @@ in any number of processes, but for rounding, and a method says nothing of them.
 anything.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,8 +19,10 @@ from torch import Tensor
 
 from alignkit.contract.stage import Stage
 from alignkit.errors import StageError
+from alignkit.training.arithmetic import device
 
 T = TypeVar("T")
+N = TypeVar("N", bound=float)
 
 PATIENCE = timedelta(minutes=30)
 """For how long processes wait for each other: one may save what they have learnt, or ask an endpoint."""
@@ -33,7 +34,7 @@ _ALONE = ContextVar("alone", default=False)
 def join(rank: int, world: int, meeting: str = "env://") -> None:
     """Join the processes of a stage, which meet at a place (an `init_method` of torch.distributed); each on its GPU."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
 
@@ -105,7 +106,7 @@ def add_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     if world() == 1:
         return dict(metrics)
     names = sorted(metrics)
-    values = add_up(torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=_device()))
+    values = add_up(torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=device()))
     return dict(zip(names, values.tolist(), strict=True))
 
 
@@ -150,33 +151,22 @@ def table_of_all(dealt: Sequence[tuple[Sequence[int], float]], parts: Sequence[T
     return add_up(table)
 
 
-def lists_of_all(lists: Sequence[Sequence[int]], longest: int) -> list[list[int]]:
-    """Return all lists of whole numbers, of which each process has made some and left the others empty."""
-    if world() == 1:
-        return [list(one) for one in lists]
-    return [[int(value) for value in row] for row in _rows_of_all(lists, longest, torch.int64)]
-
-
-def floats_of_all(lists: Sequence[Sequence[float]], longest: int) -> list[list[float]]:
+def lists_of_all(lists: Sequence[list[N]], longest: int, kind: torch.dtype) -> list[list[N]]:
     """Return all lists of numbers, of which each process has made some and left the others empty."""
     if world() == 1:
-        return [list(one) for one in lists]
-    return _rows_of_all(lists, longest, torch.float64)
-
-
-def _rows_of_all(lists: Sequence[Sequence[float]], longest: int, kind: torch.dtype) -> list[list[float]]:
+        return list(lists)
     table = torch.zeros(len(lists), longest + 1, dtype=kind)
-    for row, known in enumerate(lists):
+    for row, known in zip(table, lists, strict=True):
         if known:
-            table[row, : len(known) + 1] = torch.tensor([len(known), *known], dtype=kind)
-    return [row[1 : int(row[0]) + 1] for row in add_up(table.to(_device())).tolist()]
+            row[: len(known) + 1] = torch.tensor([len(known), *known], dtype=kind)
+    return [row[1 : int(row[0]) + 1] for row in add_up(table.to(device())).tolist()]
 
 
 def agreed(flag: bool) -> bool:
     """Return what the first process says: anything that a clock, a file or an error decides must be agreed."""
     if world() == 1:
         return flag
-    said = torch.tensor(int(flag), device=_device())
+    said = torch.tensor(int(flag), device=device())
     dist.broadcast(said, 0)
     return bool(said.item())
 
@@ -190,17 +180,13 @@ def any_of_each(flags: Sequence[bool]) -> list[bool]:
     """Return of each flag whether any process has raised it."""
     if world() == 1:
         return list(flags)
-    raised = add_up(torch.tensor([int(flag) for flag in flags], device=_device()))
+    raised = add_up(torch.tensor([int(flag) for flag in flags], device=device()))
     return [bool(count) for count in raised.tolist()]
 
 
 def wait_for_all() -> None:
     """Wait until all processes have come here."""
     any_of_each([False])
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def first(compute: Callable[[], T]) -> T:

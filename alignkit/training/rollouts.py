@@ -97,8 +97,8 @@ def sample_answers(
         found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
         for i, answer, drawn in zip(group, *found, strict=True):
             answers[i], logprobs[i] = answer, drawn
-    answers = parallel.lists_of_all(answers, max_new_tokens)
-    logprobs = parallel.floats_of_all(logprobs, max_new_tokens)
+    answers = parallel.lists_of_all(answers, max_new_tokens, torch.int64)
+    logprobs = parallel.lists_of_all(logprobs, max_new_tokens, torch.float64)
     return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])
 
 

@@ -288,8 +288,5 @@ def map_pairs(
     mine = parallel.deal_weighted(pair_passes(model, pairs))
     with computing(settings.precision):
         parts = [compute([pairs[row] for row in group]) for group, _ in mine]
-    table = parts[0].new_zeros(len(pairs), *parts[0].shape[1:])
-    for (group, counts), part in zip(mine, parts, strict=True):
-        if counts:
-            table[group] = part
-    return parallel.add_up(table)
+    rows = [row for group, counts in mine if counts for row in group]
+    return parallel.placed(torch.cat(parts)[: len(rows)], rows, len(pairs))

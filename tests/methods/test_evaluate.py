@@ -21,6 +21,7 @@ from alignkit.methods.evaluate import (
     draw,
     evaluate,
     mean_interval,
+    reader,
     win_rate,
 )
 from alignkit.testing import RecordingStage
@@ -105,7 +106,9 @@ def test_kl_is_the_log_probability_under_the_policy_less_that_under_the_first(
     scores = evaluate(SETTINGS, stage, policies=(policy, other), rewards=(GOLD,), prompts=rows)
 
     (first, tokenizer), (second, _) = load_policy(policy), load_policy(other)
-    (drawn,) = answered(SETTINGS, RecordingStage(tmp_path / "alone"), [other], list(rows.held_out())[:16])
+    (drawn,) = answered(
+        SETTINGS, RecordingStage(tmp_path / "alone"), [other], [reader(SETTINGS, other)], list(rows.held_out())[:16]
+    )
     with torch.no_grad():
         kl = [
             float((answer_logprobs(second, [p], [a]) - answer_logprobs(first, [p], [a])).sum())
@@ -142,7 +145,7 @@ def test_what_a_policy_answered_before_a_kill_is_not_asked_again(
 
 def test_policies_with_other_tokens_have_no_kl_from_each_other(policy, records, stage) -> None:
     rows = list(records(Prompts, [], asked(4)).held_out())
-    _, ours = answered(SETTINGS, stage, [policy, policy], rows)
+    _, ours = answered(SETTINGS, stage, [policy, policy], [reader(SETTINGS, policy)] * 2, rows)
     theirs = replace(ours, vocabulary={**ours.vocabulary, "other": 7})
 
     ties, none, zero = divergence(SETTINGS, policy, [ours, theirs, ours])
