@@ -14,6 +14,7 @@ from alignkit.training import encoding, parallel, rollouts
 from alignkit.training.configs import positions
 from alignkit.training.packing import LAID_OUT, by_prompt, joined, logprobs_of
 from alignkit.training.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
+from alignkit.training.room import tokens_in_a_pass
 from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.ways import alone_beyond, form_of, rows_together
 
@@ -59,7 +60,7 @@ def summed_logprobs(
 def in_passes(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
     """Group rows into what goes through a model at once, those of equal prompts side by side where they share it."""
     if form_of(model) == "packed":
-        groups = by_prompt(prompts, answers)
+        groups = by_prompt(prompts, answers, tokens_in_a_pass(model))
     else:
         size = rows_together(model) or rows_in_a_pass(model, prompts, answers)
         groups = by_length(prompts, answers, min(size, parallel.share(len(answers))))

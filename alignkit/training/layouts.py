@@ -43,6 +43,7 @@ from alignkit.training.rollouts import (
     rows_in_a_pass,
     sample_answers,
 )
+from alignkit.training.room import tokens_in_a_pass
 from alignkit.training.tokenizers import stop_tokens
 from alignkit.training.trunk import Trunk
 from alignkit.training.ways import Form, alone_beyond, form_of, reads_packed, rows_together
@@ -383,7 +384,7 @@ def adapters_off(policy: PreTrainedModel | PeftModel) -> AbstractContextManager[
 def passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
     """Group rows into what goes through a model at once."""
     if models.form == "packed":
-        groups = by_prompt(prompts, answers, models.rows_at_once)
+        groups = by_prompt(prompts, answers, tokens_in_a_pass(models.policy), models.rows_at_once)
     else:
         size = min(rows_at_once(models, prompts, answers), parallel.share(len(answers)))
         groups = by_length(prompts, answers, size)

@@ -38,6 +38,7 @@ from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import check_causal, open_config, remember_configs
 from alignkit.training.heads import bias_of, head_of, labels_of
 from alignkit.training.packing import FAILURES, decoder_of, name_decoder
+from alignkit.training.room import hold
 from alignkit.training.scorer import made_scorer, scorer_for, scorer_named_by
 from alignkit.training.tokenizers import _give_pad, _make_room, _tokenizer, open_tokenizer, pad_name, policy_tokenizer
 from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of
@@ -70,7 +71,7 @@ def load_policy(
         model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
     if policy.load is None:
         model = _moved(model, device())
-    remember_configs(model)
+    remember_configs(hold(model, arithmetic(precision)))
     if lora is not None:
         return adapted_model(model, lora, "CAUSAL_LM", base), tokenizer
     return model.requires_grad_(trainable), tokenizer
@@ -92,7 +93,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if policy.load is None:
         model = _moved(model, device())
-    remember_configs(model)
+    remember_configs(hold(model, arithmetic(precision)))
     if lora is not None:
         return adapted_model(model, lora, "SEQ_CLS", base), tokenizer
     return model.requires_grad_(True), tokenizer
@@ -116,7 +117,8 @@ def load_reward_model(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _give_bias(model, reward.path)
     mean, std = normalisation_of(reward.path)
-    return _moved(model, device()).requires_grad_(False), tokenizer, mean, std
+    model = hold(_moved(model, device()), arithmetic(precision))
+    return model.requires_grad_(False), tokenizer, mean, std
 
 
 def head_options(folder: Path) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     else:
         nn.init.zeros_(head.weight)
         head.bias = nn.Parameter(torch.zeros_like(bias))
-    model = _moved(model, device())
+    model = hold(_moved(model, device()), arithmetic(precision))
     return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
 
 

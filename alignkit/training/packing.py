@@ -8,12 +8,15 @@ depend on what follows. Nothing is approximated, and `packs` refuses a model tha
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -28,15 +31,22 @@ PLAIN = "sdpa"
 FILLER = 0
 """Stands where nothing is looked at."""
 TOKENS_IN_A_PACK = 2**11
-"""More would not be faster, and every token costs memory for its gradient."""
+"""On a processor more would not be faster, and every token costs memory for its gradient."""
 LOGITS_IN_A_CHUNK = 2**23
-"""Logits that exist at once: 32 MB in single precision."""
+"""Logits that exist at once on a processor: 32 MB in single precision."""
 LOGITS_KEPT = 2**25
-"""As many as this, 128 MB, wait for the gradient; more are computed again."""
+"""As many as this, 128 MB, wait for the gradient there; more are computed again."""
+PART_OF_A_GPU = 2**8
+"""On a GPU as many logits exist at once as the 256th part of its memory has bytes: they take a 64th of it."""
 PROBE_LENGTHS = ((3, 2), (3, 5), (9, 1), (1, 7))
 """Prompts and answers that a model is tried on; the first two share their prompt."""
 LONG_PROBE_LENGTHS = ((3, 17), (3, 5), (19, 2), (1, 12), (10, 14))
 """The same for a miniature, whose windows and chunks are shorter than these rows."""
+HALVES = (torch.bfloat16, torch.float16)
+WIDEST_HEAD = 256
+"""Numbers of a head, at most, that FlashAttention reads; in half precision, and on a GPU alone."""
+VARLEN = {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+"""This torch can call it for rows of any length."""
 FAILURES = (
     ValueError,
     TypeError,
@@ -59,6 +69,12 @@ class PackedRows(NamedTuple):
     """Where each token of the pack stands in `tokens`, flattened (tokens,): once, also where rows share it."""
     whole: bool
     """No token is shared, and so each stands once in `tokens`."""
+    apart: Tensor
+    """Where the tokens of all rows, one row after the other, stand in the pack (sum of lengths,)."""
+    back: Tensor
+    """Where each token of the pack stands among these (tokens,)."""
+    ends: Tensor
+    """Where each row begins among these, and where the last one ends (n + 1,), in int32."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +87,31 @@ class Pack:
     """Where the token before each answer token stands in the pack (answer tokens,)."""
     targets: Tensor
     """The answer tokens, row after row (answer tokens,)."""
-    mask: Tensor
-    """Their places in a right-padded table (n, t)."""
+    places: Tensor
+    """Where these stand in a right-padded table of n rows, flattened (answer tokens,)."""
+    shape: tuple[int, int]
+    """Of that table (n, t)."""
     lengths: tuple[int, ...]
     """Of prompt and answer together, without the answer's last token."""
-    rows: PackedRows
-    """Where each row's tokens stand among those of the pack."""
+    tokens: Tensor
+    """Where each token of a row stands in the pack (n, length)."""
+    home: Tensor
+    """Where each token of the pack stands in `tokens`, flattened (tokens,)."""
 
     def as_table(self, values: Tensor) -> Tensor:
         """Put one value for each answer token (answer tokens, ...) into a table (n, t, ...), zero elsewhere."""
-        table = values.new_zeros(*self.mask.shape, *values.shape[1:])
-        return table.masked_scatter(self.mask.view(*self.mask.shape, *[1] * (values.dim() - 1)), values)
+        rows, width = self.shape
+        table = values.new_zeros(rows * width, *values.shape[1:])
+        return table.index_copy(0, self.places, values).view(rows, width, *values.shape[1:])
 
     def apart(self, states: Tensor) -> list[Tensor]:
         """Return each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
-        return [states[row[:length]] for row, length in zip(self.rows.tokens, self.lengths, strict=True)]
+        return [states[row[:length]] for row, length in zip(self.tokens, self.lengths, strict=True)]
 
     def together(self, states: Sequence[Tensor]) -> Tensor:
         """Put together what `apart` gave, also when it comes from other packs."""
         table = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-        return table.flatten(0, 1).index_select(0, self.rows.home)
+        return table.flatten(0, 1).index_select(0, self.home)
 
 
 Lay = Callable[[Sequence[Tokens], Sequence[Tokens], torch.device], Pack]
@@ -100,38 +121,36 @@ Lay = Callable[[Sequence[Tokens], Sequence[Tokens], torch.device], Pack]
 def pack(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
     """Put rows together; equal prompts stand there once."""
     ids: list[int] = []
-    positions: list[int] = []
-    before: list[int] = []
-    rows: list[list[int]] = []
     starts: dict[tuple[int, ...], int] = {}
-    home: list[tuple[int, int]] = []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        key = tuple(prompt)
-        if key not in starts:
-            starts[key] = len(ids)
-            ids += prompt
-            positions += range(len(prompt))
-            home += [(row, place) for place in range(len(prompt))]
-        start, after = starts[key], len(ids)
-        # An answer's last token predicts nothing.
-        ids += answer[:-1]
-        positions += range(len(prompt), len(prompt) + len(answer) - 1)
-        home += [(row, place) for place in range(len(prompt), len(prompt) + len(answer) - 1)]
-        before += [start + len(prompt) - 1, *range(after, after + len(answer) - 1)]
-        rows.append([*range(start, start + len(prompt)), *range(after, after + len(answer) - 1)])
-    length = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-    flat = torch.tensor([row * length + place for row, place in home], device=device)
-    found = PackedRows(tokens, flat, whole=sum(map(len, rows)) == len(ids))
+    begun: list[tuple[int, int, bool]] = []  # where prompt and answer of a row begin, and whether it brings its prompt
+    for prompt, answer in zip(prompts, answers, strict=True):
+        at = starts.setdefault(tuple(prompt), len(ids))
+        brings = at == len(ids)
+        ids += prompt if brings else ()
+        begun.append((at, len(ids), brings))
+        ids += answer[:-1]  # an answer's last token predicts nothing
+    start, after, brings_it = torch.tensor(begun)[:, :, None].unbind(dim=1)
+    asked, place, real = _measured(prompts, answers)
+    tokens = torch.where(place < asked, start + place, after + place - asked) * real
+    first = real & ((place >= asked) | brings_it.bool())  # each token of the pack once
+    home, positions, back = (torch.empty(len(ids), dtype=torch.long) for _ in range(3))
+    home[tokens[first]] = first.flatten().nonzero().squeeze(1)
+    positions[tokens[first]] = place.expand_as(first)[first]
+    back[tokens[first]] = real.flatten().cumsum(0)[first.flatten()] - 1
+    ends = nn.functional.pad(real.sum(dim=1).cumsum(0), (1, 0))
+    laid = [tokens, home, tokens[real], back, ends, torch.tensor([ids]), positions[None]]
+    answered, shape = _answered(tokens, asked, place, real, answers)
+    moved = _on(device, [*laid, *answered])
+    tokens, home, apart, back, ends, ids_of_pack, positions, before, targets, places = moved
     inputs = {
-        "input_ids": torch.tensor([ids], device=device),
-        "position_ids": torch.tensor([positions], device=device),
+        "input_ids": ids_of_pack,
+        "position_ids": positions,
         # Four dimensions: transformers takes it for a finished mask, and our attention does not look at it.
         "attention_mask": torch.ones(1, 1, 1, 1, device=device, dtype=torch.bool),
-        "packed_rows": found,
+        "packed_rows": PackedRows(tokens, home, len(apart) == len(back), apart, back, ends.int()),
         "use_cache": False,
     }
-    return Pack(inputs, *_answers(before, answers, device), tuple(map(len, rows)), found)
+    return Pack(inputs, before, targets, places, shape, tuple(real.sum(dim=1).tolist()), tokens, home)
 
 
 def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
@@ -139,30 +158,46 @@ def padded(prompts: Sequence[Tokens], answers: Sequence[Tokens], device: torch.d
 
     What stands behind a row's end is seen by no token of it, as long as the model is causal, so no mask is needed.
     """
-    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [FILLER] * (length - len(row)) for row in rows], device=device)
-    before = [
-        row * length + len(prompt) - 1 + place
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-        for place in range(len(answer))
-    ]
-    places = torch.arange(ids.numel(), device=device)
-    found = PackedRows(places.view(ids.shape), places, whole=False)
+    asked, place, real = _measured(prompts, answers)
+    ids = torch.full(real.shape, FILLER)
+    both = zip(prompts, answers, strict=True)
+    ids[real] = torch.tensor([token for prompt, answer in both for token in (*prompt, *answer[:-1])])
+    tokens = torch.arange(ids.numel()).view(ids.shape)
+    answered, shape = _answered(tokens, asked, place, real, answers)
+    ids, tokens, before, targets, places = _on(device, [ids, tokens, *answered])
     inputs = {"input_ids": ids, "use_cache": False}
-    return Pack(inputs, *_answers(before, answers, device), tuple(map(len, rows)), found)
+    lengths = tuple(real.sum(dim=1).tolist())
+    return Pack(inputs, before, targets, places, shape, lengths, tokens, tokens.flatten())
 
 
-def _answers(
-    before: Sequence[int], answers: Sequence[Tokens], device: torch.device | str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a pack knows of its answers: the places before their tokens, these, and their places in a table."""
-    lengths = torch.tensor([len(answer) for answer in answers], device=device)
-    return (
-        torch.tensor(before, device=device),
-        torch.tensor([token for answer in answers for token in answer], device=device),
-        torch.arange(int(lengths.max()), device=device) < lengths[:, None],
-    )
+def _measured(prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lengths of prompts (n, 1), the places of a row (length,), and which of them rows fill (n, length)."""
+    asked, own = (torch.tensor([len(row) for row in rows])[:, None] for rows in (prompts, answers))
+    lengths = asked + own - 1
+    place = torch.arange(int(lengths.max()))
+    return asked, place, place < lengths
+
+
+def _answered(
+    tokens: Tensor, asked: Tensor, place: Tensor, real: Tensor, answers: Sequence[Tokens]
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """Return what a pack knows of its answers: `before`, `targets`, `places`, and the shape of their table."""
+    own = torch.tensor([len(answer) for answer in answers])[:, None]
+    mask = torch.arange(int(own.max())) < own
+    targets = torch.tensor([token for answer in answers for token in answer])
+    before = tokens[real & (place >= asked - 1)]
+    return [before, targets, mask.flatten().nonzero().squeeze(1)], (len(answers), mask.shape[1])
+
+
+def _on(device: torch.device | str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring tensors of whole numbers to a device, all of them at once, and without waiting for it."""
+    where = torch.device(device)
+    if where.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    flat = flat.pin_memory() if where.type == "cuda" else flat
+    parts = torch.split(flat.to(where, non_blocking=True), [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def joined(groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
@@ -176,14 +211,16 @@ def joined(groups: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
 LAID_OUT: Mapping[str, Lay] = {"packed": pack, "padded": padded}
 
 
-def by_prompt(prompts: Sequence[Tokens], answers: Sequence[Tokens], most: int | None = None) -> list[list[int]]:
-    """Put rows into groups that fit into a pack, those of one prompt side by side; `most` rows each if given."""
+def by_prompt(
+    prompts: Sequence[Tokens], answers: Sequence[Tokens], size: int | None = None, most: int | None = None
+) -> list[list[int]]:
+    """Put rows into groups of `size` tokens, those of one prompt side by side; `most` rows each if given."""
     order = sorted(
         range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), len(answers[row]), row)
     )
     groups: list[list[int]] = []
     room = 0
-    size = min(TOKENS_IN_A_PACK, parallel.share(sum(map(len, prompts)) + sum(map(len, answers)) - len(answers)))
+    size = min(size or TOKENS_IN_A_PACK, parallel.share(sum(map(len, prompts)) + sum(map(len, answers)) - len(answers)))
     for row in order:
         length = len(prompts[row]) + len(answers[row]) - 1
         if not groups or length > room or len(groups[-1]) == most:
@@ -210,12 +247,28 @@ def packed_attention(
     if packed_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     window = options.pop("sliding_window", None)
+    if VARLEN and query.is_cuda and query.dtype in HALVES and query.shape[-1] <= WIDEST_HEAD:
+        return _varlen(query, key, value, packed_rows, window, options["scaling"]), None
     query, key, value = (_apart(tensor, packed_rows) for tensor in (query, key, value))  # (n, heads, length, d)
     length = packed_rows.tokens.shape[1]
     mask = _windowed(length, window, query.device) if window is not None and window < length else None
     options["is_causal"] = mask is None
     found, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
     return found.flatten(0, 1).index_select(0, packed_rows.home)[None], None
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, window: int | None, scale: float | None
+) -> Tensor:
+    """Do the same by a kernel that takes rows of any length (FlashAttention), so that nothing is padded."""
+    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, d) each
+    query, key, value = flat if rows.whole else (tensor.index_select(0, rows.apart) for tensor in flat)
+    length, back = rows.tokens.shape[1], -1 if window is None else window - 1
+    attend: Any = varlen_attn  # it gives a pair where more is asked of it
+    found: Tensor = attend(
+        query, key, value, rows.ends, rows.ends, length, length, scale=scale, window_size=(back, 0), enable_gqa=True
+    )
+    return (found if rows.whole else found.index_select(0, rows.back))[None]
 
 
 def _apart(tensor: Tensor, rows: PackedRows) -> Tensor:
@@ -307,7 +360,7 @@ def logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Compute what `chosen_logprobs` does and the entropy of each distribution, both (m,), without gradient."""
     found = []
-    for part in _chunks(len(hidden), len(head.weight)):
+    for part in _chunks(hidden, head.weight):
         logits = head.logits(hidden[part]).div_(temperature)
         logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
         chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
@@ -364,10 +417,10 @@ class _ChosenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
-        keeps = any(wants_head) and len(hidden) * len(weight) <= LOGITS_KEPT
+        keeps = any(wants_head) and len(hidden) * len(weight) <= logits_kept(hidden.device)
         found, normalisers, pulls = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in _chunks(len(hidden), len(weight)):
+            for part in _chunks(hidden, weight):
                 logits = shape.logits(nn.functional.linear(hidden[part], weight, bias))
                 chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
                 normalisers.append(logits.logsumexp(dim=-1))
@@ -394,7 +447,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for number, part in enumerate(_chunks(len(hidden), len(weight))):
+            for number, part in enumerate(_chunks(hidden, weight)):
                 if pulls:
                     pull = (pulls[number] * scale[part, None]).to(weight.dtype)
                 else:
@@ -424,9 +477,24 @@ def _of_type(gradient: Tensor | None, kind: torch.dtype) -> Tensor | None:
     return None if gradient is None else gradient.to(kind)
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    size = max(1, LOGITS_IN_A_CHUNK // vocabulary)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    size = max(1, logits_in_a_chunk(hidden.device) // len(weight))
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+def logits_in_a_chunk(where: torch.device) -> int:
+    """Return how many logits exist at once: few enough for a processor's caches, or enough to keep a GPU busy."""
+    return _part_of_gpu(where) if where.type == "cuda" else LOGITS_IN_A_CHUNK
+
+
+def logits_kept(where: torch.device) -> int:
+    """Return how many logits may wait for the gradient."""
+    return _part_of_gpu(where) if where.type == "cuda" else LOGITS_KEPT
+
+
+@cache
+def _part_of_gpu(where: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(where).total_memory) // PART_OF_A_GPU
 
 
 LARGE_LOGITS = 20.0

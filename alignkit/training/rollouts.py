@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from alignkit.training import parallel
 from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
 from alignkit.training.packing import beneath, decoder_of, hidden_before_answers, padded
+from alignkit.training.room import tokens_decoded
 from alignkit.training.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
@@ -112,7 +113,7 @@ def _grouped(
         return way, _of_rows(mine, groups_to_decode([prompts[row] for row in mine], way, 1))
     way = decoding_of(model)
     together = rows_together(model) if way.cache == "none" else None
-    size = together or max(1, TOKENS_IN_A_PASS // whole)
+    size = together or max(1, tokens_decoded(model, TOKENS_IN_A_PASS) // whole)
     return way, _of_rows(mine, groups_to_decode([prompts[row] for row in mine], way, size))
 
 

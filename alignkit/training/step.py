@@ -103,16 +103,18 @@ def take_joint_step(
     """
     for learner in learners.values():
         learner.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = {}
+    parts: list[Tensor] = []
     for batch, counts in parallel.deal_weighted(list(batches)):
         loss, metrics = objective(batch)
         (loss * counts).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, value in {"loss": loss, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + counts * float(value.detach())
-    sums = parallel.add_metrics(sums)
+        found = {"loss": loss, **metrics}
+        parts.append(counts * torch.stack([value.detach().to(loss.device, torch.float64) for value in found.values()]))
     for learner in learners.values():
         parallel.add_gradients(_weights(learner))
-    norms = {f"{name}/grad_norm": _clip(learner) for name, learner in learners.items()}
+    clipped = [_clip(learner) for learner in learners.values()]
+    # A GPU is waited for here alone: until now everything was only asked of it.
+    sums = parallel.add_metrics(dict(zip(found, torch.stack(parts).sum(dim=0).tolist(), strict=True)))
+    norms = {f"{name}/grad_norm": float(norm) for name, norm in zip(learners, clipped, strict=True)}
     if not math.isfinite(sums["loss"] + sum(norms.values())):
         steps, norm = max(learner.steps for learner in learners.values()), max(norms.values())
         raise NotFiniteError(
@@ -129,9 +131,9 @@ def _weights(learner: Learner) -> list[nn.Parameter]:
     return [weight for group in learner.optimizer.param_groups for weight in group["params"]]
 
 
-def _clip(learner: Learner) -> float:
-    """Shorten the gradient to its greatest length, and give the length that it had."""
-    return float(nn.utils.clip_grad_norm_(_weights(learner), learner.settings.max_grad_norm))
+def _clip(learner: Learner) -> Tensor:
+    """Shorten the gradient to its greatest length, and give the length that it had ()."""
+    return nn.utils.clip_grad_norm_(_weights(learner), learner.settings.max_grad_norm)
 
 
 def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> Iterator[list[int]]:

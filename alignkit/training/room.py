@@ -1,0 +1,135 @@
+"""How much goes through a model at once on a GPU: as many tokens as its memory has room for.
+
+On a processor a pass has a fixed size, which fits into its caches. On a GPU small passes leave it idle, and large ones
+need memory for their gradient. What a token keeps is measured once, on the model itself; the rest follows from the
+card's memory and from the models that are held, so that a stage that goes on makes the same passes again.
+"""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from alignkit.training import packing
+from alignkit.training.packing import beneath, decoder_of
+
+Model: TypeAlias = PreTrainedModel | PeftModel
+
+LEAST, MOST = 2**11, 2**15
+"""Tokens of a pass on a GPU: with fewer it idles, and more would not be faster."""
+ENOUGH = 2**12
+"""Tokens of a pass below which layers are computed again for the gradient, so that more of them fit."""
+LOGITS = 16
+"""Bytes that each of the logits takes that exist at once, with what is made of them."""
+USABLE = 0.9
+"""Share of the card's memory that is counted on: the rest is lost between pieces."""
+SPENT = 1.25
+"""What a pass takes over what it keeps: gradients of what is kept come into being while it is still there."""
+CACHE = 1 / 8
+"""Share of the card's memory for keys and values of answers; while they grow, as much is taken again."""
+PROBE = (256, 768)
+"""Tokens of the two passes by which it is measured what one keeps."""
+
+_held: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
+"""The models of this process on its GPU, and the arithmetic of their passes."""
+_sizes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def hold(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Remember that a model takes memory, and in what arithmetic it computes."""
+    if model.device.type == "cuda":
+        _held[model] = dtype
+    return model
+
+
+def tokens_in_a_pass(model: Model) -> int:
+    """Return how many tokens go through a model at once, with gradient."""
+    inner = beneath(model)
+    if inner.device.type != "cuda":
+        return packing.TOKENS_IN_A_PACK
+    if inner not in _sizes:
+        _sizes[inner] = _measured(inner)
+    return _sizes[inner]
+
+
+def _measured(model: PreTrainedModel) -> int:
+    gc.collect()  # what nobody holds any more takes no room
+    trained = [one for one in _held if any(weight.requires_grad for weight in one.parameters())] or [model]
+    size = _fitting(model, trained)
+    if size < ENOUGH:
+        for one in trained:
+            compute_again(one)
+        size = _fitting(model, trained)
+    return max(LEAST, size)
+
+
+def _fitting(model: PreTrainedModel, trained: list[PreTrainedModel]) -> int:
+    """Return the power of two of tokens that fits, at most MOST."""
+    kept = sum(kept_by_a_token(one, _held.get(one, torch.float32)) for one in trained)
+    free = USABLE * torch.cuda.get_device_properties(model.device).total_memory - _taken(model)
+    fits = int(free / (SPENT * kept)) if free > 0 and kept else 0
+    return min(MOST, 1 << max(0, fits.bit_length() - 1))
+
+
+def _taken(model: PreTrainedModel) -> float:
+    """Add up the bytes of models, gradients, AdamW's moments, weights rounded for a pass, and logits."""
+    weights = [weight for one in {*_held, model} for weight in one.parameters()]
+    held = sum(weight.numel() * weight.element_size() for weight in weights)
+    states = sum(12 * weight.numel() for weight in weights if weight.requires_grad)
+    rounded = 2 * sum(weight.numel() for weight in model.parameters() if weight.dtype == torch.float32)
+    return held + states + rounded + LOGITS * packing.logits_in_a_chunk(model.device)
+
+
+def kept_by_a_token(model: PreTrainedModel, dtype: torch.dtype) -> float:
+    """Measure how many bytes a token of a pass leaves for the gradient."""
+    few, many = (_kept(model, tokens, dtype) for tokens in PROBE)
+    return (many - few) / (PROBE[1] - PROBE[0])
+
+
+def _kept(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> int:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.enable_grad():
+        before = torch.cuda.memory_allocated(model.device)
+        output = decoder_of(model)(input_ids=ids, use_cache=False)
+        kept = torch.cuda.memory_allocated(model.device) - before
+    del output
+    return kept
+
+
+def compute_again(model: PreTrainedModel) -> None:
+    """Let a model's layers keep their inputs alone, and compute the rest again for the gradient (Chen et al. 2016)."""
+    for layer in layers_of(model):
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a decoder, as its architecture names what must not be split."""
+    names = set(model._no_split_modules or ())
+    return [part for part in decoder_of(model).modules() if type(part).__name__ in names]
+
+
+def _recomputed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, **named)
+
+
+def tokens_decoded(model: Model, otherwise: int) -> int:
+    """Return how many tokens may be kept at once while answers are decoded; on a processor, as many as are given."""
+    inner = beneath(model)
+    if inner.device.type != "cuda":
+        return otherwise
+    facts = inner.config.get_text_config()
+    queries = getattr(facts, "num_attention_heads", None) or 1
+    heads = getattr(facts, "num_key_value_heads", None) or queries
+    wide = getattr(facts, "head_dim", None) or facts.hidden_size // queries
+    numbers = 2 * facts.num_hidden_layers * heads * wide
+    card = torch.cuda.get_device_properties(inner.device).total_memory
+    return max(1, int(CACHE * card / (numbers * _held.get(inner, torch.float32).itemsize)))
