@@ -33,8 +33,9 @@ from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.training import sharding
 from alignkit.training.adapters import merged, task_of, vocabulary_of
-from alignkit.training.arithmetic import arithmetic, device
+from alignkit.training.arithmetic import arithmetic
 from alignkit.training.configs import check_causal, open_config, remember_configs
 from alignkit.training.heads import bias_of, head_of, labels_of
 from alignkit.training.packing import FAILURES, decoder_of, name_decoder
@@ -68,12 +69,9 @@ def load_policy(
     base = None if _make_room(model, tokenizer, policy) else base
     if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
-    if policy.load is None:
-        model = _moved(model, device())
     remember_configs(model)
-    if lora is not None:
-        return adapted_model(model, lora, "CAUSAL_LM", base), tokenizer
-    return model.requires_grad_(trainable), tokenizer
+    opened = adapted_model(model, lora, "CAUSAL_LM", base) if lora else model.requires_grad_(trainable)
+    return _placed(opened, policy), tokenizer
 
 
 def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
@@ -90,12 +88,9 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
-    if policy.load is None:
-        model = _moved(model, device())
     remember_configs(model)
-    if lora is not None:
-        return adapted_model(model, lora, "SEQ_CLS", base), tokenizer
-    return model.requires_grad_(True), tokenizer
+    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
+    return _placed(opened, policy), tokenizer
 
 
 def load_reward_model(
@@ -116,7 +111,7 @@ def load_reward_model(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _give_bias(model, reward.path)
     mean, std = normalisation_of(reward.path)
-    return _moved(model, device()).requires_grad_(False), tokenizer, mean, std
+    return sharding.placed(model.requires_grad_(False)), tokenizer, mean, std
 
 
 def head_options(folder: Path) -> dict[str, Any]:
@@ -160,8 +155,8 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     else:
         nn.init.zeros_(head.weight)
         head.bias = nn.Parameter(torch.zeros_like(bias))
-    model = _moved(model, device())
-    return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
+    return sharding.placed(opened), tokenizer
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
@@ -236,10 +231,12 @@ def _scorer(start: Policy | RewardModel) -> Any:
     return scorer_named_by(config) if isinstance(start, RewardModel) else scorer_for(config)
 
 
-def _moved(model: Any, to: torch.device) -> PreTrainedModel:
-    """Do what `model.to` does, which transformers has annotated wrongly."""
-    moved: PreTrainedModel = model.to(to)
-    return moved
+def _placed(model: PreTrainedModel | PeftModel, policy: Policy) -> PreTrainedModel | PeftModel:
+    """Put a policy where it computes; a quantised one lies where it was opened."""
+    if policy.load is None:
+        return sharding.placed(model)
+    sharding.refuse(f"weights in {policy.load}", f"source {policy.name!r}")
+    return model
 
 
 @contextmanager
