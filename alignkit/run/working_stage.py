@@ -139,14 +139,38 @@ class WorkingStage:
             self._journal.tell(as_written(event))
 
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
-        if self._journal:
-            facts = {
-                "seconds": self.seconds,
-                "journal": self._journal.marks(),
-                "results": [_plain_result(result) for result in self.outcome],
-            }
-            with self._stop.only_noted():
-                checkpoints.commit(self._partial / rundir.CHECKPOINTS, step, write, facts)
+        staged = checkpoints.staged_folder(self._partial / rundir.CHECKPOINTS, step)
+        with self._stop.only_noted():
+            self._first(lambda: checkpoints.begin(staged))
+            self._written(lambda: write(staged))
+            self._first(lambda: checkpoints.commit(staged, self._facts()))
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what is noted beside a checkpoint."""
+        return {
+            "seconds": self.seconds,
+            "journal": self._journal.marks() if self._journal else {},
+            "results": [_plain_result(result) for result in self.outcome],
+        }
+
+    def _first(self, work: Callable[[], None]) -> None:
+        """Let the first process do something while the others wait; an error ends all."""
+        if _together(self.world):
+            from alignkit.training import parallel
+
+            parallel.first(work)
+        elif self.rank == 0:
+            work()
+
+    def _written(self, write: Callable[[], None]) -> None:
+        """Let the first process write, or each, where weights are cut up among them."""
+        if _together(self.world):
+            from alignkit.training import parallel
+
+            if parallel.mesh():
+                parallel.in_all(write)
+                return
+        self._first(write)
 
     def latest(self) -> Path | None:
         return self._resumed.folder if self._resumed else None
@@ -182,21 +206,21 @@ class WorkingStage:
         return opening.open_judge(judge, self._plugins(), cache=self.cache)
 
     def save_policy(self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Policy:
-        from alignkit.training import finite, saving
+        from alignkit.training import finite, saving, sharding
 
         finite.check_finite(model)
-        if self.rank == 0:
-            saving.save_policy(model, tokenizer, self._cleared(), stands=self._final_artifact())
+        whole, stands = sharding.unsharded(model), self._final_artifact()
+        self._first(lambda: saving.save_policy(whole, tokenizer, self._cleared(), stands=stands))
         return self._saved(Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
 
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
     ) -> RewardModel:
-        from alignkit.training import finite, saving
+        from alignkit.training import finite, saving, sharding
 
         finite.check_finite(model)
-        if self.rank == 0:
-            saving.save_reward(model, tokenizer, self._cleared(), mean, std, stands=self._final_artifact())
+        whole, stands = sharding.unsharded(model), self._final_artifact()
+        self._first(lambda: saving.save_reward(whole, tokenizer, self._cleared(), mean, std, stands=stands))
         return self._saved(RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:
@@ -256,6 +280,15 @@ def _any_process(asked: bool) -> bool:
     from alignkit.training import parallel
 
     return parallel.any_of(asked)
+
+
+def _together(world: int) -> bool:
+    """Return whether a stage's processes have met; those of a method of rows alone do not know of each other."""
+    if world == 1:
+        return False
+    from alignkit.training import parallel
+
+    return parallel.world() > 1
 
 
 def rank_of_this_process() -> int:

@@ -23,12 +23,20 @@ class Checkpoint:
     facts: Mapping[str, Any]
 
 
-def commit(folder: Path, step: int, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    """Let `write` fill a staged folder, and make it the newest checkpoint."""
-    staged = folder / f"step-{step}.partial"
+def staged_folder(folder: Path, step: int) -> Path:
+    """Return where a checkpoint is filled before it is committed."""
+    return folder / f"step-{step}.partial"
+
+
+def begin(staged: Path) -> None:
+    """Make a staged folder, without what an interrupted attempt has left in it."""
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    write(staged)
+
+
+def commit(staged: Path, facts: Mapping[str, Any]) -> None:
+    """Make a staged folder that was filled the newest checkpoint."""
+    folder, step = staged.parent, _step(staged)
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token, and that nobody reads
     listing = sync_and_list(staged)
     write_sealed(staged / MANIFEST, {"step": step, "files": listing, **facts})

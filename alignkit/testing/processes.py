@@ -31,6 +31,7 @@ class SharedJob(NamedTuple):
     inputs: Mapping[str, Any]
     root: Path
     world: int
+    sharded: bool
 
 
 class ProcessResult(NamedTuple):
@@ -44,7 +45,13 @@ class ProcessResult(NamedTuple):
 
 
 def run_in_processes(
-    method: Method, settings: Mapping[str, Any], root: Path, inputs: Mapping[str, Any], world: int = 2
+    method: Method,
+    settings: Mapping[str, Any],
+    root: Path,
+    inputs: Mapping[str, Any],
+    world: int = 2,
+    *,
+    sharded: bool = False,
 ) -> tuple[Artifact, list[Event]]:
     """Run a method as so many processes; return what it made, and what the first of them told.
 
@@ -55,7 +62,7 @@ def run_in_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alignkit.kit", "alignkit.testing.processes"])
     job = SharedJob(
-        method.module, method.run.__qualname__, (*sys.path, str(_home(method))), settings, inputs, root, world
+        method.module, method.run.__qualname__, (*sys.path, str(_home(method))), settings, inputs, root, world, sharded
     )
     root.mkdir(parents=True, exist_ok=True)
     answers: Queue[ProcessResult] = context.Queue()
@@ -91,7 +98,7 @@ def _work(rank: int, job: SharedJob, answers: "Queue[ProcessResult]") -> None:
     sys.path[:] = job.path
     os.environ |= {name: str(value) for name, value in (told | nowhere).items()}
     try:
-        parallel.join(rank, job.world, f"file://{job.root}/meeting")
+        parallel.join(rank, job.world, f"file://{job.root}/meeting", sharded=job.sharded)
         method = getattr(import_module(job.module), job.function)
         stage = RecordingStage(job.root / "stage", rank=rank, world=job.world)
         made = run_method(method, job.settings, stage, **job.inputs)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
-from alignkit.training import encoding, parallel, rollouts
+from alignkit.training import encoding, parallel, rollouts, sharding
 from alignkit.training.configs import positions
 from alignkit.training.packing import LAID_OUT, by_prompt, joined, logprobs_of
 from alignkit.training.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
@@ -51,9 +51,10 @@ def summed_logprobs(
 ) -> Tensor:
     """Compute the log-probability of each whole answer (n,), without gradient, as many at once as fit."""
     sums = torch.zeros(len(answers))
-    for group in parallel.deal(in_passes(model, prompts, answers)) if answers else []:
+    for group, counts in parallel.deal_weighted(in_passes(model, prompts, answers)) if answers else []:
         table = answer_logprobs(model, [prompts[row] for row in group], [answers[row] for row in group], temperature)
-        sums[group] = table.sum(dim=1).to(sums)
+        sums[group] += counts * table.sum(dim=1).to(sums)
+    sharding.part_again(model)
     return parallel.add_up(sums)
 
 

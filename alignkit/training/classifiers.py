@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
+from alignkit.training import sharding
 from alignkit.training.arithmetic import evaluating, padded
 from alignkit.training.configs import positions
 from alignkit.training.encoding import answered, prompt_ids, prompt_text, text_ids, turn_ends
@@ -181,7 +182,7 @@ def _logits(model: PreTrainedModel | PeftModel, lengths: Sequence[int], batch: B
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     scores = [0.0] * len(lengths)
     start = 0
-    with evaluating(model):
+    with evaluating(model), sharding.whole(model):
         shared = _shared_up_to(model, lengths, order, batch)
         while start < len(order):
             group = _group(lengths, order, start, shared)

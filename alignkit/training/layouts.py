@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.contract.kinds import Policy, Reward, RewardModel
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import DataError, RecipeError, StageError
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import arithmetic
 from alignkit.training.models import load_critic, load_policy
 from alignkit.training.packing import (
@@ -145,6 +145,7 @@ def open_models(
         raise no_shared_body(trained)
     trunk = None
     if trained_layers and not isinstance(trained, PeftModel):
+        sharding.refuse("a policy whose lower layers are frozen", "trained_layers")
         trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
     reference = None
     if around.start and lora is None and trunk is None:
@@ -259,7 +260,11 @@ def logprobs_and_values(
 def read(models: Models, rollout: Rollout) -> Reading:
     """Compute what an update needs of its answers before the weights change."""
     with torch.no_grad(), _arithmetic(models):
-        return _read_by_logits(models, rollout) if models.form == "logits" else _read_by_hidden(models, rollout)
+        reading = _read_by_logits(models, rollout) if models.form == "logits" else _read_by_hidden(models, rollout)
+    for model in (models.policy, models.reference, models.critic):
+        if model is not None:
+            sharding.part_again(model)
+    return reading
 
 
 def _laid_out(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Pack:

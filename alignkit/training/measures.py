@@ -13,12 +13,13 @@ from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.data.floors import TRAIN, difference, words_win
 from alignkit.store.notes import note_path, read_note, write_note
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import computing, evaluating, padded
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
 
 LOGITS_IN_A_PASS = 2**25
 """128 MB in fp32."""
+ROWS_IN_A_PASS = 64
 
 
 def perplexity(
@@ -31,14 +32,10 @@ def perplexity(
 
     The first token of a row has nothing before it and is not counted.
     """
-    order = parallel.deal(sorted(rows, key=lambda row: len(row.ids)))
-    sums, start = {"loss": 0.0, "tokens": 0.0}, 0
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    sums = {"loss": 0.0, "tokens": 0.0}
+    groups = _together(rows, int(model.config.get_text_config().vocab_size))
     with evaluating(model), computing(precision):
-        while start < len(order):
-            size = max(1, LOGITS_IN_A_PASS // (vocabulary * len(order[min(start + 63, len(order) - 1)].ids)))
-            group = order[start : start + min(size, 64)]
-            start += len(group)
+        for group, counts in parallel.deal_weighted(groups):
             ids, mask = padded([row.ids for row in group], tokenizer.pad_token_id, model.device)
             labels, _ = padded([row.labels for row in group], NOT_LEARNT, model.device)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
@@ -46,11 +43,24 @@ def perplexity(
             losses = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets, ignore_index=NOT_LEARNT, reduction="sum"
             )
-            sums["loss"] += float(losses)
-            sums["tokens"] += int((targets != NOT_LEARNT).sum())
+            sums["loss"] += counts * float(losses)
+            sums["tokens"] += counts * int((targets != NOT_LEARNT).sum())
+    sharding.part_again(model)
     sums = parallel.add_metrics(sums)
     total, count = sums["loss"], sums["tokens"]
     return math.exp(min(total / count, 700.0)) if count else math.nan
+
+
+def _together(rows: Sequence[LabelledTokens], vocabulary: int) -> list[list[LabelledTokens]]:
+    """Group rows of like length into what goes through a model at once."""
+    order = sorted(rows, key=lambda row: len(row.ids))
+    most, groups = min(ROWS_IN_A_PASS, parallel.share(len(rows))), list[list[LabelledTokens]]()
+    while order:
+        longest = len(order[min(most, len(order)) - 1].ids)
+        size = max(1, min(most, LOGITS_IN_A_PASS // (vocabulary * longest)))
+        groups.append(order[:size])
+        order = order[size:]
+    return groups
 
 
 def tell_perplexity(stage: Stage, before: float | None, after: float, rows: int | None = None) -> None:

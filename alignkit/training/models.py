@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,17 +33,19 @@ from alignkit.contract.kinds import Policy, RewardModel
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.training import sharding
 from alignkit.training.adapters import merged, task_of, vocabulary_of
-from alignkit.training.arithmetic import arithmetic, device
+from alignkit.training.arithmetic import arithmetic
 from alignkit.training.configs import check_causal, open_config, remember_configs
 from alignkit.training.heads import bias_of, head_of, labels_of
-from alignkit.training.packing import FAILURES, decoder_of, name_decoder
+from alignkit.training.packing import FAILURES, beneath, decoder_of, name_decoder
 from alignkit.training.room import hold
 from alignkit.training.scorer import made_scorer, scorer_for, scorer_named_by
 from alignkit.training.tokenizers import _give_pad, _make_room, _tokenizer, open_tokenizer, pad_name, policy_tokenizer
 from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
+ModelT = TypeVar("ModelT", bound=PreTrainedModel | PeftModel)
 
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
@@ -69,12 +71,9 @@ def load_policy(
     base = None if _make_room(model, tokenizer, policy) else base
     if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
-    if policy.load is None:
-        model = _moved(model, device())
-    remember_configs(hold(model, arithmetic(precision)))
-    if lora is not None:
-        return adapted_model(model, lora, "CAUSAL_LM", base), tokenizer
-    return model.requires_grad_(trainable), tokenizer
+    remember_configs(model)
+    opened = adapted_model(model, lora, "CAUSAL_LM", base) if lora else model.requires_grad_(trainable)
+    return _placed(opened, precision, policy), tokenizer
 
 
 def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
@@ -91,12 +90,9 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     base = None if _make_room(model, tokenizer, policy) else base
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
-    if policy.load is None:
-        model = _moved(model, device())
-    remember_configs(hold(model, arithmetic(precision)))
-    if lora is not None:
-        return adapted_model(model, lora, "SEQ_CLS", base), tokenizer
-    return model.requires_grad_(True), tokenizer
+    remember_configs(model)
+    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
+    return _placed(opened, precision, policy), tokenizer
 
 
 def load_reward_model(
@@ -117,8 +113,7 @@ def load_reward_model(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _give_bias(model, reward.path)
     mean, std = normalisation_of(reward.path)
-    model = hold(_moved(model, device()), arithmetic(precision))
-    return model.requires_grad_(False), tokenizer, mean, std
+    return _placed(model.requires_grad_(False), precision), tokenizer, mean, std
 
 
 def head_options(folder: Path) -> dict[str, Any]:
@@ -162,8 +157,8 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     else:
         nn.init.zeros_(head.weight)
         head.bias = nn.Parameter(torch.zeros_like(bias))
-    model = hold(_moved(model, device()), arithmetic(precision))
-    return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
+    return _placed(opened, precision), tokenizer
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
@@ -238,10 +233,14 @@ def _scorer(start: Policy | RewardModel) -> Any:
     return scorer_named_by(config) if isinstance(start, RewardModel) else scorer_for(config)
 
 
-def _moved(model: Any, to: torch.device) -> PreTrainedModel:
-    """Do what `model.to` does, which transformers has annotated wrongly."""
-    moved: PreTrainedModel = model.to(to)
-    return moved
+def _placed(opened: ModelT, precision: Precision, policy: Policy | None = None) -> ModelT:
+    """Put a model where it computes; a quantised one lies where it was opened."""
+    if policy is None or policy.load is None:
+        opened = sharding.placed(opened)
+    else:
+        sharding.refuse(f"weights in {policy.load}", f"source {policy.name!r}")
+    hold(beneath(opened), arithmetic(precision))
+    return opened
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 
 Tokens = Sequence[int]
 
@@ -312,8 +312,14 @@ def name_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 def hidden_before_answers(model: PreTrainedModel | PeftModel, rows: Pack) -> Tensor:
     """Compute the hidden states that each answer token is drawn or valued from (answer tokens, d)."""
-    hidden: Tensor = decoder_of(model)(**rows.inputs).last_hidden_state
-    return hidden.flatten(0, 1).index_select(0, rows.before)
+    return last_hidden(model, **rows.inputs).flatten(0, 1).index_select(0, rows.before)
+
+
+def last_hidden(model: PreTrainedModel | PeftModel, **inputs: Any) -> Tensor:
+    """Compute a model's last hidden states (n, t, d), adapters included."""
+    decoder = decoder_of(model)
+    hidden: Tensor = sharding.within(model, lambda: decoder(**inputs).last_hidden_state)
+    return hidden
 
 
 def logprobs_of(model: PreTrainedModel | PeftModel, rows: Pack, temperature: float = 1.0) -> Tensor:
@@ -531,7 +537,7 @@ def _head(model: Any) -> OutputLayer | None:
     if type(linear) is not nn.Linear:
         return None
     ids = torch.tensor([probe_rows(model, PROBE_LENGTHS)[0][2]], device=model.device)
-    hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = last_hidden(model, input_ids=ids, use_cache=False)
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     # Logits of fresh weights are so small that a cap would not show: the linear layer is given larger states, too.
     large = hidden * (LARGE_LOGITS / float(nn.functional.linear(hidden, linear.weight).float().std().clamp(min=1e-6)))
@@ -600,7 +606,7 @@ def same_hidden(model: PreTrainedModel, lay: Lay, lengths: Sequence[tuple[int, i
     alone = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]], device=model.device)
-        alone.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, -len(answer) - 1 : -1])
+        alone.append(last_hidden(model, input_ids=ids, use_cache=False)[0, -len(answer) - 1 : -1])
     return agree(together, torch.cat(alone))
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from alignkit.contract.stage import Stage
 from alignkit.errors import StageError
@@ -29,19 +30,25 @@ PATIENCE = timedelta(minutes=30)
 NUMBERS_AT_ONCE = 2**25
 """Gradients are added up in parts of about so many numbers."""
 _ALONE = ContextVar("alone", default=False)
+_MESH: ContextVar[DeviceMesh | None] = ContextVar("mesh", default=None)
 
 
-def join(rank: int, world: int, meeting: str = "env://") -> None:
-    """Join the processes of a stage, which meet at a place (an `init_method` of torch.distributed); each on its GPU."""
+def join(rank: int, world: int, meeting: str = "env://", *, sharded: bool = False) -> None:
+    """Join the processes of a stage, which meet at a place (an `init_method` of torch.distributed); each on its GPU.
+
+    `sharded`: models are cut up among them (`training.sharding`); else each holds all weights.
+    """
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
+    _MESH.set(init_device_mesh(device().type, (world,)) if sharded else None)
 
 
 def leave() -> None:
     """Leave the other processes, where this one has joined some."""
     if _joined():
+        _MESH.set(None)
         dist.destroy_process_group()
 
 
@@ -69,6 +76,11 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def mesh() -> DeviceMesh | None:
+    """Return the processes that models are cut up among; None where each holds all weights."""
+    return _MESH.get() if world() > 1 else None
+
+
 def check(stage: Stage) -> None:
     """Refuse to do the whole of the work in each of several processes. Raise StageError where they have not met."""
     if stage.world != world():
@@ -89,9 +101,11 @@ def deal(parts: Sequence[T]) -> list[T]:
 def deal_weighted(parts: Sequence[T]) -> list[tuple[T, float]]:
     """Return this process's share, each with weight 1; where it has none, the first part, with weight 0.
 
-    So every process knows what is to be added up.
+    So every process knows what is to be added up. Where models are cut up, all get as many: passes are made together.
     """
-    return [(part, 1.0) for part in deal(parts)] or [(part, 0.0) for part in parts[:1]]
+    mine, least = deal(parts), share(len(parts)) if mesh() else 1
+    idle = [(part, 0.0) for part in parts[:1]] * (least - len(mine))
+    return [(part, 1.0) for part in mine] + idle
 
 
 def add_up(tensor: Tensor) -> Tensor:
@@ -187,6 +201,21 @@ def any_of_each(flags: Sequence[bool]) -> list[bool]:
 def wait_for_all() -> None:
     """Wait until all processes have come here."""
     any_of_each([False])
+
+
+def in_all(work: Callable[[], None]) -> None:
+    """Do something in every process, and wait for the others. Raise the error of any of them in all."""
+    errors: list[Exception | None] = [None] * world()
+    try:
+        work()
+    except Exception as error:
+        if world() == 1:
+            raise
+        errors[rank()] = error
+    if world() > 1:
+        dist.all_gather_object(errors, errors[rank()])
+    if odd := next(filter(None, errors), None):
+        raise odd
 
 
 def first(compute: Callable[[], T]) -> T:

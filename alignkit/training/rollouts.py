@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
-from alignkit.training.packing import beneath, decoder_of, hidden_before_answers, padded
+from alignkit.training.packing import beneath, hidden_before_answers, last_hidden, padded
 from alignkit.training.room import tokens_decoded
 from alignkit.training.ways import alone_beyond, decoding_of, rows_together
 
@@ -94,10 +94,11 @@ def sample_answers(
     logprobs: list[list[float]] = [[] for _ in prompts]
     mine = parallel.deal(range(len(prompts)))
     way, groups = _grouped(model, prompts, mine, max_new_tokens)
-    for group in groups:
-        found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
-        for i, answer, drawn in zip(group, *found, strict=True):
-            answers[i], logprobs[i] = answer, drawn
+    with sharding.whole(model):
+        for group in groups:
+            found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
+            for i, answer, drawn in zip(group, *found, strict=True):
+                answers[i], logprobs[i] = answer, drawn
     answers = parallel.lists_of_all(answers, max_new_tokens, torch.int64)
     logprobs = parallel.lists_of_all(logprobs, max_new_tokens, torch.float64)
     return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])
@@ -224,8 +225,7 @@ class Critic(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the value of the text up to each token (n, length), in fp32."""
-        hidden: Tensor = decoder_of(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.of_hidden(hidden)
+        return self.of_hidden(last_hidden(self.model, input_ids=input_ids, use_cache=False))
 
     def of_hidden(self, hidden: Tensor) -> Tensor:
         """Return the value of each of its last hidden states (..., d), in fp32 (...)."""

@@ -42,11 +42,10 @@ _held: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
 _sizes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def hold(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def hold(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Remember that a model takes memory, and in what arithmetic it computes."""
     if model.device.type == "cuda":
         _held[model] = dtype
-    return model
 
 
 def tokens_in_a_pass(model: Model) -> int:

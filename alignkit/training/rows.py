@@ -19,7 +19,7 @@ from alignkit.contract.kinds import Preferences, Ratings
 from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
-from alignkit.training import encoding, parallel
+from alignkit.training import encoding, parallel, sharding
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
 from alignkit.training.arithmetic import computing
 from alignkit.training.configs import positions
@@ -247,8 +247,7 @@ def train_rows(
             stage.log(before + step + 1, before + of, metrics)
         commit_or_leave(stage, before + step + 1, write, timer)
     if part and (done < of or not parallel.agreed(_end_of(stage, part).is_file())):
-        if stage.rank == 0:
-            save_weights(learner, _end_of(stage, part))
+        save_weights(learner, _end_of(stage, part))
         stage.commit(before + of, write)
 
 
@@ -288,5 +287,6 @@ def map_pairs(
     mine = parallel.deal_weighted(pair_passes(model, pairs))
     with computing(settings.precision):
         parts = [compute([pairs[row] for row in group]) for group, _ in mine]
+    sharding.part_again(model)
     rows = [row for group, counts in mine if counts for row in group]
     return parallel.placed(torch.cat(parts)[: len(rows)], rows, len(pairs))

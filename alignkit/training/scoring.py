@@ -50,10 +50,12 @@ def score_rollout(
 def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted]) -> Scored:
     """Score answers as `score_rollout` does, and with the same refusals."""
     mine = parallel.deal(range(len(answers)))
-    share = [answers[row] for row in mine]
-    parts = {
-        reward.name: _checked(reward, parallel.placed(_scores(reward, share), mine, len(answers))) for reward in rewards
-    }
+    # A process without an answer of its own scores the first: what is cut up among processes needs all of them.
+    share = [answers[row] for row in mine] or answers[:1]
+    parts = {}
+    for reward in rewards:
+        scores = _scores(reward, share)[: len(mine)]
+        parts[reward.name] = _checked(reward, parallel.placed(scores, mine, len(answers)))
     total = torch.stack([parts[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
     return Scored(total, parts)
 

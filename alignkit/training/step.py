@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignkit.contract.settings import Optimisation
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, StageError
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 
 Batch = TypeVar("Batch")
 Objective = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -64,7 +64,7 @@ def make_learner(model: nn.Module, learning_rate: float, settings: Optimisation,
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return those weights of the model that want a gradient, by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in sharding.weights_of(model).items() if weight.requires_grad}
 
 
 def scheduled(done: int, of: int, settings: Optimisation) -> float:
@@ -110,7 +110,7 @@ def take_joint_step(
         found = {"loss": loss, **metrics}
         parts.append(counts * torch.stack([value.detach().to(loss.device, torch.float64) for value in found.values()]))
     for learner in learners.values():
-        parallel.add_gradients(_weights(learner))
+        parallel.add_gradients(weight for weight in _weights(learner) if not sharding.is_cut(weight))
     clipped = [_clip(learner) for learner in learners.values()]
     # A GPU is waited for here alone: until now everything was only asked of it.
     sums = parallel.add_metrics(dict(zip(found, torch.stack(parts).sum(dim=0).tolist(), strict=True)))
@@ -133,7 +133,7 @@ def _weights(learner: Learner) -> list[nn.Parameter]:
 
 def _clip(learner: Learner) -> Tensor:
     """Shorten the gradient to its greatest length, and give the length that it had ()."""
-    return nn.utils.clip_grad_norm_(_weights(learner), learner.settings.max_grad_norm)
+    return sharding.gathered(nn.utils.clip_grad_norm_(_weights(learner), learner.settings.max_grad_norm))
 
 
 def minibatches(rows: int, epochs: int, parts: int, chance: torch.Generator) -> Iterator[list[int]]:
@@ -152,10 +152,14 @@ def mean_metrics(steps: Sequence[Mapping[str, float]], names: Mapping[str, str])
 
 
 def save_learners(folder: Path, learners: Mapping[str, Learner], facts: Mapping[str, object]) -> None:
-    """Write a checkpoint of a method's own loop: its learners as `NAME.safetensors`, other facts in `state.json`."""
+    """Write a checkpoint of a method's own loop: its learners as `NAME.safetensors`, other facts in `state.json`.
+
+    All processes call it, each for its part.
+    """
     for name, learner in learners.items():
         save_learner(learner, folder / f"{name}.safetensors")
-    (folder / STATE_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+    if parallel.rank() == 0:
+        (folder / STATE_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
 
 
 def load_learners(folder: Path, learners: Mapping[str, Learner]) -> dict[str, Any]:
@@ -180,24 +184,28 @@ def read_state(folder: Path) -> dict[str, Any]:
 def save_learner(learner: Learner, file: Path) -> None:
     """Write what training has changed as safetensors: trained weights, the optimiser's state, the count of steps.
 
-    The rest of the model is as it was opened, and left out.
+    The rest of the model is as it was opened, and left out. Of weights that are cut up each process writes its parts
+    into a file of its own; else the first process writes all.
     """
+    cut = any(map(sharding.is_cut, _weights(learner)))
+    if not cut and parallel.rank():
+        return
     tensors: dict[str, Tensor] = {}
     for name, weight in trained_weights(learner.model).items():
         kept = {WEIGHT: weight.detach(), **learner.optimizer.state.get(weight, {})}
-        tensors |= {f"{kind}/{name}": tensor.contiguous() for kind, tensor in kept.items()}
-    save_file(tensors, file, metadata={"steps": str(learner.steps)})
+        tensors |= {f"{kind}/{name}": sharding.own_part(tensor).contiguous() for kind, tensor in kept.items()}
+    piece = file.with_suffix(f".{parallel.rank() + 1}-of-{parallel.world()}{file.suffix}") if cut else file
+    save_file(tensors, piece, metadata={"steps": str(learner.steps)})
 
 
 def load_learner(learner: Learner, file: Path) -> None:
-    """Put a learner, its model included, into exactly the state that `save_learner` wrote.
+    """Put a learner, its model included, into exactly the state that `save_learner` wrote in any number of processes.
 
     The learning rate is not part of it: the schedule gives it. Raises StageError where the file cannot be read or
     holds other weights than the model trains.
     """
-    found, steps = _read(file)
     weights = trained_weights(learner.model)
-    _check_fit(found, weights, file)
+    found, steps = _read(file, weights)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(found[name].pop(WEIGHT))
@@ -209,33 +217,69 @@ def load_learner(learner: Learner, file: Path) -> None:
 
 
 def save_weights(learner: Learner, file: Path) -> None:
-    """Write the trained weights alone, as `load_learner` reads them; at any moment the file is whole or not there."""
-    tensors = {
-        f"{WEIGHT}/{name}": weight.detach().contiguous() for name, weight in trained_weights(learner.model).items()
-    }
+    """Let the first process write the trained weights alone, as `load_learner` reads them; all processes call it.
+
+    At any moment the file is whole or not there.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, weight in trained_weights(learner.model).items():
+        tensor = sharding.gathered(weight.detach())
+        tensors |= {f"{WEIGHT}/{name}": tensor.contiguous().cpu()} if parallel.rank() == 0 else {}
+    if parallel.rank():
+        return
     staged = file.with_suffix(".partial")
     save_file(tensors, staged, metadata={"steps": str(learner.steps)})
     staged.replace(file)
 
 
-def _read(file: Path) -> tuple[dict[str, dict[str, Tensor]], int]:
-    """Return what is kept of each weight, by name and kind, and the count of steps."""
+def _read(file: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], int]:
+    """Return what is kept of each weight, by name and kind, cut up as the weight is, and the count of steps."""
     found: dict[str, dict[str, Tensor]] = {}
     try:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  # it is no mapping
+        with ExitStack() as opened:
+            pieces = [opened.enter_context(safe_open(piece, framework="pt")) for piece in _pieces(file)]
+            keys = list(pieces[0].keys())
+            _check_fit({key: _shape(pieces, key) for key in keys}, weights, file)
+            for key in keys:
                 kind, _, name = key.partition("/")
-                # A copy of its own: what is read is a view of the file, which may be gone tomorrow.
-                found.setdefault(name, {})[kind] = tensors.get_tensor(key).clone()
-            return found, int(tensors.metadata()["steps"])
+                found.setdefault(name, {})[kind] = _joined(pieces, key, weights[name])
+            return found, int(pieces[0].metadata()["steps"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise _unusable(file, str(error)) from error
 
 
-def _check_fit(found: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, Tensor], file: Path) -> None:
-    theirs = {name: str(tuple(kept[WEIGHT].shape)) for name, kept in found.items() if WEIGHT in kept}
+def _pieces(file: Path) -> list[Path]:
+    """Return the files that a learner lies in: this one, or one of each process that kept a part of it, in order."""
+    found = sorted(file.parent.glob(f"{file.stem}.*-of-*{file.suffix}"), key=_place)
+    if found and [_place(piece) for piece in found] != list(range(1, int(found[0].stem.rpartition("-")[2]) + 1)):
+        raise FileNotFoundError(f"of its parts only {', '.join(piece.name for piece in found)} are there")
+    return found or [file]
+
+
+def _place(piece: Path) -> int:
+    return int(piece.stem.rpartition(".")[2].partition("-")[0])
+
+
+def _shape(pieces: Sequence[Any], key: str) -> tuple[int, ...]:
+    """Return the shape of a tensor whose rows are parted among files; a number is in each."""
+    shapes = [piece.get_slice(key).get_shape() for piece in pieces]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
+
+
+def _joined(pieces: Sequence[Any], key: str, weight: Tensor) -> Tensor:
+    """Read a tensor, and cut it up as the weight is that it belongs to.
+
+    It is a copy: what is read is a view of the file, which may be gone tomorrow.
+    """
+    parts = [piece.get_tensor(key) for piece in pieces]
+    return sharding.cut_like(torch.cat(parts), weight) if parts[0].dim() else parts[0].clone()
+
+
+def _check_fit(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], file: Path) -> None:
+    names = {key.partition("/")[2] for key in shapes}
+    theirs = {name: str(shapes[f"{WEIGHT}/{name}"]) for name in names if f"{WEIGHT}/{name}" in shapes}
     ours = {name: str(tuple(weight.shape)) for name, weight in weights.items()}
-    for name in sorted(found.keys() | ours):
+    for name in sorted(names | ours.keys()):
         if name not in ours or theirs.get(name) != ours[name]:
             there, here = theirs.get(name, "missing"), ours.get(name, "not trained")
             raise _unusable(file, f"weight {name} is {there} in it, and {here} in the model")

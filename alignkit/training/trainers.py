@@ -37,7 +37,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.training import parallel
+from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import arithmetic, device, padded
 from alignkit.training.configs import restore_configs
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair, padding_share
@@ -225,6 +225,7 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
     So many rows are learnt from once each, in the order in which they stand. `longest` are the tokens of a row that go
     through the model: they decide how many rows do so at once, which a trainer whose loss depends on it overrides.
     """
+    sharding.refuse("what a trainer of TRL trains")
     cuda = device().type == "cuda"
     ours = _share_of_batch(training.batch, stage.world)
     shape = model.config.get_text_config()
@@ -370,10 +371,7 @@ class StageCallback(TrainerCallback):
         written = self.folder / f"checkpoint-{state.global_step}"
         with self.timer.timing():
             parallel.wait_for_all()
-            if self.stage.rank == 0:
-                (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold a token
-                self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
-            parallel.wait_for_all()
+            self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))
 
     def on_log(
         self,

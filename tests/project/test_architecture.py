@@ -56,7 +56,7 @@ def test_nothing_asks_settings_for_what_they_may_not_have() -> None:
     assert asked == []
 
 
-def test_one_file_speaks_to_other_processes() -> None:
+def test_two_files_speak_to_other_processes() -> None:
     naming = [file for file in FILES if "torch.distributed" in file.read_text("utf-8")]
 
-    assert [file.name for file in naming if file.parent.name != "run"] == ["parallel.py"]
+    assert [file.name for file in naming if file.parent.name != "run"] == ["parallel.py", "sharding.py"]

@@ -53,13 +53,12 @@ def critique(
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
-    opened, principles = stage.open_judge(judge), principles_of(constitution)
-    if settings.by == "judge" and opened.write is None:
-        problem = f"the judge {judge.address!r} writes nothing"
-        raise RecipeError(
-            problem, f"stage {stage.name!r}: critique.by", 'set it to "policy", or take a judge that does'
-        )
-    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+    with parallel.alone():
+        opened, principles = stage.open_judge(judge), principles_of(constitution)
+        if settings.by == "judge" and opened.write is None:
+            problem, where = f"the judge {judge.address!r} writes nothing", f"stage {stage.name!r}: critique.by"
+            raise RecipeError(problem, where, 'set it to "policy", or take a judge that does')
+        model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
     room = room_of(model, settings)
     asked = fitting(prompts, room, tokenizer, stage)
 

@@ -77,8 +77,9 @@ def preferences(
 
     if stage.rank:  # one process asks for all
         return stage.save_rows(Preferences, ())
-    judge, principles = opened(), principles_of(constitution)
-    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
+    with parallel.alone():
+        judge, principles = opened(), principles_of(constitution)
+        model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
     asked = fitting(prompts, room_of(model, settings), tokenizer, stage)
 
     def make(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[AnswerPair]]:
