@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignkit.training import parallel, sharding
+from alignkit.training.arithmetic import rounded
 from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
 from alignkit.training.packing import beneath, hidden_before_answers, last_hidden, padded
 from alignkit.training.room import tokens_decoded
@@ -94,11 +95,15 @@ def sample_answers(
     logprobs: list[list[float]] = [[] for _ in prompts]
     mine = parallel.deal(range(len(prompts)))
     way, groups = _grouped(model, prompts, mine, max_new_tokens)
-    with sharding.whole(model):
+
+    def decode() -> None:
         for group in groups:
             found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
             for i, answer, drawn in zip(group, *found, strict=True):
                 answers[i], logprobs[i] = answer, drawn
+
+    with sharding.whole(model):
+        rounded(model, model.device, decode)
     answers = parallel.lists_of_all(answers, max_new_tokens, torch.int64)
     logprobs = parallel.lists_of_all(logprobs, max_new_tokens, torch.float64)
     return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])

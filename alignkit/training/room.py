@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from alignkit.training import packing
+from alignkit.training import packing, sharding
 from alignkit.training.packing import beneath, decoder_of
 
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -79,7 +80,7 @@ def _fitting(model: PreTrainedModel, trained: list[PreTrainedModel]) -> int:
 
 def _taken(model: PreTrainedModel) -> float:
     """Add up the bytes of models, gradients, AdamW's moments, weights rounded for a pass, and logits."""
-    weights = [weight for one in {*_held, model} for weight in one.parameters()]
+    weights = [sharding.own_part(weight) for one in {*_held, model} for weight in one.parameters()]
     held = sum(weight.numel() * weight.element_size() for weight in weights)
     states = sum(12 * weight.numel() for weight in weights if weight.requires_grad)
     rounded = 2 * sum(weight.numel() for weight in model.parameters() if weight.dtype == torch.float32)
@@ -105,7 +106,7 @@ def _kept(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> int:
 def compute_again(model: PreTrainedModel) -> None:
     """Let a model's layers keep their inputs alone, and compute the rest again for the gradient (Chen et al. 2016)."""
     for layer in layers_of(model):
-        layer.forward = partial(_recomputed, layer.forward)
+        layer.forward = partial(_recomputed, _Layer(layer, layer.forward))
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -114,10 +115,22 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [part for part in decoder_of(model).modules() if type(part).__name__ in names]
 
 
-def _recomputed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+class _Layer(nn.Module):
+    """A layer with the `forward` of its class."""
+
+    def __init__(self, layer: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.own = layer, forward
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.own(*given, **named)
+
+
+def _recomputed(layer: _Layer, *given: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*given, **named)
-    return checkpoint(forward, *given, use_reentrant=False, **named)
+        return layer(*given, **named)
+    now = dict(layer.named_parameters())  # rounded ones, which are no longer there when the gradient is computed
+    return checkpoint(functional_call, layer, now, given, named, use_reentrant=False)
 
 
 def tokens_decoded(model: Model, otherwise: int) -> int:

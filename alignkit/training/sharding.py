@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alignkit.errors import RecipeError, StageError
 from alignkit.training import parallel
-from alignkit.training.arithmetic import device
+from alignkit.training.arithmetic import device, rounded
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -92,7 +92,7 @@ def within(model: nn.Module, compute: Callable[[], T]) -> T:
     gathered as for its `forward`."""
     root = _root(model)
     if root is None:
-        return compute()
+        return rounded(model, next(model.parameters()).device, compute)
     found: T = root.computing(compute)
     return found
 
