@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from alignkit.estimate.estimator import Estimate, Estimator
 
 ASKED, FOUND = "asked.json", "found.json"
-VERSION = 4
+VERSION = 5
 """Raised when what is looked at changes."""
 GIB = 2**30
 YEAR = 365 * 24 * 3600.0
@@ -40,31 +40,55 @@ STAGE = re.compile(r"stage ('[^']*')(.*)", re.DOTALL)
 """Where a problem is, if it begins with a stage."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Among how many processes stages are shared."""
+
+    processes: int = 1
+    sharded: bool = False
+    """Weights may be cut up among them."""
+
+    def memory(self) -> int:
+        """Return how much memory each process has, in bytes; on a processor they share the machine's."""
+        from alignkit.estimate.formulas import machine_memory
+        from alignkit.training.arithmetic import device
+
+        return machine_memory() // (self.processes if device().type == "cpu" else 1)
+
+    @property
+    def shares(self) -> int:
+        """Return among how many processes a stage's memory may be parted, at best."""
+        return self.processes if self.sharded else 1
+
+
+ALONE = Sharing()
+
+
 @dataclass
 class Preflight:
     """What was found."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`,
-    of which `stepping` in `steps`, with `prompt` and `answer` tokens in a row, `parts` of the memory."""
+    of which `stepping` in `steps`, with `prompt` and `answer` tokens in a row, `parts` of the memory, and whether it
+    `fits` one process."""
     problems: list[Problem] = field(default_factory=list)
     """What would end a stage."""
     remarks: list[Problem] = field(default_factory=list)
     """Warnings."""
 
 
-def preflight(desk: Desk) -> Preflight:
+def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
     """Look at all wanted stages."""
     from transformers.utils import logging
 
     from alignkit.estimate.architecture import architecture
     from alignkit.estimate.chat_check import Chats
     from alignkit.estimate.estimator import Estimator
-    from alignkit.estimate.formulas import machine_memory
     from alignkit.training.packing import FAILURES
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
-    found, estimator, room = Preflight(), Estimator(desk), machine_memory()
+    found, estimator, room = Preflight(), Estimator(desk), on.memory()
     chats, disk = Chats(desk), 0.0
     for stage in desk.plan.stages:
         if not stage.wanted:
@@ -88,12 +112,12 @@ def preflight(desk: Desk) -> Preflight:
             continue
         if estimate is None:
             continue
-        found.stages.append(_plain(estimate))
+        found.stages.append({**_plain(estimate), "fits": estimate.memory <= room})
         disk += estimate.need.disk
         if estimate.need.seconds > LONGEST:
             found.problems.append(too_long(stage, estimate))
-        if estimate.memory > room:
-            found.problems.append(too_large(stage, estimate, room, estimator))
+        if estimate.memory > room * on.shares:
+            found.problems.append(too_large(stage, estimate, room * on.shares, estimator))
     found.problems += list(_disk_problems(disk, desk.runs))
     found.problems, found.remarks = together(found.problems), together(found.remarks)
     return found
@@ -176,7 +200,7 @@ def _plain(estimate: "Estimate") -> dict[str, Any]:
     return {"stage": estimate.stage, "method": estimate.method, **times, **lengths, **facts}
 
 
-def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Path:
+def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool, on: Sharing = ALONE) -> Path:
     """Write what is to be checked, into a folder of this plan's own; what was found before may lie there."""
     recipe = recipe_as_json(plan.recipe)
     asked = {
@@ -187,6 +211,7 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool) -> Pa
         "plugins": [str(file) for file in plan.plugin_files],
         "offline": offline,
         "machine": state_of_host(),
+        "on": asdict(on),
     }
     text = json.dumps(asked, default=str)
     folder = rundir.cache_folder(runs) / f"preflight-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -209,7 +234,7 @@ def answer(folder: Path) -> None:
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
     plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files), runs=runs, files=files)
     desk, _ = desk_for(plan, runs, asked["offline"], asked["stages"])
-    found = preflight(desk)
+    found = preflight(desk, Sharing(**asked["on"]))
     write_json(folder / FOUND, asdict(found))
     if not found.problems:
         with suppress(AlignkitError):  # for the report alone: a method of its own kind may read rows that ours cannot

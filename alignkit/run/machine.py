@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, PositiveInt, ValidationError
 
@@ -9,6 +10,7 @@ from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
 
 FILE = "machines.toml"
+SHAPE = 'a machine has processes, a whole number, and sharded: true, false or "auto"'
 
 
 class Machine(Settings):
@@ -18,6 +20,14 @@ class Machine(Settings):
 
     processes: PositiveInt = 1
     """Processes that share a stage, usually one for each GPU; they are started by torchrun."""
+    sharded: bool | Literal["auto"] = "auto"
+    """Whether weights are cut up among the processes, or each holds all of them. `auto`: they are where a stage is
+    estimated to need more memory than one process has."""
+
+    def decided(self, large: bool) -> "Machine":
+        """Return it with `sharded` decided, for a stage that needs more memory than one process has, or less."""
+        sharded = large if self.sharded == "auto" else self.sharded
+        return self.model_copy(update={"sharded": sharded and self.processes > 1})
 
 
 def read_machine(name: str, folder: Path) -> Machine:
@@ -39,4 +49,4 @@ def read_machine(name: str, folder: Path) -> Machine:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([name, *map(str, first["loc"])])
-        raise RecipeError(f"{where}: {first['msg']}", str(path), "a machine has processes, a whole number") from error
+        raise RecipeError(f"{where}: {first['msg']}", str(path), SHAPE) from error

@@ -12,6 +12,7 @@ from alignkit.contract.events import StageStarted
 from alignkit.contract.kinds import Artifact, Records, kinds_by_name
 from alignkit.contract.method import Input
 from alignkit.errors import PluginError
+from alignkit.run.machine import Machine
 from alignkit.sources.fetch import Preparation
 from alignkit.store.durable import write_text
 from alignkit.store.rundir import ORDER
@@ -45,7 +46,8 @@ class Order(_Facts):
     again: bool = False
     """Run although it is finished."""
     offline: bool = False
-    processes: int = 1
+    machine: Machine = Machine()
+    """`sharded` is decided."""
     plugin_files: tuple[Path, ...] = ()
     prepare: tuple[Preparation, ...] = ()
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,13 @@ class _Run:
     tell: Observer
     check: bool
     hashes: FileHashes
+    large: set[str] = field(default_factory=set)
+    """Stages that need more memory than one process has."""
+
+    @property
+    def _machine(self) -> Machine:
+        """Return what stages run on; inline, that is this process alone."""
+        return Machine() if self.inline else self.machine
 
     def stages(self) -> Iterator[StageResult]:
         finished: dict[str, Finished] = {}
@@ -241,7 +248,8 @@ class _Run:
         left = self._left(finished)
         if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
-        folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline)
+        sharing = preflight.Sharing(self._machine.processes, self._machine.sharded is not False)
+        folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline, sharing)
         found = preflight.remembered(folder, self.runs)
         if found is None:
             preflight.forget(folder)
@@ -251,6 +259,7 @@ class _Run:
             problem = f"the plan could not be checked beforehand (exit status {status})"
             self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
             return
+        self.large |= {one["stage"] for one in found.stages if not one["fits"]}
         self._warn(first, left, found.remarks)
         if found.problems:
             raise RecipeError.of(found.problems)
@@ -325,7 +334,7 @@ class _Run:
             fingerprint=stage.fingerprint,
             again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
-            processes=1 if self.inline else self.machine.processes,
+            machine=self._machine.decided(stage.name in self.large),
             plugin_files=self.plan.plugin_files,
             prepare=tuple(preparation for preparation in preparations if preparation),
         )

@@ -156,12 +156,12 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
 @contextmanager
 def _met(order: Order, rank: int, method: Method) -> Iterator[None]:
     """Have the processes that share a stage meet; a method of rows alone works without them knowing of each other."""
-    if order.processes == 1 or not method.handles_models:
+    if order.machine.processes == 1 or not method.handles_models:
         yield
         return
     from alignkit.training import parallel
 
-    parallel.join(rank, order.processes)
+    parallel.join(rank, order.machine.processes, sharded=order.machine.sharded is True)
     yield
     parallel.leave()
 
@@ -199,8 +199,9 @@ def _first_is_on(partial: Path, order: Order) -> bool:
 
 def _check_world(order: Order) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != order.processes:
-        raise StageError(f"{world} processes were started instead of {order.processes}", remedy="look at the launcher")
+    if world != order.machine.processes:
+        problem = f"{world} processes were started instead of {order.machine.processes}"
+        raise StageError(problem, remedy="look at the launcher")
 
 
 def _find(plugins: Plugins, name: str) -> Method:

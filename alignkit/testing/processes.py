@@ -5,8 +5,10 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,23 +27,72 @@ class SharedJob(NamedTuple):
 
     module: str
     function: str
-    path: Sequence[str]
-    """Where the method is found again."""
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
     root: Path
-    world: int
     sharded: bool
 
 
 class ProcessResult(NamedTuple):
     """What one of the processes came to."""
 
-    rank: int
     made: Artifact | None
     events: Sequence[Event]
     error: str = ""
     refusal: str = ""
+
+
+@dataclass
+class Team:
+    """Processes that do one job after another together, until one of them fails."""
+
+    path: tuple[str, ...]
+    """Where methods are found."""
+    processes: list[BaseProcess]
+    lines: list[Connection]
+    """To each of them."""
+
+    @classmethod
+    def started(cls, world: int, path: tuple[str, ...]) -> "Team":
+        """Return processes that were forked from one that has imported torch, once a session."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["alignkit.kit", "alignkit.testing.processes"])
+        pipes = [context.Pipe() for _ in range(world)]
+        processes: list[BaseProcess] = [
+            context.Process(target=_serve, args=(rank, world, path, line), daemon=True)
+            for rank, (_, line) in enumerate(pipes)
+        ]
+        for process, (_, line) in zip(processes, pipes, strict=True):
+            process.start()
+            line.close()
+        return cls(path, processes, [line for line, _ in pipes])
+
+    def work(self, job: SharedJob) -> list[ProcessResult]:
+        """Return what each came to; where one fails, all end."""
+        for line in self.lines:
+            line.send(job)
+        told = [_heard(line) for line in self.lines]
+        if any(one.error for one in told):
+            self.end()
+        return told
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        self.lines.clear()
+
+
+_teams: dict[int, Team] = {}
+"""By the number of processes."""
+
+
+def _team(world: int, path: tuple[str, ...]) -> Team:
+    team = _teams.get(world)
+    if team is None or team.path != path or not team.lines:
+        if team is not None:
+            team.end()
+        team = _teams[world] = Team.started(world, path)
+    return team
 
 
 def run_in_processes(
@@ -56,28 +107,14 @@ def run_in_processes(
     """Run a method as so many processes; return what it made, and what the first of them told.
 
     Raise RecipeError where all of them do, else RuntimeError with all that went wrong where one fails. The method must
-    be found by its function's name in its module. The processes are forked from one that has imported torch, once a
-    session.
+    be found by its function's name in its module. The same processes do the next job.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alignkit.kit", "alignkit.testing.processes"])
-    job = SharedJob(
-        method.module, method.run.__qualname__, (*sys.path, str(_home(method))), settings, inputs, root, world, sharded
-    )
+    job = SharedJob(method.module, method.run.__qualname__, settings, inputs, root, sharded)
     root.mkdir(parents=True, exist_ok=True)
-    answers: Queue[ProcessResult] = context.Queue()
-    processes = [context.Process(target=_work, args=(rank, job, answers)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    try:
-        told = sorted((answers.get(timeout=PATIENCE) for _ in processes), key=lambda one: one.rank)
-    finally:
-        for process in processes:
-            process.join(5)
-            process.kill()
+    told = _team(world, (*sys.path, str(_home(method)))).work(job)
     if all(one.refusal for one in told):
         raise RecipeError(told[0].refusal)
-    if errors := [f"process {one.rank}: {one.error}" for one in told if one.error]:
+    if errors := [f"process {rank}: {one.error or one.refusal}" for rank, one in enumerate(told) if one.made is None]:
         raise RuntimeError("\n".join(errors))
     made = told[0].made
     assert made
@@ -90,21 +127,43 @@ def _home(method: Method) -> Path:
     return file.parents[method.module.count(".") + (file.name == "__init__.py")]
 
 
-def _work(rank: int, job: SharedJob, answers: "Queue[ProcessResult]") -> None:
+def _heard(line: Connection) -> ProcessResult:
+    try:
+        if line.poll(PATIENCE):
+            result: ProcessResult = line.recv()
+            return result
+    except EOFError:
+        return ProcessResult(None, (), "it has ended without a word")
+    return ProcessResult(None, (), f"it has said nothing for {PATIENCE:.0f} seconds")
+
+
+def _serve(rank: int, world: int, path: Sequence[str], line: Connection) -> None:
+    import torch
+
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    nowhere = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # trainers ask, and find that all have met
+    sys.path[:] = path
+    os.environ |= {name: str(value) for name, value in (told | nowhere).items()}
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    failed = False
+    while not failed:  # the others of a process that has failed wait for it until it is gone
+        result = _result(rank, world, line.recv())
+        line.send(result)
+        failed = bool(result.error)
+
+
+def _result(rank: int, world: int, job: SharedJob) -> ProcessResult:
     from alignkit.training import parallel
 
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.world, "LOCAL_WORLD_SIZE": job.world}
-    nowhere = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # trainers ask, and find that all have met
-    sys.path[:] = job.path
-    os.environ |= {name: str(value) for name, value in (told | nowhere).items()}
     try:
-        parallel.join(rank, job.world, f"file://{job.root}/meeting", sharded=job.sharded)
+        parallel.join(rank, world, f"file://{job.root}/meeting", sharded=job.sharded)
         method = getattr(import_module(job.module), job.function)
-        stage = RecordingStage(job.root / "stage", rank=rank, world=job.world)
+        stage = RecordingStage(job.root / "stage", rank=rank, world=world)
         made = run_method(method, job.settings, stage, **job.inputs)
-        answers.put(ProcessResult(rank, made, stage.events))
         parallel.leave()
     except RecipeError as error:
-        answers.put(ProcessResult(rank, None, (), str(error), str(error)))
+        parallel.leave()
+        return ProcessResult(None, (), refusal=str(error))
     except BaseException:
-        answers.put(ProcessResult(rank, None, (), traceback.format_exc()))
+        return ProcessResult(None, (), traceback.format_exc())
+    return ProcessResult(made, stage.events)

@@ -10,6 +10,7 @@ from alignkit.contract.events import Event, Metrics, Result, Sample, Warned
 from alignkit.contract.method import Method
 from alignkit.contract.settings import Settings, over_default
 from alignkit.plugins import load_plugins
+from alignkit.run.machine import Machine
 from alignkit.run.order import Order
 from alignkit.run.stopping import Stop
 from alignkit.run.working_stage import WorkingStage
@@ -49,7 +50,7 @@ class RecordingStage(WorkingStage):
             seed=seed,
             fingerprint="0",
             offline=True,
-            processes=world,
+            machine=Machine(processes=world),
         )
         super().__init__(order, root, Stop(), rank, self.events.append, cache(partial(load_plugins, plugin_files)))
         if self._journal:

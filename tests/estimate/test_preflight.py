@@ -26,7 +26,7 @@ from alignkit.estimate import counting, formulas as estimating, preflight as pre
 from alignkit.estimate.desk import desk_for
 from alignkit.estimate.estimator import Estimator
 from alignkit.estimate.formulas import Facts, Job, estimated
-from alignkit.estimate.preflight import Preflight, preflight
+from alignkit.estimate.preflight import ALONE, Preflight, Sharing, preflight
 from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import Gauge, Rate, gauge
 from alignkit.methods.ppo import PPOSettings, ppo
@@ -60,11 +60,11 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def found_of(file: Path) -> Preflight:
+def found_of(file: Path, on: Sharing = ALONE) -> Preflight:
     runs = file.parent / "runs"
     plan = make_plan(file, runs=runs)
     desk, _ = desk_for(plan, runs, offline=True)
-    return preflight(desk)
+    return preflight(desk, on)
 
 
 def problems(found: Preflight) -> list[str]:
@@ -164,6 +164,27 @@ def test_a_stage_that_needs_more_than_there_is_is_refused_with_what_would_help(
     assert problem.where == "stage 'one'"
     # How much depends on the build of torch: that for CUDA takes 0.4 GiB more than that for processors.
     assert re.fullmatch(r"needs about \d\.\d GiB of memory, and this machine has 0\.0", problem.problem)
+
+
+@pytest.mark.parametrize(
+    ("processes", "sharded", "fits", "refused"), [(1, True, True, 0), (2, True, False, 0), (2, False, False, 1)]
+)
+def test_what_fits_no_process_whole_is_refused_unless_its_weights_may_be_cut_up(
+    recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    sharded: bool,
+    fits: bool,
+    refused: int,
+) -> None:
+    file = recipe("sft.batch = 64")
+    (needed,) = (stage["memory"] for stage in found_of(file).stages)
+    monkeypatch.setattr(estimating, "machine_memory", lambda: 1.5 * needed)
+
+    found = found_of(file, Sharing(processes, sharded))
+
+    assert [stage["fits"] for stage in found.stages] == [fits]
+    assert len(found.problems) == refused
 
 
 def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:

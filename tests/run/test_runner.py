@@ -764,7 +764,13 @@ def test_several_processes_share_a_stage(here: Path) -> None:
         ("[gpus", "not TOML (Expected ']' at the end of a table declaration (at end of document)); correct the line"),
         (
             "[gpus]\nproceses = 2",
-            "gpus.proceses: Extra inputs are not permitted; a machine has processes, a whole number",
+            "gpus.proceses: Extra inputs are not permitted; "
+            'a machine has processes, a whole number, and sharded: true, false or "auto"',
+        ),
+        (
+            "[gpus]\nsharded = 2",
+            "gpus.sharded.bool: Input should be a valid boolean; "
+            'a machine has processes, a whole number, and sharded: true, false or "auto"',
         ),
     ],
 )
@@ -777,6 +783,22 @@ def test_a_machine_that_cannot_be_read_is_refused(here: Path, text: str | None, 
 
     where = here / "machines.toml" if text else here
     assert str(raised.value) == f"{where}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "small", "large"),
+    [
+        (Machine(processes=2), False, True),
+        (Machine(processes=2, sharded=True), True, True),
+        (Machine(processes=2, sharded=False), False, False),
+        (Machine(sharded=True), False, False),
+    ],
+    ids=["auto", "always", "never", "alone"],
+)
+def test_weights_are_cut_up_where_a_stage_does_not_fit_or_the_machine_says_so(
+    machine: Machine, small: bool, large: bool
+) -> None:
+    assert [machine.decided(large=large).sharded for large in (False, True)] == [small, large]
 
 
 def test_a_machine_says_how_many_processes(here: Path) -> None:

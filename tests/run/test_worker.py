@@ -19,6 +19,7 @@ from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
 from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
+from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, typed, write_order
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import main, work
@@ -273,7 +274,7 @@ def test_an_unknown_method_is_a_plugin_error(partial: Path) -> None:
 
 
 def test_too_few_processes_are_noticed(partial: Path) -> None:
-    status = run(partial, processes=2)
+    status = run(partial, machine=Machine(processes=2))
 
     expected = [["1 processes were started instead of 2", "", "look at the launcher"]]
     assert (status, failure(partial)["problems"]) == (1, expected)
