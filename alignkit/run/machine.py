@@ -10,7 +10,10 @@ from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
 
 FILE = "machines.toml"
-SHAPE = 'a machine has processes, a whole number, and sharded: true, false or "auto"'
+SHAPE = (
+    'a machine has processes, a whole number; sharded and activation_checkpointing: true, false or "auto"; and '
+    "compile: true or false"
+)
 
 
 class Machine(Settings):
@@ -23,6 +26,12 @@ class Machine(Settings):
     sharded: bool | Literal["auto"] = "auto"
     """Whether weights are cut up among the processes, or each holds all of them. `auto`: they are where a stage is
     estimated to need more memory than one process has."""
+
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Whether layers are computed again for the gradient, so that a pass keeps little. `auto`: on a GPU, where few
+    tokens would fit otherwise."""
+    compile: bool = False
+    """Whether layers that learn are compiled (torch.compile): half a minute at the start of a stage, faster steps."""
 
     def decided(self, large: bool) -> "Machine":
         """Return it with `sharded` decided, for a stage that needs more memory than one process has, or less."""

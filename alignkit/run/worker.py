@@ -156,12 +156,17 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
 @contextmanager
 def _met(order: Order, rank: int, method: Method) -> Iterator[None]:
     """Have the processes that share a stage meet; a method of rows alone works without them knowing of each other."""
-    if order.machine.processes == 1 or not method.handles_models:
+    if not method.handles_models:
         yield
         return
-    from alignkit.training import parallel
+    from alignkit.training import parallel, room
 
-    parallel.join(rank, order.machine.processes, sharded=order.machine.sharded is True)
+    machine = order.machine
+    room.arrange(room.Arrangement(machine.activation_checkpointing, machine.compile))
+    if machine.processes == 1:
+        yield
+        return
+    parallel.join(rank, machine.processes, sharded=machine.sharded is True)
     yield
     parallel.leave()
 

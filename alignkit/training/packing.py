@@ -45,8 +45,8 @@ LONG_PROBE_LENGTHS = ((3, 17), (3, 5), (19, 2), (1, 12), (10, 14))
 HALVES = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 """Numbers of a head, at most, that FlashAttention reads; in half precision, and on a GPU alone."""
-VARLEN = {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
-"""This torch can call it for rows of any length."""
+VARLEN = signature(varlen_attn).parameters.keys()
+"""What this torch can tell it for rows of any length."""
 FAILURES = (
     ValueError,
     TypeError,
@@ -247,7 +247,7 @@ def packed_attention(
     if packed_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     window = options.pop("sliding_window", None)
-    if VARLEN and query.is_cuda and query.dtype in HALVES and query.shape[-1] <= WIDEST_HEAD:
+    if "window_size" in VARLEN and query.is_cuda and query.dtype in HALVES and query.shape[-1] <= WIDEST_HEAD:
         return _varlen(query, key, value, packed_rows, window, options["scaling"]), None
     query, key, value = (_apart(tensor, packed_rows) for tensor in (query, key, value))  # (n, heads, length, d)
     length = packed_rows.tokens.shape[1]
@@ -263,10 +263,14 @@ def _varlen(
     """Do the same by a kernel that takes rows of any length (FlashAttention), so that nothing is padded."""
     flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, d) each
     query, key, value = flat if rows.whole else (tensor.index_select(0, rows.apart) for tensor in flat)
+    more: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in VARLEN else {}
+    if not more:  # heads of keys and values are shared by several of queries
+        shared = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
     length, back = rows.tokens.shape[1], -1 if window is None else window - 1
     attend: Any = varlen_attn  # it gives a pair where more is asked of it
     found: Tensor = attend(
-        query, key, value, rows.ends, rows.ends, length, length, scale=scale, window_size=(back, 0), enable_gqa=True
+        query, key, value, rows.ends, rows.ends, length, length, scale=scale, window_size=(back, 0), **more
     )
     return (found if rows.whole else found.index_select(0, rows.back))[None]
 
@@ -368,7 +372,7 @@ def logprobs_and_entropy(
     found = []
     for part in _chunks(hidden, head.weight):
         logits = head.logits(hidden[part]).div_(temperature)
-        logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
+        logprobs = logits.log_softmax(dim=-1)
         chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
         found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)]))
     chosen, entropy = torch.cat(found, dim=1).unbind()
@@ -404,6 +408,9 @@ class _Shape(NamedTuple):
         return self.scale / self.temperature
 
     def logits(self, products: Tensor) -> Tensor:
+        """Return the logits, in the type of the products where they are these."""
+        if self.cap is None and self.slope == 1.0:
+            return products
         return shaped(products.float(), self.scale, self.cap).div_(self.temperature)
 
     def bent(self, logits: Tensor) -> Tensor | None:
@@ -424,18 +431,18 @@ class _ChosenLogprobs(torch.autograd.Function):
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
         keeps = any(wants_head) and len(hidden) * len(weight) <= logits_kept(hidden.device)
-        found, normalisers, pulls = [], [], []
+        found, pulls = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(hidden, weight):
                 logits = shape.logits(nn.functional.linear(hidden[part], weight, bias))
-                chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
-                normalisers.append(logits.logsumexp(dim=-1))
-                found.append(chosen - normalisers[-1])
+                logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
+                found.append(logprobs.gather(-1, targets[part, None]).squeeze(-1))
                 if slope is not None or keeps:
-                    pulls.append(_pull(shape, logits, normalisers[-1], targets[part], torch.ones_like(chosen)))
+                    one = torch.ones_like(found[-1])
+                    pulls.append(_pull(shape, logits, logprobs.exp_(), targets[part], one))
                 if slope is not None:
                     torch.mm(pulls.pop().to(weight.dtype), weight, out=slope[part])
-        kept = [hidden, weight, bias, targets, torch.cat(normalisers), *pulls] if any(wants_head) else [slope]
+        kept = [hidden, weight, bias, targets, *pulls] if any(wants_head) else [slope]
         ctx.save_for_backward(*kept)
         ctx.shape = shape
         return torch.cat(found)
@@ -446,7 +453,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (slope,) = ctx.saved_tensors
             return slope * scale[:, None].to(slope.dtype), None, None, None, None
-        hidden, weight, bias, targets, normaliser, *pulls = ctx.saved_tensors
+        hidden, weight, bias, targets, *pulls = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Sums over chunks stay in fp32, whatever is multiplied.
@@ -458,7 +465,8 @@ class _ChosenLogprobs(torch.autograd.Function):
                     pull = (pulls[number] * scale[part, None]).to(weight.dtype)
                 else:
                     logits = ctx.shape.logits(nn.functional.linear(hidden[part], weight, bias))
-                    pull = _pull(ctx.shape, logits, normaliser[part], targets[part], scale[part]).to(weight.dtype)
+                    softmax = logits.softmax(dim=-1, dtype=torch.float32)
+                    pull = _pull(ctx.shape, logits, softmax, targets[part], scale[part]).to(weight.dtype)
                 if for_hidden is not None:
                     torch.mm(pull, weight, out=for_hidden[part])
                 if for_weight is not None and weight.dtype == torch.float32:
@@ -471,10 +479,9 @@ class _ChosenLogprobs(torch.autograd.Function):
         return for_hidden, _of_type(for_weight, kind), _of_type(for_bias, kind), None, None
 
 
-def _pull(shape: _Shape, logits: Tensor, normaliser: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Compute scale * (chosen - softmax) for each row in the place of its logits (m, vocabulary), bent by the cap."""
+def _pull(shape: _Shape, logits: Tensor, softmax: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Compute scale * (chosen - softmax) for each row in the place of the softmax (m, vocabulary), bent by the cap."""
     bent = shape.bent(logits)
-    softmax = logits.sub_(normaliser[:, None]).exp_()
     pull = softmax.mul_(-scale[:, None]).scatter_add_(-1, targets[:, None], scale[:, None])
     return pull if bent is None else pull.mul_(bent)
 

@@ -7,8 +7,8 @@ card's memory and from the models that are held, so that a stage that goes on ma
 
 import gc
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,12 +41,32 @@ PROBE = (256, 768)
 _held: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
 """The models of this process on its GPU, and the arithmetic of their passes."""
 _sizes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_arranged: ContextVar["Arrangement"] = ContextVar("arranged")
+
+
+class Arrangement(NamedTuple):
+    """How a machine lets models learn; it changes time and memory, and results by rounding alone."""
+
+    again: bool | Literal["auto"] = "auto"
+    """Layers are computed again for the gradient. `auto`: on a GPU where few tokens would fit otherwise."""
+    compiles: bool = False
+    """Layers are compiled."""
+
+
+def arrange(how: Arrangement) -> None:
+    """Let all models that are opened from now on learn so."""
+    _arranged.set(how)
 
 
 def hold(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Remember that a model takes memory, and in what arithmetic it computes."""
+    """Remember that a model takes memory, and in what arithmetic it computes; let it learn as the machine says."""
     if model.device.type == "cuda":
         _held[model] = dtype
+    how = _arranged.get(Arrangement())
+    if how.again is True:
+        compute_again(model)
+    if how.compiles:
+        compiled(model)
 
 
 def tokens_in_a_pass(model: Model) -> int:
@@ -63,7 +83,7 @@ def _measured(model: PreTrainedModel) -> int:
     gc.collect()  # what nobody holds any more takes no room
     trained = [one for one in _held if any(weight.requires_grad for weight in one.parameters())] or [model]
     size = _fitting(model, trained)
-    if size < ENOUGH:
+    if size < ENOUGH and _arranged.get(Arrangement()).again == "auto":
         for one in trained:
             compute_again(one)
         size = _fitting(model, trained)
@@ -105,8 +125,26 @@ def _kept(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> int:
 
 def compute_again(model: PreTrainedModel) -> None:
     """Let a model's layers keep their inputs alone, and compute the rest again for the gradient (Chen et al. 2016)."""
+    for layer in _watched(model):
+        layer.again = True
+
+
+def compiled(model: PreTrainedModel) -> None:
+    """Let a model's layers be compiled for the passes that are learnt from, all of them to the same code."""
+    for layer in _watched(model):
+        layer.compiles = True
+
+
+def _watched(model: PreTrainedModel) -> list["_Layer"]:
+    """Put something around the `forward` of each layer, once."""
+    found = []
     for layer in layers_of(model):
-        layer.forward = partial(_recomputed, _Layer(layer, layer.forward))
+        around = getattr(layer.forward, "__self__", None)
+        if not isinstance(around, _Layer):
+            around = _Layer(layer, layer.forward)
+            layer.forward = around.run
+        found.append(around)
+    return found
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -116,21 +154,26 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 
 class _Layer(nn.Module):
-    """A layer with the `forward` of its class."""
+    """A layer, and how it is run where a gradient is wanted; else it is run as it is."""
 
     def __init__(self, layer: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.layer, self.own = layer, forward
+        self.again = self.compiles = False
+        self._learns: Callable[..., Any] | None = None
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        return self.own(*given, **named)
+        if self._learns is None:  # now, and not before: a copy of a layer must not run the first one
+            self._learns = torch.compile(self.own, dynamic=True) if self.compiles else self.own
+        return self._learns(*given, **named)
 
-
-def _recomputed(layer: _Layer, *given: Any, **named: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return layer(*given, **named)
-    now = dict(layer.named_parameters())  # rounded ones, which are no longer there when the gradient is computed
-    return checkpoint(functional_call, layer, now, given, named, use_reentrant=False)
+    def run(self, *given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.own(*given, **named)
+        if not self.again:
+            return self(*given, **named)
+        now = dict(self.named_parameters())  # rounded ones, which are no longer there when the gradient is computed
+        return checkpoint(functional_call, self, now, given, named, use_reentrant=False)
 
 
 def tokens_decoded(model: Model, otherwise: int) -> int:

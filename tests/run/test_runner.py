@@ -29,7 +29,7 @@ from alignkit.contract.events import from_json, to_json
 from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
-from alignkit.run.machine import Machine, read_machine
+from alignkit.run.machine import SHAPE, Machine, read_machine
 from alignkit.run.reuse import reusable
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.stopping import Stop
@@ -764,13 +764,11 @@ def test_several_processes_share_a_stage(here: Path) -> None:
         ("[gpus", "not TOML (Expected ']' at the end of a table declaration (at end of document)); correct the line"),
         (
             "[gpus]\nproceses = 2",
-            "gpus.proceses: Extra inputs are not permitted; "
-            'a machine has processes, a whole number, and sharded: true, false or "auto"',
+            f"gpus.proceses: Extra inputs are not permitted; {SHAPE}",
         ),
         (
             "[gpus]\nsharded = 2",
-            "gpus.sharded.bool: Input should be a valid boolean; "
-            'a machine has processes, a whole number, and sharded: true, false or "auto"',
+            f"gpus.sharded.bool: Input should be a valid boolean; {SHAPE}",
         ),
     ],
 )
