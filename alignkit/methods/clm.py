@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Text
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import trainer_needs
+from alignkit.contract.needs import packed_needs
 from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
@@ -33,14 +33,14 @@ class CLMSettings(TrainingSettings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", needs=trainer_needs, results=("perplexity",))
+@method("clm", needs=packed_needs, results=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions
     from alignkit.training.encoding import fitting_length
+    from alignkit.training.likelihood import train_language_model
     from alignkit.training.measures import perplexity, tell_perplexity
     from alignkit.training.models import load_policy
-    from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
@@ -50,7 +50,7 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
         raise DataError("there is no text to learn from", remedy="check the source and its held_out")
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
-    train_language_model(model, tokenizer, train, stage, settings)
+    train_language_model(model, train, stage, settings)
     made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))

@@ -456,12 +456,3 @@ def pack(documents: Iterable[Sequence[int]], size: int) -> Iterator[list[int]]:
             block = block[size:]
     if block:
         yield block
-
-
-def padding_share(lengths: Sequence[int], batch: int) -> float:
-    """Return which share of the batches would be padding, were the rows taken in this order."""
-    if not lengths:
-        return 0.0
-    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    slots = sum(max(group) * len(group) for group in groups)
-    return 1 - sum(lengths) / slots

@@ -68,11 +68,11 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("use", USES)
 def test_what_works_is_not_refused(config, use, tokenizer) -> None:
-    assert tried(CONFIGS[config](), tokenizer, USES[use], FOLDER).problems == ()
+    assert tried(CONFIGS[config](), USES[use], FOLDER).problems == ()
 
 
 def problems(config: PreTrainedConfig, use: str, tokenizer) -> list[str]:
-    return [str(problem) for problem in tried(config, tokenizer, USES[use], FOLDER).problems]
+    return [str(problem) for problem in tried(config, USES[use], FOLDER).problems]
 
 
 def test_a_model_whose_tokens_see_what_follows_is_refused(tokenizer) -> None:
@@ -134,7 +134,7 @@ def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_t
 
 def test_slower_ways_are_told_and_nothing_else(tokenizer) -> None:
     told = {
-        name: [str(remark) for remark in tried(config, tokenizer, USES["grpo"], FOLDER).remarks]
+        name: [str(remark) for remark in tried(config, USES["grpo"], FOLDER).remarks]
         for name, config in {"llama": LlamaConfig(), "mamba": MambaConfig(), "rwkv": RwkvConfig()}.items()
     }
 

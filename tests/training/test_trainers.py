@@ -40,8 +40,8 @@ def digest(model):
 
 def trained(policy, stage, rows, training=None, lora=None):
     torch.manual_seed(1)
-    model, tokenizer = load_policy(policy, lora=lora)
-    train_language_model(model, tokenizer, rows, stage, training or Training())
+    model, _ = load_policy(policy, lora=lora)
+    train_language_model(model, rows, stage, training or Training())
     return model
 
 
@@ -56,10 +56,10 @@ def test_what_a_trainer_sets_in_a_config_is_taken_back(tmp_path):
     for file in tiny.path.glob("*.safetensors"):
         file.unlink()
     AutoModelForCausalLM.from_config(config).save_pretrained(tiny.path)
-    model, tokenizer = load_policy(tiny)
+    model, _ = load_policy(tiny)
     before = model.config.to_dict(), model.generation_config.to_dict()
 
-    train_language_model(model, tokenizer, even(4), RecordingStage(tmp_path / "stage"), Training())
+    train_language_model(model, even(4), RecordingStage(tmp_path / "stage"), Training())
 
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     assert before[0]["output_router_logits"] is False
@@ -83,8 +83,8 @@ def test_a_reward_model_does_not_depend_on_how_many_pairs_go_at_once(policy, tmp
     for name, tokens in (("whole", 10_000), ("parts", 35)):
         monkeypatch.setattr(trainers, "tokens_in_a_pass", lambda layers, width, tokens=tokens: tokens)
         torch.manual_seed(1)
-        model, tokenizer = load_for_reward_training(policy)
-        train_scores(model, tokenizer, rows, RecordingStage(tmp_path / name), Training(batch=8, epochs=1.0))
+        model, _ = load_for_reward_training(policy)
+        train_scores(model, rows, RecordingStage(tmp_path / name), Training(batch=8, epochs=1.0))
         found.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
 
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
@@ -109,8 +109,8 @@ def test_an_interrupted_reward_stage_ends_with_the_same_weights(policy, tmp_path
 
     def run(stage):
         torch.manual_seed(1)
-        model, tokenizer = load_for_reward_training(policy, LoRA(rank=2))
-        train_scores(model, tokenizer, pairs, stage, Training())
+        model, _ = load_for_reward_training(policy, LoRA(rank=2))
+        train_scores(model, pairs, stage, Training())
         return digest(model)
 
     whole = run(RecordingStage(tmp_path / "whole"))
@@ -192,13 +192,13 @@ def test_a_signal_at_the_last_step_is_no_reason_to_leave(policy, stage):
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(policy, stage):
-    model, tokenizer = load_policy(policy)
+    model, _ = load_policy(policy)
     with torch.no_grad():
         model.lm_head.weight[5, 5] = torch.inf
     before = model.model.norm.weight.clone()
 
     with pytest.raises(NotFiniteError) as caught:
-        train_language_model(model, tokenizer, even(8), stage, Training())
+        train_language_model(model, even(8), stage, Training())
 
     assert torch.equal(model.model.norm.weight, before)
     assert str(caught.value) == (
