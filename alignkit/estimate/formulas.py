@@ -188,7 +188,8 @@ def packed(needs: PackedNeeds, job: Job) -> Need:
     facts, sizes, sides = job.facts, job.policy, 2 if needs.scores else 1
     each = facts.prompt + sides * facts.answer
     learnt = 0.0 if needs.scores else facts.answer or facts.prompt
-    largest = max(min(packing.TOKENS_IN_A_PACK, needs.batch * each, facts.rows * each), facts.longest)
+    longest = sides * facts.longest
+    largest = max(min(packing.TOKENS_IN_A_PACK, min(needs.batch, facts.rows) * longest), longest)
     steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
     tokens = needs.epochs * facts.rows * each
     passes = max(steps, tokens / packing.TOKENS_IN_A_PACK)

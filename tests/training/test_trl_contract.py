@@ -1,6 +1,5 @@
 """What we rely on in TRL and transformers: a release that changes it fails here, not in somebody's model."""
 
-import copy
 import math
 import socket
 
@@ -159,27 +158,6 @@ def test_we_count_what_reward_trainer_would_drop(policy, tmp_path):
     _, lengths = preferences(PAIRS, tokenizer, 8)
 
     assert len(theirs) == len(PAIRS) - lengths.dropped == 2
-
-
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
-def test_a_trained_model_carries_no_patch_of_its_trainer(policy, stage, lora):
-    model, _ = load_policy(policy, lora=lora)
-
-    train_language_model(model, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
-
-    assert [name for name, module in model.named_modules() if "forward" in vars(module)] == []
-
-
-def test_a_copy_of_a_trained_model_runs_its_own_weights(policy, stage):
-    model, _ = load_policy(policy)
-    train_language_model(model, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
-    rows = torch.tensor([[5, 6, 7]])
-
-    other = copy.deepcopy(model)
-    torch.nn.init.zeros_(other.lm_head.weight)
-
-    assert other(rows).logits.abs().max() == 0
-    assert model(rows).logits.abs().max() > 0
 
 
 def test_a_trained_model_is_in_evaluation_mode_without_gradients(policy, stage):
