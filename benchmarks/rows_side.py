@@ -89,7 +89,7 @@ def ours(told: dict[str, Any], model: Any, folder: Path) -> tuple[list[float], f
     )
     stage = RecordingStage(folder, seed=told["seed"])
     if told["method"] == "reward":
-        pairs = [TokenPair(*row, {}) for row in told["rows"]]
+        pairs = [TokenPair(chosen, rejected, {}) for chosen, rejected in told["rows"]]
         train = partial(train_scores, model, pairs)
     else:
         rows = [LabelledTokens(*row) for row in told["rows"]]

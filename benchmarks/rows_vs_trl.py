@@ -95,6 +95,7 @@ def read_rows(words: argparse.Namespace, model: Path) -> list[list[list[int]]]:
     with opened(words.data, "rt", encoding="utf-8") as lines:
         given = [{name: as_text(value) for name, value in json.loads(line).items()} for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(model)
+    found: list[list[list[int]]]
     if words.method == "clm":
         found = [[*row] for row in blocks(given, tokenizer, words.longest)]
     elif words.method == "sft":
@@ -114,7 +115,8 @@ def as_text(value: Any) -> str:
 def best(words: argparse.Namespace, model: Path, rows: Sequence[Any], folder: Path) -> tuple[int, str]:
     """Find how TRL should take its rows: small batches are padded less, large ones need fewer passes."""
     seconds: dict[tuple[int, str], float] = {}
-    for strategy in ("sequential", "group_by_length"):
+    grouped = ["group_by_length"] if words.method == "sft" else []  # blocks are of one length, and pairs it cannot group
+    for strategy in ("sequential", *grouped):
         for micro in (size for size in (1, 4, 16) if words.batch % size == 0):
             words.micro, words.strategy = micro, strategy
             job = told(words, model, rows[: TRIED * words.batch])

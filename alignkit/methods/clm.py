@@ -21,7 +21,7 @@ from alignkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import LabelledTokens
+    from alignkit.training.encoding import Encoding, LabelledTokens
 
 
 class CLMSettings(TrainingSettings):
@@ -37,15 +37,16 @@ class CLMSettings(TrainingSettings):
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions
-    from alignkit.training.encoding import fitting_length
+    from alignkit.training.encoded import encode_once
+    from alignkit.training.encoding import collected, fitting_length
     from alignkit.training.likelihood import train_language_model
     from alignkit.training.measures import perplexity, tell_perplexity
     from alignkit.training.models import load_policy
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
-    train = blocks(corpus.train(), tokenizer, size)
-    held_out = blocks(islice(corpus.held_out(), settings.measured), tokenizer, size)
+    train = encode_once(stage, corpus, tokenizer, lambda: blocks(corpus.train(), tokenizer, size), "train", size)
+    held_out, _ = collected(blocks(islice(corpus.held_out(), settings.measured), tokenizer, size))
     if not train:
         raise DataError("there is no text to learn from", remedy="check the source and its held_out")
 
@@ -61,12 +62,13 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
 def blocks(
     rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
-) -> "list[LabelledTokens]":
+) -> "Encoding[LabelledTokens]":
     """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
-    from alignkit.training.encoding import LabelledTokens, documents, pack
+    from alignkit.training.encoding import LabelledTokens, LengthReport, documents, pack
 
     encoded = documents((row["text"] for row in rows), tokenizer)
-    return [LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1]
+    yield from (LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1)
+    return LengthReport(size)
 
 
 @hookimpl
