@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from alignkit.contract.needs import (
         EvaluationNeeds as EvaluationNeeds,
         Needs as Needs,
+        PackedNeeds as PackedNeeds,
         PairNeeds as PairNeeds,
         RowNeeds as RowNeeds,
         SamplingNeeds as SamplingNeeds,
         TrainerNeeds as TrainerNeeds,
         group_needs as group_needs,
+        packed_needs as packed_needs,
         pair_needs as pair_needs,
         sampling_needs as sampling_needs,
         trainer_needs as trainer_needs,
@@ -102,8 +104,8 @@ _FROM = {
     ),
     "alignkit.contract.method": "Method method",
     "alignkit.contract.needs": (
-        "EvaluationNeeds Needs PairNeeds RowNeeds SamplingNeeds TrainerNeeds group_needs pair_needs "
-        "sampling_needs trainer_needs"
+        "EvaluationNeeds Needs PackedNeeds PairNeeds RowNeeds SamplingNeeds TrainerNeeds group_needs "
+        "packed_needs pair_needs sampling_needs trainer_needs"
     ),
     "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
     "alignkit.contract.row_settings": "RowSettings TrainingSettings",

@@ -48,16 +48,22 @@ class RowNeeds(Needs):
 class TrainerNeeds(RowNeeds):
     """Padded rows through a trainer of TRL or transformers (`run_trainer`)."""
 
-    scores: bool = False
-    """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
-    shown: int = 0
-    """Held-out prompts that are answered at the end."""
     rows_at_once: int | None = None
     """Rows in a pass; None: as many as `trainer_options` chooses."""
     reads: float = 0.0
     """How often each row is read besides, by the policy and by its start."""
     apart: bool = False
     """The two answers of a pair are two rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedNeeds(RowNeeds):
+    """Rows through `train_rows`, packed."""
+
+    scores: bool = False
+    """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
+    shown: int = 0
+    """Held-out prompts that are answered at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,15 @@ class EvaluationNeeds(Needs):
 def trainer_needs(settings: TrainingSettings) -> TrainerNeeds:
     """Return what `run_trainer` will do with a method's rows, with its own rows in a pass."""
     return TrainerNeeds(
+        batch=settings.batch,
+        epochs=settings.epochs,
+        **_common(settings),
+    )
+
+
+def packed_needs(settings: TrainingSettings) -> PackedNeeds:
+    """Return what `train_rows` will do where it packs a method's rows."""
+    return PackedNeeds(
         batch=settings.batch,
         epochs=settings.epochs,
         **_common(settings),

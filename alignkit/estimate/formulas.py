@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from alignkit.contract.needs import EvaluationNeeds, Needs, PairNeeds, SamplingNeeds, TrainerNeeds
+from alignkit.contract.needs import EvaluationNeeds, Needs, PackedNeeds, PairNeeds, SamplingNeeds, TrainerNeeds
 from alignkit.errors import PluginError
 from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
@@ -158,38 +158,53 @@ def estimated(needs: Needs, job: Job) -> Need:
 
 @estimated.register
 def through_trainer(needs: TrainerNeeds, job: Job) -> Need:
-    """Padded rows through TRL's trainer; a few held-out prompts may be answered at the end."""
-    facts, sides = job.facts, 2 if needs.scores else 1
-    need = _through_trainer(needs, job, sides * facts.longest, sides * (facts.prompt + facts.answer))
-    seconds = need.seconds + job.sampling(min(needs.shown, facts.held_out), facts.prompt, SHOWN_TOKENS)
+    """Padded rows through TRL's trainer, each read besides by the policy and by its start."""
+    facts, sizes = job.facts, job.policy
+    mean = facts.prompt + facts.answer
+    tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
+    micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(facts.longest), tokens_in_a_pass)
+    steps = math.ceil(needs.epochs * facts.rows / needs.batch)
+    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
+    parts = _training(job, held, Pass(min(micro, facts.rows) * facts.longest, TRL_TABLES), trainer=True)
+    tokens, passes = needs.epochs * facts.rows * mean, steps * needs.batch / micro
+    measured = min(facts.held_out, needs.measured) * mean
+    stepping = job.body(tokens, passes, learn=True) + job.head(tokens, learn=True) + _stepping(sizes.trained, steps)
+    once = TRL_START + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
+    once += job.head(2 * measured, learn=False)
+    need = _need(job, parts, Times(stepping, once, steps), [sizes])
     if not needs.reads:
-        return replace(need, seconds=seconds)
+        return need
     rows = facts.rows * max(1.0, needs.epochs)
-    tokens, passes = rows * (facts.prompt + facts.answer), rows / (needs.rows_at_once or 1)
+    tokens, passes = rows * mean, rows / (needs.rows_at_once or 1)
     more = job.body(needs.reads * tokens, needs.reads * passes, learn=False)
     more += job.head(needs.reads * tokens, learn=False)
-    start = {"the start": 4.0 * job.policy.weights} if job.lora else {}
-    return replace(need, parts={**need.parts, **start}, seconds=seconds + READS_START + more)
+    start = {"the start": 4.0 * sizes.weights} if job.lora else {}
+    return replace(need, parts={**parts, **start}, seconds=need.seconds + READS_START + more)
 
 
-def _through_trainer(needs: TrainerNeeds, job: Job, longest: float, mean: float) -> Need:
-    facts, sizes, logits = job.facts, job.policy, not needs.scores
-    tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
-    micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(longest), tokens_in_a_pass)
-    steps = math.ceil(needs.epochs * facts.rows / needs.batch)
-    largest = min(micro, facts.rows) * longest
-    tables = TRL_TABLES if logits else 0.0
+@estimated.register
+def packed(needs: PackedNeeds, job: Job) -> Need:
+    """`train_rows` of packed rows, measured before and after; a few held-out prompts may be answered at the end."""
+    facts, sizes, sides = job.facts, job.policy, 2 if needs.scores else 1
+    each = facts.prompt + sides * facts.answer
+    learnt = 0.0 if needs.scores else facts.answer or facts.prompt
+    longest = sides * facts.longest
+    largest = max(min(packing.TOKENS_IN_A_PACK, min(needs.batch, facts.rows) * longest), longest)
+    steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
+    tokens = needs.epochs * facts.rows * each
+    passes = max(steps, tokens / packing.TOKENS_IN_A_PACK)
     held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
-    parts = _training(job, held, Pass(largest, tables), trainer=True)
-    tokens = needs.epochs * facts.rows * mean
-    passes = steps * needs.batch / micro
-    measured = min(facts.held_out, needs.measured) * mean
+    parts = _training(job, held, Pass(largest))
+    measured = min(facts.held_out, needs.measured) * (sides * facts.prompt + sides * facts.answer)
     stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)
-    once = TRL_START + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
-    if logits:
-        stepping += job.head(tokens, learn=True)
+    once = job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
+    if learnt:
+        parts["logits"] = _kept_logits(sizes, learnt / each * largest)
+        stepping += job.head(tokens * learnt / each, learn=True)
         once += job.head(2 * measured, learn=False)
-    return _need(job, parts, Times(stepping, once, steps), [sizes])
+    need = _need(job, parts, Times(stepping, once, steps), [sizes])
+    shown = job.sampling(min(needs.shown, facts.held_out), facts.prompt, SHOWN_TOKENS)
+    return replace(need, seconds=need.seconds + shown)
 
 
 @estimated.register

@@ -6,33 +6,38 @@ taken, so that what would end a stage after its training is met here.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignkit.contract.needs import Needs, PairNeeds, SamplingNeeds, TrainerNeeds
-from alignkit.contract.settings import LoRA, Optimisation, Precision
+from alignkit.contract.needs import Needs, PackedNeeds, PairNeeds, SamplingNeeds, TrainerNeeds
+from alignkit.contract.row_settings import TrainingSettings
+from alignkit.contract.settings import LoRA
 from alignkit.contract.stage import Stage
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
 from alignkit.training.adapters import weights_with
 from alignkit.training.configs import check_causal
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.layouts import no_shared_body
+from alignkit.training.likelihood import train_language_model
 from alignkit.training.miniature import miniature
 from alignkit.training.models import Task, adapted_model, score_head
 from alignkit.training.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
+from alignkit.training.pair_scores import train_scores
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.scorer import made_scorer, scorer_for
-from alignkit.training.trainers import train_language_model, train_scores, trl_makes_its_logits
+from alignkit.training.trainers import trl_makes_its_logits
 from alignkit.training.trunk import Trunk
 from alignkit.training.ways import Ways, form_by, ways_of_config
 
 LENGTH = 41
 """Tokens of a row that a step is taken on: more than a miniature's windows and chunks have, and no multiple of them."""
+TRYING = TrainingSettings(learning_rate=1e-3, batch=2, precision="fp32")
+"""The settings of a step that is only tried."""
 STIRRED = 0.02
 """Standard deviation of the weights of an adapter that is merged for a try."""
 
@@ -42,7 +47,7 @@ class Uses:
     """What a stage does with its policy."""
 
     trains: Literal["language model", "score"] | None = None
-    """By a trainer of TRL."""
+    """By `train_language_model` or `train_scores`."""
     reads: bool = False
     """Log-probabilities of answers are read by passes of ours."""
     learns: bool = False
@@ -57,9 +62,9 @@ class Uses:
 
     @classmethod
     def of(cls, needs: Needs | None) -> "Uses":
-        if isinstance(needs, TrainerNeeds) and needs.reads:
-            return cls(reads=True, learns=True, head=True, lora=needs.lora)
         if isinstance(needs, TrainerNeeds):
+            return cls(reads=True, learns=True, head=True, lora=needs.lora)
+        if isinstance(needs, PackedNeeds):
             return cls("score" if needs.scores else "language model", lora=needs.lora)
         if isinstance(needs, PairNeeds):
             return cls(reads=True, learns=True, lora=needs.lora)
@@ -80,15 +85,15 @@ class Trial:
 _known: dict[str, Trial] = {}
 
 
-def tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: Path) -> Trial:
+def tried(config: Any, uses: Uses, where: Path) -> Trial:
     """Try a stage on a miniature of a model, once for each config; `where` is its folder, for messages."""
     key = f"{where} {config.to_json_string()} {uses}"
     if key not in _known:
-        _known[key] = _tried(config, tokenizer, uses, where)
+        _known[key] = _tried(config, uses, where)
     return _known[key]
 
 
-def _tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: Path) -> Trial:
+def _tried(config: Any, uses: Uses, where: Path) -> Trial:
     try:
         check_causal(config, where)
     except DataError as error:
@@ -98,7 +103,7 @@ def _tried(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, where: P
         problem = f"of the architecture {config.model_type!r} no small model can be made, so nothing of it is tried"
         return Trial(remarks=(Problem(problem, str(where), "--smoke tries every stage on the model itself"),))
     problems: list[Problem] = []
-    for attempt in _attempts(config, tokenizer, uses, ways):
+    for attempt in _attempts(config, uses, ways):
         try:
             attempt()
         except AlignkitError as error:
@@ -114,15 +119,15 @@ def _fails(config: Any, error: BaseException) -> Problem:
     return Problem(f"{problem} ({type(error).__name__}: {lines[0]})", remedy="take another method or another model")
 
 
-def _attempts(config: Any, tokenizer: PreTrainedTokenizerBase, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
+def _attempts(config: Any, uses: Uses, ways: Ways) -> Iterator[Callable[[], None]]:
     """Yield what is tried, each with a miniature of its own."""
     yield lambda: _saved_and_opened(_small(config), AutoModelForCausalLM)
     if uses.trains == "language model":
-        yield lambda: _teach(_adapted(_small(config), uses), tokenizer)
+        yield lambda: _teach(_adapted(_small(config), uses))
     if uses.trains == "score" or uses.critic == "separate":
         yield lambda: _check_score(_scorer(config))
     if uses.trains == "score":
-        yield lambda: _teach_scores(_adapted(_scorer(config), uses, "SEQ_CLS"), tokenizer)
+        yield lambda: _teach_scores(_adapted(_scorer(config), uses, "SEQ_CLS"))
         yield lambda: _saved_and_opened(_scorer(config), scorer_for(config))
     if uses.learns:
         yield lambda: _learns(_adapted(_small(config), uses), ways)
@@ -154,18 +159,18 @@ def _check_score(scorer: PreTrainedModel) -> None:
     score_head(scorer)
 
 
-def _teach(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _teach(model: Any) -> None:
     """Take a step as `sft` and `clm` do."""
     ids = list(range(3, 3 + LENGTH))
     with TemporaryDirectory() as folder:
-        train_language_model(model, tokenizer, [LabelledTokens(ids, ids)] * 2, _trying(Path(folder)), _Training())
+        train_language_model(model, [LabelledTokens(ids, ids)] * 2, _trying(Path(folder)), TRYING)
 
 
-def _teach_scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _teach_scores(model: Any) -> None:
     """Take a step as `reward` does."""
     ids = list(range(3, 3 + LENGTH))
     with TemporaryDirectory() as folder:
-        train_scores(model, tokenizer, [TokenPair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), _Training())
+        train_scores(model, [TokenPair(ids, ids[::-1], {})] * 2, _trying(Path(folder)), TRYING)
 
 
 def _learns(model: Any, ways: Ways) -> None:
@@ -235,17 +240,6 @@ def _slower(config: Any, uses: Uses, ways: Ways, where: Path) -> Iterator[Proble
     if found:
         problem = f"a model of the architecture {config.model_type!r} is exact in slower ways only: {'; '.join(found)}"
         yield Problem(problem, str(where), "nothing need be done: the result is the same, it takes longer")
-
-
-@dataclass(frozen=True)
-class _Training:
-    """The settings of a step that is only tried."""
-
-    learning_rate: float | None = 1e-3
-    batch: int = 2
-    epochs: float = 1.0
-    precision: Precision = "fp32"
-    optimisation: Optimisation = field(default_factory=Optimisation)
 
 
 def _trying(folder: Path) -> Stage:

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Text
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import trainer_needs
+from alignkit.contract.needs import packed_needs
 from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
@@ -21,7 +21,7 @@ from alignkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import LabelledTokens
+    from alignkit.training.encoding import Encoding, LabelledTokens
 
 
 class CLMSettings(TrainingSettings):
@@ -33,24 +33,25 @@ class CLMSettings(TrainingSettings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", needs=trainer_needs, results=("perplexity",))
+@method("clm", needs=packed_needs, results=("perplexity",))
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions
-    from alignkit.training.encoding import fitting_length
+    from alignkit.training.encoded import encode_once
+    from alignkit.training.encoding import collected, fitting_length
+    from alignkit.training.likelihood import train_language_model
     from alignkit.training.measures import perplexity, tell_perplexity
     from alignkit.training.models import load_policy
-    from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
-    train = blocks(corpus.train(), tokenizer, size)
-    held_out = blocks(islice(corpus.held_out(), settings.measured), tokenizer, size)
+    train = encode_once(stage, corpus, tokenizer, lambda: blocks(corpus.train(), tokenizer, size), "train", size)
+    held_out, _ = collected(blocks(islice(corpus.held_out(), settings.measured), tokenizer, size))
     if not train:
         raise DataError("there is no text to learn from", remedy="check the source and its held_out")
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
-    train_language_model(model, tokenizer, train, stage, settings)
+    train_language_model(model, train, stage, settings)
     made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
@@ -61,12 +62,13 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
 def blocks(
     rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
-) -> "list[LabelledTokens]":
+) -> "Encoding[LabelledTokens]":
     """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
-    from alignkit.training.encoding import LabelledTokens, documents, pack
+    from alignkit.training.encoding import LabelledTokens, LengthReport, documents, pack
 
     encoded = documents((row["text"] for row in rows), tokenizer)
-    return [LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1]
+    yield from (LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1)
+    return LengthReport(size)
 
 
 @hookimpl

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Preferences, RewardModel
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import TrainerNeeds, trainer_needs
+from alignkit.contract.needs import PackedNeeds, packed_needs
 from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
@@ -25,8 +25,8 @@ from alignkit.contract.stage import Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from alignkit.training.answers import Model
     from alignkit.training.encoding import TokenPair
-    from alignkit.training.trainers import Model
 
 ENOUGH = 32
 """So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""
@@ -43,9 +43,9 @@ class RewardSettings(TrainingSettings):
     """Held-out pairs that are shown with their scores."""
 
 
-def needs(settings: RewardSettings) -> TrainerNeeds:
-    """Return what the trainer will do with pairs."""
-    return replace(trainer_needs(settings), max_lost=settings.max_lost, scores=True)
+def needs(settings: RewardSettings) -> PackedNeeds:
+    """Return what the loop will do with pairs."""
+    return replace(packed_needs(settings), max_lost=settings.max_lost, scores=True)
 
 
 @method("reward", needs=needs, results=("accuracy",))
@@ -54,7 +54,7 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     from alignkit.training.configs import positions
     from alignkit.training.encoding import fitting_length, preferences, report
     from alignkit.training.models import load_for_reward_training
-    from alignkit.training.trainers import train_scores
+    from alignkit.training.pair_scores import train_scores
 
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
     limit = fitting_length(positions(model), settings.max_length)
@@ -63,7 +63,7 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     held_out, _ = preferences(islice(pairs.held_out(), settings.measured), tokenizer, limit)
 
     before = accuracy(scored(model, tokenizer, held_out, settings.precision))
-    train_scores(model, tokenizer, train, stage, settings, settings.centering)
+    train_scores(model, train, stage, settings, settings.centering)
     scores = scored(model, tokenizer, held_out, settings.precision)
     enough = (
         scores if len(held_out) >= ENOUGH else scored(model, tokenizer, train[: settings.measured], settings.precision)

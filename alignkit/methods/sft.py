@@ -15,14 +15,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Demonstrations, Policy
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import TrainerNeeds, trainer_needs
+from alignkit.contract.needs import PackedNeeds, packed_needs
 from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.trainers import Model
+    from alignkit.training.answers import Model
 
 
 class SFTSettings(TrainingSettings):
@@ -42,31 +42,38 @@ class SFTSettings(TrainingSettings):
     """Answers to held-out prompts that are shown beside the demonstrated ones."""
 
 
-def needs(settings: SFTSettings) -> TrainerNeeds:
-    """Return what the trainer will do with demonstrations."""
-    return replace(trainer_needs(settings), max_lost=settings.max_lost, learn=settings.learn, shown=settings.samples)
+def needs(settings: SFTSettings) -> PackedNeeds:
+    """Return what the loop will do with demonstrations."""
+    return replace(packed_needs(settings), max_lost=settings.max_lost, learn=settings.learn, shown=settings.samples)
 
 
 @method("sft", needs=needs, results=("perplexity",))
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.training.configs import positions
-    from alignkit.training.encoding import demonstrations, fitting_length, report
-    from alignkit.training.lengths import answer_limit, learnt_runs
+    from alignkit.training.encoded import encode_once
+    from alignkit.training.encoding import demonstrations, encode_demonstrations, fitting_length, report
+    from alignkit.training.lengths import answer_limit, learnt_runs, sample_of
+    from alignkit.training.likelihood import train_language_model
     from alignkit.training.measures import perplexity, tell_perplexity
     from alignkit.training.models import load_policy
-    from alignkit.training.trainers import train_language_model
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     limit = fitting_length(positions(model), settings.max_length)
-    train, lengths = demonstrations(demos.train(), tokenizer, limit, settings.learn)
-    report(stage, "demonstrations", lengths, settings.max_lost)
+    train = encode_once(
+        stage,
+        demos,
+        tokenizer,
+        lambda: encode_demonstrations(demos.train(), tokenizer, limit, settings.learn),
+        *("train", limit, settings.learn),
+    )
+    report(stage, "demonstrations", train.lengths, settings.max_lost)
     aside = list(islice(demos.held_out(), settings.measured))
     held_out, _ = demonstrations(aside, tokenizer, limit, settings.learn)
 
     before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
-    train_language_model(model, tokenizer, train, stage, settings)
-    model.generation_config.max_new_tokens = answer_limit([max(learnt_runs([row])) for row in train])
+    train_language_model(model, train, stage, settings)
+    model.generation_config.max_new_tokens = answer_limit([max(learnt_runs([row])) for row in sample_of(train)])
     made = stage.save_policy(model, tokenizer)
     if held_out:
         tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision), len(held_out))

@@ -58,9 +58,14 @@ def summed_logprobs(
     return parallel.add_up(sums)
 
 
-def in_passes(model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
-    """Group rows into what goes through a model at once, those of equal prompts side by side where they share it."""
-    if form_of(model) == "packed":
+def in_passes(
+    model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], packed: bool | None = None
+) -> list[list[int]]:
+    """Group rows into what goes through a model at once, those of equal prompts side by side where they share it.
+
+    `packed` says whether they share one sequence; None: where their log-probabilities are read so.
+    """
+    if form_of(model) == "packed" if packed is None else packed:
         groups = by_prompt(prompts, answers, tokens_in_a_pass(model))
     else:
         size = rows_together(model) or rows_in_a_pass(model, prompts, answers)

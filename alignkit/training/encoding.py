@@ -4,9 +4,9 @@ Strings are taken as they stand, prompt and answer joined, and closed by the end
 by the tokenizer's template (`alignkit.training.templates`). Nothing is cut or left out without being counted.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,8 @@ from alignkit.training.templates import Chat, Learn, Tools
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
+ROWS_AT_ONCE, TEXTS_AT_ONCE = 1024, 64
+"""Rows, and texts of any length, that are encoded together."""
 NOT_LEARNT = -100
 """The label of a token that the loss leaves out, as torch has it."""
 
@@ -97,6 +99,21 @@ def at_same_place(row: Row, values: Mapping[str, Any]) -> Row:
     return row.with_values(values) if isinstance(row, Record) else values
 
 
+Encoding = Generator[T, None, LengthReport]
+"""Yields rows as tokens, one by one, and returns what the length limit did to them."""
+
+
+def collected(rows: Encoding[T]) -> tuple[list[T], LengthReport]:
+    """Return all rows, and what the length limit did to them."""
+    kept: list[T] = []
+    while True:
+        try:
+            kept.append(next(rows))
+        except StopIteration as end:
+            lengths: LengthReport = end.value
+            return kept, lengths
+
+
 def fitting(
     rows: Iterable[Row], limit: int, encode: Callable[[Row], T], size: Callable[[T], int]
 ) -> tuple[list[T], LengthReport]:
@@ -119,17 +136,49 @@ def demonstrations(
 
     A row longer than the limit loses its end, or is left out where none of its answer remains.
     """
-    kept, lengths = list[LabelledTokens](), LengthReport(limit)
-    for _, whole in encoded(rows, lambda row: demonstration(row, tokenizer, learn)):
+    return collected(encode_demonstrations(rows, tokenizer, limit, learn))
+
+
+def encode_demonstrations(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int, learn: Learn = "all"
+) -> Encoding[LabelledTokens]:
+    """Encode demonstrations as `demonstrations` does, one by one."""
+    lengths = LengthReport(limit)
+    for whole in _demonstrated(rows, tokenizer, learn):
         if whole is None:
             lengths = replace(lengths, refused=lengths.refused + 1)
             continue
         short = LabelledTokens(whole.ids[:limit], whole.labels[:limit])
-        fits = any(label != NOT_LEARNT for label in short.labels)
+        fits = short.labels.count(NOT_LEARNT) < len(short.labels)
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
-            kept.append(short)
-    return kept, lengths
+            yield short
+    return lengths
+
+
+def _demonstrated(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, learn: Learn
+) -> Iterator[LabelledTokens | None]:
+    """Encode demonstrations, texts many at once; None for one that is left out for what it is."""
+    for some in _several(rows, ROWS_AT_ONCE):
+        texts = [(row["prompt"], row["completion"]) for row in some if _is_text(row)]
+        joined = iter(_joined(texts, tokenizer))
+        for row in some:
+            if _is_text(row):
+                yield next(joined)
+            else:
+                yield from (found for _, found in encoded([row], lambda row: demonstration(row, tokenizer, learn)))
+
+
+def _several(rows: Iterable[T], count: int) -> Iterator[list[T]]:
+    """Yield so many rows at once."""
+    left = iter(rows)
+    while some := list(islice(left, count)):
+        yield some
+
+
+def _is_text(row: Row) -> bool:
+    return "messages" not in row and isinstance(row["prompt"], str) and isinstance(row["completion"], str)
 
 
 def preferences(
@@ -277,7 +326,7 @@ def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "
     """
     if chat := demonstrated(row, learn):
         return _chat(*chat, tokenizer, row.get("tools"))
-    return _joined(row["prompt"], row["completion"], tokenizer)
+    return _joined([(row["prompt"], row["completion"])], tokenizer)[0]
 
 
 def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
@@ -295,7 +344,7 @@ def answered(
     whatever its weight, and what stands before it belongs to the prompt.
     """
     if isinstance(prompt, str) and isinstance(answer, str):
-        return _joined(prompt, answer, tokenizer)
+        return _joined([(prompt, answer)], tokenizer)[0]
     return _chat(*with_answer(prompt, answer), tokenizer, tools)
 
 
@@ -334,13 +383,18 @@ def answered_text(
     return text[:start], text[start:]
 
 
-def _joined(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
-    asked = prompt_ids(tokenizer, prompt)
-    ids = _encode(tokenizer, prompt + answer)
-    if ids[: len(asked)] != asked:
-        ids = asked + _encode(tokenizer, answer, special=False)
-    ids = _ended(ids, tokenizer)
-    return LabelledTokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :])
+def _joined(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
+    """Encode prompts with their answers, both of them strings."""
+    prompts = _encode_all(tokenizer, [prompt for prompt, _ in texts])
+    wholes = _encode_all(tokenizer, [prompt + answer for prompt, answer in texts])
+    found = []
+    for (prompt, answer), alone, whole in zip(texts, prompts, wholes, strict=True):
+        asked = _asked(tokenizer, prompt, alone)
+        if whole[: len(asked)] != asked:
+            whole = asked + _encode(tokenizer, answer, special=False)
+        ids = _ended(whole, tokenizer)
+        found.append(LabelledTokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :]))
+    return found
 
 
 def _as_chat(text: str | Chat, role: str) -> Chat:
@@ -357,7 +411,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: To
     """
     if not isinstance(prompt, str):
         return text_ids(tokenizer, prompt_text(tokenizer, prompt, tools))
-    ids = _encode(tokenizer, prompt)
+    return _asked(tokenizer, prompt, _encode(tokenizer, prompt))
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int]) -> list[int]:
+    """Return the tokens of a prompt as a policy is asked with them."""
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]  # some tokenizers close every text
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -433,7 +491,14 @@ def _within(start: int, end: int, span: tuple[int, int]) -> bool:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
-    return list(cast("list[int]", tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]))
+    return _encode_all(tokenizer, [text], special=special)[0]
+
+
+def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    if not texts:
+        return []
+    found: Any = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+    return cast("list[list[int]]", found["input_ids"])
 
 
 def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -443,7 +508,9 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Encode raw texts, each closed by the end-of-sequence token."""
-    return (_ended(_encode(tokenizer, text), tokenizer) for text in texts)
+    for some in _several(texts, TEXTS_AT_ONCE):
+        for ids in _encode_all(tokenizer, some):
+            yield _ended(ids, tokenizer)
 
 
 def pack(documents: Iterable[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -456,12 +523,3 @@ def pack(documents: Iterable[Sequence[int]], size: int) -> Iterator[list[int]]:
             block = block[size:]
     if block:
         yield block
-
-
-def padding_share(lengths: Sequence[int], batch: int) -> float:
-    """Return which share of the batches would be padding, were the rows taken in this order."""
-    if not lengths:
-        return 0.0
-    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    slots = sum(max(group) * len(group) for group in groups)
-    return 1 - sum(lengths) / slots

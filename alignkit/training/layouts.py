@@ -26,9 +26,9 @@ from alignkit.training.packing import (
     Pack,
     by_prompt,
     chosen_logprobs,
+    chosen_tokens,
     head_of,
     hidden_before_answers,
-    logprobs_and_entropy,
 )
 from alignkit.training.rollouts import (
     Critic,
@@ -298,8 +298,8 @@ def _read_by_hidden(models: Models, rollout: Rollout) -> Reading:
 def _read_rows(models: Models, rows: Pack, below: Tensor | None) -> dict[str, Tensor]:
     """Return what each model makes of the answer tokens of these rows (m,)."""
     hidden = _hidden(models, rows, below)
-    found = logprobs_and_entropy(hidden, head_of(models.policy), rows.targets, models.temperature)
-    read = dict(zip(("logprobs", "entropy"), found, strict=True))
+    chosen = chosen_tokens(hidden, head_of(models.policy), rows.targets, models.temperature)
+    read = {"logprobs": chosen.logprobs, "entropy": chosen.entropy}
     if models.can_compare:
         start, theirs = head_of(models.reference or models.policy), _start_hidden(models, rows, below)
         read["reference"] = chosen_logprobs(theirs, start, rows.targets, models.temperature)

@@ -12,6 +12,8 @@ UNSET_ANSWER = 64
 """Tokens of an answer, at most, where neither settings nor rows say so."""
 SPARE = 1.25
 STEP, MOST = 16, 1024
+SAMPLE = 20_000
+"""Rows whose answers tell how long all are."""
 
 
 def answer_limit(lengths: Sequence[float]) -> int | None:
@@ -23,6 +25,11 @@ def answer_limit(lengths: Sequence[float]) -> int | None:
         return None
     covered = sorted(lengths)[math.ceil(COVERED * len(lengths)) - 1]
     return min(MOST, STEP * math.ceil(SPARE * covered / STEP))
+
+
+def sample_of(rows: Sequence[LabelledTokens]) -> Iterator[LabelledTokens]:
+    """Yield rows from everywhere among them, all where there are not many."""
+    return (rows[place] for place in range(0, len(rows), max(1, len(rows) // SAMPLE)))
 
 
 def learnt_runs(rows: Sequence[LabelledTokens]) -> Iterator[int]:

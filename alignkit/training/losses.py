@@ -298,6 +298,16 @@ def clipped_value_loss(
     )
 
 
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, centre: float = 0.0) -> Tensor:
+    """Compute the loss of each pair of scores, -log sigmoid(chosen - rejected); all (n,).
+
+    The likelihood of the preference under Bradley and Terry (1952). `centre` weighs the square of a pair's sum, a pull
+    of scores towards a mean of zero (Eisenstein et al. 2023, arXiv 2312.09244, section 3).
+    """
+    _same_shape(chosen, rejected)
+    return -torch.nn.functional.logsigmoid(chosen - rejected) + centre * (chosen + rejected).square()
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Return which share of the returns' variance under the mask the values explain: 1 is all, 0 or less nothing."""
     _same_shape(values, returns)

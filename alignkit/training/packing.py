@@ -104,6 +104,13 @@ class Pack:
         table = values.new_zeros(rows * width, *values.shape[1:])
         return table.index_copy(0, self.places, values).view(rows, width, *values.shape[1:])
 
+    def only(self, learnt: Sequence[bool]) -> "Pack":
+        """Return the same rows with those of their answer tokens alone that are marked (answer tokens,)."""
+        if all(learnt):
+            return self
+        kept = torch.tensor(learnt).nonzero().squeeze(1).to(self.before.device)
+        return replace(self, before=self.before[kept], targets=self.targets[kept], places=self.places[kept])
+
     def apart(self, states: Tensor) -> list[Tensor]:
         """Return each row its tokens' part (tokens of a row, d) of what stands for all of them (tokens, d)."""
         return [states[row[:length]] for row, length in zip(self.tokens, self.lengths, strict=True)]
@@ -364,23 +371,28 @@ def shaped(products: Tensor, scale: float, cap: float | None) -> Tensor:
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
-@torch.no_grad()
-def logprobs_and_entropy(
-    hidden: Tensor, head: OutputLayer, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Compute what `chosen_logprobs` does and the entropy of each distribution, both (m,), without gradient."""
-    found = []
-    for part in _chunks(hidden, head.weight):
-        logits = head.logits(hidden[part]).div_(temperature)
-        logprobs = logits.log_softmax(dim=-1)
-        chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
-        found.append(torch.stack([chosen, torch.special.entr(logprobs.exp()).sum(dim=-1)]))
-    chosen, entropy = torch.cat(found, dim=1).unbind()
-    return chosen, entropy
+class Chosen(NamedTuple):
+    """What a distribution says of the token that was chosen from it; all (m,), in fp32."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    """Of the whole distribution, without gradient; (0,), as what follows, where only the first was asked for."""
+    likeliest: Tensor
+    """1 where no token was more likely, else 0."""
 
 
 def chosen_logprobs(hidden: Tensor, head: OutputLayer, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d).
+    """Compute log softmax(head(hidden) / temperature) of one token each (m,), in fp32, from hidden states (m, d)."""
+    return _chosen(hidden, head, targets, _Shape(temperature, head.scale, head.cap, whole=False)).logprobs
+
+
+def chosen_tokens(hidden: Tensor, head: OutputLayer, targets: Tensor, temperature: float = 1.0) -> Chosen:
+    """Compute what softmax(head(hidden) / temperature) says of one token each, from hidden states (m, d)."""
+    return _chosen(hidden, head, targets, _Shape(temperature, head.scale, head.cap, whole=True))
+
+
+def _chosen(hidden: Tensor, head: OutputLayer, targets: Tensor, shape: "_Shape") -> Chosen:
+    """Compute what a distribution says of tokens.
 
     Logits exist for a few rows at a time only, and unless they are few are computed again for the gradient: the table
     (m, vocabulary) is what fills memory in training.
@@ -390,9 +402,9 @@ def chosen_logprobs(hidden: Tensor, head: OutputLayer, targets: Tensor, temperat
     if torch.is_autocast_enabled(hidden.device.type):
         kind = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(kind), weight.to(kind), bias if bias is None else bias.to(kind)
-    shape = _Shape(temperature, head.scale, head.cap)
-    logprobs: Tensor = _ChosenLogprobs.apply(hidden, weight, bias, targets, shape)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return logprobs
+    if not torch.is_grad_enabled():  # else what only a gradient needs would be computed all the same
+        hidden, weight, bias = hidden.detach(), weight.detach(), bias if bias is None else bias.detach()
+    return Chosen(*_ChosenLogprobs.apply(hidden, weight, bias, targets, shape))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class _Shape(NamedTuple):
@@ -401,6 +413,8 @@ class _Shape(NamedTuple):
     temperature: float
     scale: float
     cap: float | None
+    whole: bool
+    """All that `Chosen` has is computed; else the log-probabilities alone."""
 
     @property
     def slope(self) -> float:
@@ -418,6 +432,10 @@ class _Shape(NamedTuple):
         return None if self.cap is None else 1 - logits.mul(self.temperature / self.cap).square_()
 
 
+LOWEST = -1e30
+"""Takes the place of a log-probability of minus infinity, whose share of the entropy is 0 and not NaN."""
+
+
 class _ChosenLogprobs(torch.autograd.Function):
     """The log-probability of a chosen token, and its gradient: (chosen - softmax) / temperature for uncapped logits.
 
@@ -427,25 +445,30 @@ class _ChosenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: _Shape
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if wants_hidden and not any(wants_head) else None
         keeps = any(wants_head) and len(hidden) * len(weight) <= logits_kept(hidden.device)
-        found, pulls = [], []
+        found: list[Tensor] = []
+        pulls: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(hidden, weight):
                 logits = shape.logits(nn.functional.linear(hidden[part], weight, bias))
                 logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
-                found.append(logprobs.gather(-1, targets[part, None]).squeeze(-1))
+                chosen = logprobs.gather(-1, targets[part, None]).squeeze(-1)
+                found.append(torch.stack([chosen, *(_beside(logprobs, chosen) if shape.whole else ())]))
                 if slope is not None or keeps:
-                    one = torch.ones_like(found[-1])
-                    pulls.append(_pull(shape, logits, logprobs.exp_(), targets[part], one))
+                    bent, softmax = shape.bent(logits), logprobs.exp_()
+                    pulls.append(_pull(bent, softmax, targets[part], torch.ones_like(chosen)))
                 if slope is not None:
                     torch.mm(pulls.pop().to(weight.dtype), weight, out=slope[part])
         kept = [hidden, weight, bias, targets, *pulls] if any(wants_head) else [slope]
         ctx.save_for_backward(*kept)
         ctx.shape = shape
-        return torch.cat(found)
+        chosen, *beside = torch.cat(found, dim=1).unbind()
+        entropy, likeliest = beside or (chosen.new_empty(0), chosen.new_empty(0))
+        ctx.mark_non_differentiable(entropy, likeliest)
+        return chosen, entropy, likeliest
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -465,8 +488,8 @@ class _ChosenLogprobs(torch.autograd.Function):
                     pull = (pulls[number] * scale[part, None]).to(weight.dtype)
                 else:
                     logits = ctx.shape.logits(nn.functional.linear(hidden[part], weight, bias))
-                    softmax = logits.softmax(dim=-1, dtype=torch.float32)
-                    pull = _pull(ctx.shape, logits, softmax, targets[part], scale[part]).to(weight.dtype)
+                    bent, softmax = ctx.shape.bent(logits), logits.softmax(dim=-1, dtype=torch.float32)
+                    pull = _pull(bent, softmax, targets[part], scale[part]).to(weight.dtype)
                 if for_hidden is not None:
                     torch.mm(pull, weight, out=for_hidden[part])
                 if for_weight is not None and weight.dtype == torch.float32:
@@ -479,9 +502,14 @@ class _ChosenLogprobs(torch.autograd.Function):
         return for_hidden, _of_type(for_weight, kind), _of_type(for_bias, kind), None, None
 
 
-def _pull(shape: _Shape, logits: Tensor, softmax: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Compute scale * (chosen - softmax) for each row in the place of the softmax (m, vocabulary), bent by the cap."""
-    bent = shape.bent(logits)
+def _beside(logprobs: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the entropy of distributions (m, vocabulary), and whether no token was likelier than the chosen (m,)."""
+    entropy = -torch.linalg.vecdot(logprobs.exp(), logprobs.clamp_(min=LOWEST))
+    return entropy, (chosen >= logprobs.amax(dim=-1)).float()
+
+
+def _pull(bent: Tensor | None, softmax: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Compute scale * (chosen - softmax) for each row in the place of its softmax (m, vocabulary), bent by a cap."""
     pull = softmax.mul_(-scale[:, None]).scatter_add_(-1, targets[:, None], scale[:, None])
     return pull if bent is None else pull.mul_(bent)
 

@@ -154,7 +154,7 @@ def answer_logprobs(
     The distribution is the sampled one, softmax(logits / temperature). What stands behind an answer's end means
     nothing.
     """
-    logits, targets = _answer_logits(model, prompts, answers, temperature)
+    logits, targets = answer_logits(model, prompts, answers, temperature)
     return _chosen(logits, targets) - logits.logsumexp(dim=-1)
 
 
@@ -162,7 +162,7 @@ def answer_logprobs_and_entropy(
     model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
 ) -> Tensor:
     """Compute, beside each log-probability, the entropy of the distribution that it is from (n, t, 2)."""
-    logits, targets = _answer_logits(model, prompts, answers, temperature)
+    logits, targets = answer_logits(model, prompts, answers, temperature)
     normaliser = logits.logsumexp(dim=-1)
     logprobs = logits - normaliser[..., None]
     entropy = -torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * logprobs).sum(dim=-1)
@@ -242,8 +242,8 @@ class Critic(nn.Module):
         return beneath(self.model)
 
 
-def _answer_logits(
-    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float
+def answer_logits(
+    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Tokens], temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute the logits that each answer token was drawn from (n, t, v), over the temperature, and the tokens."""
     rows = padded(prompts, answers, model.device)

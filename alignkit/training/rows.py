@@ -7,21 +7,25 @@ accumulation over what fits into memory, clipping, the schedule, metrics, checkp
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Preferences, Ratings
-from alignkit.contract.row_settings import RowSettings
+from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
 from alignkit.training import encoding, parallel, sharding
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
-from alignkit.training.arithmetic import computing
+from alignkit.training.arithmetic import computing, device
 from alignkit.training.configs import positions
 from alignkit.training.encoding import LengthReport, Row
 from alignkit.training.rollouts import generator_for
@@ -45,6 +49,23 @@ LOGGED_STEPS = 300
 T = TypeVar("T")
 RowLoss = Callable[[Sequence[T]], tuple[Tensor, Mapping[str, Tensor]]]
 """Gives, with gradient, the loss of each of n rows (n,), and metrics of each (n,)."""
+Passes = Callable[[Sequence[T]], Sequence[Sequence[int]]]
+"""Groups rows into what goes through the model at once."""
+
+
+@dataclass(frozen=True)
+class Teaching(Generic[T]):
+    """How rows of a kind are learnt from."""
+
+    loss: RowLoss[T]
+    passes: Passes[T] | None = None
+    """None: rows go one by one."""
+    weigh: Callable[[T], int] | None = None
+    """What a row counts: the sums of losses and metrics over a step are divided by that of its rows. None: 1."""
+    tokens: Callable[[T], int] | None = None
+    """How many tokens of a row are read, for the figure `tokens_per_second`."""
+    dropout: bool = False
+    """It is on, as the model and its adapter have it."""
 
 
 class Answered(NamedTuple):
@@ -204,9 +225,9 @@ def train_rows(
     model: Model,
     rows: Sequence[T],
     loss: RowLoss[T],
-    settings: RowSettings,
+    settings: TrainingSettings,
     stage: Stage,
-    passes: Callable[[Sequence[T]], Sequence[Sequence[int]]] | None = None,
+    passes: Passes[T] | None = None,
     *,
     part: str = "",
 ) -> None:
@@ -219,10 +240,18 @@ def train_rows(
     them in the same order in every attempt: what is finished is then not learnt again. Several processes share the
     passes of a step. Raise StageError where a second loop has no name of its own.
     """
+    teach(model, rows, Teaching(loss, passes), settings, stage, part)
+
+
+def teach(
+    model: Model, rows: Sequence[T], teaching: Teaching[T], settings: TrainingSettings, stage: Stage, part: str = ""
+) -> None:
+    """Train a model on rows as `train_rows` says. Afterwards it has no gradients, and dropout is off."""
     parallel.check(stage)
     of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
     before = stage.begin_part(part, of)
-    learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
+    rate = settings.learning_rate or rate_for(model)
+    learner = make_learner(model.train(teaching.dropout), rate, settings.optimisation)
     done, timer = _go_on(stage, learner, part, before + of), CommitTimer()
     every = max(1, of // LOGGED_STEPS)
 
@@ -230,25 +259,54 @@ def train_rows(
         save_learners(folder, {"model": learner}, {"part": part, "before": before, "done": learner.steps})
 
     for step in range(done, of):
-        began = time.perf_counter()
         batch = [rows[row] for row in rows_of_step(len(rows), step, settings.batch, stage.seed, part)]
-        groups = passes(batch) if passes else [[row] for row in range(len(batch))]
         set_learning_rate(learner, step, of)
-        count = len(batch)
-
-        def objective(part: Sequence[T], count: int = count) -> tuple[Tensor, Mapping[str, Tensor]]:
-            with computing(settings.precision):
-                losses, metrics = loss(part)
-            return losses.sum() / count, {name: values.sum() / count for name, values in metrics.items()}
-
-        metrics = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
-        metrics |= {"learning_rate": learner.learning_rate, "rows_per_second": count / (time.perf_counter() - began)}
+        with _draws(stage.seed, part, step) if teaching.dropout else nullcontext():
+            metrics = _take_step(learner, batch, teaching, settings)
         if (step + 1) % every == 0 or step + 1 == of:
             stage.log(before + step + 1, before + of, metrics)
         commit_or_leave(stage, before + step + 1, write, timer)
     if part and (done < of or not parallel.agreed(_end_of(stage, part).is_file())):
         save_weights(learner, _end_of(stage, part))
         stage.commit(before + of, write)
+    model.eval().zero_grad(set_to_none=True)
+
+
+def _take_step(
+    learner: Learner, batch: Sequence[T], teaching: Teaching[T], settings: TrainingSettings
+) -> dict[str, float]:
+    """Take one step on a batch, and give its figures."""
+    began = time.perf_counter()
+    groups = teaching.passes(batch) if teaching.passes else [[row] for row in range(len(batch))]
+    weight = sum(map(teaching.weigh, batch)) if teaching.weigh else len(batch)
+
+    def objective(part: Sequence[T]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        with computing(settings.precision):
+            losses, metrics = teaching.loss(part)
+        return losses.sum() / weight, {name: values.sum() / weight for name, values in metrics.items()}
+
+    metrics = take_step(learner, [[batch[row] for row in group] for group in groups], objective)
+    seconds = time.perf_counter() - began
+    metrics |= {"learning_rate": learner.learning_rate, "rows_per_second": len(batch) / seconds}
+    return metrics | ({"tokens_per_second": sum(map(teaching.tokens, batch)) / seconds} if teaching.tokens else {})
+
+
+@contextmanager
+def _draws(seed: int, part: str, step: int) -> Iterator[None]:
+    """Let dropout draw random numbers that belong to a step, and to this process's share of it."""
+    here = device()
+    with torch.random.fork_rng(devices=[here] if here.type == "cuda" else []):
+        torch.manual_seed(generator_for(seed, part, "dropout", step, parallel.rank()).initial_seed())
+        yield
+
+
+def rate_for(model: Model) -> float:
+    """Return a peak learning rate by the model's size: 1e-3 for a million weights, 1e-4 for 100 million, 1e-5 for 10
+    billion, and ten times as much where an adapter learns. What people use for models of these sizes lies within a
+    factor of three of it.
+    """
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
+    return float((10.0 if isinstance(model, PeftModel) else 1.0) / math.sqrt(weights))
 
 
 def _go_on(stage: Stage, learner: Learner, part: str, end: int) -> int:
@@ -271,10 +329,14 @@ def rows_of_step(rows: int, step: int, batch: int, seed: int, part: str = "") ->
     """Return the rows of one step: each epoch is a shuffle of its own, and its last step may be short."""
     steps = math.ceil(rows / batch)
     epoch = (part, "epoch", step // steps) if part else ("epoch", step // steps)
-    shuffled = torch.randperm(rows, generator=generator_for(seed, *epoch))
     place = step % steps * batch
-    taken: list[int] = shuffled[place : place + batch].tolist()
+    taken: list[int] = _shuffled(rows, seed, *epoch)[place : place + batch].tolist()
     return taken
+
+
+@lru_cache(maxsize=1)
+def _shuffled(rows: int, seed: int, *epoch: int | str) -> Tensor:
+    return torch.randperm(rows, generator=generator_for(seed, *epoch))
 
 
 @torch.no_grad()

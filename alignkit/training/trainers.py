@@ -9,22 +9,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, Protocol, TypeAlias
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -32,17 +27,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.training import parallel, sharding
-from alignkit.training.arithmetic import arithmetic, device, padded
+from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import restore_configs
-from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair, padding_share
 from alignkit.training.models import without_deprecations
 from alignkit.training.packing import find_head
+from alignkit.training.rows import rate_for
 from alignkit.training.saving import without_patches
 from alignkit.training.step import CommitTimer
 
@@ -56,11 +50,6 @@ ACTIVATION_BYTES = 80
 ACTIVATIONS_ON_A_CPU = 2 * 2**30
 ACTIVATIONS_ON_A_GPU = 0.25
 """A share of its memory. It counts all of it, not what is free: the same job is cut in the same way each time."""
-
-GROUP_FROM = 0.15
-"""Rows of like length share a batch where random batches would be padding by this share or more."""
-POOL = 32
-"""Batches that are drawn together, before their rows are grouped by length."""
 
 NAMES = {
     "loss": "loss",
@@ -109,30 +98,6 @@ class Training(Protocol):
     def optimisation(self) -> Optimisation: ...
 
 
-def train_language_model(
-    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[LabelledTokens], stage: Stage, training: Training
-) -> None:
-    """Train on the labelled tokens, by the mean over all of a step's tokens."""
-    lengths = [len(row.ids) for row in rows]
-    data = Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
-    data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
-    options = trainer_options(model, stage, training, len(data), max(lengths))
-
-    def by_trl() -> Trainer:
-        # Lengths are dealt with already; as prepared as it is, nothing is left to be cut or dropped.
-        more = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        args = SFTConfig(**options, **more)
-        trainer: Trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-        return trainer
-
-    def by_own_logits() -> Trainer:
-        args = TrainingArguments(**options, include_num_input_tokens_seen="non_padding")
-        collated = partial(_padded_rows, pad=tokenizer.pad_token_id)
-        return Trainer(model, args, collated, data, processing_class=tokenizer, compute_loss_func=_mean_loss)
-
-    run_trainer(by_trl if trl_makes_its_logits(model) else by_own_logits, stage)
-
-
 def trl_makes_its_logits(model: Model) -> bool:
     """Return whether TRL's trainers, which make logits of the last hidden states themselves, make those of the model.
 
@@ -144,79 +109,6 @@ def trl_makes_its_logits(model: Model) -> bool:
         return False
     named = any(getattr(facts, name, None) is not None for name in TRL_FACTORS)
     return head.cap == getattr(facts, TRL_CAP, None) and (head.scale == 1.0 or named)
-
-
-def _padded_rows(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, Tensor]:
-    """Fill rows up on the right; all tables are (n, t)."""
-    ids, mask = padded([row["input_ids"] for row in rows], pad)
-    labels, _ = padded([row["labels"] for row in rows], NOT_LEARNT)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def _mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Compute the mean negative log-likelihood of a step's labels (n, t), by a model's own logits (n, t, v)."""
-    logits, targets = outputs["logits"][:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-    total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_LEARNT, reduction="sum")
-    return total / num_items_in_batch
-
-
-def train_scores(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[TokenPair],
-    stage: Stage,
-    training: Training,
-    centre: float = 0.0,
-) -> None:
-    """Train scores on pairs (Bradley-Terry); `centre` weighs the pull of their mean towards zero."""
-    lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    data = Dataset.from_dict({"chosen_ids": [p.chosen for p in pairs], "rejected_ids": [p.rejected for p in pairs]})
-    data = data.select(order_of_rows(lengths, training.batch, training.epochs, stage.seed))
-    options = trainer_options(model, stage, training, len(data), 2 * max(lengths))
-    options |= _in_equal_parts(options, len(data))
-
-    def make() -> Trainer:
-        args = RewardConfig(**options, max_length=None, center_rewards_coefficient=centre or None)
-        trainer: Trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-        return trainer
-
-    run_trainer(make, stage)
-
-
-def _in_equal_parts(options: Mapping[str, Any], rows: int) -> dict[str, int]:
-    """Part the batch so that the last, short one falls into equal parts or is one part, too.
-
-    Its loss is the mean of its parts' means: unequal ones would weigh rows by how many go through the model at once.
-    """
-    micro = int(options["per_device_train_batch_size"])
-    batch = micro * int(options["gradient_accumulation_steps"])
-    last = rows % batch
-    sizes = (size for size in range(micro, 0, -1) if batch % size == 0 and (last % size == 0 or last <= size))
-    size = next(sizes)
-    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size}
-
-
-def order_of_rows(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:
-    """Return the rows in the order in which they are learnt from, all epochs one behind the other.
-
-    Each epoch is shuffled anew, by the seed and its number alone: a trainer's own sampler draws from a random state
-    that a resumed stage does not have. Ragged rows are grouped by length within a pool of batches.
-    """
-    order: list[int] = []
-    for epoch in range(math.ceil(epochs)):
-        random = Random(f"{seed} {epoch}")  # noqa: S311  # shuffles rows, guards no secret
-        rows = random.sample(range(len(lengths)), len(lengths))
-        ragged = padding_share([lengths[row] for row in rows], batch) >= GROUP_FROM
-        order += _grouped(rows, lengths, batch, random) if ragged else rows
-    return order[: max(1, round(epochs * len(lengths)))]
-
-
-def _grouped(rows: Sequence[int], lengths: Sequence[int], batch: int, random: Random) -> list[int]:
-    """Sort pools of rows by length, cut them into batches, and shuffle those."""
-    pools = (sorted(rows[i : i + POOL * batch], key=lengths.__getitem__) for i in range(0, len(rows), POOL * batch))
-    batches = [pool[i : i + batch] for pool in pools for i in range(0, len(pool), batch)]
-    random.shuffle(batches)
-    return [row for group in batches for row in group]
 
 
 def trainer_options(model: Model, stage: Stage, training: Training, rows: int, longest: int) -> dict[str, Any]:
@@ -260,15 +152,6 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": cuda,
     }
-
-
-def rate_for(model: Model) -> float:
-    """Return a peak learning rate by the model's size: 1e-3 for a million weights, 1e-4 for 100 million, 1e-5 for 10
-    billion, and ten times as much where an adapter learns. What people use for models of these sizes lies within a
-    factor of three of it.
-    """
-    weights = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
-    return float((10.0 if isinstance(model, PeftModel) else 1.0) / math.sqrt(weights))
 
 
 def _checkpointing() -> str:

@@ -15,7 +15,6 @@ from alignkit.training.encoding import (
     documents,
     fitting_length,
     pack,
-    padding_share,
     parted,
     preferences,
     prompt_ids,
@@ -204,10 +203,6 @@ def test_a_length_beyond_the_model_is_refused():
         fitting_length(512, 600)
 
     assert str(caught.value) == "max_length: the model reads at most 512 tokens; set it to 512 or less"
-
-
-def test_padding_is_what_shorter_rows_leave_empty():
-    assert padding_share([1, 3, 2, 2], 2) == pytest.approx(0.2)
 
 
 def test_a_demonstration_is_parted_before_the_last_answer():

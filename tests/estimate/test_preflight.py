@@ -476,7 +476,7 @@ def test_a_stage_that_takes_longer_than_anybody_waits_is_refused(recipe: Callabl
 
 
 def test_a_batch_of_more_rows_than_there_are_is_estimated_at_once(recipe: Callable[..., Path]) -> None:
-    assert found_of(recipe("sft.batch = 1000000000000")).stages[0]["steps"] == 1
+    assert found_of(recipe("sft.batch = 1000000000000")).stages[0]["steps"] == 2, "one an epoch"
 
 
 def test_layers_that_no_model_has_are_refused_by_the_plan(recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.show.audit_lines import show_preview
 from alignkit.testing import RecordingStage, run_method, write_tiny_policy
-from alignkit.training import trainers
+from alignkit.training import likelihood
 from alignkit.training.tokenizers import PLAIN_TEMPLATE, open_tokenizer
 
 CHAT = [
@@ -82,7 +82,7 @@ FORMS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("learn", ["all", "last"])
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_shown_as_learnt_is_what_the_trainer_learns(
+def test_what_is_shown_as_learnt_is_what_is_learnt(
     tmp_path: Path, stage: RecordingStage, records: Any, monkeypatch: pytest.MonkeyPatch, form: str, learn: Any
 ) -> None:
     policy = write_tiny_policy(tmp_path / "model")
@@ -92,13 +92,10 @@ def test_what_is_shown_as_learnt_is_what_the_trainer_learns(
     given = records(Demonstrations, FORMS[form])
     trained: list[tuple[list[int], list[int]]] = []
 
-    def watched(make: Any, stage: Any) -> None:
-        for batch in make().get_train_dataloader():
-            for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-                kept = mask.bool()
-                trained.append((ids[kept].tolist(), labels[kept].tolist()))
+    def watched(model: Any, rows: Any, *_: Any) -> None:
+        trained.extend((row.ids, row.labels) for row in rows)
 
-    monkeypatch.setattr(trainers, "run_trainer", watched)
+    monkeypatch.setattr(likelihood, "teach", watched)
     run_method(sft, {"epochs": 1, "batch": 3, "precision": "fp32", "learn": learn}, stage, policy=policy, demos=given)
 
     expected = [tokens for row in FORMS[form] for _, tokens in sequences(Demonstrations, row, tokenizer, learn)]

@@ -28,7 +28,6 @@ from alignkit.methods.ppo import PPOSettings, ppo
 from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.training.miniature import miniature
-from alignkit.training.tokenizers import open_tokenizer
 
 FOLDER = Path("model")
 CONFIGS = {
@@ -55,11 +54,6 @@ USES = {
 }
 
 
-@pytest.fixture
-def tokenizer(tiny_policy):
-    return open_tokenizer(tiny_policy.path)
-
-
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_known", {})
@@ -67,64 +61,64 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("use", USES)
-def test_what_works_is_not_refused(config, use, tokenizer) -> None:
-    assert tried(CONFIGS[config](), tokenizer, USES[use], FOLDER).problems == ()
+def test_what_works_is_not_refused(config, use) -> None:
+    assert tried(CONFIGS[config](), USES[use], FOLDER).problems == ()
 
 
-def problems(config: PreTrainedConfig, use: str, tokenizer) -> list[str]:
-    return [str(problem) for problem in tried(config, tokenizer, USES[use], FOLDER).problems]
+def problems(config: PreTrainedConfig, use: str) -> list[str]:
+    return [str(problem) for problem in tried(config, USES[use], FOLDER).problems]
 
 
-def test_a_model_whose_tokens_see_what_follows_is_refused(tokenizer) -> None:
-    assert problems(BertConfig(), "dpo", tokenizer) == [
+def test_a_model_whose_tokens_see_what_follows_is_refused() -> None:
+    assert problems(BertConfig(), "dpo") == [
         "model: the model (bert) is no causal language model: its tokens see what follows them; give a decoder as "
         "policy; an encoder can score answers, as a reward"
     ]
 
 
-def test_an_architecture_without_a_causal_language_model_is_refused(tokenizer) -> None:
-    assert problems(T5Config(), "sft", tokenizer) == [
+def test_an_architecture_without_a_causal_language_model_is_refused() -> None:
+    assert problems(T5Config(), "sft") == [
         "model: transformers has no causal language model of the architecture 't5'; give a decoder as policy; an "
         "encoder can score answers, as a reward"
     ]
 
 
-def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(tokenizer) -> None:
-    assert problems(OpenAIGPTConfig(), "ppo, frozen", tokenizer) == [
+def test_a_layout_that_does_not_fit_is_refused_with_one_that_does() -> None:
+    assert problems(OpenAIGPTConfig(), "ppo, frozen") == [
         "trained_layers: an OpenAIGPTLMHeadModel cannot be cut into frozen and trained layers; let all weights learn"
     ]
-    assert problems(OpenAIGPTConfig(), "ppo", tokenizer) == []
-    assert problems(RobertaConfig(is_decoder=True), "ppo, shared", tokenizer) == [
+    assert problems(OpenAIGPTConfig(), "ppo") == []
+    assert problems(RobertaConfig(is_decoder=True), "ppo, shared") == [
         "the logits of a RobertaForCausalLM are not made by a linear layer, which a shared body needs; let all weights "
         "learn, and the critic have a body of its own"
     ]
 
 
-def test_a_layout_that_cuts_off_layers_from_keys_that_they_share_is_refused(tokenizer) -> None:
+def test_a_layout_that_cuts_off_layers_from_keys_that_they_share_is_refused() -> None:
     config = Gemma4TextConfig(num_hidden_layers=30, num_kv_shared_layers=20)
 
-    assert problems(config, "ppo, frozen", tokenizer) == [
+    assert problems(config, "ppo, frozen") == [
         "trained_layers: a Gemma4ForCausalLM cannot be cut into frozen and trained layers; let all weights learn"
     ]
-    assert problems(config, "ppo, shared", tokenizer) == []
+    assert problems(config, "ppo, shared") == []
 
 
-def test_what_fails_in_a_step_is_refused_by_its_reason(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_a_step_is_refused_by_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise AttributeError("it has no such thing\nand more")
 
     monkeypatch.setattr(trial, "train_language_model", broken)
 
-    assert problems(LlamaConfig(), "sft", tokenizer) == [
+    assert problems(LlamaConfig(), "sft") == [
         "a small model of the architecture 'llama' fails at what this stage does (AttributeError: it has no such "
         "thing); take another method or another model"
     ]
 
 
-def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_them(tokenizer) -> None:
+def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_them() -> None:
     config = RobertaConfig(is_decoder=True)
 
-    found = tried(config, tokenizer, Uses(reads=True, learns=True, head=True), FOLDER)
+    found = tried(config, Uses(reads=True, learns=True, head=True), FOLDER)
 
     assert [str(problem) for problem in found.problems] == [
         "the logits of a RobertaForCausalLM are not made as TRL's trainer makes them; take a method that compares "
@@ -132,9 +126,9 @@ def test_logits_that_a_trainer_would_make_otherwise_are_refused_where_it_makes_t
     ]
 
 
-def test_slower_ways_are_told_and_nothing_else(tokenizer) -> None:
+def test_slower_ways_are_told_and_nothing_else() -> None:
     told = {
-        name: [str(remark) for remark in tried(config, tokenizer, USES["grpo"], FOLDER).remarks]
+        name: [str(remark) for remark in tried(config, USES["grpo"], FOLDER).remarks]
         for name, config in {"llama": LlamaConfig(), "mamba": MambaConfig(), "rwkv": RwkvConfig()}.items()
     }
 
@@ -147,10 +141,10 @@ def test_slower_ways_are_told_and_nothing_else(tokenizer) -> None:
     }
 
 
-def test_an_architecture_that_cannot_be_made_small_is_told(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_that_cannot_be_made_small_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "ways_of_config", lambda config: None)
 
-    found = tried(LlamaConfig(), tokenizer, USES["sft"], FOLDER)
+    found = tried(LlamaConfig(), USES["sft"], FOLDER)
 
     assert [str(remark) for remark in found.remarks] == [
         "model: of the architecture 'llama' no small model can be made, so nothing of it is tried; --smoke tries every "
@@ -158,18 +152,18 @@ def test_an_architecture_that_cannot_be_made_small_is_told(tokenizer, monkeypatc
     ]
 
 
-def test_a_config_is_tried_once_for_each_use(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = tried(LlamaConfig(), tokenizer, USES["dpo"], FOLDER)
+def test_a_config_is_tried_once_for_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tried(LlamaConfig(), USES["dpo"], FOLDER)
     monkeypatch.setattr(trial, "miniature", lambda config: pytest.fail("it is made anew"))
 
-    assert tried(LlamaConfig(), tokenizer, USES["dpo"], FOLDER) is first
+    assert tried(LlamaConfig(), USES["dpo"], FOLDER) is first
     assert isinstance(first, Trial)
 
 
-def test_nothing_of_the_whole_model_is_made(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_whole_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(trial, "miniature", lambda config: made.append(miniature(config)) or made[-1])
 
-    tried(LlamaConfig(hidden_size=16_384, num_hidden_layers=126), tokenizer, USES["ppo, frozen"], FOLDER)
+    tried(LlamaConfig(hidden_size=16_384, num_hidden_layers=126), USES["ppo, frozen"], FOLDER)
 
     assert all(sum(weight.numel() for weight in model.parameters()) < 500_000 for model in made)

@@ -27,10 +27,10 @@ from alignkit.training.packing import (
     OutputLayer,
     by_prompt,
     chosen_logprobs,
+    chosen_tokens,
     find_head,
     head_of,
     hidden_before_answers,
-    logprobs_and_entropy,
     logprobs_of,
     pack,
     packs,
@@ -108,9 +108,9 @@ def test_the_entropy_is_that_of_padded_rows(model) -> None:
 
     assert packs(model)
     packed = pack(*rows())
-    found = logprobs_and_entropy(hidden_before_answers(model, packed), head_of(model), packed.targets, temperature=0.7)
+    found = chosen_tokens(hidden_before_answers(model, packed), head_of(model), packed.targets, temperature=0.7)
 
-    torch.testing.assert_close(torch.stack(found, dim=-1), expected[mask].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack(found[:2], dim=-1), expected[mask], rtol=0, atol=1e-5)
 
 
 def test_a_prompt_of_several_answers_is_computed_once() -> None:
@@ -211,10 +211,12 @@ def test_a_factor_and_a_soft_cap_of_logits_have_their_gradient(scale, cap, froze
 
     torch.testing.assert_close(found, straight)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), learnt), expected, rtol=1e-4, atol=1e-5)
-    again, entropy = logprobs_and_entropy(hidden, OutputLayer(head, scale, cap), targets, temperature=0.5)
+    with torch.no_grad():
+        again, entropy, likeliest = chosen_tokens(hidden, OutputLayer(head, scale, cap), targets, temperature=0.5)
     odds = (logits / 0.5).softmax(-1)
     torch.testing.assert_close(again, straight.detach())
     torch.testing.assert_close(entropy, -(odds * odds.log()).sum(-1).detach())
+    assert torch.equal(likeliest, (logits.argmax(-1) == targets).float())
 
 
 @pytest.mark.parametrize(

@@ -1,47 +1,43 @@
-"""A trainer driven as a stage: figures, checkpoints, exact resumption, and what is not finite."""
+"""A trainer of TRL driven as a stage: figures, checkpoints, exact resumption, and what is not finite."""
 
-import hashlib
+import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+from trl import SFTConfig, SFTTrainer
 
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.row_settings import TrainingSettings
+from alignkit.contract.settings import LoRA, Optimisation
 from alignkit.errors import NotFiniteError, RecipeError
 from alignkit.testing import Left, RecordingStage, write_tiny_policy
-from alignkit.training import trainers
-from alignkit.training.encoding import LabelledTokens, TokenPair
-from alignkit.training.models import load_for_reward_training, load_policy
-from alignkit.training.trainers import micro_batch, order_of_rows, train_language_model, train_scores
+from alignkit.training.models import load_policy
+from alignkit.training.trainers import micro_batch, run_trainer, trainer_options
 
-
-class Training(Settings):
-    learning_rate: float = 1e-3
-    batch: int = 4
-    epochs: float = 2.0
-    precision: Precision = "fp32"
-    optimisation: Optimisation = Optimisation()
+SETTINGS = TrainingSettings(learning_rate=1e-3, batch=4, epochs=2, precision="fp32", optimisation=Optimisation())
 
 
 def even(count):
-    rows = [[(i * 7 + j) % 300 + 3 for j in range(10)] for i in range(count)]
-    return [LabelledTokens(ids, ids) for ids in rows]
+    return [[(i * 7 + j) % 300 + 3 for j in range(10)] for i in range(count)] * 2
 
 
-def ragged(count):
-    rows = [[(i * 7 + j) % 300 + 3 for j in range(3 + i * 5 % 40)] for i in range(count)]
-    return [LabelledTokens(ids, ids) for ids in rows]
+def train(model, tokenizer, rows, stage):
+    """Let TRL's trainer for SFT learn rows once each, as they stand."""
+    options = trainer_options(model, stage, SETTINGS, len(rows), 10)
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
+
+    def make():
+        args = SFTConfig(**options, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+        return SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+
+    run_trainer(make, stage)
 
 
-def digest(model):
-    weights = b"".join(t.detach().float().numpy().tobytes() for t in model.state_dict().values())
-    return hashlib.sha256(weights).hexdigest()
-
-
-def trained(policy, stage, rows, training=None, lora=None):
+def trained(policy, stage, rows, lora=None):
     torch.manual_seed(1)
     model, tokenizer = load_policy(policy, lora=lora)
-    train_language_model(model, tokenizer, rows, stage, training or Training())
+    train(model, tokenizer, rows, stage)
     return model
 
 
@@ -59,102 +55,10 @@ def test_what_a_trainer_sets_in_a_config_is_taken_back(tmp_path):
     model, tokenizer = load_policy(tiny)
     before = model.config.to_dict(), model.generation_config.to_dict()
 
-    train_language_model(model, tokenizer, even(4), RecordingStage(tmp_path / "stage"), Training())
+    train(model, tokenizer, even(4), RecordingStage(tmp_path / "stage"))
 
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     assert before[0]["output_router_logits"] is False
-
-
-@pytest.mark.parametrize(
-    ("rows", "micro", "expected"),
-    [(16, 4, (4, 2)), (14, 4, (2, 4)), (11, 4, (4, 2)), (13, 4, (1, 8)), (6, 8, (8, 1)), (22, 2, (2, 4))],
-)
-def test_the_last_batch_falls_into_equal_parts(rows, micro, expected):
-    options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
-
-    found = trainers._in_equal_parts(options, rows)
-
-    assert tuple(found.values()) == expected
-
-
-def test_a_reward_model_does_not_depend_on_how_many_pairs_go_at_once(policy, tmp_path, monkeypatch):
-    rows = [TokenPair([5 + i, 6, 7, 8 + i], [9, 5 + i, 4], {}) for i in range(14)]
-    found = []
-    for name, tokens in (("whole", 10_000), ("parts", 35)):
-        monkeypatch.setattr(trainers, "tokens_in_a_pass", lambda layers, width, tokens=tokens: tokens)
-        torch.manual_seed(1)
-        model, tokenizer = load_for_reward_training(policy)
-        train_scores(model, tokenizer, rows, RecordingStage(tmp_path / name), Training(batch=8, epochs=1.0))
-        found.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
-
-    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [even(22), ragged(22)], ids=["random", "grouped by length"])
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2, dropout=0.1)], ids=["full", "lora"])
-@pytest.mark.parametrize("stop", [3, 8], ids=["in the first epoch", "in the second"])
-def test_an_interrupted_stage_ends_with_the_same_weights(policy, tmp_path, rows, lora, stop):
-    whole = digest(trained(policy, RecordingStage(tmp_path / "whole"), rows, lora=lora))
-
-    stage = RecordingStage(tmp_path / "parts", stop_at=stop)
-    with pytest.raises(Left):
-        trained(policy, stage, rows, lora=lora)
-    resumed = digest(trained(policy, stage.again(), rows, lora=lora))
-
-    assert resumed == whole
-
-
-def test_an_interrupted_reward_stage_ends_with_the_same_weights(policy, tmp_path):
-    pairs = [TokenPair(a.ids, b.ids, {}) for a, b in zip(ragged(22), even(22), strict=True)]
-
-    def run(stage):
-        torch.manual_seed(1)
-        model, tokenizer = load_for_reward_training(policy, LoRA(rank=2))
-        train_scores(model, tokenizer, pairs, stage, Training())
-        return digest(model)
-
-    whole = run(RecordingStage(tmp_path / "whole"))
-    stage = RecordingStage(tmp_path / "parts", stop_at=4)
-    with pytest.raises(Left):
-        run(stage)
-
-    assert run(stage.again()) == whole
-
-
-def test_the_same_seed_gives_the_same_weights(policy, tmp_path):
-    first, second = (digest(trained(policy, RecordingStage(tmp_path / name), ragged(9))) for name in "ab")
-
-    assert first == second
-
-
-def test_another_seed_gives_another_order(policy, tmp_path):
-    first, second = (digest(trained(policy, RecordingStage(tmp_path / str(s), seed=s), even(9))) for s in (1, 2))
-
-    assert first != second
-
-
-@pytest.mark.parametrize("rows", [even(16), ragged(16)], ids=["even", "ragged"])
-def test_accumulation_changes_nothing(policy, tmp_path, rows, monkeypatch):
-    whole = trained(policy, RecordingStage(tmp_path / "whole"), rows, Training(batch=8))
-    monkeypatch.setattr(trainers, "ACTIVATIONS_ON_A_CPU", 0)
-    parts = trained(policy, RecordingStage(tmp_path / "parts"), rows, Training(batch=8))
-
-    for name, weight in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], weight, rtol=0, atol=2e-5)
-
-
-def test_each_step_is_told_with_its_figures(policy, stage):
-    trained(policy, stage, even(8))
-
-    assert [(step, of) for step, of, _ in stage.logs] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert set(stage.logs[0][2]) == {
-        "loss",
-        "learning_rate",
-        "grad_norm",
-        "entropy",
-        "token_accuracy",
-        "tokens_per_second",
-    }
 
 
 def test_a_checkpoint_holds_no_pickled_arguments(policy, stage):
@@ -191,22 +95,6 @@ def test_a_signal_at_the_last_step_is_no_reason_to_leave(policy, stage):
     assert len(stage.logs) == 4
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(policy, stage):
-    model, tokenizer = load_policy(policy)
-    with torch.no_grad():
-        model.lm_head.weight[5, 5] = torch.inf
-    before = model.model.norm.weight.clone()
-
-    with pytest.raises(NotFiniteError) as caught:
-        train_language_model(model, tokenizer, even(8), stage, Training())
-
-    assert torch.equal(model.model.norm.weight, before)
-    assert str(caught.value) == (
-        "the gradient of optimiser step 1 is not a finite number; "
-        "lower the learning rate, or look for odd rows in the data"
-    )
-
-
 def test_a_batch_that_processes_cannot_share_is_refused(policy, stage):
     stage.world = 3
 
@@ -223,22 +111,68 @@ def test_a_batch_is_cut_into_equal_parts_that_fit(batch, longest, tokens, size):
     assert micro_batch(batch, longest, tokens) == size
 
 
-@pytest.mark.parametrize("lengths", [[5] * 30, [1 + i * 7 % 50 for i in range(30)]], ids=["even", "ragged"])
-def test_each_epoch_takes_every_row_once(lengths):
-    order = order_of_rows(lengths, 4, 2.0, 17)
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, dropout=0.1)], ids=["full", "lora"])
+def test_an_interrupted_stage_ends_with_the_same_weights(policy, tmp_path, lora):
+    whole = trained(policy, RecordingStage(tmp_path / "whole"), even(11), lora)
+    stage = RecordingStage(tmp_path / "parts", stop_at=3)
+    with pytest.raises(Left):
+        trained(policy, stage, even(11), lora)
 
-    assert sorted(order[:30]) == sorted(order[30:]) == list(range(30))
-    assert order[:30] != order[30:]
+    resumed = trained(policy, stage.again(), even(11), lora).state_dict()
 
-
-def test_ragged_rows_are_grouped_by_length():
-    lengths = [1 + i * 37 % 100 for i in range(100)]
-
-    order = order_of_rows(lengths, 10, 1.0, 17)
-
-    groups = [[lengths[row] for row in order[i : i + 10]] for i in range(0, 100, 10)]
-    assert all(max(group) - min(group) == 9 for group in groups)
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.state_dict().items())
 
 
-def test_half_an_epoch_takes_half_of_the_rows():
-    assert len(order_of_rows([3] * 10, 4, 0.5, 17)) == 5
+def test_each_step_is_told_with_its_figures(policy, stage):
+    trained(policy, stage, even(8))
+
+    assert [(step, of) for step, of, _ in stage.logs] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert set(stage.logs[0][2]) == {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "entropy",
+        "token_accuracy",
+        "tokens_per_second",
+    }
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(policy, stage):
+    model, tokenizer = load_policy(policy)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = torch.inf
+    before = model.model.norm.weight.clone()
+
+    with pytest.raises(NotFiniteError) as caught:
+        train(model, tokenizer, even(8), stage)
+
+    assert torch.equal(model.model.norm.weight, before)
+    assert str(caught.value) == (
+        "the gradient of optimiser step 1 is not a finite number; "
+        "lower the learning rate, or look for odd rows in the data"
+    )
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_a_trained_model_carries_no_patch_of_its_trainer(policy, stage, lora):
+    model = trained(policy, stage, even(2), lora)
+
+    assert [name for name, module in model.named_modules() if "forward" in vars(module)] == []
+
+
+def test_a_copy_of_a_trained_model_runs_its_own_weights(policy, stage):
+    model = trained(policy, stage, even(2))
+    rows = torch.tensor([[5, 6, 7]])
+
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.lm_head.weight)
+
+    assert other(rows).logits.abs().max() == 0
+    assert model(rows).logits.abs().max() > 0
+
+
+def test_a_trained_model_is_in_evaluation_mode_without_gradients(policy, stage):
+    model = trained(policy, stage, even(2))
+
+    assert not model.training
+    assert all(weight.grad is None for weight in model.parameters())

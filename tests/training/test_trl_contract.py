@@ -1,6 +1,5 @@
 """What we rely on in TRL and transformers: a release that changes it fails here, not in somebody's model."""
 
-import copy
 import math
 import socket
 
@@ -22,6 +21,7 @@ from alignkit.training.encoding import (
     demonstrations,
     preferences,
 )
+from alignkit.training.likelihood import train_language_model
 from alignkit.training.measures import perplexity
 from alignkit.training.miniature import miniature
 from alignkit.training.models import (
@@ -31,7 +31,7 @@ from alignkit.training.models import (
     score_head,
     without_deprecations,
 )
-from alignkit.training.trainers import train_language_model, train_scores
+from alignkit.training.pair_scores import train_scores
 
 CHAT = [
     {"role": "user", "content": "how are you?"},
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_all_learnt_tokens(policy, stage):
     rows, _ = demonstrations(STRINGS, tokenizer, 64)
     expected = math.log(perplexity(model, rows, tokenizer))
 
-    train_language_model(model, tokenizer, rows, stage, Once())
+    train_language_model(model, rows, stage, Once())
 
     assert stage.logs[0][2]["loss"] == pytest.approx(expected, abs=1e-5)
 
@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_the_models_own_logits(config, lora, policy, stage):
     expected = math.log(perplexity(model, rows, tokenizer))
     model = adapted_model(model, lora, "CAUSAL_LM", None) if lora else model
 
-    train_language_model(model, tokenizer, rows, stage, Once())
+    train_language_model(model, rows, stage, Once())
 
     assert stage.logs[0][2]["loss"] == pytest.approx(expected, abs=1e-4)
     assert stage.logs[0][2]["tokens_per_second"] > 0
@@ -110,7 +110,7 @@ def test_the_loss_of_pairs_is_that_of_bradley_and_terry(policy, stage):
         for side in ("chosen", "rejected")
     )
 
-    train_scores(model, tokenizer, pairs, stage, Once())
+    train_scores(model, pairs, stage, Once())
 
     expected = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
     assert stage.logs[0][2]["loss"] == pytest.approx(float(expected), abs=1e-5)
@@ -160,31 +160,10 @@ def test_we_count_what_reward_trainer_would_drop(policy, tmp_path):
     assert len(theirs) == len(PAIRS) - lengths.dropped == 2
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
-def test_a_trained_model_carries_no_patch_of_its_trainer(policy, stage, lora):
-    model, tokenizer = load_policy(policy, lora=lora)
-
-    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
-
-    assert [name for name, module in model.named_modules() if "forward" in vars(module)] == []
-
-
-def test_a_copy_of_a_trained_model_runs_its_own_weights(policy, stage):
-    model, tokenizer = load_policy(policy)
-    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
-    rows = torch.tensor([[5, 6, 7]])
-
-    other = copy.deepcopy(model)
-    torch.nn.init.zeros_(other.lm_head.weight)
-
-    assert other(rows).logits.abs().max() == 0
-    assert model(rows).logits.abs().max() > 0
-
-
 def test_a_trained_model_is_in_evaluation_mode_without_gradients(policy, stage):
-    model, tokenizer = load_policy(policy)
+    model, _ = load_policy(policy)
 
-    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
 
     assert not model.training
     assert all(weight.grad is None for weight in model.parameters())
@@ -207,10 +186,10 @@ def test_a_score_is_read_at_the_token_that_ends_the_answer(policy, left):
 
 
 def test_the_head_of_an_adapted_reward_model_is_trained(policy, stage):
-    model, tokenizer = load_for_reward_training(policy, LoRA(rank=2))
+    model, _ = load_for_reward_training(policy, LoRA(rank=2))
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
-    train_scores(model, tokenizer, [TokenPair([5, 6, 1], [5, 7, 1], {})], stage, Once(learning_rate=1e-2))
+    train_scores(model, [TokenPair([5, 6, 1], [5, 7, 1], {})], stage, Once(learning_rate=1e-2))
 
     head = "base_model.model.score.modules_to_save.default.weight"
     assert not torch.equal(dict(model.named_parameters())[head], before[head])
@@ -224,7 +203,7 @@ def test_no_socket_is_opened(policy, stage, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     model, tokenizer = load_policy(policy, lora=LoRA(rank=2))
 
-    train_language_model(model, tokenizer, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
+    train_language_model(model, [LabelledTokens([5, 6, 7], [5, 6, 7])], stage, Once())
 
     assert stage.save_policy(model, tokenizer).path.is_dir()
 

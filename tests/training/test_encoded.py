@@ -1,0 +1,108 @@
+"""Rows that are encoded once and lie in the run's cache."""
+
+import json
+import os
+
+import pytest
+
+from alignkit.contract.kinds import Demonstrations
+from alignkit.testing import RecordingStage, write_records
+from alignkit.training.encoded import encode_once
+from alignkit.training.encoding import demonstrations, encode_demonstrations
+from alignkit.training.tokenizers import open_tokenizer
+
+CHAT = [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "fine thanks"}]
+
+
+def rows(count):
+    return [{"prompt": f"how was day {i}?", "completion": " fine thanks" * (1 + i % 5)} for i in range(count)]
+
+
+@pytest.fixture
+def tokenizer(tiny_policy):
+    return open_tokenizer(tiny_policy.path)
+
+
+@pytest.fixture
+def encode(tmp_path, tokenizer):
+    """Encode demonstrations in a stage, and count how often that is done."""
+    stage = RecordingStage(tmp_path / "stage")
+
+    def made(given=None, limit=64, with_=tokenizer):
+        if given is not None or not (tmp_path / "rows").exists():
+            made.records = write_records(Demonstrations, tmp_path / "rows", given or rows(7))
+
+        def anew():
+            made.times += 1
+            return (yield from encode_demonstrations(made.records.train(), with_, limit))
+
+        return encode_once(stage, made.records, with_, anew, "train", limit)
+
+    made.times, made.cache = 0, stage.cache
+    return made
+
+
+@pytest.mark.parametrize("given", [rows(11), [{"messages": CHAT}, {"messages": CHAT * 2}]], ids=["strings", "chats"])
+def test_what_is_read_is_what_was_encoded(encode, tokenizer, given):
+    expected, lengths = demonstrations(encode(given) and encode.records.train(), tokenizer, 64)
+
+    found = encode()
+
+    assert list(found) == expected
+    assert (len(found), found[-1], found[1:3]) == (len(expected), expected[-1], expected[1:3])
+    assert found.lengths == lengths
+    with pytest.raises(IndexError):
+        found[len(found)]
+
+
+def test_rows_are_encoded_once(encode):
+    first, again = encode(), encode()
+
+    assert encode.times == 1
+    assert list(first) == list(again)
+
+
+def test_other_rows_another_limit_and_another_tokenizer_are_encoded_anew(encode, tokenizer):
+    encode()
+    encode(rows(8))
+    encode(limit=9)
+    tokenizer.add_tokens(["thanks"])
+
+    encode()
+
+    assert encode.times == 4
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "learnt.bin", "ends.bin", "facts.json"])
+def test_what_is_damaged_is_made_anew(encode, file):
+    expected = list(encode())
+    (damaged,) = encode.cache.glob(f"rows-*/{file}")
+    content = damaged.read_bytes()
+    damaged.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+    found = list(encode())
+
+    assert encode.times == 2
+    assert found == expected
+
+
+def test_what_fails_leaves_nothing(encode, tmp_path, tokenizer):
+    encode([{"messages": CHAT}])
+    records = write_records(Demonstrations, tmp_path / "others", rows(5))
+
+    def fails():
+        yield from encode_demonstrations(records.train(), tokenizer, 64)
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError):
+        encode_once(RecordingStage(tmp_path / "stage"), records, tokenizer, fails)
+
+    assert len(list(encode.cache.iterdir())) == 1
+    assert os.environ.get("TOKENIZERS_PARALLELISM", "false") == "false"
+
+
+def test_tokens_take_no_more_bytes_than_they_need(encode):
+    encode()
+
+    (facts,) = encode.cache.glob("rows-*/facts.json")
+    assert json.loads(facts.read_text("utf-8"))["kind"] == "uint16"
