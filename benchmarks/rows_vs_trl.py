@@ -115,7 +115,9 @@ def as_text(value: Any) -> str:
 def best(words: argparse.Namespace, model: Path, rows: Sequence[Any], folder: Path) -> tuple[int, str]:
     """Find how TRL should take its rows: small batches are padded less, large ones need fewer passes."""
     seconds: dict[tuple[int, str], float] = {}
-    grouped = ["group_by_length"] if words.method == "sft" else []  # blocks are of one length, and pairs it cannot group
+    grouped = (
+        ["group_by_length"] if words.method == "sft" else []
+    )  # blocks are of one length, and pairs it cannot group
     for strategy in ("sequential", *grouped):
         for micro in (size for size in (1, 4, 16) if words.batch % size == 0):
             words.micro, words.strategy = micro, strategy

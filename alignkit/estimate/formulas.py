@@ -17,7 +17,7 @@ from alignkit.errors import PluginError
 from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
-from alignkit.training import packing, trainers
+from alignkit.training import packing, room, trainers
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.step import SECONDS_BETWEEN_COMMITS
@@ -189,12 +189,13 @@ def packed(needs: PackedNeeds, job: Job) -> Need:
     each = facts.prompt + sides * facts.answer
     learnt = 0.0 if needs.scores else facts.answer or facts.prompt
     longest = sides * facts.longest
-    largest = max(min(packing.TOKENS_IN_A_PACK, min(needs.batch, facts.rows) * longest), longest)
+    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
+    space = _space(job, held)
+    largest = max(min(space.tokens, min(needs.batch, facts.rows) * longest), longest)
     steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
     tokens = needs.epochs * facts.rows * each
-    passes = max(steps, tokens / packing.TOKENS_IN_A_PACK)
-    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
-    parts = _training(job, held, Pass(largest))
+    passes = max(steps, tokens / space.tokens)
+    parts = _training(job, held, Pass(largest), space)
     measured = min(facts.held_out, needs.measured) * (sides * facts.prompt + sides * facts.answer)
     stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)
     once = job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
@@ -212,12 +213,12 @@ def pairs(needs: PairNeeds, job: Job) -> Need:
     """`train_pairs`: packed pairs, the start's log-probabilities computed before."""
     facts, sizes = job.facts, job.policy
     each = facts.prompt + 2 * facts.answer
-    largest = min(packing.TOKENS_IN_A_PACK, needs.batch * each, facts.rows * each)
-    largest = max(largest, each)
-    steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
-    passes = max(steps, needs.epochs * facts.rows * each / packing.TOKENS_IN_A_PACK)
     held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
-    parts = _training(job, held, Pass(largest))
+    space = _space(job, held)
+    largest = max(min(space.tokens, needs.batch * each, facts.rows * each), each)
+    steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
+    passes = max(steps, needs.epochs * facts.rows * each / space.tokens)
+    parts = _training(job, held, Pass(largest), space)
     parts["logits"] = _kept_logits(sizes, 2 * facts.answer / each * largest)
     held_out = min(facts.held_out, needs.measured)
     read = (facts.rows + 2 * held_out) + min(needs.batch, facts.rows)
@@ -228,7 +229,7 @@ def pairs(needs: PairNeeds, job: Job) -> Need:
         + job.head(learnt * answered, learn=True)
         + _stepping(sizes.trained, steps)
     )
-    once = job.body(read * each, 1 + read * each / packing.TOKENS_IN_A_PACK, learn=False)
+    once = job.body(read * each, 1 + read * each / space.tokens, learn=False)
     once += job.head(read * answered, learn=False)
     return _need(job, parts, Times(stepping, once, steps), [sizes])
 
@@ -251,18 +252,25 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
     answer = min(facts.answer or new, new)
     small = needs.batch // needs.minibatches
     mean = facts.prompt / _shared(needs, small) + answer
-    largest = max(min(packing.TOKENS_IN_A_PACK, small * longest), longest)
+    space = _space(job, held)
+    largest = max(min(space.tokens, small * longest), longest)
     critics = 2 if needs.critic == "separate" else 1
     upper = min(1.0, needs.upper_layers / sizes.layers) if needs.upper_layers else 1.0
-    parts = _training(job, held, Pass(largest * upper))
-    parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
-    parts["weights"] += TWICE * frozen * sizes.weights
-    parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5
+    parts = _training(job, held, Pass(largest * upper), space)
+    if device().type == "cuda":
+        parts["logits"] = _kept_logits(sizes, small * new)
+        # Keys and values are copied as they grow; they are gone when there are activations.
+        cached = 2 * min(room.CACHE * machine_memory(), float(frozen * sizes.cache * needs.batch * longest))
+        parts["activations"] = max(parts["activations"], cached)
+    else:
+        parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
+        parts["weights"] += TWICE * frozen * sizes.weights
+        parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5
     read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
     steps = needs.updates * needs.epochs * needs.minibatches
     tokens = needs.updates * needs.batch * mean
-    read_passes = needs.updates * max(1.0, needs.batch * mean / packing.TOKENS_IN_A_PACK)
-    learn_passes = max(steps, needs.epochs * tokens / packing.TOKENS_IN_A_PACK)
+    read_passes = needs.updates * max(1.0, needs.batch * mean / space.tokens)
+    learn_passes = max(steps, needs.epochs * tokens / space.tokens)
     answered = needs.updates * needs.batch * answer
     measured = min(facts.held_out, needs.measured)
     stepping = (
@@ -314,26 +322,57 @@ def _shared(needs: SamplingNeeds, rows: int) -> float:
     return float(max(1, min(needs.answers, rows)))
 
 
-def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = False) -> dict[str, float]:
-    """Add up what training holds; a `trainer` of TRL's computes activations again on a GPU."""
+class Space(NamedTuple):
+    """What one pass with gradient has room for."""
+
+    tokens: int
+    kept: float
+    """Bytes that each of them keeps."""
+
+
+def _space(job: Job, held: Sequence[Held]) -> Space:
+    """Return the size of a pass of our own loops: fixed on a processor, by the memory on a GPU (`training.room`)."""
+    kept = job.gauge.kept * job.policy.layers
+    if device().type != "cuda":
+        return Space(packing.TOKENS_IN_A_PACK, kept)
+    taken = sum(_held(job, held).values()) + room.LOGITS * packing.logits_in_a_chunk(device())
+    card, again = float(machine_memory()), job.gauge.kept + 2.0 * job.policy.width * job.policy.layers
+    found = [Space(room.fitting(card, taken, each), each) for each in (kept, again)]
+    return found[0] if found[0].tokens >= room.ENOUGH else found[1]
+
+
+def _held(job: Job, held: Sequence[Held]) -> dict[str, float]:
+    """Add up what is there whatever a pass holds; on a GPU, weights rounded to bf16 for a pass are part of it."""
     sizes = job.policy
     trained = sum(one.sizes.trained for one in held if one.trains)
     weights = sum(one.sizes.weights * (4 if one.trains and not job.lora else one.bytes) for one in held)
     weights += sum(one.bytes * one.sizes.weights for one in job.others)
+    rounds = device().type == "cuda" and not job.lora and arithmetic(job.needs.precision).itemsize < 4
+    return {
+        "weights": float(weights),
+        "gradients": 4.0 * trained,
+        "optimiser": 8.0 * trained,
+        "rounded": 2.0 * sizes.weights if rounds else 0.0,
+    }
+
+
+def _training(
+    job: Job, held: Sequence[Held], largest: Pass, space: Space | None = None, *, trainer: bool = False
+) -> dict[str, float]:
+    """Add up what training holds; a `trainer` of TRL's computes activations again on a GPU."""
+    sizes = job.policy
     gpu = device().type == "cuda"
     factor = 1.0 if gpu else (ADAPTED if job.lora else FULL)
     table = 4.0 * largest.tokens * sizes.vocabulary
     many = largest.tables and not gpu and table < KEPT_BY_THE_ALLOCATOR
     tables = SMALL_TABLES if many else largest.tables
     layers = sizes.layers
-    kept = job.gauge.kept * layers * largest.tokens
+    kept = space.kept if space else job.gauge.kept * layers
     if gpu and trainer:
-        kept = (2.0 * sizes.width * layers + job.gauge.kept) * largest.tokens
+        kept = 2.0 * sizes.width * layers + job.gauge.kept
     return {
-        "weights": float(weights),
-        "gradients": 4.0 * trained,
-        "optimiser": 8.0 * trained,
-        "activations": factor * kept,
+        **_held(job, held),
+        "activations": factor * kept * largest.tokens,
         "logits": tables * table,
         "other": 0.0 if gpu else float(OTHER),
     }
@@ -341,6 +380,8 @@ def _training(job: Job, held: Sequence[Held], largest: Pass, *, trainer: bool = 
 
 def _kept_logits(sizes: Sizes, tokens: float) -> float:
     """Weigh the logits of our own head, which are computed again where they are many."""
+    if device().type == "cuda":
+        return room.LOGITS * min(tokens * sizes.vocabulary, packing.logits_in_a_chunk(device()))
     return 4.0 * min(tokens * sizes.vocabulary, packing.LOGITS_KEPT) + 4.0 * packing.LOGITS_IN_A_CHUNK * min(
         1.0, tokens * sizes.vocabulary / packing.LOGITS_IN_A_CHUNK
     )

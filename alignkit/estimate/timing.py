@@ -19,7 +19,7 @@ from alignkit.contract.settings import LoRA, Precision
 from alignkit.estimate.sizes import built
 from alignkit.training.arithmetic import computing, device
 from alignkit.training.models import adapted_model
-from alignkit.training.packing import OutputLayer, chosen_logprobs, decoder_of
+from alignkit.training.packing import OutputLayer, chosen_logprobs, last_hidden
 from alignkit.training.rollouts import draw, sample_answers
 
 WORDS = 64
@@ -113,8 +113,7 @@ def _tokens(count: int) -> Tensor:
 
 
 def _hidden(part: Any, tokens: int) -> Tensor:
-    found: Tensor = decoder_of(part)(input_ids=_tokens(tokens), use_cache=False).last_hidden_state
-    return found
+    return last_hidden(part, input_ids=_tokens(tokens), use_cache=False)
 
 
 def _read(part: Any, tokens: int) -> None:

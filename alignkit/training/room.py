@@ -82,20 +82,23 @@ def tokens_in_a_pass(model: Model) -> int:
 def _measured(model: PreTrainedModel) -> int:
     gc.collect()  # what nobody holds any more takes no room
     trained = [one for one in _held if any(weight.requires_grad for weight in one.parameters())] or [model]
-    size = _fitting(model, trained)
-    if size < ENOUGH and _arranged.get(Arrangement()).again == "auto":
+    card = torch.cuda.get_device_properties(model.device).total_memory
+
+    def size() -> int:
+        kept = max(kept_by_a_token(one, _held.get(one, torch.float32)) for one in trained)
+        return fitting(card, _taken(model), kept)
+
+    if size() < ENOUGH and _arranged.get(Arrangement()).again == "auto":
         for one in trained:
             compute_again(one)
-        size = _fitting(model, trained)
-    return max(LEAST, size)
+    return size()
 
 
-def _fitting(model: PreTrainedModel, trained: list[PreTrainedModel]) -> int:
-    """Return the power of two of tokens that fits, at most MOST."""
-    kept = sum(kept_by_a_token(one, _held.get(one, torch.float32)) for one in trained)
-    free = USABLE * torch.cuda.get_device_properties(model.device).total_memory - _taken(model)
+def fitting(card: float, taken: float, kept: float) -> int:
+    """Return the power of two of tokens of which each keeps so much that fits a card beside what is taken, in bytes."""
+    free = USABLE * card - taken
     fits = int(free / (SPENT * kept)) if free > 0 and kept else 0
-    return min(MOST, 1 << max(0, fits.bit_length() - 1))
+    return max(LEAST, min(MOST, 1 << max(0, fits.bit_length() - 1)))
 
 
 def _taken(model: PreTrainedModel) -> float:
@@ -117,7 +120,7 @@ def _kept(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> int:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.enable_grad():
         before = torch.cuda.memory_allocated(model.device)
-        output = decoder_of(model)(input_ids=ids, use_cache=False)
+        output = packing.last_hidden(model, input_ids=ids, use_cache=False)
         kept = torch.cuda.memory_allocated(model.device) - before
     del output
     return kept

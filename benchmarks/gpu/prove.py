@@ -5,6 +5,7 @@ the shapes of well-known ones and random weights; nothing is downloaded. With RE
 on a processor.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from made_models import words_tokenizer
 
-from alignkit import Policy, Preferences, Prompts, RewardModel
+from alignkit import FunctionReward, Policy, Preferences, Prompts, RewardModel
 from alignkit.contract.method import Method
 from alignkit.contract.settings import LoRA
 from alignkit.estimate.formulas import Facts, Held, Job, estimated
@@ -35,6 +36,7 @@ from alignkit.plugins import load_plugins
 from alignkit.testing import RecordingStage, run_method, write_records
 from alignkit.testing.examples import write_inputs
 from alignkit.testing.recording import settings_of_recipe
+from alignkit.training import room
 from alignkit.training.arithmetic import device
 
 REHEARSING = os.environ.get("REHEARSE") == "1"
@@ -228,7 +230,10 @@ def equal(out: Out) -> None:
         with folder_in_memory("equal") as folder:
             settings = {"learning_rate": 1e-3, "precision": "fp32", **given}
             stage = RecordingStage(folder / "stage")
-            run_method(method_called(method), settings, stage, **write_inputs(method_called(method), folder))
+            # Reward models are read in bf16 on a GPU, whatever a stage's own arithmetic is.
+            gold = FunctionReward(name="gold", fingerprint="0", path=folder, function="reviews-gold")
+            rewards = {"rewards": (gold,)} if "rewards" in method_called(method).consumes else {}
+            run_method(method_called(method), settings, stage, **write_inputs(method_called(method), folder, rewards))
             told[name] = [values for _, _, values in stage.logs]
     (out.folder / f"equal-{device().type}.json").write_text(json.dumps(told), "utf-8")
 
@@ -244,15 +249,23 @@ def compare(out: Out) -> None:
         out.tell("equal", method=name, steps=len(ours[name]), worst=f"{worst[0]:.1e}", figure=worst[1])
 
 
-def _differences(theirs: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]) -> Iterator[tuple[float, str]]:
+def _differences(
+    theirs: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]
+) -> Iterator[tuple[float, str]]:
     for here, there in zip(theirs, ours, strict=True):
         for name in here:
             if not any(part in name for part in CLOCKED):
                 yield abs(here[name] - there[name]) / max(abs(here[name]), 0.01), name
 
 
-def pairwise(out: Out, shape: str, batch: str, form: str = "packed", lora: str = "", load: str = "") -> None:
-    """DPO on pairs of 512 tokens: speed, share of the card's arithmetic, memory, and what was estimated."""
+def pairwise(out: Out, shape: str, batch: str, *words_of_job: str) -> None:
+    """DPO on pairs of 512 tokens: speed, share of the card's arithmetic, memory, and what was estimated.
+
+    Words: `padded`, `lora`, `4bit`, `again` (layers are computed again for the gradient), `compiled`.
+    """
+    lora, form = "lora" in words_of_job, "padded" if "padded" in words_of_job else "packed"
+    load = "4bit" if "4bit" in words_of_job else ""
+    room.arrange(room.Arrangement(True if "again" in words_of_job else "auto", "compiled" in words_of_job))
     rows, steps = int(batch), 2 if REHEARSING else 8
     with folder_in_memory("dpo") as folder:
         config = write_model(_shape(shape), folder / "policy")
@@ -263,30 +276,28 @@ def pairwise(out: Out, shape: str, batch: str, form: str = "packed", lora: str =
         pairs = pairs_in(folder / "pairs", rows * steps)
         start_again()
         began = now()
-        with laid_out(form):
+        with laid_out(form), sized() as passes:
             stage = Stage(folder / "stage")
             run_method(method_called("dpo"), given, stage, policy=policy, pairs=pairs)
         seconds = now() - began
         each = median(values["rows_per_second"] for _, _, values in stage.logs[1:])
     tokens = PAIRS.prompt + 2 * PAIRS.answer
     answered = 2 * PAIRS.answer
-    work = each * arithmetic_of(_shape(shape), tokens, answered, bool(lora))
+    work = each * arithmetic_of(_shape(shape), tokens, answered, lora)
     taken = peak()
     facts = Facts(rows * steps, 0, PAIRS.prompt, PAIRS.answer, PAIRS.prompt + PAIRS.answer)
     need = need_of("dpo", given, config, facts)
     out.tell(
         "dpo",
         shape=shape,
-        form=form,
-        trained="LoRA" if lora else "all",
-        base=load or "bf16" if lora else "fp32",
+        words=list(words_of_job),
         batch=rows,
         tokens_per_second=round(each * tokens),
         mfu=_share(work),
         peak_gb=gigabytes(taken),
         estimated_gb=gigabytes(need["memory"]),
         seconds=round(seconds, 1),
-        room=rooms(),
+        passes=passes,
         parts=need["parts"],
     )
 
@@ -305,10 +316,21 @@ def _share(work: float) -> float | None:
     return round(work / known, 3) if known else None
 
 
-def rooms() -> object:
-    from alignkit.training import room
+@contextmanager
+def sized() -> Iterator[dict[str, int]]:
+    """Watch how many tokens are let through a model at once, and how many bytes each keeps."""
+    found: dict[str, int] = {}
+    fitting = room.fitting
 
-    return {"tokens_in_a_pass": list(room._sizes.values())}
+    def watched(card: float, taken: float, kept: float) -> int:
+        found["tokens"], found["kept"] = fitting(card, taken, kept), round(kept)
+        return found["tokens"]
+
+    room.fitting = watched
+    try:
+        yield found
+    finally:
+        room.fitting = fitting
 
 
 @contextmanager
@@ -346,7 +368,8 @@ def online(out: Out, method: str, shape: str, batch: str, layout: str = "") -> N
         prompts = prompts_in(folder / "prompts", 4 * rows)
         start_again()
         stage, began = Stage(folder / "stage"), now()
-        run_method(method_called(method), given, stage, policy=policy, rewards=(reward,), prompts=prompts)
+        with sized() as passes:
+            run_method(method_called(method), given, stage, policy=policy, rewards=(reward,), prompts=prompts)
         seconds = now() - began
     taken = peak()
     logs = [values for _, _, values in stage.logs[1:]]
@@ -365,7 +388,7 @@ def online(out: Out, method: str, shape: str, batch: str, layout: str = "") -> N
         peak_gb=gigabytes(taken),
         estimated_gb=gigabytes(need["memory"]),
         seconds=round(seconds, 1),
-        room=rooms(),
+        passes=passes,
         parts=need["parts"],
     )
 
@@ -435,7 +458,7 @@ def theirs(out: Out, shape: str, batch: str) -> None:
         marks.append(now())
         trainer.train()
     ends = marks[::2]  # two steps learn from what was answered once
-    taken = [late - early for early, late in zip(ends, ends[1:], strict=False)][1:]
+    taken = [late - early for early, late in itertools.pairwise(ends)][1:]
     out.tell(
         "trl grpo",
         shape=shape,
