@@ -6,6 +6,7 @@ them, as the built-in methods do.
 
 from alignkit.training import losses, parallel
 from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
+from alignkit.training.arithmetic import brought
 from alignkit.training.encoding import prompt_ids, prompt_text
 from alignkit.training.layouts import Around, Models
 from alignkit.training.losses import Count
@@ -43,6 +44,7 @@ __all__ = [
     "Seen",
     "Update",
     "answer_logprobs",
+    "brought",
     "fitting_prompts",
     "load_policy",
     "losses",

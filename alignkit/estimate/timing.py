@@ -85,14 +85,14 @@ def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
 def _gauged(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
     parts = [_part(config, layers, lora) for layers in (1, 2)]
     with computing(precision):
-        kept = [_kept(part) for part in parts]
+        kept = [_kept(part, MANY) - _kept(part, FEW) for part in parts]  # what does not grow is the weights'
         read = _rate([[_timed(partial(_read, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         learn = _rate([[_timed(partial(_learn, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         decode = _decode_rate(parts)
         text = config.get_text_config()
         sizes = int(text.hidden_size), int(text.vocab_size)
         heads, draws = _head_times(*sizes), _draw_rate(*sizes)
-    return Gauge(max(kept[1] - kept[0], 0) / MANY, read, learn, decode, *heads, draws)
+    return Gauge(max(kept[1] - kept[0], 0) / (MANY - FEW), read, learn, decode, *heads, draws)
 
 
 def _part(config: Any, layers: int, lora: LoRA | None) -> Any:
@@ -126,8 +126,8 @@ def _learn(part: Any, tokens: int) -> None:
     part.zero_grad(set_to_none=True)
 
 
-def _kept(part: Any) -> int:
-    """Weigh what a pass keeps for the gradient, without the weights."""
+def _kept(part: Any, tokens: int) -> int:
+    """Weigh what a pass keeps for the gradient, without the weights as they are."""
     own = {weight.untyped_storage().data_ptr() for weight in (*part.parameters(), *part.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -138,7 +138,7 @@ def _kept(part: Any) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = _hidden(part, MANY)
+        hidden = _hidden(part, tokens)
     weighed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del hidden
     return weighed

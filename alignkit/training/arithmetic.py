@@ -63,6 +63,11 @@ def rounded(model: nn.Module, where: torch.device, compute: Callable[[], T]) -> 
     return found
 
 
+def brought(tensor: Tensor, where: torch.device) -> Tensor:
+    """Bring a tensor to a device; a GPU is not waited for."""
+    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor.to(where)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off and gradients too for a while, and leave the model in the mode that it had."""

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignkit.training import parallel, sharding
+from alignkit.training.arithmetic import brought
 
 Tokens = Sequence[int]
 
@@ -201,9 +202,8 @@ def _on(device: torch.device | str, tensors: Sequence[Tensor]) -> list[Tensor]:
     where = torch.device(device)
     if where.type == "cpu":
         return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    flat = flat.pin_memory() if where.type == "cuda" else flat
-    parts = torch.split(flat.to(where, non_blocking=True), [tensor.numel() for tensor in tensors])
+    flat = brought(torch.cat([tensor.flatten() for tensor in tensors]), where)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 

@@ -64,7 +64,8 @@ SHAPES = {
     "1.5B": Shape(28, 1536, 8960, 12, 2, 151_936),  # Qwen2.5-1.5B
     "7B": Shape(28, 3584, 18_944, 28, 4, 152_064, tied=False),  # Qwen2.5-7B
 }
-SMALL = Shape(2, 32, 64, 4, 2, 4096)
+WORDS = 4096
+SMALL = Shape(2, 32, 64, 4, 2, WORDS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Lengths:
 
 
 PAIRS = Lengths(8, 8) if REHEARSING else Lengths(128, 192)
-ASKED = Lengths(8, 4) if REHEARSING else Lengths(64, 256)
+ASKED = Lengths(8, 4) if REHEARSING else Lengths(64, 128)
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "clm": ("clm", {"batch": 4, "max_length": 32}),
     "sft": ("sft", {"batch": 8}),
@@ -176,7 +177,7 @@ def config_of(shape: Shape, pad: int, end: int) -> LlamaConfig:
 
 def write_model(shape: Shape, folder: Path, scores: bool = False) -> LlamaConfig:
     """Write random weights of a shape in bf16, with a tokenizer whose tokens are words."""
-    tokenizer = words_tokenizer(shape.vocabulary)
+    tokenizer = words_tokenizer(WORDS)  # a small one is made and read quickly; the model has more tokens
     config = config_of(shape, tokenizer.pad_token_id, tokenizer.eos_token_id)
     config.num_labels = 1 if scores else 2
     kind: Any = LlamaForSequenceClassification if scores else LlamaForCausalLM
@@ -266,7 +267,7 @@ def pairwise(out: Out, shape: str, batch: str, *words_of_job: str) -> None:
     lora, form = "lora" in words_of_job, "padded" if "padded" in words_of_job else "packed"
     load = "4bit" if "4bit" in words_of_job else ""
     room.arrange(room.Arrangement(True if "again" in words_of_job else "auto", "compiled" in words_of_job))
-    rows, steps = int(batch), 2 if REHEARSING else 8
+    rows, steps = int(batch), 2 if REHEARSING else 6
     with folder_in_memory("dpo") as folder:
         config = write_model(_shape(shape), folder / "policy")
         given = {"batch": rows, "learning_rate": 1e-5, **({"lora": {"rank": 16}} if lora else {})}
@@ -349,7 +350,7 @@ def laid_out(form: str) -> Iterator[None]:
 
 def online(out: Out, method: str, shape: str, batch: str, layout: str = "") -> None:
     """PPO or GRPO: speed of each phase, memory, and what was estimated."""
-    rows, updates = (8, 2) if REHEARSING else (int(batch), 4)
+    rows, updates = (8, 2) if REHEARSING else (int(batch), 3)
     given: dict[str, Any] = {
         "batch": rows,
         "updates": updates,

@@ -93,10 +93,14 @@ def losses(
     """Compute the loss of each of n pairs (n,), and its figures, from log-probabilities of answer tokens (n, t)."""
     import torch
 
-    began = torch.tensor(start, device=chosen.device, dtype=torch.float32)
+    from alignkit.kit import brought
+
+    lengths_of = [(len(pair.chosen.answer), len(pair.rejected.answer)) for pair in pairs]
+    rows = zip(start, lengths_of, pairs, strict=True)
+    known = torch.tensor([[*said, *lengths, pair.p_chosen] for said, lengths, pair in rows])
+    began, lengths, certain = torch.split(brought(known, chosen.device), [2, 2, 1], dim=1)
+    certain = certain.squeeze(1)  # (n,); of the others, one for each answer (n, 2)
     gains = torch.stack([chosen.sum(dim=1), rejected.sum(dim=1)], dim=1) - began  # (n, 2)
-    lengths = torch.tensor([[len(pair.chosen.answer), len(pair.rejected.answer)] for pair in pairs]).to(gains)
-    certain = torch.tensor([pair.p_chosen for pair in pairs]).to(gains)
     by_token = gains / lengths if settings.loss == "ipo" else gains
     margin = by_token[:, 0] - by_token[:, 1]
     loss = certain * preferring(margin, settings) + (1 - certain) * preferring(-margin, settings)
