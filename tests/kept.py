@@ -13,15 +13,20 @@ class KeptSettings(RowSettings):
 
     folder: str = ""
     """Where a checkpoint is read from; empty: two steps are taken."""
+    again: bool = False
+    """Layers are computed again for the gradient."""
 
 
 @method("kept")
 def kept(settings: KeptSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Train or read a learner, and write down what it holds."""
     from alignkit.kit import load_policy, read_pairs
+    from alignkit.training.room import compute_again
     from alignkit.training.step import load_learners, make_learner
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    if settings.again:
+        compute_again(model)
     learner = make_learner(model.eval(), settings.learning_rate, settings.optimisation)
     if settings.folder:
         load_learners(Path(settings.folder), {"policy": learner})

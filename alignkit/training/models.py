@@ -236,7 +236,7 @@ def _scorer(start: Policy | RewardModel) -> Any:
 def _placed(opened: ModelT, precision: Precision, policy: Policy | None = None) -> ModelT:
     """Put a model where it computes; a quantised one lies where it was opened."""
     if policy is None or policy.load is None:
-        opened = sharding.placed(opened)
+        opened = sharding.placed(opened, arithmetic(precision))
     else:
         sharding.refuse(f"weights in {policy.load}", f"source {policy.name!r}")
     hold(beneath(opened), arithmetic(precision))

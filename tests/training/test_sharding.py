@@ -65,6 +65,10 @@ def test_what_is_saved_is_the_whole_model_under_its_own_name(alone: Ran, shared:
     assert same_weights(alone.made, shared.made, within=1e-5)
 
 
+def test_layers_that_are_computed_again_are_gathered_again(alone: Ran, inputs: dict[str, Any], tmp_path: Path) -> None:
+    assert same_weights(alone.made, run(tmp_path, inputs, 2, again=True).made, within=1e-5)
+
+
 def test_each_process_writes_its_own_part_of_a_checkpoint(shared: Ran) -> None:
     files = sorted(file.name for file in shared.checkpoint.iterdir())
 
