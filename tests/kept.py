@@ -20,10 +20,12 @@ class KeptSettings(RowSettings):
 @method("kept")
 def kept(settings: KeptSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Train or read a learner, and write down what it holds."""
-    from alignkit.kit import load_policy, read_pairs
+    from alignkit.kit import load_policy, parallel, read_pairs
     from alignkit.training.room import compute_again
     from alignkit.training.step import load_learners, make_learner
 
+    if parallel.mesh() and stage.rank:
+        policy = policy.model_copy(update={"path": Path("nowhere")})
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     if settings.again:
         compute_again(model)

@@ -52,6 +52,11 @@ def shared(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return run(tmp_path_factory.mktemp("shared"), inputs, 2)
 
 
+def test_the_first_process_alone_reads_a_model(shared: Ran) -> None:
+    """The others would not find it: `kept` gives them no folder."""
+    assert len(shared.notes) == 2
+
+
 def test_each_of_two_processes_keeps_half_of_weights_and_optimiser(alone: Ran, shared: Ran) -> None:
     (whole,) = alone.notes
 
