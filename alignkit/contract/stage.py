@@ -87,7 +87,9 @@ class Stage(Protocol):
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep a checkpoint: `write` fills a folder, which is hashed and renamed into place.
 
-        A step that was committed before is replaced. Of several processes the first one alone writes.
+        A step that was committed before is replaced. Of several processes, all of which call this, the first one alone
+        writes, unless weights are cut up among them: then each writes, into one folder. An error of one is raised in
+        all.
         """
         ...
 

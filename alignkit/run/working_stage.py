@@ -57,7 +57,9 @@ class WorkingStage:
         """Lines of the journal that attempts before this one have written."""
         self._parts: dict[str, int] = {}
         self._damaged: list[tuple[str, str]] = []
-        self._resumed = checkpoints.newest(partial / rundir.CHECKPOINTS, lambda *what: self._damaged.append(what))
+        # Others begin when the first of several processes has read the newest checkpoint, and removed damaged ones.
+        kept = partial / rundir.CHECKPOINTS
+        self._resumed = checkpoints.newest(kept, lambda *what: self._damaged.append(what), read=rank == 0)
         facts = self._resumed.facts if self._resumed else {}
         self._began = time.monotonic() - float(facts.get("seconds", 0.0))
         self._journal = None if rank else self._open_journal(facts, heard)

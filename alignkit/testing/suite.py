@@ -160,10 +160,16 @@ class WeightsConformance(Conformance):
         assert not same_weights(whole.made, one_of_two.made), "each process does all the work"
 
     def test_two_processes_make_what_one_makes(self, tmp_path: Path, tmp_path_factory: Factory) -> None:
-        whole = self.whole(tmp_path_factory)
+        self.check_shared(tmp_path, self.whole(tmp_path_factory), sharded=False)
+
+    def test_two_sharded_processes_make_what_one_makes(self, tmp_path: Path, tmp_path_factory: Factory) -> None:
+        self.check_shared(tmp_path, self.whole(tmp_path_factory), sharded=True)
+
+    def check_shared(self, folder: Path, whole: Run, *, sharded: bool) -> None:
+        """Compare the plain run with one in two processes, unless that is refused."""
         try:
-            made, told = run_in_processes(self.method, self.settings, tmp_path, whole.inputs)
-        except RecipeError:  # it is refused
+            made, told = run_in_processes(self.method, self.settings, folder, whole.inputs, sharded=sharded)
+        except RecipeError:
             return
         assert same_weights(whole.made, made, CLOSE)
         steps = [(event.step, event.values.keys()) for event in told if isinstance(event, Metrics)]

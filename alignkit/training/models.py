@@ -64,16 +64,20 @@ def load_policy(
     template. Raises DataError where the folder is no model, RecipeError where the settings do not fit it.
     """
     _refuse_training_of_quantised(policy, lora, trainable)
-    check_causal(open_config(policy.path), policy.path)
-    dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
-    model, base = _open(AutoModelForCausalLM, policy.path, Opening(dtype, policy.load))
-    tokenizer = policy_tokenizer(policy)
-    base = None if _make_room(model, tokenizer, policy) else base
-    if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
-    remember_configs(model)
-    opened = adapted_model(model, lora, "CAUSAL_LM", base) if lora else model.requires_grad_(trainable)
-    return _placed(opened, precision, policy), tokenizer
+
+    def opened() -> Loaded:
+        check_causal(open_config(policy.path), policy.path)
+        dtype = _type_of_weights(policy.path, lora, precision) if trainable else arithmetic(precision)
+        model, base = _open(AutoModelForCausalLM, policy.path, Opening(dtype, policy.load))
+        tokenizer = policy_tokenizer(policy)
+        base = None if _make_room(model, tokenizer, policy) else base
+        if is_adapter(policy.path) and (policy.path / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(policy.path, local_files_only=True)
+        remember_configs(model)
+        return (adapted_model(model, lora, "CAUSAL_LM", base) if lora else model.requires_grad_(trainable)), tokenizer
+
+    model, tokenizer = sharding.by_first(opened)
+    return _placed(model, precision, policy), tokenizer
 
 
 def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
@@ -83,16 +87,20 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     adapter, too. Pad differs from the end-of-sequence token: pooling looks for the last token that is not pad.
     """
     _refuse_training_of_quantised(policy, lora, trainable=True)
-    check_causal(open_config(policy.path), policy.path)
-    dtype = _type_of_weights(policy.path, lora, precision)
-    model, base = _open(_scorer(policy), policy.path, Opening(dtype, policy.load, {"num_labels": 1}))
-    tokenizer = policy_tokenizer(policy)
-    base = None if _make_room(model, tokenizer, policy) else base
-    head = score_head(model)
-    nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
-    remember_configs(model)
-    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
-    return _placed(opened, precision, policy), tokenizer
+
+    def opened() -> Loaded:
+        check_causal(open_config(policy.path), policy.path)
+        dtype = _type_of_weights(policy.path, lora, precision)
+        model, base = _open(_scorer(policy), policy.path, Opening(dtype, policy.load, {"num_labels": 1}))
+        tokenizer = policy_tokenizer(policy)
+        base = None if _make_room(model, tokenizer, policy) else base
+        head = score_head(model)
+        nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+        remember_configs(model)
+        return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+
+    model, tokenizer = sharding.by_first(opened)
+    return _placed(model, precision, policy), tokenizer
 
 
 def load_reward_model(
@@ -103,17 +111,22 @@ def load_reward_model(
     Its weights say how many labels it has, and its head may have another name than transformers gives it. Raises
     DataError where it has no head: that would be drawn anew, and its scores be noise.
     """
-    model, _ = _open(
-        _scorer(reward), reward.path, Opening(arithmetic(precision), None, head_options(reward.path), whole=True)
-    )
-    tokenizer = _tokenizer(reward.path)
-    embedding: Any = model.get_input_embeddings()
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= getattr(embedding, "num_embeddings", math.inf):
-        _give_pad(model, tokenizer)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    _give_bias(model, reward.path)
-    mean, std = normalisation_of(reward.path)
-    return _placed(model.requires_grad_(False), precision), tokenizer, mean, std
+
+    def opened() -> tuple[PreTrainedModel, tuple[PreTrainedTokenizerBase, float, float]]:
+        model, _ = _open(
+            _scorer(reward), reward.path, Opening(arithmetic(precision), None, head_options(reward.path), whole=True)
+        )
+        tokenizer = _tokenizer(reward.path)
+        embedding: Any = model.get_input_embeddings()
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= getattr(embedding, "num_embeddings", math.inf):
+            _give_pad(model, tokenizer)
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        _give_bias(model, reward.path)
+        mean, std = normalisation_of(reward.path)
+        return model.requires_grad_(False), (tokenizer, mean, std)
+
+    model, beside = sharding.by_first(opened)
+    return _placed(model, precision), *beside
 
 
 def head_options(folder: Path) -> dict[str, Any]:
@@ -141,24 +154,28 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     A reward model's head is scaled and shifted so that it gives normalised scores from the start. Use `score_head`
     and the backbone (`model.base_model`) to value every token.
     """
-    dtype = _type_of_weights(start.path, lora, precision)
-    given = head_options(start.path) if isinstance(start, RewardModel) else {}
-    model, base = _open(_scorer(start), start.path, Opening(dtype, None, {"num_labels": 1} | given))
-    if isinstance(start, RewardModel):
-        _give_bias(model, start.path)
-    tokenizer = policy_tokenizer(start) if isinstance(start, Policy) else _tokenizer(start.path)
-    base = None if _make_room(model, tokenizer, start) else base
-    head = score_head(model)
-    bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
-    if isinstance(start, RewardModel):
-        mean, std = normalisation_of(start.path)
-        head.weight.data /= std
-        head.bias = nn.Parameter((bias - mean) / std)
-    else:
-        nn.init.zeros_(head.weight)
-        head.bias = nn.Parameter(torch.zeros_like(bias))
-    opened = adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)
-    return _placed(opened, precision), tokenizer
+
+    def opened() -> Loaded:
+        dtype = _type_of_weights(start.path, lora, precision)
+        given = head_options(start.path) if isinstance(start, RewardModel) else {}
+        model, base = _open(_scorer(start), start.path, Opening(dtype, None, {"num_labels": 1} | given))
+        if isinstance(start, RewardModel):
+            _give_bias(model, start.path)
+        tokenizer = policy_tokenizer(start) if isinstance(start, Policy) else _tokenizer(start.path)
+        base = None if _make_room(model, tokenizer, start) else base
+        head = score_head(model)
+        bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
+        if isinstance(start, RewardModel):
+            mean, std = normalisation_of(start.path)
+            head.weight.data /= std
+            head.bias = nn.Parameter((bias - mean) / std)
+        else:
+            nn.init.zeros_(head.weight)
+            head.bias = nn.Parameter(torch.zeros_like(bias))
+        return (adapted_model(model, lora, "SEQ_CLS", base) if lora else model.requires_grad_(True)), tokenizer
+
+    model, tokenizer = sharding.by_first(opened)
+    return _placed(model, precision), tokenizer
 
 
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
@@ -173,6 +190,7 @@ def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
 def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: bool) -> None:
     if policy.load is None:
         return
+    sharding.refuse(f"weights in {policy.load}", f"source {policy.name!r}")
     if trainable and lora is None:
         remedy = "give the stage lora = {}, or take `load` out of the source"
         raise RecipeError(f"weights in {policy.load} cannot be trained", f"source {policy.name!r}", remedy)
@@ -236,9 +254,7 @@ def _scorer(start: Policy | RewardModel) -> Any:
 def _placed(opened: ModelT, precision: Precision, policy: Policy | None = None) -> ModelT:
     """Put a model where it computes; a quantised one lies where it was opened."""
     if policy is None or policy.load is None:
-        opened = sharding.placed(opened)
-    else:
-        sharding.refuse(f"weights in {policy.load}", f"source {policy.name!r}")
+        opened = sharding.placed(opened, arithmetic(precision))
     hold(beneath(opened), arithmetic(precision))
     return opened
 

@@ -115,6 +115,13 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_first(tensor: Tensor) -> Tensor:
+    """Give a tensor the numbers that it has in the first process, in place."""
+    if world() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def add_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Add up numbers over the processes, each of which has them under the same names."""
     if world() == 1:

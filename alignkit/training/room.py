@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from alignkit.training import packing, sharding
-from alignkit.training.packing import beneath, decoder_of
+from alignkit.training.packing import beneath, last_hidden
+from alignkit.training.sharding import layers_of
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -120,7 +121,7 @@ def _kept(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> int:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.enable_grad():
         before = torch.cuda.memory_allocated(model.device)
-        output = packing.last_hidden(model, input_ids=ids, use_cache=False)
+        output = last_hidden(model, input_ids=ids, use_cache=False)
         kept = torch.cuda.memory_allocated(model.device) - before
     del output
     return kept
@@ -148,12 +149,6 @@ def _watched(model: PreTrainedModel) -> list["_Layer"]:
             layer.forward = around.run
         found.append(around)
     return found
-
-
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the layers of a decoder, as its architecture names what must not be split."""
-    names = set(model._no_split_modules or ())
-    return [part for part in decoder_of(model).modules() if type(part).__name__ in names]
 
 
 class _Layer(nn.Module):

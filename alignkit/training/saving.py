@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.func import functional_call
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -144,7 +146,11 @@ def as_readable_as_others(folder: Path) -> None:
 
 
 def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, kind: Any, folder: Path) -> None:
-    """Open what was saved and compare its outputs with the model's; raises RuntimeError where they differ."""
+    """Open what was saved, and compare its weights and its outputs with the model's; raises RuntimeError.
+
+    It is opened on the processor, where its files are mapped and take no memory. What is computed of the model's own
+    weights by its config and its code is compared where the model lies: no second model is put there.
+    """
     ours = beneath(model)
     if getattr(ours, "is_quantized", False):
         return  # opening it again would take the very memory that quantising saved
@@ -158,20 +164,43 @@ def _compare(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     if named:
         again = worn(again, folder)
     again.config.get_text_config().pad_token_id = ours.config.get_text_config().pad_token_id
+    live = weights_with(model) if isinstance(model, PeftModel) and merged else dict(model.named_parameters())
+    _compare_weights(dict(again.named_parameters()), live, folder)
+    buffers = {name: buffer.to(ours.device) for name, buffer in again.named_buffers()}
+    own = {name: live[name].to(weight.dtype) for name, weight in again.named_parameters()}
     with evaluating(model):
-        expected, found = (_probe(m, tokenizer) for m in (model, again.to(ours.device).eval()))
+        expected, found = (_probe(weights, m, tokenizer) for weights, m in (({}, model), (own | buffers, again.eval())))
     near = 1e-3 if named or dtype == torch.float32 else 3e-2  # what half precision itself makes of the same weights
     if not torch.allclose(expected, found, rtol=near, atol=near * float(expected.abs().max())):
         distance = float((expected - found).abs().max())
         raise RuntimeError(f"{folder}: the saved model's outputs differ from the trained one's by {distance:.3g}")
 
 
-def _probe(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return a model's outputs on two short rows of different tokens, one of them padded."""
+@torch.no_grad()
+def _compare_weights(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], folder: Path) -> None:
+    for name, weight in saved.items():
+        if ".original_module." in name:  # what PEFT's adapter has put a layer of its own in the place of
+            continue
+        ours = live[name].to("cpu", weight.dtype) if name in live else torch.empty(0)
+        if ours.shape != weight.shape:
+            problem = f"the saved model's {name} is {tuple(weight.shape)}, and the trained one's {tuple(ours.shape)}"
+            raise RuntimeError(f"{folder}: {problem}")
+        if not torch.equal(ours, weight):
+            distance = float((ours - weight).abs().max())
+            raise RuntimeError(f"{folder}: the saved model's {name} differs from the trained one's by {distance:.3g}")
+
+
+@torch.no_grad()
+def _probe(
+    weights: Mapping[str, Tensor], model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> Tensor:
+    """Return a model's outputs on two short rows of different tokens, one of them padded; `weights` replace its own."""
     ordinary = [i for i in range(min(len(tokenizer), 64)) if i != tokenizer.pad_token_id][:16]
     short = [*ordinary[8:], tokenizer.eos_token_id]
-    rows, mask = padded([ordinary, short], tokenizer.pad_token_id, model.device)
-    output: Tensor = model(input_ids=rows, attention_mask=mask, use_cache=False).logits.float()
+    device = next(iter(weights.values())).device if weights else model.device
+    rows, mask = padded([ordinary, short], tokenizer.pad_token_id, device)
+    inputs = {"input_ids": rows, "attention_mask": mask, "use_cache": False}
+    output: Tensor = functional_call(model, dict(weights), kwargs=inputs).logits.float()
     return output if output.dim() == 2 else output[mask.bool()]
 
 

@@ -87,6 +87,11 @@ def _made_class(config: type) -> type[PreTrainedModel]:
     return type(name, (_Scorer, family[-1]), facts)
 
 
+def _blank(config: type) -> PreTrainedModel:
+    kind = _our_class(config)
+    return kind.__new__(kind)
+
+
 class _Scorer:
     """What our classifiers have besides what their architecture's models have in common."""
 
@@ -107,6 +112,11 @@ class _Scorer:
         ours.num_labels = config.num_labels
         ours.score = nn.Linear(width, config.num_labels, bias=False)
         ours.post_init()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled and copied although no module holds the class."""
+        ours: Any = self
+        return _blank, (type(ours.config),), self.__dict__
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding, which stands where the language model has it."""

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils import swap_tensors
 
 from alignkit.errors import RecipeError, StageError
 from alignkit.training import parallel
@@ -28,27 +30,54 @@ _emptied: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 """Of each model that was cut up, what it is made of besides its weights: what is saved is put together from it."""
 
 
-def placed(model: ModelT) -> ModelT:
+def by_first(opened: Callable[[], tuple[ModelT, T]]) -> tuple[ModelT, T]:
+    """Let the first process alone open a model where the machine shards, so that a node's memory holds it once.
+
+    The others get it without the numbers of its weights, which `placed` hands out, and whatever else is opened with it.
+    """
+    if parallel.mesh() is None:
+        return opened()
+    own: list[ModelT] = []
+
+    def emptied() -> tuple[ModelT, T]:
+        model, beside = opened()
+        own.append(model)
+        _emptied[model] = _emptied_of(model)
+        return _emptied[model], beside
+
+    model, beside = parallel.first(emptied)
+    return (own[0] if own else model), beside
+
+
+def placed(model: ModelT, dtype: torch.dtype) -> ModelT:
     """Put a model where this process computes, cut up among the processes where the machine shards.
 
-    Layers go there one by one, so that a device never holds the whole.
+    Layers go there one by one, so that a device never holds the whole. They are gathered in the type that is computed
+    in, as `arithmetic.rounded` does it with weights that are not cut up; gradients are added up in fp32.
     """
     mesh = parallel.mesh()
     if mesh is None:
         return model.to(device())
-    _emptied[model] = _emptied_of(model)
     root: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = set(root._no_split_modules or ())
-    for part in [part for part in root.modules() if type(part).__name__ in layers]:
-        fully_shard(part, mesh=mesh)
+    gathering = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in layers_of(root):
+        _fill(layer)
+        fully_shard(layer, mesh=mesh, mp_policy=gathering)
+    _fill(root)
     # The root's own weights (embedding, head) serve what follows its decoder too, and are not parted in between.
-    fully_shard(root, mesh=mesh, reshard_after_forward=False)
+    fully_shard(root, mesh=mesh, mp_policy=gathering, reshard_after_forward=False)
     for part in _parts(model):
         part.set_force_sum_reduction_for_comms(True)
         part.set_gradient_divide_factor(1.0)
     root.computing = lambda compute: compute()
     register_fsdp_forward_method(root, "computing")
     return model
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """Return the layers of a decoder, as its architecture names what must not be split."""
+    names = set(model._no_split_modules or ())
+    return [part for part in model.modules() if names & {kind.__name__ for kind in type(part).__mro__}]
 
 
 def _emptied_of(model: nn.Module) -> nn.Module:
@@ -58,6 +87,15 @@ def _emptied_of(model: nn.Module) -> nn.Module:
         own = (part.__dict__.get(name) for name in ("config", "generation_config"))
         kept |= {id(config): config for config in own if config is not None}
     return copy.deepcopy(model, kept)
+
+
+def _fill(part: nn.Module) -> None:
+    """Hand out the weights of a part of a model, which the first process has, before they are cut up."""
+    for weight in part.parameters():
+        if not is_cut(weight):
+            tensor = weight.detach() if parallel.rank() == 0 else torch.empty(weight.shape, dtype=weight.dtype)
+            tensor = parallel.from_first(tensor.to(device()).contiguous())
+            swap_tensors(weight, nn.Parameter(tensor, weight.requires_grad))  # type: ignore[no-untyped-call]
 
 
 def _without_numbers(weight: nn.Parameter) -> nn.Parameter:

@@ -22,17 +22,29 @@ dpo.learning_rate = 1e-3
 dpo.epochs = 2
 """
 
+MACHINES = """
+[one]
+[two]
+processes = 2
+[parted]
+processes = 2
+sharded = true
+[three]
+processes = 3
+sharded = true
+"""
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.toml").write_text(RECIPE)
-    (tmp_path / "machines.toml").write_text("[two]\nprocesses = 2\n")
+    (tmp_path / "machines.toml").write_text(MACHINES)
     return tmp_path
 
 
-def start(runs: str) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", "two", "--runs", runs, "--offline"]
+def start(runs: str, machine: str = "two") -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", machine, "--runs", runs, "--offline"]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -44,8 +56,8 @@ def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> N
         time.sleep(0.05)
 
 
-def finished(runs: str) -> dict[str, list[float]]:
-    process = start(runs)
+def finished(runs: str, machine: str = "two") -> dict[str, list[float]]:
+    process = start(runs, machine)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     (file,) = Path(runs).glob("stages/prefer-*/artifact/model.safetensors")
@@ -57,19 +69,35 @@ def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [one for one in below if "alignkit.run.worker" in one.cmdline() and "RANK" in one.environ()]
 
 
-def test_stopped_and_gone_on_with_it_makes_the_same() -> None:
-    process = start("stopped")
-    wait_for_steps(process, "stopped", 3)
+def stop(runs: str, machine: str) -> None:
+    process = start(runs, machine)
+    wait_for_steps(process, runs, 3)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
 
-    assert finished("stopped") == finished("whole")
+
+@pytest.mark.parametrize("machine", ["two", "parted"])
+def test_stopped_and_gone_on_with_it_makes_the_same(machine: str) -> None:
+    stop("stopped", machine)
+
+    assert finished("stopped", machine) == finished("whole", machine)
 
 
+@pytest.mark.parametrize("machine", ["one", "two", "three"])
+def test_what_two_processes_with_half_the_weights_each_began_any_number_ends(machine: str) -> None:
+    stop("stopped", "parted")
+
+    ended, whole = finished("stopped", machine), finished("whole", "one")
+
+    apart = (abs(a - b) for name in whole for a, b in zip(ended[name], whole[name], strict=True))
+    assert max(apart) < 1e-4
+
+
+@pytest.mark.parametrize("machine", ["two", "parted"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all_and_leaves_none(rank: int) -> None:
-    process = start("killed")
+def test_a_process_that_is_killed_ends_all_and_leaves_none(rank: int, machine: str) -> None:
+    process = start("killed", machine)
     wait_for_steps(process, "killed", 3)
     workers = workers_of(process)
     assert len(workers) == 2
@@ -81,4 +109,4 @@ def test_a_process_that_is_killed_ends_all_and_leaves_none(rank: int) -> None:
     assert "error: stage 'prefer'" in told, told
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []
-    assert finished("killed")
+    assert finished("killed", machine)

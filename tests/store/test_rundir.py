@@ -369,6 +369,15 @@ def test_a_checkpoint_that_was_not_written_to_its_end_leaves_the_older_one(tmp_p
     assert newest.step == 1
 
 
+def test_contents_are_read_by_one_process_alone(tmp_path: Path) -> None:
+    commit(tmp_path, 1)
+    (tmp_path / "step-1" / "weights").write_text("weightz 1")
+
+    read, trusted = (checkpoints.newest(tmp_path, lambda name, wrong: None, read=read) for read in (True, False))
+
+    assert (read, trusted and trusted.step) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("harm", "wrong"),
     [

@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from counted import counted
+from transformers import AutoModelForCausalLM
 
 from alignkit import Method
 from alignkit.contract.events import Metrics
+from alignkit.contract.kinds import Artifact, Policy
+from alignkit.errors import RecipeError
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
 from alignkit.methods.ppo import ppo
 from alignkit.methods.rloo import rloo
+from alignkit.methods.sft import sft
 from alignkit.testing import RecordingStage, run_method, weights_of, write_inputs
+from alignkit.testing.examples import write_tiny_policy
 from alignkit.testing.processes import run_in_processes
 from alignkit.training import parallel
 
@@ -26,6 +31,7 @@ ONLINE: dict[str, Any] = {
     "precision": "fp32",
     "generation": {"max_new_tokens": 6, "unfinished": "subtract", "penalty": 0},
 }
+FROZEN = ONLINE | {"layout": "frozen", "trained_layers": 1}
 ROWS: dict[str, Any] = {"learning_rate": 1e-3, "batch": 6, "epochs": 1, "precision": "fp32"}
 
 
@@ -35,32 +41,90 @@ def figures(events: Any) -> list[dict[str, float]]:
     return [{name: value for name, value in step.items() if "per_second" not in name} for step in metrics]
 
 
+WORLDS = [2, pytest.param(3, marks=pytest.mark.slow)]
+
+
+class Alone(NamedTuple):
+    """What one process made and told."""
+
+    method: Method
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    made: Artifact
+    told: list[dict[str, float]]
+
+
+CASES: dict[str, tuple[Method, Mapping[str, Any]]] = {
+    "rows": (counted, ROWS),
+    "rows, tied": (counted, ROWS),
+    "rows, lora": (counted, ROWS | {"lora": {"rank": 4}}),
+    "ppo": (ppo, ONLINE),
+    "ppo, shared": (ppo, ONLINE | {"layout": "shared"}),
+    "ppo, frozen": (ppo, FROZEN),
+    "grpo, lora": (grpo, ONLINE | {"answers": 4, "lora": {"rank": 4}}),
+    "rloo": (rloo, ONLINE | {"answers": 4}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    (method, settings), folder = CASES[request.param], tmp_path_factory.mktemp("alone")
+    given = {"policy": tied_policy(folder / "tied")} if "tied" in request.param else {}
+    inputs, stage = write_inputs(method, folder / "inputs", given), RecordingStage(folder / "stage")
+    return Alone(method, settings, inputs, run_method(method, settings, stage, **inputs), figures(stage.events))
+
+
+def tied_policy(folder: Path) -> Policy:
+    """Write the tiny policy with one matrix for embedding and head."""
+    policy = write_tiny_policy(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy.path)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(policy.path)
+    return policy
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_step_is_that_of_one_process(alone: Alone, world: int, tmp_path: Path) -> None:
+    check_shared(alone, world, tmp_path, sharded=False)
+
+
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        (counted, ROWS),
-        (ppo, ONLINE),
-        (ppo, ONLINE | {"layout": "shared"}),
-        (ppo, ONLINE | {"layout": "frozen", "trained_layers": 1}),
-        (grpo, ONLINE | {"answers": 4, "lora": {"rank": 4}}),
-        (rloo, ONLINE | {"answers": 4}),
-    ],
-    ids=["rows", "ppo", "ppo, shared", "ppo, frozen", "grpo, lora", "rloo"],
+    "alone", [name for name, (_, settings) in CASES.items() if settings is not FROZEN], indirect=True
 )
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_step_is_that_of_one_process(
-    method: Method, settings: Mapping[str, Any], world: int, tmp_path: Path
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_step_with_weights_cut_up_is_that_of_one_process(alone: Alone, world: int, tmp_path: Path) -> None:
+    check_shared(alone, world, tmp_path, sharded=True)
+
+
+def check_shared(alone: Alone, world: int, tmp_path: Path, *, sharded: bool) -> None:
+    made, events = run_in_processes(alone.method, alone.settings, tmp_path, alone.inputs, world, sharded=sharded)
+
+    assert len(alone.told) >= 4
+    assert figures(events) == [pytest.approx(step, rel=1e-5, abs=5e-6) for step in alone.told]
+    weights = weights_of(made)
+    apart = [float((weight - weights[name]).abs().max()) for name, weight in weights_of(alone.made).items()]
+    assert max(apart) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (ppo, FROZEN, "trained_layers: a policy whose lower layers are frozen"),
+        (sft, ROWS | {"max_length": 32}, "what a trainer of TRL trains"),
+    ],
+    ids=["frozen", "trl"],
+)
+def test_what_cannot_be_sharded_is_refused(
+    method: Method, settings: Mapping[str, Any], message: str, tmp_path: Path
 ) -> None:
-    inputs, alone = write_inputs(method, tmp_path / "inputs"), RecordingStage(tmp_path / "alone")
-    made = run_method(method, settings, alone, **inputs)
+    inputs = write_inputs(method, tmp_path / "inputs")
 
-    shared, events = run_in_processes(method, settings, tmp_path / "shared", inputs, world)
+    with pytest.raises(RecipeError) as raised:
+        run_in_processes(method, settings, tmp_path / "shared", inputs, sharded=True)
 
-    ours, theirs = figures(events), figures(alone.events)
-    assert len(theirs) >= 4
-    assert ours == [pytest.approx(step, rel=1e-5, abs=5e-6) for step in theirs]
-    weights = weights_of(shared)
-    assert max(float((weight - weights[name]).abs().max()) for name, weight in weights_of(made).items()) < 1e-5
+    remedy = "set sharded = false for the machine in machines.toml"
+    assert str(raised.value) == f"{message} cannot be sharded; {remedy}"
 
 
 def test_each_row_is_learnt_by_one_of_the_processes(tmp_path: Path) -> None:
