@@ -165,7 +165,8 @@ def through_trainer(needs: TrainerNeeds, job: Job) -> Need:
     micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(longest), tokens_in_a_pass)
     steps = math.ceil(needs.epochs * facts.rows / needs.batch)
     held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
-    parts = _training(job, held, Pass(min(micro, facts.rows) * longest, 0.0 if needs.scores else TRL_TABLES), trainer=True)
+    largest = Pass(min(micro, facts.rows) * longest, 0.0 if needs.scores else TRL_TABLES)
+    parts = _training(job, held, largest, trainer=True)
     tokens, passes = needs.epochs * facts.rows * mean, steps * needs.batch / micro
     measured = min(facts.held_out, needs.measured) * mean
     stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)

@@ -24,6 +24,7 @@ from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.models import load_policy
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.seen import Seen, see
@@ -195,6 +196,11 @@ class Opened(Generic[SettingsC]):
         """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
         score = partial(self.score, self.held_out)
         return held_out.measured(self.models, self.held_out, score, longest_answer(self.settings), seed)
+
+    def beside_start(self, policy: Policy) -> "Opened[SettingsC]":
+        """Return it with the policy's start in memory, for a method that could not have it there while it learnt."""
+        start, _ = load_policy(policy, precision=self.settings.precision, trainable=False)
+        return replace(self, models=layouts.beside_start(self.models, start))
 
     def heed(self, stage: Stage, signs: WarningSigns, done: int, metrics: Mapping[str, float]) -> None:
         """Warn of what goes wrong after so many updates. Raise StageError where all answers keep scoring the same."""

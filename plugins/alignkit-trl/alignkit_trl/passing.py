@@ -17,7 +17,7 @@ from pydantic import JsonValue, field_validator
 from alignkit import RecipeError, Settings, Stage
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
 SETTINGS = {
     "learning_rate": "learning_rate",
@@ -138,8 +138,9 @@ def maker(settings: PassedOn, options: Mapping[str, Any], arguments: Mapping[str
 
     from alignkit.kit import trl_makes_its_logits
 
-    if settings.trainer != "Reward" and not trl_makes_its_logits(arguments["model"]):
-        problem = "TRL makes the logits of this model's last layers otherwise than the model does"
+    model = arguments["model"]
+    if settings.trainer != "Reward" and not trl_makes_its_logits(model) and is_finite(model):
+        problem = f"TRL makes the logits of a {type(model).__name__} otherwise than the model does"
         raise RecipeError(problem, "method", f"take the method {settings.trainer.lower()} instead")
 
     def make() -> Trainer:
@@ -154,6 +155,11 @@ def maker(settings: PassedOn, options: Mapping[str, Any], arguments: Mapping[str
         return made
 
     return make
+
+
+def is_finite(model: PreTrainedModel) -> bool:
+    """Return whether all weights are finite numbers; of others nobody can say what logits they make."""
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def order_of_rows(rows: int, epochs: float, seed: int) -> list[int]:

@@ -49,7 +49,8 @@ class TRLDPOSettings(PassedOn, DPOSettings):
 
 def needs(settings: TRLDPOSettings) -> TrainerNeeds:
     """Return what the trainer will do: both answers of a pair, read by the start before."""
-    return replace(trainer_needs(settings), max_lost=settings.max_lost, reads=READS, apart=True)
+    common, rows = trainer_needs(settings), 2 * settings.batch
+    return replace(common, batch=rows, max_lost=settings.max_lost, reads=READS, apart=True)
 
 
 @method("trl-dpo", needs=needs, results=("accuracy", "margin"))

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -97,7 +96,8 @@ def trl_grpo(
     with start_on_disk(opened, stage):
         learn(opened, signs, stage)
     if settings.kl.coef and not settings.lora:
-        opened, before = beside_start(opened, policy), before and before._replace(kl=0.0)
+        # TRL had a start of its own in memory meanwhile.
+        opened, before = opened.beside_start(policy), before and before._replace(kl=0.0)
     return opened.finish(stage, signs, before)
 
 
@@ -122,14 +122,6 @@ def learn(opened: Opened[TRLGRPOSettings], signs: WarningSigns, stage: Stage) ->
         raise NotFiniteError(problem, remedy="lower the learning rate, or look at the policy's weights") from error
     if settings.lora and settings.kl.coef:
         opened.models.policy.delete_adapter("ref")  # TRL's copy of the adapter as it was
-
-
-def beside_start(opened: Opened[TRLGRPOSettings], policy: Policy) -> Opened[TRLGRPOSettings]:
-    """Return the trained policy beside its start; it is opened now, since TRL had one of its own meanwhile."""
-    from alignkit.kit import load_policy
-
-    start, _ = load_policy(policy, precision=opened.settings.precision, trainable=False)
-    return replace(opened, models=replace(opened.models, reference=start))
 
 
 @contextmanager

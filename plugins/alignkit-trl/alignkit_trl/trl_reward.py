@@ -45,11 +45,12 @@ def trl_reward(settings: TRLRewardSettings, stage: Stage, *, policy: Policy, pai
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
     rows = read_token_pairs(pairs, model, tokenizer, settings, stage)
     before = score_pairs(model, tokenizer, rows.held_out, settings.precision)
-    learnt = [rows.train[row] for row in order_of_rows(len(rows.train), settings.epochs, stage.seed)]
+    learnt = rows.train
     data = Dataset.from_dict({"chosen_ids": [p.chosen for p in learnt], "rejected_ids": [p.rejected for p in learnt]})
+    data = data.select(order_of_rows(len(learnt), settings.epochs, stage.seed))
     longest = max(len(side) for pair in learnt for side in (pair.chosen, pair.rejected))
-    options = trainer_options(model, stage, settings, len(learnt), 2 * longest)
-    options |= equal_passes(options, len(learnt), stage.world)
+    options = trainer_options(model, stage, settings, len(data), 2 * longest)
+    options |= equal_passes(options, len(data), stage.world)
     options |= {"max_length": None, "center_rewards_coefficient": settings.centering or None}
     train(settings, options, {"model": model, "train_dataset": data, "processing_class": tokenizer}, stage)
     made, scores = save_scorer(model, tokenizer, rows, settings, stage)

@@ -21,7 +21,7 @@ class TRLSFTSettings(PassedOn, DemonstrationSettings):
 
 def needs(settings: TRLSFTSettings) -> TrainerNeeds:
     """Return what the trainer will do with demonstrations."""
-    return replace(trainer_needs(settings), max_lost=settings.max_lost, learn=settings.learn, shown=settings.samples)
+    return replace(trainer_needs(settings), max_lost=settings.max_lost, learn=settings.learn)
 
 
 @method("trl-sft", needs=needs, results=("perplexity",))
@@ -43,9 +43,10 @@ def trl_sft(settings: TRLSFTSettings, stage: Stage, *, policy: Policy, demos: De
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     rows = read_demonstrations(demos, model, tokenizer, settings, stage)
     before = taught_perplexity(model, tokenizer, rows, settings)
-    learnt = [rows.train[row] for row in order_of_rows(len(rows.train), settings.epochs, stage.seed)]
+    learnt = list(rows.train)
     data = Dataset.from_dict({"input_ids": [row.ids for row in learnt], "labels": [row.labels for row in learnt]})
-    options = trainer_options(model, stage, settings, len(learnt), max(len(row.ids) for row in learnt))
+    data = data.select(order_of_rows(len(learnt), settings.epochs, stage.seed))
+    options = trainer_options(model, stage, settings, len(data), max(len(row.ids) for row in learnt))
     options |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     train(settings, options, {"model": model, "train_dataset": data, "processing_class": tokenizer}, stage)
     made = save_taught(model, tokenizer, rows, stage)
