@@ -56,7 +56,7 @@ def needs(settings: TRLDPOSettings) -> TrainerNeeds:
 @method("trl-dpo", needs=needs, results=("accuracy", "margin"))
 def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model, by TRL's trainer."""
-    from alignkit_dpo import of_start, tell, with_start
+    from alignkit_dpo import START, sequence_logprobs, tell
     from datasets import Dataset
 
     from alignkit.kit import load_policy, read_pairs, seen_by_all, trainer_options
@@ -64,14 +64,15 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     start = load_policy(policy, precision=settings.precision, trainable=False)[0] if settings.lora else None
-    rows, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
-    refuse_what_trl_cannot_learn(rows, tokenizer)
-    held_out = with_start(held_out, of_start(model, policy, held_out, settings, stage)) if held_out else []
-    learnt = [rows[row] for row in order_of_rows(len(rows), settings.epochs, stage.seed)]
-    reader, columns = texts_of_pairs(learnt, tokenizer)
-    longest = max(len(side.prompt) + len(side.answer) for pair in learnt for side in (pair.chosen, pair.rejected))
-    options = trainer_options(model, stage, settings, len(learnt), 2 * longest)
-    options |= equal_passes(options, len(learnt), stage.world)
+    rows, aside = read_pairs(pairs, model, tokenizer, settings, stage)
+    refuse_what_trl_cannot_learn(rows)
+    before = sequence_logprobs(model, aside, settings)
+    held_out = [pair._replace(row={**pair.row, START: said}) for pair, said in zip(aside, before, strict=True)]
+    reader, columns = texts_of_pairs(rows, tokenizer)
+    data = Dataset.from_dict(columns).select(order_of_rows(len(rows), settings.epochs, stage.seed))
+    longest = max(len(side.prompt) + len(side.answer) for pair in rows for side in (pair.chosen, pair.rejected))
+    options = trainer_options(model, stage, settings, len(data), 2 * longest)
+    options |= equal_passes(options, len(data), stage.world)
     options |= {
         "max_length": None,
         "precompute_ref_log_probs": True,
@@ -79,15 +80,14 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
         "loss_type": [settings.loss],
         "label_smoothing": settings.label_smoothing,
     }
-    data = seen_by_all(Dataset.from_dict(columns), stage)
-    given = {"model": model, "ref_model": start, "train_dataset": data, "processing_class": reader}
+    given = {"model": model, "ref_model": start, "train_dataset": seen_by_all(data, stage), "processing_class": reader}
     train(settings, options, given, stage)
     made = stage.save_policy(model, tokenizer)
     tell((model, tokenizer), (rows, held_out), settings, stage)
     return made
 
 
-def refuse_what_trl_cannot_learn(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> None:
+def refuse_what_trl_cannot_learn(pairs: Sequence[Pair]) -> None:
     """Raise DataError where pairs have soft labels, or two different prompts."""
     soft = sum(pair.p_chosen != 1 for pair in pairs)
     if soft:
