@@ -47,6 +47,8 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
     method: ClassVar[str] = "trl-grpo"
     trainer: ClassVar[str] = "GRPO"
     says: ClassVar[Mapping[str, str]] = {
+        "max_steps": "updates",
+        "num_train_epochs": "updates",
         "generation_batch_size": "batch",
         "steps_per_generation": "minibatches",
         "num_generations": "answers",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from alignkit_dpo import dpo
-from alignkit_trl.passing import BEFORE, known_options, order_of_rows
+from alignkit_trl.passing import BEFORE, equal_passes, known_options, order_of_rows
 from alignkit_trl.trl_dpo import TRLDPOSettings, trl_dpo
 from alignkit_trl.trl_grpo import TRLGRPOSettings, trl_grpo
 from alignkit_trl.trl_kto import TRLKTOSettings
@@ -252,6 +252,18 @@ def test_scores_that_are_all_the_same_end_the_stage(tmp_path, alignkit_stage) ->
         run_method(trl_grpo, settings, alignkit_stage, **write_inputs(trl_grpo, tmp_path))
 
     assert failed.value.problem.startswith("all answers of the update score the same (-1), so nothing is learnt")
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "world", "size"),
+    [(16, 4, 1, 4), (14, 4, 1, 2), (11, 4, 1, 4), (13, 4, 1, 1), (6, 8, 1, 8), (22, 2, 1, 2), (28, 4, 2, 2)],
+)
+def test_the_last_batch_falls_into_equal_passes(rows, micro, world, size) -> None:
+    options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+
+    found = equal_passes(options, rows, world)
+
+    assert found == {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
 
 
 def test_every_epoch_takes_every_row_in_an_order_of_its_own() -> None:
