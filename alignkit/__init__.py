@@ -66,7 +66,12 @@ if TYPE_CHECKING:
         Score as Score,
         reward as reward,
     )
-    from alignkit.contract.row_settings import RowSettings as RowSettings, TrainingSettings as TrainingSettings
+    from alignkit.contract.row_settings import (
+        DemonstrationSettings as DemonstrationSettings,
+        RowSettings as RowSettings,
+        ScoreSettings as ScoreSettings,
+        TrainingSettings as TrainingSettings,
+    )
     from alignkit.contract.sampling_settings import (
         KL as KL,
         Generation as Generation,
@@ -108,7 +113,7 @@ _FROM = {
         "packed_needs pair_needs sampling_needs trainer_needs"
     ),
     "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
-    "alignkit.contract.row_settings": "RowSettings TrainingSettings",
+    "alignkit.contract.row_settings": "DemonstrationSettings RowSettings ScoreSettings TrainingSettings",
     "alignkit.contract.sampling_settings": "Generation GroupSettings KL RewardShape SamplingSettings",
     "alignkit.contract.settings": "LoRA Optimisation Precision Settings",
     "alignkit.contract.stage": "Stage",

@@ -7,11 +7,19 @@ them, as the built-in methods do.
 from alignkit.training import losses, parallel
 from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
 from alignkit.training.arithmetic import brought
-from alignkit.training.encoding import prompt_ids, prompt_text
+from alignkit.training.demonstrated import (
+    DemonstrationRows,
+    read_demonstrations,
+    save_taught,
+    show_taught,
+    taught_perplexity,
+    tell_taught,
+)
+from alignkit.training.encoding import answered_text, prompt_ids, prompt_text
 from alignkit.training.layouts import Around, Models
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
-from alignkit.training.models import load_policy
+from alignkit.training.models import load_for_reward_training, load_policy
 from alignkit.training.policy_steps import step_policy
 from alignkit.training.rollouts import Rollout
 from alignkit.training.rows import (
@@ -25,43 +33,83 @@ from alignkit.training.rows import (
     train_pairs,
     train_rows,
 )
+from alignkit.training.scored_pairs import (
+    TokenPairRows,
+    read_token_pairs,
+    save_scorer,
+    score_pairs,
+    show_scores,
+    tell_scores,
+)
 from alignkit.training.scoring import Scored
-from alignkit.training.seen import Experience, Seen
-from alignkit.training.trainers import run_trainer, trainer_options
-from alignkit.training.updates import Loop, Roles, Update, open_loop
+from alignkit.training.seen import Experience, Seen, shaped
+from alignkit.training.trainers import run_trainer, seen_by_all, trainer_options, trl_makes_its_logits
+from alignkit.training.updates import (
+    Loop,
+    Opened,
+    Roles,
+    Update,
+    longest_answer,
+    open_loop,
+    open_roles,
+    prompts_of_update,
+)
+from alignkit.training.warning_signs import WarningSigns
 
 __all__ = [
     "Around",
     "Count",
+    "DemonstrationRows",
     "Experience",
     "JudgedAnswer",
     "Loop",
     "Models",
+    "Opened",
     "Pair",
     "Roles",
     "Rollout",
     "Scored",
     "Seen",
+    "TokenPairRows",
     "Update",
+    "WarningSigns",
     "answer_logprobs",
+    "answered_text",
     "brought",
     "fitting_prompts",
+    "load_for_reward_training",
     "load_policy",
+    "longest_answer",
     "losses",
     "map_pairs",
     "open_loop",
+    "open_roles",
     "pair_accuracy_floor",
     "pair_logprobs",
     "parallel",
     "prompt_ids",
     "prompt_text",
+    "prompts_of_update",
     "read_answers",
+    "read_demonstrations",
     "read_pairs",
+    "read_token_pairs",
     "run_trainer",
     "sample_answers",
+    "save_scorer",
+    "save_taught",
+    "score_pairs",
+    "seen_by_all",
     "sequence_logprobs",
+    "shaped",
+    "show_scores",
+    "show_taught",
     "step_policy",
+    "taught_perplexity",
+    "tell_scores",
+    "tell_taught",
     "train_pairs",
     "train_rows",
     "trainer_options",
+    "trl_makes_its_logits",
 ]

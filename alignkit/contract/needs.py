@@ -48,6 +48,8 @@ class RowNeeds(Needs):
 class TrainerNeeds(RowNeeds):
     """Padded rows through a trainer of TRL or transformers (`run_trainer`)."""
 
+    scores: bool = False
+    """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
     rows_at_once: int | None = None
     """Rows in a pass; None: as many as `trainer_options` chooses."""
     reads: float = 0.0

@@ -1,6 +1,8 @@
 """Settings of methods that learn from given rows: what is equal in all of them stands here once."""
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
 
@@ -37,3 +39,31 @@ class RowSettings(TrainingSettings):
     """Share of the rows that may be left out for their length; more stops the stage."""
     samples: NonNegativeInt = 4
     """Held-out rows that are shown."""
+
+
+class DemonstrationSettings(TrainingSettings):
+    """Settings of every method that teaches by demonstrations."""
+
+    epochs: PositiveFloat = 2.0
+    """How often each demonstration is learnt from."""
+    learn: Literal["all", "last"] = "all"
+    """Of a chat: learn all that the assistant says, or its last turn alone."""
+    max_length: PositiveInt | None = None
+    """Longest demonstration in tokens; a longer one loses its end. Unset: what the model reads, at most 1024."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the demonstrations that may be cut or left out for their length; more stops the stage."""
+    measured: PositiveInt = 200
+    """Held-out demonstrations, at most, on which the perplexity of answers is measured."""
+    samples: NonNegativeInt = 4
+    """Answers to held-out prompts that are shown beside the demonstrated ones."""
+
+
+class ScoreSettings(TrainingSettings):
+    """Settings of every method that learns a score from pairs."""
+
+    centering: NonNegativeFloat = 0.0
+    """Weight of the pull of scores towards a mean of zero; 0.01 is usual (arXiv 2312.09244)."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of the pairs that may be left out for their length; more stops the stage."""
+    samples: NonNegativeInt = 4
+    """Held-out pairs that are shown with their scores."""

@@ -12,7 +12,17 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Ratings, Records, RewardModel, Text
+from alignkit.contract.kinds import (
+    Artifact,
+    Demonstrations,
+    Policy,
+    Preferences,
+    Prompts,
+    Ratings,
+    Records,
+    RewardModel,
+    Text,
+)
 from alignkit.contract.needs import Needs, TrainerNeeds
 from alignkit.errors import DataError
 from alignkit.estimate.desk import Desk
@@ -113,9 +123,14 @@ def _begins(tokens: LabelledTokens) -> int:
     return next((place for place, label in enumerate(tokens.labels) if label != NOT_LEARNT), len(tokens.labels))
 
 
+def takes_apart(needs: Needs | None, kind: type[Artifact]) -> bool:
+    """Return whether a stage takes the two answers of a pair as two rows."""
+    return isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)
+
+
 def one_by_one(needs: Needs | None, kind: type[Records], rows: Sequence[Lengths]) -> Sequence[Lengths]:
     """Return the rows as a stage takes them: one that learns from single answers takes the two of a pair apart."""
-    if not (isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)):
+    if not takes_apart(needs, kind):
         return rows
     sizes = ((row, size) for row in rows for size in (row.longest, row.tokens - row.longest))
     return [row._replace(longest=size, tokens=size) for row, size in sizes]

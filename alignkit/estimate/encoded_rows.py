@@ -25,6 +25,7 @@ from alignkit.estimate.counting import (
     one_by_one,
     room,
     sequences,
+    takes_apart,
 )
 from alignkit.estimate.preview import Piece, Preview, RenderedSample
 from alignkit.training import encoding
@@ -114,7 +115,7 @@ def steps(kind: type[Records], train: int, needs: Needs | None, counted: Counted
         return needs.updates
     if not isinstance(needs, RowNeeds):
         return None
-    sequences = train
+    sequences = 2 * train if takes_apart(needs, kind) else train
     if issubclass(kind, Text):
         sequences = math.ceil(counted.step * sum(row.tokens for row in counted.train) / limit)
     taken: int = math.ceil(needs.epochs * math.ceil(sequences / needs.batch))

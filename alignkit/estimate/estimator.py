@@ -11,7 +11,7 @@ import psutil
 from pydantic import ValidationError
 
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
-from alignkit.contract.needs import EvaluationNeeds, Needs, TrainerNeeds
+from alignkit.contract.needs import EvaluationNeeds, Needs
 from alignkit.contract.settings import Settings, merged
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import AlignkitError, DataError, Problem
@@ -25,6 +25,7 @@ from alignkit.estimate.counting import (
     learn_of,
     one_by_one,
     room as longest_row,
+    takes_apart,
 )
 from alignkit.estimate.desk import Desk
 from alignkit.estimate.formulas import Facts, Held, Job, Need, estimated
@@ -220,9 +221,7 @@ class Estimator:
         if key not in self._facts:
             self._facts[key] = self._count(name, source.name, needs, new)
         facts, kind = self._facts[key], self.plan.sources[name].kind
-        if (
-            isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)
-        ):  # each pair is two of them
+        if takes_apart(needs, kind):
             return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
         if not issubclass(kind, Prompts):
             return facts

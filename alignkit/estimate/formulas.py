@@ -160,18 +160,21 @@ def estimated(needs: Needs, job: Job) -> Need:
 @estimated.register
 def through_trainer(needs: TrainerNeeds, job: Job) -> Need:
     """Padded rows through TRL's trainer, each read besides by the policy and by its start."""
-    facts, sizes = job.facts, job.policy
-    mean = facts.prompt + facts.answer
+    facts, sizes, sides = job.facts, job.policy, 2 if needs.scores else 1
+    mean, longest = sides * (facts.prompt + facts.answer), sides * facts.longest
     tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
-    micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(facts.longest), tokens_in_a_pass)
+    micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(longest), tokens_in_a_pass)
     steps = math.ceil(needs.epochs * facts.rows / needs.batch)
     held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
-    parts = _training(job, held, Pass(min(micro, facts.rows) * facts.longest, TRL_TABLES), trainer=True)
+    largest = Pass(min(micro, facts.rows) * longest, 0.0 if needs.scores else TRL_TABLES)
+    parts = _training(job, held, largest, trainer=True)
     tokens, passes = needs.epochs * facts.rows * mean, steps * needs.batch / micro
     measured = min(facts.held_out, needs.measured) * mean
-    stepping = job.body(tokens, passes, learn=True) + job.head(tokens, learn=True) + _stepping(sizes.trained, steps)
+    stepping = job.body(tokens, passes, learn=True) + _stepping(sizes.trained, steps)
     once = TRL_START + job.body(2 * measured, 2 + 2 * measured / 4096, learn=False)
-    once += job.head(2 * measured, learn=False)
+    if not needs.scores:
+        stepping += job.head(tokens, learn=True)
+        once += job.head(2 * measured, learn=False)
     need = _need(job, parts, Times(stepping, once, steps), [sizes])
     if not needs.reads:
         return need

@@ -62,9 +62,9 @@ class Uses:
 
     @classmethod
     def of(cls, needs: Needs | None) -> "Uses":
-        if isinstance(needs, TrainerNeeds):
+        if isinstance(needs, TrainerNeeds) and not needs.scores:
             return cls(reads=True, learns=True, head=True, lora=needs.lora)
-        if isinstance(needs, PackedNeeds):
+        if isinstance(needs, TrainerNeeds | PackedNeeds):
             return cls("score" if needs.scores else "language model", lora=needs.lora)
         if isinstance(needs, PairNeeds):
             return cls(reads=True, learns=True, lora=needs.lora)

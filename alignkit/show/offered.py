@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
@@ -23,6 +24,7 @@ SIMPLE: Mapping[Any, str] = {
     str: "text",
     Path: "path",
     Any: "any value",
+    JsonValue: "any values",
 }
 
 

@@ -7,7 +7,7 @@ may be frozen: what they make of an answer is computed once and serves policy, s
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -170,6 +170,13 @@ def open_models(
         alone_beyond=alone_beyond(trained),
     )
     return models, tokenizer
+
+
+def beside_start(models: Models, start: PreTrainedModel) -> Models:
+    """Return the models with a starting policy, which reads the same rows in the same form."""
+    form = _both(models.form, start)
+    rows = None if form == "packed" else rows_together(models.policy)
+    return replace(models, reference=start, form=form, rows_at_once=rows)
 
 
 def no_shared_body(model: PreTrainedModel | PeftModel) -> RecipeError:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import torch
+from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from transformers import (
     PreTrainedModel,
@@ -41,6 +42,8 @@ from alignkit.training.saving import without_patches
 from alignkit.training.step import CommitTimer
 
 Model: TypeAlias = PreTrainedModel | PeftModel
+Heed: TypeAlias = Callable[[int, Mapping[str, float]], None]
+"""Looks at the metrics of a step, and raises where it is of no use to go on."""
 
 LOGGED_STEPS = 300
 """About so many lines of metrics a stage, so that curves are smooth and logging costs nothing."""
@@ -51,21 +54,10 @@ ACTIVATIONS_ON_A_CPU = 2 * 2**30
 ACTIVATIONS_ON_A_GPU = 0.25
 """A share of its memory. It counts all of it, not what is free: the same job is cut in the same way each time."""
 
-NAMES = {
-    "loss": "loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "entropy": "entropy",
-    "mean_token_accuracy": "token_accuracy",
-    "accuracy": "accuracy",
-    "margin": "margin",
-    "mean_reward": "mean_reward",
-    "kl": "objective/kl",
-    "rewards/chosen": "rewards/chosen",
-    "rewards/rejected": "rewards/rejected",
-    "rewards/margins": "rewards/margins",
-}
-"""Their name of a figure -> ours; others are left out."""
+NAMES = {"mean_token_accuracy": "token_accuracy", "kl": "objective/kl"}
+"""Their name of a metric -> ours, where they differ."""
+LEFT_OUT = ("epoch", "step_time")
+"""What they log and is none of a step's metrics."""
 TOKENS = ("num_tokens", "num_input_tokens_seen")
 """What TRL and transformers call the tokens that were read."""
 TRL_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -182,19 +174,28 @@ def tokens_in_a_pass(layers: int, width: int) -> int:
     return int(ACTIVATIONS_ON_A_GPU * torch.cuda.get_device_properties(where).total_memory) // each
 
 
-def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
+def run_trainer(
+    make: Callable[[], Trainer],
+    stage: Stage,
+    *,
+    names: Mapping[str, str] = NAMES,
+    commit_every: int = 1,
+    heed: Heed | None = None,
+) -> None:
     """Train as a stage does: tell metrics, keep checkpoints, go on from the newest, leave where the stage must stop.
 
     `make` makes the trainer, with `trainer_options`; it is called here so that what the libraries say to each other of
-    names that will go is not shown to users. Afterwards the model is as it was given, with trained weights. Raises
-    NotFiniteError before a step would take a loss or a gradient that is not a finite number.
+    names that will go is not shown to users. `names` renames its metrics, and `heed` is told them. A trainer that
+    cannot go on from every step is checkpointed at multiples of `commit_every`. Afterwards the model is as it was
+    given, with trained weights. Raises NotFiniteError before a step would take a loss or a gradient that is not a
+    finite number.
     """
     stage.begin_part("", 0)
     with without_deprecations():
         trainer = make()
     _count_experts(trainer)
     trainer.remove_callback(PrinterCallback)
-    watch = StageCallback(stage, Path(str(trainer.args.output_dir)))
+    watch = StageCallback(stage, Path(str(trainer.args.output_dir)), names, commit_every, heed)
     trainer.add_callback(watch)
     latest = stage.latest()
     with without_deprecations():
@@ -208,6 +209,15 @@ def run_trainer(make: Callable[[], Trainer], stage: Stage) -> None:
     model.zero_grad(set_to_none=True)
     model.eval()
     shutil.rmtree(watch.folder, ignore_errors=True)
+
+
+def seen_by_all(data: Dataset, stage: Stage) -> Dataset:
+    """Return rows as trainers of several processes need them: the first leaves beside them what it makes of them."""
+    if stage.world == 1:
+        return data
+    folder = stage.folder / "rows"
+    parallel.first(lambda: data.save_to_disk(folder))
+    return load_from_disk(folder)
 
 
 def _count_experts(trainer: Any) -> None:
@@ -232,6 +242,9 @@ class StageCallback(TrainerCallback):
 
     stage: Stage
     folder: Path
+    names: Mapping[str, str]
+    commit_every: int
+    heed: Heed | None
     stopped: bool = False
     began: float = field(default_factory=time.monotonic)
     timer: CommitTimer = field(default_factory=CommitTimer)
@@ -245,6 +258,8 @@ class StageCallback(TrainerCallback):
             raise _not_finite(state.global_step + 1, "the gradient")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.commit_every:
+            return
         stopping, due = parallel.any_of_each([self.stage.stopping, self.timer.due])
         if stopping and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
@@ -264,16 +279,19 @@ class StageCallback(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = {ours: float((logs or {})[theirs]) for theirs, ours in NAMES.items() if theirs in (logs or {})}
-        if "loss" not in metrics:
+        if not logs or "loss" not in logs:
             return  # the trainer's summary at the end
-        if not math.isfinite(metrics["loss"]):
+        if not math.isfinite(logs["loss"]):
             raise _not_finite(state.global_step, "the loss")
-        tokens, now = max(float((logs or {}).get(name, 0.0)) for name in TOKENS), time.monotonic()
+        told = {name: float(value) for name, value in logs.items() if name not in (*LEFT_OUT, *TOKENS)}
+        metrics = {self.names.get(name, name): value for name, value in told.items() if math.isfinite(value)}
+        tokens, now = max(float(logs.get(name, 0.0)) for name in TOKENS), time.monotonic()
         if tokens:  # some trainers do not count them
             metrics["tokens_per_second"] = (tokens - self.tokens) / max(now - self.began, 1e-9)
         self.tokens, self.began = tokens, now
         self.stage.log(state.global_step, state.max_steps, metrics)
+        if self.heed:
+            self.heed(state.global_step, metrics)
 
 
 def _not_finite(step: int, what: str) -> NotFiniteError:

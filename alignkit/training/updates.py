@@ -12,6 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
@@ -22,6 +24,7 @@ from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.models import load_policy
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Scored, Weighted, score_rollout
 from alignkit.training.seen import Seen, see
@@ -118,9 +121,8 @@ class Update(Generic[SettingsC]):
     def sample(self) -> Rollout:
         """Let the policy answer the prompts whose turn it is, `settings.answers` times each, side by side."""
         settings, prompts = self.loop.settings, self.loop.prompts
-        asked = settings.batch // settings.answers
-        drawn = in_turn(len(prompts), self.number * asked, asked, self.loop.seed)
-        rows = [row for row in drawn for _ in range(settings.answers)]
+        asked = prompts_of_update(settings, len(prompts), self.number, self.loop.seed)
+        rows = [row for row in asked for _ in range(settings.answers)]
         rollout = layouts.sample(self.loop.models, prompts, rows, longest_answer(settings), self.chance)
         self._tokens += sum(map(len, rollout.answers))
         self._answered = perf_counter()
@@ -173,6 +175,66 @@ class Roles(NamedTuple):
     prompts: Prompts
 
 
+@dataclass(frozen=True)
+class Opened(Generic[SettingsC]):
+    """What a stage gives to a method that learns from a policy's own answers, opened."""
+
+    models: Models
+    tokenizer: PreTrainedTokenizerBase
+    settings: SettingsC
+    """They say how long answers may be."""
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    rewards: Sequence[Weighted]
+    bounds: AnswerBounds
+
+    def score(self, prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
+        """Score answers to prompts, which the rollout's rows point at, by all rewards."""
+        return score_rollout(rollout, prompts, self.tokenizer, self.rewards)
+
+    def measure(self, seed: int) -> Measured | None:
+        """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
+        score = partial(self.score, self.held_out)
+        return held_out.measured(self.models, self.held_out, score, longest_answer(self.settings), seed)
+
+    def beside_start(self, policy: Policy) -> "Opened[SettingsC]":
+        """Return it with the policy's start in memory, for a method that could not have it there while it learnt."""
+        start, _ = load_policy(policy, precision=self.settings.precision, trainable=False)
+        return replace(self, models=layouts.beside_start(self.models, start))
+
+    def heed(self, stage: Stage, signs: WarningSigns, done: int, metrics: Mapping[str, float]) -> None:
+        """Warn of what goes wrong after so many updates. Raise StageError where all answers keep scoring the same."""
+        for sign in signs.see(metrics, self.bounds):
+            stage.warn(f"update {done}: {sign.problem}", sign.remedy)
+        if 0 < self.settings.patience <= signs.flat:
+            raise without_signal(signs, self.bounds)
+
+    def finish(self, stage: Stage, signs: WarningSigns, before: Measured | None) -> Policy:
+        """Save the policy, and tell what answers to held-out prompts were before and are now."""
+        if self.settings.patience and signs.flat == self.settings.updates:  # too few updates to call it a failure
+            sign = signs.without_signal(self.bounds)
+            stage.warn(sign.problem, sign.remedy)
+        made = stage.save_policy(self.models.policy, self.tokenizer)
+        shown = Shown(self.held_out, self.tokenizer, self.settings.samples)
+        held_out.tell(stage, before, self.measure(stage.seed), shown, self.bounds)
+        return made
+
+
+def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) -> Opened[SettingsT]:
+    """Open all that a stage names. Raise DataError where too many prompts are too long."""
+    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
+    settings = settled(settings, models)
+    new, generation = longest_answer(settings), settings.generation
+    replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
+    bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
+    rewards = [Weighted(reward.name, stage.open_reward(reward), reward.weight) for reward in roles.rewards]
+    room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
+    asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
+    encoding.report(stage, "prompts", lengths, settings.max_lost)
+    aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
+    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds)
+
+
 def open_loop(
     settings: SettingsT, stage: Stage, roles: Roles, around: Around, critic_rate: float | None = None
 ) -> tuple[Loop[SettingsT], Callable[[], Policy]]:
@@ -184,44 +246,25 @@ def open_loop(
     """
     parallel.check(stage)
     stage.begin_part("", settings.updates)
-    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
-    settings = settled(settings, models)
-    state, new = start(models, settings, critic_rate), longest_answer(settings)
-    generation = settings.generation
-    replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
-    bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
-    opened = [Weighted(reward.name, stage.open_reward(reward), reward.weight) for reward in roles.rewards]
-    room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
-    asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
-    encoding.report(stage, "prompts", lengths, settings.max_lost)
-    aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
-
-    def score(prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
-        return score_rollout(rollout, prompts, tokenizer, opened)
-
-    def measure() -> Measured | None:
-        return held_out.measured(models, aside, partial(score, aside), new, stage.seed)
+    opened = open_roles(settings, stage, roles, around)
+    state = start(opened.models, opened.settings, critic_rate)
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, metrics)
-        for sign in state.watch.see(metrics, bounds):
-            stage.warn(f"update {done}: {sign.problem}", sign.remedy)
-        if 0 < settings.patience <= state.watch.flat:
-            raise without_signal(state.watch, bounds)
+        opened.heed(stage, state.watch, done, metrics)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
-    def finish() -> Policy:
-        if settings.patience and state.watch.flat == settings.updates:  # too few updates to call it a failure
-            sign = state.watch.without_signal(bounds)
-            stage.warn(sign.problem, sign.remedy)
-        made = stage.save_policy(models.policy, tokenizer)
-        held_out.tell(stage, before, measure(), Shown(aside, tokenizer, settings.samples), bounds)
-        return made
-
     latest, timer = stage.latest(), CommitTimer()
-    before = load(state, latest) if latest else measure()
-    ids = [prompt.ids for prompt in asked]
-    return Loop(models, state, ids, partial(score, asked), settings, stage.seed, log), finish
+    before = load(state, latest) if latest else opened.measure(stage.seed)
+    ids, score = [prompt.ids for prompt in opened.prompts], partial(opened.score, opened.prompts)
+    loop = Loop(opened.models, state, ids, score, opened.settings, stage.seed, log)
+    return loop, lambda: opened.finish(stage, state.watch, before)
+
+
+def prompts_of_update(settings: SamplingSettings, prompts: int, number: int, seed: int) -> list[int]:
+    """Return which of so many prompts are asked in an update."""
+    asked = settings.batch // settings.answers
+    return in_turn(prompts, number * asked, asked, seed)
 
 
 def settled(settings: SettingsT, models: Models) -> SettingsT:

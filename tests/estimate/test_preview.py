@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Text
+from alignkit.contract.needs import TrainerNeeds
 from alignkit.estimate import counting
 from alignkit.estimate.counting import Counted, Lengths, RowCounts, count, sequences
 from alignkit.estimate.encoded_rows import pieces, preview, steps
@@ -164,6 +165,12 @@ def test_steps_are_those_of_whole_epochs_blocks_or_updates(kind: type, settings:
     needs = settings and METHODS[type(settings)].needs(settings)
 
     assert steps(kind, 33, needs, counted, 20) == taken
+
+
+def test_pairs_that_are_taken_apart_are_two_rows_each() -> None:
+    needs = TrainerNeeds(batch=16, epochs=1, apart=True)
+
+    assert steps(Preferences, 33, needs, Counted(2, lengths(40, 50), lengths(1), 0), 20) == 5
 
 
 def test_of_many_rows_a_part_is_counted_spread_evenly(

@@ -9,13 +9,14 @@ from alignkit.contract.kinds import Demonstrations, Preferences, Text
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError
 from alignkit.methods.clm import CLMSettings, clm
-from alignkit.methods.reward import RewardSettings, accuracy, normalisation, reward
+from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
 from alignkit.testing import RecordingStage
 from alignkit.training import measures
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.measures import pair_accuracy_floor, perplexity, share_of_longer
 from alignkit.training.models import load_policy, load_reward_model
+from alignkit.training.scored_pairs import accuracy, normalisation
 
 CLM = CLMSettings(learning_rate=1e-2, batch=8, max_length=32, epochs=4)
 SFT = SFTSettings(learning_rate=1e-2, batch=8, epochs=4, samples=2)

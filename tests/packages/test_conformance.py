@@ -26,7 +26,7 @@ OFFLINE = {"learning_rate": 1e-2, "batch": 8, "precision": "fp32"}
 
 TestCLM = conformance(clm, OFFLINE | {"max_length": 16}, effects=["lora.rank=4"])
 TestSFT = conformance(sft, OFFLINE, effects=["lora.rank=4", "batch=4"])
-TestReward = conformance(reward, OFFLINE, effects=["batch=4"])
+TestReward = conformance(reward, OFFLINE, effects=["batch=4", "centering=1.0"])
 TestPPO = conformance(
     ppo,
     ONLINE,

@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 from random import Random
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat
 
@@ -24,6 +24,7 @@ from alignkit import Policy, Preferences, Ratings, RecipeError, RowSettings, Sta
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from alignkit.kit import JudgedAnswer
@@ -63,10 +64,36 @@ def needs(settings: KTOSettings) -> TrainerNeeds:
 @method("kto", needs=needs, results=("auc",))
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
-    from datasets import Dataset, load_from_disk
     from trl import KTOConfig, KTOTrainer
 
-    from alignkit.kit import load_policy, parallel, read_answers, run_trainer, sequence_logprobs, trainer_options
+    from alignkit.kit import run_trainer
+
+    ready = prepare(settings, stage, policy, answers)
+    run_trainer(lambda: KTOTrainer(args=KTOConfig(**ready.options), **ready.arguments), stage)
+    return finish(ready, settings, stage)
+
+
+class Ready(NamedTuple):
+    """What the trainer is made of, and what is measured once it is done."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    options: dict[str, Any]
+    """Of TRL's config class."""
+    arguments: dict[str, Any]
+    """Of the trainer itself."""
+    held_out: Sequence[JudgedAnswer]
+    before: Tensor
+    """Log-probabilities of the held-out answers (n,)."""
+    good_from: float
+    """The rating that a good answer reaches."""
+
+
+def prepare(settings: KTOSettings, stage: Stage, policy: Policy, answers: Ratings | Preferences) -> Ready:
+    """Open what the stage names, and lay answers out for the trainer. Raises RecipeError where groups do not fit."""
+    from datasets import Dataset
+
+    from alignkit.kit import load_policy, read_answers, seen_by_all, sequence_logprobs, trainer_options
 
     if settings.batch % settings.kl_rows:
         remedy = f"set it to a multiple of {settings.kl_rows}"
@@ -87,27 +114,24 @@ def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings
         "per_device_train_batch_size": settings.kl_rows // stage.world,
         "gradient_accumulation_steps": settings.batch // settings.kl_rows,
         "precompute_ref_log_probs": True,
+        "max_length": None,
+        "beta": settings.beta,
+        "loss_type": settings.loss,
+        "desirable_weight": settings.desirable_weight,
+        "undesirable_weight": settings.undesirable_weight or settings.desirable_weight * balance(labels),
     }
-    undesirable_weight = settings.undesirable_weight or settings.desirable_weight * balance(labels)
-    data, lies = Dataset.from_dict({**columns, "label": labels}), stage.folder / "answers"
-    if stage.world > 1:  # the trainer of the first process leaves what it made of them beside them, for the others
-        parallel.first(lambda: data.save_to_disk(lies))
-        data = load_from_disk(lies)
+    data = seen_by_all(Dataset.from_dict({**columns, "label": labels}), stage)
+    arguments = {"model": model, "ref_model": start, "train_dataset": data, "processing_class": reader}
+    return Ready(model, tokenizer, options, arguments, held_out, before, good_from)
 
-    def make() -> KTOTrainer:
-        args = KTOConfig(
-            **options,
-            max_length=None,
-            beta=settings.beta,
-            loss_type=settings.loss,
-            desirable_weight=settings.desirable_weight,
-            undesirable_weight=undesirable_weight,
-        )
-        return KTOTrainer(model=model, ref_model=start, args=args, train_dataset=data, processing_class=reader)
 
-    run_trainer(make, stage)
-    made = stage.save_policy(model, tokenizer)
-    tell(held_out, (sequence_logprobs(model, held_out, settings) - before).tolist(), good_from, stage)
+def finish(ready: Ready, settings: KTOSettings, stage: Stage) -> Policy:
+    """Save the policy, and tell what its held-out answers have gained."""
+    from alignkit.kit import sequence_logprobs
+
+    made = stage.save_policy(ready.model, ready.tokenizer)
+    gains = sequence_logprobs(ready.model, ready.held_out, settings) - ready.before
+    tell(ready.held_out, gains.tolist(), ready.good_from, stage)
     return made
 
 
@@ -122,17 +146,22 @@ def texts_for_trainer(
     names = ("prompt", "completion")
     if all(isinstance(row.row[name], str) for row in rows for name in names):
         return tokenizer, {name: [row.row[name] for row in rows] for name in names}
-    reader = copy.deepcopy(tokenizer)
-    reader.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     end = str(tokenizer.eos_token)
     closed = [row.answer[-1] == tokenizer.eos_token_id and not row.texts[1].endswith(end) for row in rows]
-    return reader, {
+    return verbatim(tokenizer), {
         "prompt": [[{"role": "user", "content": row.texts[0]}] for row in rows],
         "completion": [
             [{"role": "assistant", "content": row.texts[1] + (end if ended else "")}]
             for row, ended in zip(rows, closed, strict=True)
         ],
     }
+
+
+def verbatim(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose template puts contents one behind the other, for chats that are rendered already."""
+    reader = copy.deepcopy(tokenizer)
+    reader.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return reader
 
 
 def threshold(answers: Sequence[JudgedAnswer], settings: KTOSettings) -> float:
