@@ -52,14 +52,15 @@ def needs(settings: RewardSettings) -> PackedNeeds:
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.configs import positions
+    from alignkit.training.encoded import encode_pairs_once
     from alignkit.training.encoding import fitting_length, preferences, report
     from alignkit.training.models import load_for_reward_training
     from alignkit.training.pair_scores import train_scores
 
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
     limit = fitting_length(positions(model), settings.max_length)
-    train, lengths = preferences(pairs.train(), tokenizer, limit)
-    report(stage, "pairs", lengths, settings.max_lost)
+    train = encode_pairs_once(stage, pairs, tokenizer, limit, lambda pair: pair.tokens)
+    report(stage, "pairs", train.lengths, settings.max_lost)
     held_out, _ = preferences(islice(pairs.held_out(), settings.measured), tokenizer, limit)
 
     before = accuracy(scored(model, tokenizer, held_out, settings.precision))
@@ -122,7 +123,7 @@ def tell(
     if after is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
-    rows = ([pair.row for pair in pairs] for pairs in (train, held_out))
+    rows = ((pair.row for pair in pairs) for pairs in (train, held_out))
     floor, _ = pair_accuracy_floor(share_of_longer(held_out), *rows, cache=stage.cache)
     stage.result("accuracy", before, after, floor, len(held_out))
 

@@ -65,7 +65,7 @@ def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstra
         demos,
         tokenizer,
         lambda: encode_demonstrations(demos.train(), tokenizer, limit, settings.learn),
-        *("train", limit, settings.learn),
+        *(limit, settings.learn),
     )
     report(stage, "demonstrations", train.lengths, settings.max_lost)
     aside = list(islice(demos.held_out(), settings.measured))
