@@ -29,7 +29,7 @@ from alignkit.training.encoding import NOT_LEARNT, Encoding, LabelledPair, Label
 
 VERSION = 1
 """Raised when rows are encoded otherwise, or written otherwise."""
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 """Rows that are written together."""
 TOKENS, LEARNT, ENDS, FACTS = "tokens.bin", "learnt.bin", "ends.bin", "facts.json"
 ROWS, ROW_ENDS = "rows.bin", "row-ends.bin"
