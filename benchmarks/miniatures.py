@@ -9,7 +9,6 @@ import argparse
 import logging
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -28,8 +27,6 @@ from alignkit.methods.grpo import GRPOSettings, grpo
 from alignkit.methods.ppo import PPOSettings, ppo
 from alignkit.methods.reward import RewardSettings, reward
 from alignkit.methods.sft import SFTSettings, sft
-from alignkit.testing import write_tiny_policy
-from alignkit.training.tokenizers import open_tokenizer
 
 USES = {
     "sft": Uses.of(sft.needs(SFTSettings())),
@@ -54,18 +51,16 @@ def main() -> None:
     quiet.disable_progress_bar()
     logging.disable(logging.WARNING)
     whole: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = open_tokenizer(write_tiny_policy(Path(folder) / "tiny").path)
-        tried(AutoConfig.for_model("llama", hidden_size=128), tokenizer, USES["sft"], Path("warm"))
-        for name in words.names or ARCHITECTURES:
-            kind, more = ARCHITECTURES[name]
-            config, each = AutoConfig.for_model(kind, **more), dict[str, float]()
-            for use, how in USES.items():
-                began = time.perf_counter()
-                tried(config, tokenizer, how, Path(name))
-                each[use] = time.perf_counter() - began
-            whole.append(sum(each.values()))
-            print(f"{name:24} {whole[-1]:5.2f} s  " + "  ".join(f"{use} {took:.2f}" for use, took in each.items()))
+    tried(AutoConfig.for_model("llama", hidden_size=128), USES["sft"], Path("warm"))
+    for name in words.names or ARCHITECTURES:
+        kind, more = ARCHITECTURES[name]
+        config, each = AutoConfig.for_model(kind, **more), dict[str, float]()
+        for use, how in USES.items():
+            began = time.perf_counter()
+            tried(config, how, Path(name))
+            each[use] = time.perf_counter() - began
+        whole.append(sum(each.values()))
+        print(f"{name:24} {whole[-1]:5.2f} s  " + "  ".join(f"{use} {took:.2f}" for use, took in each.items()))
     print(f"all of a model: median {statistics.median(whole):.2f} s, longest {max(whole):.2f} s")
 
 

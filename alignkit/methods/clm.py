@@ -45,7 +45,7 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
-    train = encode_once(stage, corpus, tokenizer, lambda: blocks(corpus.train(), tokenizer, size), "train", size)
+    train = encode_once(stage, corpus, tokenizer, lambda: blocks(corpus.train(), tokenizer, size), size)
     held_out, _ = collected(blocks(islice(corpus.held_out(), settings.measured), tokenizer, size))
     if not train:
         raise DataError("there is no text to learn from", remedy="check the source and its held_out")

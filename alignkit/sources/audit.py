@@ -2,11 +2,12 @@
 
 Rows that cannot be learnt from are counted, and refused unless the source says `on_bad_rows = "skip"`. What can be
 learnt from but warned of (duplicates, contradictions, what both sides of the split share, a bias to length)
-is told and refused never. Texts are remembered by their hash alone.
+is told and refused never. Texts are remembered by their hash alone, in 24 to 48 bytes a row.
 """
 
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -179,17 +180,28 @@ ENDINGS, LONGEST_ENDING, SHORTEST_ENDING = 10_000, 64, 5
 NEARLY_ALL = 0.95
 
 
+def hashes() -> "array[int]":
+    """Make room for hashes of 8 bytes each, in the order of the rows."""
+    return array("q")
+
+
 @dataclass
 class _Seen:
     """Hashes of what was read."""
 
-    whole: set[int] = field(default_factory=set)
-    normal: set[int] = field(default_factory=set)
-    pairs: set[int] = field(default_factory=set)
-    judged: dict[int, float] = field(default_factory=dict)
-    """Prompt and answer -> how it was judged first."""
-    train: set[int] = field(default_factory=set)
-    held_out: Counter[int] = field(default_factory=Counter)
+    whole: "array[int]" = field(default_factory=hashes)
+    normal: "array[int]" = field(default_factory=hashes)
+    """Of the same in small letters, white space made alike."""
+    pairs: "array[int]" = field(default_factory=hashes)
+    reversed: "array[int]" = field(default_factory=hashes)
+    """Of the pairs whose answers are the other way round."""
+    answered: "array[int]" = field(default_factory=hashes)
+    """Of judged answers with their prompts."""
+    judged: "array[float]" = field(default_factory=lambda: array("d"))
+    """How each of them is judged."""
+    train: "array[int]" = field(default_factory=hashes)
+    """Of prompts that are learnt from, and of those that are held out."""
+    held_out: "array[int]" = field(default_factory=hashes)
     forms: Counter[str] = field(default_factory=Counter)
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
     sample: tuple[list[Features], list[Features]] = field(default_factory=lambda: ([], []))
@@ -235,14 +247,34 @@ def audit(records: Records, options: RecordOptions, quarantine: Path | None = No
     kept = {"tools", *(name for part in records.parts for name in part.keep)}
     found.without_value = [path for path in nulls.without_value() if is_handed_on(path, kept)]
     found.ending, *found.endings = common_ending(list(seen.ends.values()))
-    found.prompts = len(seen.train | seen.held_out.keys())
-    found.overlap = sum(times for prompt, times in seen.held_out.items() if prompt in seen.train)
+    _compare(seen, found)
     if seen.longer[1]:
         found.longer_wins = seen.longer[0] / seen.longer[1]
         train, held_out = seen.sample
         cut = len(train) * 4 // 5  # too few held-out rows: those at the end of the sample
         found.words_win = words_win(train, held_out) or words_win(train[:cut], train[cut:])
     return found
+
+
+def _compare(seen: _Seen, found: Audit) -> None:
+    """Count what rows have in common."""
+    import numpy as np
+
+    train, held_out = np.array(seen.train), np.array(seen.held_out)
+    found.prompts = len(np.union1d(train, held_out))
+    found.overlap = int(np.isin(held_out, train).sum())
+    first = np.unique(np.array(seen.whole), return_index=True)[1]
+    found.duplicates = len(seen.whole) - len(first)
+    found.near = len(first) - len(np.unique(np.array(seen.normal)[first]))
+    if seen.pairs:  # a pair contradicts one before it that is the same the other way round
+        pairs, first = np.unique(np.array(seen.pairs), return_index=True)
+        turned = np.array(seen.reversed)
+        place = np.searchsorted(pairs, turned).clip(max=len(pairs) - 1)
+        found.contradictions += int(((pairs[place] == turned) & (first[place] < np.arange(len(turned)))).sum())
+    if seen.answered:  # an answer, one before it that is the same
+        judged = np.array(seen.judged)
+        _, first, which = np.unique(np.array(seen.answered), return_index=True, return_inverse=True)
+        found.contradictions += int((judged[first][which] != judged).sum())
 
 
 def is_handed_on(path: str, columns: Collection[str]) -> bool:
@@ -279,10 +311,9 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
     prompt, aside = hash(key_of(row)), is_held_out(row, part)
     if aside:
         found.held_out += 1
-        seen.held_out[prompt] += 1
     else:
         found.rows += 1
-        seen.train.add(prompt)
+    (seen.held_out if aside else seen.train).append(prompt)
     form = form_of(row)
     seen.forms[form] += 1
     found.chats = form == "chat"
@@ -295,13 +326,14 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
     found.lengths[next((place for place, bound in enumerate(LENGTHS) if size <= bound), len(LENGTHS))] += 1
     whole = "\x00".join(texts)
     tools = json.dumps(row["tools"], default=str) if "tools" in row else ""
-    _count_twins(hash((whole, tools, row.get("label"), row.get("rating"))), f"{whole}{tools}", found, seen)
+    seen.whole.append(hash((whole, tools, row.get("label"), row.get("rating"))))
+    seen.normal.append(hash(" ".join(f"{whole}{tools}".casefold().split())))
     if ("<" in whole or "[" in whole) and (texts_found := set(CONTROL.findall(whole))):
         found.control += 1
         for text in texts_found:
             found.controls[text] = found.controls.get(text, 0) + 1
     if "chosen" in row:
-        _count_pair(row, prompt, found, seen)
+        _count_pair(row, prompt, seen)
         if len(seen.sample[aside]) < (MEASURED if aside else TRAIN):
             seen.sample[aside].append(difference(_text_of(row["chosen"]), _text_of(row["rejected"])))
         found.ties += row.get("p_chosen") == 0.5
@@ -309,7 +341,8 @@ def count(row: Row, part: Part, found: Audit, seen: _Seen) -> None:
         judged = row["label"] if "label" in row else row["rating"]
         if "label" in row:
             found.labels[str(judged).lower()] = found.labels.get(str(judged).lower(), 0) + 1
-        found.contradictions += seen.judged.setdefault(hash(whole), float(judged)) != float(judged)
+        seen.answered.append(hash(whole))
+        seen.judged.append(float(judged))
 
 
 def _count_turns(row: Row, found: Audit) -> None:
@@ -336,22 +369,11 @@ def _note_ends(row: Row, seen: _Seen) -> None:
                 seen.ends.setdefault(hash(text), text[: -LONGEST_ENDING - 1 : -1])
 
 
-def _count_twins(key: int, whole: str, found: Audit, seen: _Seen) -> None:
-    before = len(seen.whole)
-    seen.whole.add(key)
-    if len(seen.whole) == before:
-        found.duplicates += 1
-        return
-    before = len(seen.normal)
-    seen.normal.add(hash(" ".join(whole.casefold().split())))
-    found.near += len(seen.normal) == before
-
-
-def _count_pair(row: Row, prompt: int, found: Audit, seen: _Seen) -> None:
+def _count_pair(row: Row, prompt: int, seen: _Seen) -> None:
     chosen, rejected = _text_of(row["chosen"]), _text_of(row["rejected"])
     one, other = hash(chosen), hash(rejected)
-    found.contradictions += hash((prompt, other, one)) in seen.pairs
-    seen.pairs.add(hash((prompt, one, other)))
+    seen.pairs.append(hash((prompt, one, other)))
+    seen.reversed.append(hash((prompt, other, one)))
     more = len(chosen) - len(rejected)
     seen.longer[0] += 0.5 if more == 0 else float(more > 0)
     seen.longer[1] += 1

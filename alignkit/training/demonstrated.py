@@ -58,7 +58,7 @@ def read_demonstrations(
         demos,
         tokenizer,
         lambda: encode_demonstrations(demos.train(), tokenizer, limit, settings.learn),
-        *("train", limit, settings.learn),
+        *(limit, settings.learn),
     )
     report(stage, "demonstrations", train.lengths, settings.max_lost)
     aside = list(islice(demos.held_out(), settings.measured))

@@ -11,26 +11,45 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import index
 from pathlib import Path
-from typing import overload
+from typing import Any, BinaryIO, Generic, TypeVar, overload
+from weakref import finalize
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import Records
+from alignkit.contract.kinds import Preferences, Records
 from alignkit.contract.stage import Stage
 from alignkit.store.durable import damage, hash_file, publish, read_json, sync_and_list, write_json
 from alignkit.training import parallel
-from alignkit.training.encoding import NOT_LEARNT, Encoding, LabelledTokens, LengthReport
+from alignkit.training.encoding import NOT_LEARNT, Encoding, LabelledPair, LabelledTokens, LengthReport, encode_pairs
 
 VERSION = 1
 """Raised when rows are encoded otherwise, or written otherwise."""
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 """Rows that are written together."""
 TOKENS, LEARNT, ENDS, FACTS = "tokens.bin", "learnt.bin", "ends.bin", "facts.json"
+ROWS, ROW_ENDS = "rows.bin", "row-ends.bin"
+T = TypeVar("T")
+
+
+class _Bytes:
+    """A file of which parts are read; pages of a mapping would count as this process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        finalize(self, os.close, self._file)
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self._file, end - start, start)
+
+
+def _span(ends: "np.ndarray[Any, np.dtype[np.int64]]", row: int) -> tuple[int, int]:
+    """Return where a row begins and ends, of those that follow each other."""
+    return int(ends[row - 1]) if row else 0, int(ends[row])
 
 
 class EncodedRows(Sequence[LabelledTokens]):
@@ -40,12 +59,8 @@ class EncodedRows(Sequence[LabelledTokens]):
         facts = read_json(folder / FACTS)
         self.lengths = LengthReport(**facts["lengths"])
         self._kind = np.dtype(facts["kind"])
-        self._ends = np.fromfile(folder / ENDS, np.int64)  # of each row; it begins where the one before ends
-        self._tokens, self._learnt = (os.open(folder / name, os.O_RDONLY) for name in (TOKENS, LEARNT))
-
-    def __del__(self) -> None:
-        for file in (self._tokens, self._learnt):
-            os.close(file)
+        self._ends = np.fromfile(folder / ENDS, np.int64)
+        self._tokens, self._learnt = _Bytes(folder / TOKENS), _Bytes(folder / LEARNT)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -59,13 +74,40 @@ class EncodedRows(Sequence[LabelledTokens]):
     def __getitem__(self, place: int | slice) -> LabelledTokens | list[LabelledTokens]:
         if isinstance(place, slice):
             return [self[row] for row in range(*place.indices(len(self)))]
-        row = range(len(self))[index(place)]
-        start, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
-        # Read, not mapped: pages of a mapping would count as this process's memory.
+        start, end = _span(self._ends, range(len(self))[index(place)])
         size = self._kind.itemsize
-        tokens = np.frombuffer(os.pread(self._tokens, (end - start) * size, start * size), self._kind)
-        learnt = np.frombuffer(os.pread(self._learnt, end - start, start), np.bool_)
+        tokens = np.frombuffer(self._tokens.read(start * size, end * size), self._kind)
+        learnt = np.frombuffer(self._learnt.read(start, end), np.bool_)
         return LabelledTokens(tokens.tolist(), np.where(learnt, tokens.astype(np.int64), NOT_LEARNT).tolist())
+
+
+class EncodedPairs(Sequence[T]):
+    """Pairs that lie in a folder, their sides one after the other; each is read and made when it is asked for."""
+
+    def __init__(self, folder: Path, make: Callable[[LabelledPair], T]) -> None:
+        self._sides, self._make = EncodedRows(folder), make
+        self._ends = np.fromfile(folder / ROW_ENDS, np.int64)
+        self._rows = _Bytes(folder / ROWS)
+
+    @property
+    def lengths(self) -> LengthReport:
+        return self._sides.lengths
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        if isinstance(place, slice):
+            return [self[pair] for pair in range(*place.indices(len(self)))]
+        pair = range(len(self))[index(place)]
+        row = json.loads(self._rows.read(*_span(self._ends, pair)))
+        return self._make(LabelledPair(self._sides[2 * pair], self._sides[2 * pair + 1], row))
 
 
 def encode_once(
@@ -75,19 +117,57 @@ def encode_once(
     encode: Callable[[], Encoding[LabelledTokens]],
     *depends_on: object,
 ) -> EncodedRows:
-    """Return rows that `encode` yields, from the cache where they lie there.
+    """Return rows to learn from that `encode` yields, from the cache where they lie there.
 
-    `depends_on` is what the encoding depends on besides the records and the tokenizer, the side of the records first.
+    `depends_on` is what the encoding depends on besides the records and the tokenizer.
     """
+    rows = Encoder(encode, lambda row: [row])
+    return EncodedRows(_in_cache(stage, records, tokenizer, rows, depends_on))
+
+
+def encode_pairs_once(
+    stage: Stage,
+    records: Preferences,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    make: Callable[[LabelledPair], T],
+) -> EncodedPairs[T]:
+    """Return pairs to learn from, from the cache where they lie there, as `make` makes them of their tokens."""
+    pairs = Encoder(
+        lambda: encode_pairs(records.train(), tokenizer, limit),
+        lambda pair: [pair.chosen, pair.rejected],
+        lambda pair: json.dumps(pair.row, ensure_ascii=False, default=str),
+    )
+    return EncodedPairs(_in_cache(stage, records, tokenizer, pairs, ["pairs", limit]), make)
+
+
+@dataclass(frozen=True)
+class Encoder(Generic[T]):
+    """How what is encoded is written."""
+
+    encode: Callable[[], Encoding[T]]
+    sequences: Callable[[T], list[LabelledTokens]]
+    row: Callable[[T], str] | None = None
+    """Its row as text, where that is kept."""
+
+
+def _in_cache(
+    stage: Stage,
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder[T],
+    depends_on: Sequence[object],
+) -> Path:
+    """Return the folder of encoded rows, and see to it that they lie there."""
     folder = stage.cache / f"rows-{_key(records, tokenizer, depends_on)}"
 
     def made() -> Path:
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, len(tokenizer), encode())
+            _write(folder, len(tokenizer), encoder)
         return folder
 
-    return EncodedRows(parallel.first(made))
+    return parallel.first(made)
 
 
 def _key(records: Records, tokenizer: PreTrainedTokenizerBase, depends_on: Sequence[object]) -> str:
@@ -111,33 +191,49 @@ def _is_whole(folder: Path) -> bool:
     return bool(facts) and not damage(folder, facts["files"], hash_file)
 
 
-def _write(folder: Path, vocabulary: int, rows: Encoding[LabelledTokens]) -> None:
+def _write(folder: Path, vocabulary: int, encoder: Encoder[T]) -> None:
     """Write rows as they are encoded, by all cores; the folder has its name once all of them are there."""
     kind = np.min_scalar_type(vocabulary)
     staged = folder.with_suffix(f".{os.getpid()}.partial")
     staged.mkdir(parents=True)
-    lengths, total = LengthReport(0), 0
-
-    def told() -> Iterator[LabelledTokens]:
-        nonlocal lengths
-        lengths = yield from rows
-
     try:
-        with ExitStack() as files, _all_cores():
-            tokens, learnt, ends = (files.enter_context((staged / name).open("wb")) for name in (TOKENS, LEARNT, ENDS))
-            left = told()
-            while some := list(islice(left, ROWS_AT_ONCE)):
-                tokens.write(np.array([token for row in some for token in row.ids], kind).tobytes())
-                labels = np.array([label for row in some for label in row.labels], np.int64)
-                learnt.write((labels != NOT_LEARNT).tobytes())
-                own = total + np.cumsum([len(row.ids) for row in some], dtype=np.int64)
-                ends.write(own.tobytes())
-                total = int(own[-1])
-        facts = {"kind": kind.name, "lengths": asdict(lengths), "files": sync_and_list(staged)}
-        write_json(staged / FACTS, facts)
+        with _all_cores():
+            lengths = _write_rows(staged, kind, encoder)
+        write_json(staged / FACTS, {"kind": kind.name, "lengths": asdict(lengths), "files": sync_and_list(staged)})
         publish(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write_rows(folder: Path, kind: "np.dtype[Any]", encoder: Encoder[T]) -> LengthReport:
+    rows, lengths = encoder.encode(), LengthReport(0)
+
+    def told() -> Iterator[T]:
+        nonlocal lengths
+        lengths = yield from rows
+
+    left, end, row_end = told(), 0, 0
+    with ExitStack() as opened:
+        names = [TOKENS, LEARNT, ENDS] + ([ROWS, ROW_ENDS] if encoder.row else [])
+        tokens, learnt, ends, *texts = (opened.enter_context((folder / name).open("wb")) for name in names)
+        while some := list(islice(left, ROWS_AT_ONCE)):
+            sequences = [sequence for row in some for sequence in encoder.sequences(row)]
+            tokens.write(np.array([token for row in sequences for token in row.ids], kind).tobytes())
+            labels = np.array([label for row in sequences for label in row.labels], np.int64)
+            learnt.write((labels != NOT_LEARNT).tobytes())
+            end = _write_ends(ends, end, [len(row.ids) for row in sequences])
+            if encoder.row:
+                written = [encoder.row(row).encode("utf-8", "surrogatepass") for row in some]
+                texts[0].write(b"".join(written))
+                row_end = _write_ends(texts[1], row_end, [*map(len, written)])
+    return lengths
+
+
+def _write_ends(file: BinaryIO, before: int, sizes: Sequence[int]) -> int:
+    """Write where each of these ends that follow each other, and return where the last does."""
+    ends = before + np.cumsum(sizes, dtype=np.int64)
+    file.write(ends.tobytes())
+    return int(ends[-1])
 
 
 @contextmanager

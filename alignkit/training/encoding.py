@@ -20,6 +20,7 @@ from alignkit.training.templates import Chat, Learn, Tools
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
+SIDES = ("chosen", "rejected")
 ROWS_AT_ONCE, TEXTS_AT_ONCE = 1024, 64
 """Rows, and texts of any length, that are encoded together."""
 NOT_LEARNT = -100
@@ -39,6 +40,18 @@ class TokenPair(NamedTuple):
     chosen: list[int]
     rejected: list[int]
     row: Row
+
+
+class LabelledPair(NamedTuple):
+    """The two sequences of a pair, their answers labelled, and their row."""
+
+    chosen: LabelledTokens
+    rejected: LabelledTokens
+    row: Row
+
+    @property
+    def tokens(self) -> TokenPair:
+        return TokenPair(self.chosen.ids, self.rejected.ids, self.row)
 
 
 class Prompt(NamedTuple):
@@ -161,10 +174,10 @@ def _demonstrated(
 ) -> Iterator[LabelledTokens | None]:
     """Encode demonstrations, texts many at once; None for one that is left out for what it is."""
     for some in _several(rows, ROWS_AT_ONCE):
-        texts = [(row["prompt"], row["completion"]) for row in some if _is_text(row)]
+        texts = [(row["prompt"], row["completion"]) for row in some if _are_texts(row, "prompt", "completion")]
         joined = iter(_joined(texts, tokenizer))
         for row in some:
-            if _is_text(row):
+            if _are_texts(row, "prompt", "completion"):
                 yield next(joined)
             else:
                 yield from (found for _, found in encoded([row], lambda row: demonstration(row, tokenizer, learn)))
@@ -177,20 +190,46 @@ def _several(rows: Iterable[T], count: int) -> Iterator[list[T]]:
         yield some
 
 
-def _is_text(row: Row) -> bool:
-    return "messages" not in row and isinstance(row["prompt"], str) and isinstance(row["completion"], str)
+def _are_texts(row: Row, *columns: str) -> bool:
+    return all(isinstance(row.get(column), str) for column in columns)
 
 
 def preferences(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[list[TokenPair], LengthReport]:
     """Encode pairs; one with a side longer than the limit is left out, since a cut answer has no end to be judged."""
+    pairs, lengths = collected(encode_pairs(rows, tokenizer, limit))
+    return [pair.tokens for pair in pairs], lengths
 
-    def pair(row: Row) -> TokenPair:
-        chosen, rejected = (side(row, name, tokenizer).ids for name in ("chosen", "rejected"))
-        return TokenPair(chosen, rejected, row)
 
-    return fitting(rows, limit, pair, lambda pair: max(len(pair.chosen), len(pair.rejected)))
+def encode_pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoding[LabelledPair]:
+    """Encode pairs as `preferences` does, one by one, and tell which tokens are the answers'."""
+    lengths = LengthReport(limit)
+    for pair in _pairs(rows, tokenizer):
+        if pair is None:
+            lengths = replace(lengths, refused=lengths.refused + 1)
+            continue
+        size = max(len(pair.chosen.ids), len(pair.rejected.ids))
+        lengths = counted(lengths, size, dropped=size > limit)
+        if size <= limit:
+            yield pair
+    return lengths
+
+
+def _pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[LabelledPair | None]:
+    """Encode pairs, texts many at once; None for one that is left out for what it is."""
+
+    def apart(row: Row) -> LabelledPair:
+        return LabelledPair(side(row, "chosen", tokenizer), side(row, "rejected", tokenizer), row)
+
+    for some in _several(rows, ROWS_AT_ONCE):
+        plain = [row for row in some if _are_texts(row, "prompt", "chosen", "rejected")]
+        joined = iter(_joined([(row["prompt"], row[name]) for row in plain for name in SIDES], tokenizer))
+        for row in some:
+            if _are_texts(row, "prompt", "chosen", "rejected"):
+                yield LabelledPair(next(joined), next(joined), row)
+            else:
+                yield from (found for _, found in encoded([row], apart))
 
 
 class AskedPrompt(NamedTuple):
@@ -385,11 +424,12 @@ def answered_text(
 
 def _joined(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
     """Encode prompts with their answers, both of them strings."""
-    prompts = _encode_all(tokenizer, [prompt for prompt, _ in texts])
+    prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
+    alone = dict(zip(prompts, _encode_all(tokenizer, prompts), strict=True))
     wholes = _encode_all(tokenizer, [prompt + answer for prompt, answer in texts])
     found = []
-    for (prompt, answer), alone, whole in zip(texts, prompts, wholes, strict=True):
-        asked = _asked(tokenizer, prompt, alone)
+    for (prompt, answer), whole in zip(texts, wholes, strict=True):
+        asked = _asked(tokenizer, prompt, alone[prompt])
         if whole[: len(asked)] != asked:
             whole = asked + _encode(tokenizer, answer, special=False)
         ids = _ended(whole, tokenizer)

@@ -1,7 +1,8 @@
 """Measures on held-out rows: what a stage tells before and after."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ WORDS_VERSION = 1
 
 
 def pair_accuracy_floor(
-    longer: float, train: Sequence[Row], held_out: Sequence[Row], *, cache: Path | None = None
+    longer: float, train: Iterable[Row], held_out: Iterable[Row], *, cache: Path | None = None
 ) -> Floor:
     """Return the better of two judges of held-out pairs: who takes the longer answer (`longer`), and a classifier of
     words that has learnt from the first rows that are learnt from.
@@ -92,7 +93,8 @@ def pair_accuracy_floor(
     Rows have `chosen` and `rejected`, strings or chats. The classifier takes seconds for long answers: what came of the
     same rows before lies in the `cache`, where one is given (`stage.cache`).
     """
-    texts = [[(shown(row["chosen"]), shown(row["rejected"])) for row in rows] for rows in (train[:TRAIN], held_out)]
+    sides = (islice(train, TRAIN), held_out)
+    texts = [[(shown(row["chosen"]), shown(row["rejected"])) for row in side] for side in sides]
     note = note_path(cache, "words", WORDS_VERSION, texts) if cache else None
     known = read_note(note) if note else {}
     words = known["words"] if "words" in known else words_win(*([difference(*pair) for pair in side] for side in texts))

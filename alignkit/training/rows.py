@@ -27,7 +27,8 @@ from alignkit.training import encoding, parallel, sharding
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
 from alignkit.training.arithmetic import computing, device
 from alignkit.training.configs import positions
-from alignkit.training.encoding import LengthReport, Row
+from alignkit.training.encoded import encode_pairs_once
+from alignkit.training.encoding import LabelledPair, LabelledTokens, LengthReport, Row
 from alignkit.training.rollouts import generator_for
 from alignkit.training.step import (
     CommitTimer,
@@ -92,8 +93,9 @@ class Pair(NamedTuple):
 class PairRows(NamedTuple):
     """What is learnt from, and what is kept aside."""
 
-    train: list[Pair]
-    held_out: list[Pair]
+    train: Sequence[Pair]
+    """Each is read when it is asked for, and none is kept."""
+    held_out: Sequence[Pair]
 
 
 class JudgedAnswer(NamedTuple):
@@ -121,10 +123,11 @@ def read_pairs(
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
     limit = _limit(model, settings)
-    train, lengths = _encoded(pairs.train(), tokenizer, limit)
-    encoding.report(stage, "pairs", lengths, settings.max_lost)
-    held_out, _ = _encoded(islice(pairs.held_out(), settings.measured), tokenizer, limit)
-    return PairRows(train, held_out)
+    train = encode_pairs_once(stage, pairs, tokenizer, limit, _pair)
+    encoding.report(stage, "pairs", train.lengths, settings.max_lost)
+    aside = islice(pairs.held_out(), settings.measured)
+    held_out, _ = encoding.collected(encoding.encode_pairs(aside, tokenizer, limit))
+    return PairRows(train, [*map(_pair, held_out)])
 
 
 def read_answers(
@@ -174,20 +177,17 @@ def _judged(
     return encoding.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
 
 
-def _encoded(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Pair], LengthReport]:
-    def pair(row: Row) -> Pair:
-        chosen, rejected = (_side(row, side, tokenizer) for side in ("chosen", "rejected"))
-        return Pair(chosen, rejected, row.get("p_chosen", 1.0), row)
-
-    return encoding.fitting(rows, limit, pair, lambda pair: max(_length(pair.chosen), _length(pair.rejected)))
-
-
-def _length(side: Answered) -> int:
-    return len(side.prompt) + len(side.answer)
+def _pair(pair: LabelledPair) -> Pair:
+    chosen, rejected = (_parted(tokens) for tokens in (pair.chosen, pair.rejected))
+    return Pair(chosen, rejected, pair.row.get("p_chosen", 1.0), pair.row)
 
 
 def _side(row: Row, side: str, tokenizer: PreTrainedTokenizerBase) -> Answered:
-    ids, labels = encoding.side(row, side, tokenizer)
+    return _parted(encoding.side(row, side, tokenizer))
+
+
+def _parted(tokens: LabelledTokens) -> Answered:
+    ids, labels = tokens
     start = next(place for place, label in enumerate(labels) if label != encoding.NOT_LEARNT)
     return Answered(ids[:start], ids[start:])
 

@@ -17,6 +17,7 @@ from alignkit.training.answers import Model
 from alignkit.training.arithmetic import computing
 from alignkit.training.classifiers import score_tokens
 from alignkit.training.configs import positions
+from alignkit.training.encoded import encode_pairs_once
 from alignkit.training.encoding import TokenPair, fitting_length, preferences, prompt_text, report, shown
 from alignkit.training.measures import pair_accuracy_floor, share_of_longer
 
@@ -30,7 +31,7 @@ PairScores: TypeAlias = list[tuple[float, float]]
 class TokenPairRows(NamedTuple):
     """What is learnt from, and what is kept aside."""
 
-    train: list[TokenPair]
+    train: Sequence[TokenPair]
     held_out: list[TokenPair]
 
 
@@ -42,8 +43,8 @@ def read_token_pairs(
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
     limit = fitting_length(positions(model), settings.max_length)
-    train, lengths = preferences(pairs.train(), tokenizer, limit)
-    report(stage, "pairs", lengths, settings.max_lost)
+    train = encode_pairs_once(stage, pairs, tokenizer, limit, lambda pair: pair.tokens)
+    report(stage, "pairs", train.lengths, settings.max_lost)
     held_out, _ = preferences(islice(pairs.held_out(), settings.measured), tokenizer, limit)
     return TokenPairRows(train, held_out)
 
@@ -89,7 +90,7 @@ def tell_scores(stage: Stage, before: PairScores, after: PairScores, rows: Token
     if now is None:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
-    sides = ([pair.row for pair in pairs] for pairs in rows)
+    sides = ((pair.row for pair in pairs) for pairs in rows)
     floor, _ = pair_accuracy_floor(share_of_longer(rows.held_out), *sides, cache=stage.cache)
     stage.result("accuracy", accuracy(before), now, floor, len(after))
 

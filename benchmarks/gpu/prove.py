@@ -341,7 +341,7 @@ def laid_out(form: str) -> Iterator[None]:
 
     own = ways.form_by
     if form == "padded":
-        ways.form_by = lambda *_: "padded"  # type: ignore[assignment]
+        ways.form_by = lambda *_: "padded"
     try:
         yield
     finally:

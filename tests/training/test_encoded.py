@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from alignkit.contract.kinds import Demonstrations
+from alignkit.contract.kinds import Demonstrations, Preferences
 from alignkit.testing import RecordingStage, write_records
-from alignkit.training.encoded import encode_once
-from alignkit.training.encoding import demonstrations, encode_demonstrations
+from alignkit.training.encoded import encode_once, encode_pairs_once
+from alignkit.training.encoding import collected, demonstrations, encode_demonstrations, encode_pairs, side
 from alignkit.training.tokenizers import open_tokenizer
 
 CHAT = [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "fine thanks"}]
@@ -36,7 +36,7 @@ def encode(tmp_path, tokenizer):
             made.times += 1
             return (yield from encode_demonstrations(made.records.train(), with_, limit))
 
-        return encode_once(stage, made.records, with_, anew, "train", limit)
+        return encode_once(stage, made.records, with_, anew, limit)
 
     made.times, made.cache = 0, stage.cache
     return made
@@ -106,3 +106,34 @@ def test_tokens_take_no_more_bytes_than_they_need(encode):
 
     (facts,) = encode.cache.glob("rows-*/facts.json")
     assert json.loads(facts.read_text("utf-8"))["kind"] == "uint16"
+
+
+def test_pairs_are_read_with_their_rows(tmp_path, tokenizer):
+    given = [
+        {"prompt": f"how was day {i}?", "chosen": " fine", "rejected": " bad" * (1 + i), "p_chosen": 0.75}
+        for i in range(5)
+    ]
+    records, stage = write_records(Preferences, tmp_path / "rows", given), RecordingStage(tmp_path / "stage")
+    expected, lengths = collected(encode_pairs(records.train(), tokenizer, 20))
+
+    for _ in range(2):
+        found = encode_pairs_once(stage, records, tokenizer, 20, lambda pair: pair)
+        assert list(found) == expected
+        assert (found[-1], found[1:2]) == (expected[-1], expected[1:2])
+        assert found.lengths == lengths
+    assert len(list(stage.cache.iterdir())) == 1
+
+
+def test_batches_are_encoded_as_rows_are_one_by_one(tokenizer):
+    chat = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "bad"}]}
+    given = [
+        {"prompt": "how", "chosen": " fine", "rejected": "ly"},
+        chat,
+        {"prompt": "", "chosen": "a", "rejected": ""},
+    ]
+
+    together, _ = collected(encode_pairs(given, tokenizer, 64))
+
+    assert [pair[:2] for pair in together] == [
+        tuple(side(row, name, tokenizer) for name in ("chosen", "rejected")) for row in given
+    ]

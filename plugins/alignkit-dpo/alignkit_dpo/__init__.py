@@ -16,8 +16,10 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import Field, PositiveFloat
 
@@ -25,7 +27,7 @@ from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError
 from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Any
 
@@ -37,6 +39,8 @@ SAME = 1e-3
 """Nats by which an answer's log-probability may differ between two passes in fp32; more is another model."""
 KEPT = 1e-4
 """Nats by which it may differ between what was kept and the same pass now."""
+AT_ONCE = 4096
+"""Pairs whose tokens are held in memory while the start reads them."""
 START = "start logprobs"
 """What a pair's row holds besides: the start's log-probabilities of its two answers."""
 
@@ -63,8 +67,8 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
-    start = of_start(model, policy, [*train, *held_out], settings, stage)
-    train, held_out = with_start(train, start[: len(train)]), with_start(held_out, start[len(train) :])
+    start = of_start(model, policy, train, held_out, settings, stage)
+    train, held_out = Started(train, start[: len(train)]), Started(held_out, start[len(train) :])
 
     def loss(part: Sequence[Pair]) -> tuple[Tensor, Mapping[str, Tensor]]:
         return losses(*pair_logprobs(model, part), part, starts_of(part), settings)
@@ -77,9 +81,26 @@ def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferenc
     return made
 
 
-def with_start(pairs: Sequence[Pair], start: Sequence[Sequence[float]]) -> list[Pair]:
-    """Return the pairs, each with what the start says of it in its row."""
-    return [pair._replace(row={**pair.row, START: said}) for pair, said in zip(pairs, start, strict=True)]
+class Started(Sequence["Pair"]):
+    """Pairs, each with what the start says of it in its row."""
+
+    def __init__(self, pairs: Sequence[Pair], start: Sequence[Sequence[float]]) -> None:
+        self._pairs, self._start = pairs, start
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        pair = self._pairs[place]
+        return pair._replace(row={**pair.row, START: self._start[place]})
 
 
 def starts_of(pairs: Sequence[Pair]) -> list[Sequence[float]]:
@@ -130,21 +151,23 @@ def preferring(margin: Tensor, settings: DPOSettings) -> Tensor:
 
 
 def of_start(
-    model: Any, policy: Policy, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage
+    model: Any, policy: Policy, train: Sequence[Pair], held_out: Sequence[Pair], settings: DPOSettings, stage: Stage
 ) -> list[list[float]]:
     """Return the start's log-probabilities of each pair's two answers, from disk where they were computed before.
 
     What is kept is only used if this very model says the same of the first pairs: a stage that was run again has other
     weights under the same fingerprint.
     """
-    content = json.dumps([[*pair.chosen, *pair.rejected] for pair in pairs])
-    key = hashlib.sha256(f"{policy.fingerprint} {settings.precision} {content}".encode()).hexdigest()
-    file = stage.cache / f"logprobs-{key}.json"
-    first = sequence_logprobs(model, pairs[: settings.batch], settings)
+    content = hashlib.sha256(f"{policy.fingerprint} {settings.precision}".encode())
+    for pair in chain(train, held_out):
+        content.update(repr([*pair.chosen, *pair.rejected]).encode())
+    file = stage.cache / f"logprobs-{content.hexdigest()}.json"
+    first = sequence_logprobs(model, train[: settings.batch], settings)
     kept = read_kept(file)
-    if kept and len(kept[1]) == len(pairs) and furthest(kept[0], first) < KEPT:
+    if kept and len(kept[1]) == len(train) + len(held_out) and furthest(kept[0], first) < KEPT:
         return kept[1]
-    computed = sequence_logprobs(model, pairs, settings)
+    parts = (train[place : place + AT_ONCE] for place in range(0, len(train), AT_ONCE))
+    computed = [said for part in (*parts, held_out) for said in sequence_logprobs(model, part, settings)]
     write_kept(file, first, computed)
     return computed
 
@@ -220,7 +243,7 @@ def tell(
     accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
-    floor, _ = pair_accuracy_floor(longer, *([pair.row for pair in side] for side in rows), cache=stage.cache)
+    floor, _ = pair_accuracy_floor(longer, *((pair.row for pair in side) for side in rows), cache=stage.cache)
     stage.result("accuracy", 0.5, accuracy, floor, len(found))
     stage.result("margin", 0.0, fmean(found), rows=len(found))
     for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:
