@@ -103,7 +103,8 @@ def read_rows(words: argparse.Namespace, model: Path) -> list[list[list[int]]]:
     else:
         found = [[pair.chosen, pair.rejected] for pair in preferences(given, tokenizer, words.longest)[0]]
     wanted = words.batch * max(words.steps, words.exact_steps)
-    return (found * -(-wanted // len(found)))[:wanted]
+    repeated: list[list[list[int]]] = found * -(-wanted // len(found))
+    return repeated[:wanted]
 
 
 def as_text(value: Any) -> str:
