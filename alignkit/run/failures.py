@@ -66,10 +66,15 @@ def explain(error: BaseException, order: Order, folder: Path) -> Failure:
             remedy = "make room, and run the same command again: it goes on from the last checkpoint"
             return Failure.of(attempt, DiskError.status, f"the disk is full ({free:.1f} GiB free)", remedy)
         if order.machine.processes > 1 and any(words in str(cause) for words in LOST):
-            advice = lighter(order.stage, order.method, order.settings)
-            problem = "another of the stage's processes was lost, perhaps because memory ran out"
-            return Failure.of(attempt, MemoryLimitError.status, problem, f"the same command goes on; else {advice}")
+            return lost(order)
     return Failure.of(attempt, 1, one_line(error))
+
+
+def lost(order: Order) -> Failure:
+    """Word that another of a stage's processes is gone."""
+    advice = lighter(order.stage, order.method, order.settings)
+    problem = "another of the stage's processes was lost, perhaps because memory ran out"
+    return Failure.of(order.attempt, MemoryLimitError.status, problem, f"the same command goes on; else {advice}")
 
 
 def failure_of(order: Order, partial: Path, status: int) -> AlignkitError:

@@ -27,6 +27,7 @@ from alignkit.estimate import preflight
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.run.failures import explain
 from alignkit.run.order import Order, read_order, typed
+from alignkit.run.peers import watched
 from alignkit.run.provenance import facts_of, memory_now
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
@@ -143,7 +144,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     settings = method.settings.model_validate(order.settings)
     inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
     seed_everything(order.seed, models=method.handles_models)
-    with _met(order, rank, method):
+    with _met(partial, order, rank, method):
         if stage.stopping:
             stage.leave()
         artifact = _result(method, settings, stage, inputs)
@@ -154,7 +155,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
 
 
 @contextmanager
-def _met(order: Order, rank: int, method: Method) -> Iterator[None]:
+def _met(partial: Path, order: Order, rank: int, method: Method) -> Iterator[None]:
     """Have the processes that share a stage meet; a method of rows alone works without them knowing of each other."""
     if not method.handles_models:
         yield
@@ -166,9 +167,10 @@ def _met(order: Order, rank: int, method: Method) -> Iterator[None]:
     if machine.processes == 1:
         yield
         return
-    parallel.join(rank, machine.processes, sharded=machine.sharded is True)
-    yield
-    parallel.leave()
+    with watched(partial, order, rank):
+        parallel.join(rank, machine.processes, sharded=machine.sharded is True)
+        yield
+        parallel.leave()
 
 
 def _result(method: Method, settings: Settings, stage: WorkingStage, inputs: Mapping[str, Any]) -> Any:

@@ -31,6 +31,8 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAZY = (("transformers", "AutoModelForCausalLM"), ("transformers", "Trainer"), ("trl", "SFTTrainer"))
 """Names that these libraries import when first asked for."""
 
+SHUTDOWN = 3600
+"""Seconds that torchrun lets processes keep what they have learnt in, once they are asked to end."""
 GRACE = 1.5
 """Seconds between asking the children of a dead runner to end, and ending them."""
 
@@ -158,6 +160,7 @@ def _become_worker(folder: Path, fork: bool, processes: int) -> NoReturn:
 def _start_afresh(folder: Path, processes: int) -> NoReturn:
     module = ["alignkit.run.worker", str(folder)]
     if processes > 1:
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
         module = ["torch.distributed.run", "--nproc_per_node", str(processes), "-m", *module]
     os.execv(sys.executable, [sys.executable, "-m", *module])  # noqa: S606  # no shell is wanted
 
