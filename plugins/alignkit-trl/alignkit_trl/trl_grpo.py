@@ -95,8 +95,7 @@ def trl_grpo(
 
     opened = open_roles(settings, stage, Roles(policy, rewards, prompts), Around(start=False))
     before, signs = opened.measure(stage.seed), WarningSigns()
-    with start_on_disk(opened, stage):
-        learn(opened, signs, stage)
+    learn(opened, signs, stage)
     if settings.kl.coef and not settings.lora:
         # TRL had a start of its own in memory meanwhile.
         opened, before = opened.beside_start(policy), before and before._replace(kl=0.0)
@@ -116,7 +115,8 @@ def learn(opened: Opened[TRLGRPOSettings], signs: WarningSigns, stage: Stage) ->
         opened.heed(stage, signs, step // steps, metrics)
 
     try:
-        run_trainer(make, stage, names=NAMES, commit_every=steps, heed=heed)
+        with start_on_disk(opened, stage):
+            run_trainer(make, stage, names=NAMES, commit_every=steps, heed=heed)
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise
