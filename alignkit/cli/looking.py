@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkit.cli import completion
-from alignkit.cli.options import AGAIN, OFFLINE, PLUGINS, RUNS, SEED, SET, UNTIL, options, pinned_plan, planned
+from alignkit.cli.options import (
+    AGAIN,
+    MACHINE,
+    OFFLINE,
+    PLUGINS,
+    RUNS,
+    SEED,
+    SET,
+    UNTIL,
+    machine_called,
+    options,
+    pinned_plan,
+    planned,
+)
 from alignkit.cli.printing import bold, print_json, print_lines, print_problems, width
 from alignkit.cli.running import run_and_show
 from alignkit.errors import AlignkitError, RecipeError, StageError
@@ -21,26 +34,29 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
-@options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@options(SET, SEED, RUNS, UNTIL, AGAIN, MACHINE, PLUGINS)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(recipe: str, again: Sequence[str], as_json: bool, **selection: Any) -> None:
+def plan(recipe: str, again: Sequence[str], machine: str | None, as_json: bool, **selection: Any) -> None:
     """Show what RECIPE would run, reuse or leave out, and why. Imports nothing heavy and opens no connection."""
     from alignkit.recipe.packaged import find_recipe
     from alignkit.run.states import states_of
     from alignkit.show.planned import as_dict, heading, show_plan
 
+    on = machine_called(machine)
     plan = planned(find_recipe(recipe), **selection)
     states, remarks = states_of(plan, selection["runs"], again)
     if as_json:
-        print_json(as_dict(plan, states))
+        print_json(as_dict(plan, states) | {"machine": on.model_dump()})
         return
     click.echo(bold(heading(plan, Path.cwd())))
+    if machine:
+        click.echo(f"on {machine}: {on.told}")
     print_lines(show_plan(plan, states, remarks, width()))
 
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
-@options(SET, SEED, RUNS, UNTIL, PLUGINS)
+@options(SET, SEED, RUNS, UNTIL, MACHINE, PLUGINS)
 @click.option("--rows-only", is_flag=True, help="Read the rows and nothing else: open no model's files.")
 @click.option("--smoke", is_flag=True, help="Then run a short trial of every stage, through save and load, to time it.")
 @OFFLINE
@@ -50,12 +66,13 @@ def check(
     ctx: click.Context,
     /,
     recipe: str,
+    machine: str | None,
     smoke: bool,
     as_json: bool,
     **selection: Any,
 ) -> None:
     """Read every row of RECIPE's sources; tell what is in them, what is wrong, what is learnt, and what memory, time
-    and disk every stage will need."""
+    and disk every stage will need (with --on: memory of each process)."""
     from alignkit.environment import set_environment
     from alignkit.estimate.examination import examine
     from alignkit.recipe.packaged import find_recipe
@@ -64,8 +81,9 @@ def check(
     offline, rows_only = selection.pop("offline"), selection.pop("rows_only")
     set_environment(offline)
     refuse_rows(recipe)
+    on = machine_called(machine)
     plan = pinned_plan(find_recipe(recipe), offline, **selection)
-    found = examine(plan, selection["runs"], offline, rows_only=rows_only)
+    found = examine(plan, selection["runs"], offline, rows_only=rows_only, on=on.sharing())
     print_examination(found, as_json)
     stop_at(ctx, found.errors)
     if smoke:

@@ -11,6 +11,7 @@ from alignkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from alignkit.plan.plan import Plan
+    from alignkit.run.machine import Machine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,11 +73,15 @@ def changes_of(given: Sequence[str]) -> Mapping[str, str]:
 
 def how_of(words: dict[str, Any]) -> dict[str, Any]:
     """Take from a command's words how its stages are run."""
+    machine, inline, again = machine_called(words.pop("machine")), words.pop("inline"), words.pop("again")
+    return {"inline": inline, "again": again, "machine": machine, "offline": words.pop("offline"), "check": True}
+
+
+def machine_called(name: str | None) -> "Machine":
+    """Return the machine of this name; where none is named, this one, with one process."""
     from alignkit.run.machine import Machine, read_machine
 
-    name, inline, again = (words.pop(word) for word in ("machine", "inline", "again"))
-    machine = read_machine(name, Path.cwd()) if name else Machine()
-    return {"inline": inline, "again": again, "machine": machine, "offline": words.pop("offline"), "check": True}
+    return read_machine(name, Path.cwd()) if name else Machine()
 
 
 def planned(path: Path, *, changes: Sequence[str], **selection: Any) -> "Plan":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -61,6 +61,10 @@ CHANGES: Sequence[Mapping[str, Any]] = (
 """What may be changed to save memory; a fraction is a share of what it was, 2 with `minibatches` twice as many."""
 
 
+CUT = ("weights", "gradients", "optimiser", "rounded")
+"""Parts of a stage's memory that are cut up among processes where these shard."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one stage will need."""
@@ -74,6 +78,11 @@ class Estimate:
     @property
     def memory(self) -> float:
         return self.need.memory + self.libraries
+
+    def cut(self, processes: int) -> "Estimate":
+        """Return it for one of so many processes that weights are cut up among."""
+        parts = {part: size / (processes if part in CUT else 1) for part, size in self.need.parts.items()}
+        return replace(self, need=replace(self.need, parts=parts))
 
 
 class Helps(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.estimate.desk import Desk, desk_for
-from alignkit.estimate.preflight import Preflight, preflight
+from alignkit.estimate.preflight import ALONE, Preflight, Sharing, preflight
 from alignkit.estimate.stage_previews import StagePreview, previews
 from alignkit.plan.plan import Plan
 
@@ -21,14 +21,14 @@ class Examination(NamedTuple):
     """What would end a stage."""
 
 
-def examine(plan: Plan, runs: Path, offline: bool, *, rows_only: bool = False) -> Examination:
-    """Look at a plan's rows and, unless told not to, at its models and what its stages will need."""
+def examine(plan: Plan, runs: Path, offline: bool, *, rows_only: bool = False, on: Sharing = ALONE) -> Examination:
+    """Look at a plan's rows and, unless told not to, at its models and what each process of its stages will need."""
     desk, errors = desk_for(plan, runs, offline)
     needs, seen = Preflight(), list[StagePreview]()
     if rows_only:
         return Examination(desk, needs, seen, errors)
     try:
-        needs = preflight(desk)
+        needs = preflight(desk, on)
         seen += previews(desk)
     except AlignkitError as error:
         told = {one.problem for one in needs.problems}

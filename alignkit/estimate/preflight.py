@@ -47,6 +47,8 @@ class Sharing:
     processes: int = 1
     sharded: bool = False
     """Weights may be cut up among them."""
+    always: bool = False
+    """They are, also of stages that one process has the memory for."""
 
     def memory(self) -> int:
         """Return how much memory each process has, in bytes; on a processor they share the machine's."""
@@ -55,10 +57,9 @@ class Sharing:
 
         return machine_memory() // (self.processes if device().type == "cpu" else 1)
 
-    @property
-    def shares(self) -> int:
-        """Return among how many processes a stage's memory may be parted, at best."""
-        return self.processes if self.sharded else 1
+    def cuts(self, memory: float) -> bool:
+        """Return whether the weights of a stage are cut up that would take so many bytes in one process."""
+        return self.processes > 1 and self.sharded and (self.always or memory > self.memory())
 
 
 ALONE = Sharing()
@@ -69,7 +70,7 @@ class Preflight:
     """What was found."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """Of each stage that can be estimated: `stage`, `method`, `memory` and `disk` in bytes, `seconds`,
+    """Of each stage that can be estimated: `stage`, `method`, `memory` of a process and `disk` in bytes, `seconds`,
     of which `stepping` in `steps`, with `prompt` and `answer` tokens in a row, `parts` of the memory, and whether it
     `fits` one process."""
     problems: list[Problem] = field(default_factory=list)
@@ -112,12 +113,15 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
             continue
         if estimate is None:
             continue
-        found.stages.append({**_plain(estimate), "fits": estimate.memory <= room})
+        fits = estimate.memory <= room
+        if on.cuts(estimate.memory):
+            estimate = estimate.cut(on.processes)
+        found.stages.append({**_plain(estimate), "fits": fits})
         disk += estimate.need.disk
         if estimate.need.seconds > LONGEST:
             found.problems.append(too_long(stage, estimate))
-        if estimate.memory > room * on.shares:
-            found.problems.append(too_large(stage, estimate, room * on.shares, estimator))
+        if estimate.memory > room:
+            found.problems.append(too_large(stage, estimate, on, estimator))
     found.problems += list(_disk_problems(disk, desk.runs))
     found.problems, found.remarks = together(found.problems), together(found.remarks)
     return found
@@ -166,9 +170,10 @@ def show(stages: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
     return table(rows, width, ("needs", "method", "memory", "time", "disk"))
 
 
-def too_large(stage: PlannedStage, estimate: "Estimate", room: int, estimator: "Estimator") -> Problem:
+def too_large(stage: PlannedStage, estimate: "Estimate", on: Sharing, estimator: "Estimator") -> Problem:
     """Say that a stage needs more memory than there is, and what would help most."""
-    problem = f"needs about {estimate.memory / GIB:.1f} GiB of memory, and this machine has {room / GIB:.1f}"
+    has = "this machine" if on.processes == 1 else f"each of its {on.processes} processes"
+    problem = f"needs about {estimate.memory / GIB:.1f} GiB of memory, and {has} has {on.memory() / GIB:.1f}"
     helps = [f"--set {one.setting} ({one.memory / GIB:.1f} GiB)" for one in estimator.helps(stage)]
     remedy = ", ".join(helps) or "take a smaller model"
     return Problem(problem, f"stage {stage.name!r}", remedy)

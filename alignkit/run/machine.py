@@ -2,12 +2,15 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, PositiveInt, ValidationError
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
+
+if TYPE_CHECKING:
+    from alignkit.estimate.preflight import Sharing
 
 FILE = "machines.toml"
 SHAPE = (
@@ -32,6 +35,21 @@ class Machine(Settings):
     tokens would fit otherwise."""
     compile: bool = False
     """Whether layers that learn are compiled (torch.compile): half a minute at the start of a stage, faster steps."""
+
+    @property
+    def told(self) -> str:
+        """Say in words what stages will run on."""
+        if self.processes == 1:
+            return "one process"
+        where = "where they do not fit one" if self.sharded == "auto" else "always"
+        cut = f", among which weights are cut up {where}" if self.sharded else ", each of which holds all weights"
+        return f"{self.processes} processes{cut}"
+
+    def sharing(self) -> "Sharing":
+        """Return how stages are shared here, as their estimates take it."""
+        from alignkit.estimate.preflight import Sharing
+
+        return Sharing(self.processes, self.sharded is not False, self.sharded is True)
 
     def decided(self, large: bool) -> "Machine":
         """Return it with `sharded` decided, for a stage that needs more memory than one process has, or less."""

@@ -248,8 +248,8 @@ class _Run:
         left = self._left(finished)
         if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
-        sharing = preflight.Sharing(self._machine.processes, self._machine.sharded is not False)
-        folder = preflight.ask(self.plan, [stage.name for stage in left], self.runs, self.offline, sharing)
+        open_stages, sharing = [stage.name for stage in left], self._machine.sharing()
+        folder = preflight.ask(self.plan, open_stages, self.runs, self.offline, sharing)
         found = preflight.remembered(folder, self.runs)
         if found is None:
             preflight.forget(folder)

@@ -93,6 +93,25 @@ def test_a_plan_is_shown_as_tables(alignkit: Alignkit) -> None:
     ]
 
 
+def test_a_plan_tells_the_machine_that_it_would_run_on(alignkit: Alignkit) -> None:
+    Path("machines.toml").write_text("[box]\nprocesses = 8\n[pair]\nprocesses = 2\nsharded = false\n")
+
+    box, pair = (light(alignkit, "plan", "--on", name).stdout.splitlines()[1] for name in ("box", "pair"))
+    told = json.loads(light(alignkit, "plan", "--on", "box", "--json").stdout)["machine"]
+
+    assert box == "on box: 8 processes, among which weights are cut up where they do not fit one"
+    assert pair == "on pair: 2 processes, each of which holds all weights"
+    assert (told["processes"], told["sharded"]) == (8, "auto")
+
+
+def test_a_machine_that_is_not_there_is_refused_before_a_plan_is_made(alignkit: Alignkit) -> None:
+    Path("machines.toml").write_text("[box]\nprocesses = 8\n")
+
+    results = [light(alignkit, "plan", "--on", "bix"), alignkit("check", "rlhf", "--on", "bix")]
+
+    assert all("there is no machine 'bix'; did you mean 'box'?" in result.stderr for result in results)
+
+
 def test_a_plan_fits_forty_columns(alignkit: Alignkit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
 

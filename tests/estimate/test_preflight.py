@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from alignkit.compare.comparison import compare_recipe
 from alignkit.contract.kinds import Policy
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, Problem, RecipeError
-from alignkit.estimate import counting, formulas as estimating, preflight as preflights
+from alignkit.estimate import counting, estimator as estimators, formulas as estimating, preflight as preflights
 from alignkit.estimate.desk import desk_for
 from alignkit.estimate.estimator import Estimator
 from alignkit.estimate.formulas import Facts, Job, estimated
@@ -178,8 +179,11 @@ def test_what_fits_no_process_whole_is_refused_unless_its_weights_may_be_cut_up(
     refused: int,
 ) -> None:
     file = recipe("sft.batch = 64")
-    (needed,) = (stage["memory"] for stage in found_of(file).stages)
-    monkeypatch.setattr(estimating, "machine_memory", lambda: 1.5 * needed)
+    libraries = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    monkeypatch.setattr(estimators.psutil, "Process", lambda: libraries)
+    whole, parted = (found_of(file, on).stages[0]["memory"] for on in (ALONE, Sharing(2, True, always=True)))
+    assert parted < whole
+    monkeypatch.setattr(estimating, "machine_memory", lambda: int(whole + parted))
 
     found = found_of(file, Sharing(processes, sharded))
 
