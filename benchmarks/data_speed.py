@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+PARTS = ("structural checks", "whole audit", "start", "start again")
 READ = """
 import resource, sys, time
 from pathlib import Path
@@ -51,6 +52,7 @@ print(seconds, worked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     words = parser.parse_args()
     chance = random.Random(17)
     known = [f"w{number}" for number in range(3000)]
@@ -60,7 +62,7 @@ def main() -> None:
             for _ in range(words.rows):
                 row = {name: " ".join(chance.choices(known, k=25)) for name in ("prompt", "chosen", "rejected")}
                 file.write(json.dumps(row) + "\n")
-        for what in ("structural checks", "whole audit", "start", "start again"):
+        for what in words.parts:
             command = [sys.executable, "-c", READ, what, path, str(words.rows)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds, worked, memory, before = map(float, ended.stdout.split())

@@ -11,7 +11,7 @@ def counted(settings: RowSettings, stage: Stage, *, policy: Policy, pairs: Prefe
     from alignkit.kit import load_policy, pair_logprobs, read_pairs, train_pairs
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
-    train, _ = read_pairs(pairs, model, tokenizer, settings, stage)
+    train = list(read_pairs(pairs, model, tokenizer, settings, stage).train)
     numbers = {id(pair): number for number, pair in enumerate(train)}
     seen: list[int] = []
 

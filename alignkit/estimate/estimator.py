@@ -61,6 +61,8 @@ CHANGES: Sequence[Mapping[str, Any]] = (
 """What may be changed to save memory; a fraction is a share of what it was, 2 with `minibatches` twice as many."""
 
 
+QUANTISED = {"4bit": 0.55, "8bit": 1.0}
+"""Bytes of a weight, its scales included."""
 CUT = ("weights", "gradients", "optimiser", "rounded")
 """Parts of a stage's memory that are cut up among processes where these shard."""
 
@@ -133,7 +135,8 @@ class Estimator:
         ]
         costs = gauge(config, needs.lora, needs.precision)
         whole, beside = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
-        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside)
+        quantised = QUANTISED.get(self.desk.open(source).load)
+        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside, quantised)
 
     @property
     def plan(self) -> Plan:

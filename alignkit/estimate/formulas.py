@@ -77,7 +77,7 @@ class Held(NamedTuple):
 
     sizes: Sizes
     trains: bool
-    bytes: int = 4
+    bytes: float = 4
     """Of a frozen weight; trained ones are fp32."""
 
 
@@ -127,6 +127,13 @@ class Job:
     """An adapter is merged and saved with its base, which lies in no folder."""
     beside: float = 0.0
     """Bytes of the files that an artifact has beside its weights, the tokenizer's above all."""
+    quantised: float | None = None
+    """Bytes that a weight of the policy takes, where it is quantised."""
+
+    @property
+    def trained(self) -> Held:
+        """The policy; where an adapter learns, its own weights lie there as they are computed with."""
+        return Held(self.policy, trains=True, bytes=self.quantised or arithmetic(self.needs.precision).itemsize)
 
     @property
     def lora(self) -> bool:
@@ -165,7 +172,7 @@ def through_trainer(needs: TrainerNeeds, job: Job) -> Need:
     tokens_in_a_pass = trainers.tokens_in_a_pass(sizes.layers, sizes.width)
     micro = needs.rows_at_once or trainers.micro_batch(needs.batch, int(longest), tokens_in_a_pass)
     steps = math.ceil(needs.epochs * facts.rows / needs.batch)
-    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
+    held = [job.trained]
     largest = Pass(min(micro, facts.rows) * longest, 0.0 if needs.scores else TRL_TABLES)
     parts = _training(job, held, largest, trainer=True)
     tokens, passes = needs.epochs * facts.rows * mean, steps * needs.batch / micro
@@ -193,7 +200,7 @@ def packed(needs: PackedNeeds, job: Job) -> Need:
     each = facts.prompt + sides * facts.answer
     learnt = 0.0 if needs.scores else facts.answer or facts.prompt
     longest = sides * facts.longest
-    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
+    held = [job.trained]
     space = _space(job, held)
     largest = max(min(space.tokens, min(needs.batch, facts.rows) * longest), longest)
     steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
@@ -217,7 +224,7 @@ def pairs(needs: PairNeeds, job: Job) -> Need:
     """`train_pairs`: packed pairs, the start's log-probabilities computed before."""
     facts, sizes = job.facts, job.policy
     each = facts.prompt + 2 * facts.answer
-    held = [Held(sizes, trains=True, bytes=arithmetic(needs.precision).itemsize)]
+    held = [job.trained]
     space = _space(job, held)
     largest = max(min(space.tokens, needs.batch * each, facts.rows * each), each)
     steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
@@ -244,7 +251,7 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
     facts, sizes = job.facts, job.policy
     frozen = arithmetic(needs.precision).itemsize
     cut = needs.upper_layers is not None
-    held = [Held(sizes, trains=True, bytes=frozen)]
+    held = [job.trained]
     if needs.critic == "separate":
         held.append(Held(sizes, trains=True, bytes=frozen))
     if not job.lora and not cut and needs.start:

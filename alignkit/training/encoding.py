@@ -7,7 +7,7 @@ by the tokenizer's template (`alignkit.training.templates`). Nothing is cut or l
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +15,7 @@ from alignkit.contract.stage import Stage
 from alignkit.data.records import Record
 from alignkit.errors import DataError, RecipeError
 from alignkit.training import templates
-from alignkit.training.templates import Chat, Learn, Tools
+from alignkit.training.templates import Chat, Learn, Spoken, Tools
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -52,6 +52,10 @@ class LabelledPair(NamedTuple):
     @property
     def tokens(self) -> TokenPair:
         return TokenPair(self.chosen.ids, self.rejected.ids, self.row)
+
+
+Placed = tuple[int, int, int]
+"""A token, and where it begins and ends in its text."""
 
 
 class Prompt(NamedTuple):
@@ -172,15 +176,11 @@ def encode_demonstrations(
 def _demonstrated(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, learn: Learn
 ) -> Iterator[LabelledTokens | None]:
-    """Encode demonstrations, texts many at once; None for one that is left out for what it is."""
+    """Encode demonstrations, many at once; None for one that is left out for what it is."""
     for some in _several(rows, ROWS_AT_ONCE):
-        texts = [(row["prompt"], row["completion"]) for row in some if _are_texts(row, "prompt", "completion")]
-        joined = iter(_joined(texts, tokenizer))
-        for row in some:
-            if _are_texts(row, "prompt", "completion"):
-                yield next(joined)
-            else:
-                yield from (found for _, found in encoded([row], lambda row: demonstration(row, tokenizer, learn)))
+        texts = [text for _, text in encoded(some, lambda row: _demonstration_text(row, tokenizer, learn))]
+        labelled = iter(_labelled([text for text in texts if text is not None], tokenizer))
+        yield from (None if text is None else next(labelled) for text in texts)
 
 
 def _several(rows: Iterable[T], count: int) -> Iterator[list[T]]:
@@ -188,10 +188,6 @@ def _several(rows: Iterable[T], count: int) -> Iterator[list[T]]:
     left = iter(rows)
     while some := list(islice(left, count)):
         yield some
-
-
-def _are_texts(row: Row, *columns: str) -> bool:
-    return all(isinstance(row.get(column), str) for column in columns)
 
 
 def preferences(
@@ -217,19 +213,16 @@ def encode_pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit:
 
 
 def _pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[LabelledPair | None]:
-    """Encode pairs, texts many at once; None for one that is left out for what it is."""
+    """Encode pairs, many at once; None for one that is left out for what it is."""
 
-    def apart(row: Row) -> LabelledPair:
-        return LabelledPair(side(row, "chosen", tokenizer), side(row, "rejected", tokenizer), row)
+    def both(row: Row) -> list[Text]:
+        return [_answered_text(row["prompt"], row[name], tokenizer, row.get("tools")) for name in SIDES]
 
     for some in _several(rows, ROWS_AT_ONCE):
-        plain = [row for row in some if _are_texts(row, "prompt", "chosen", "rejected")]
-        joined = iter(_joined([(row["prompt"], row[name]) for row in plain for name in SIDES], tokenizer))
-        for row in some:
-            if _are_texts(row, "prompt", "chosen", "rejected"):
-                yield LabelledPair(next(joined), next(joined), row)
-            else:
-                yield from (found for _, found in encoded([row], apart))
+        pairs = list(encoded(some, both))
+        labelled = iter(_labelled([text for _, texts in pairs for text in texts or ()], tokenizer))
+        for row, texts in pairs:
+            yield None if texts is None else LabelledPair(next(labelled), next(labelled), row)
 
 
 class AskedPrompt(NamedTuple):
@@ -363,9 +356,13 @@ def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "
     Turns of weight 0 are not learnt. Raises DataError where the chat template refuses a chat, or where an answer cannot
     be found in what it renders.
     """
+    return _labelled([_demonstration_text(row, tokenizer, learn)], tokenizer)[0]
+
+
+def _demonstration_text(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> "Text":
     if chat := demonstrated(row, learn):
-        return _chat(*chat, tokenizer, row.get("tools"))
-    return _joined([(row["prompt"], row["completion"])], tokenizer)[0]
+        return templates.spoken(*chat, tokenizer, row.get("tools"))
+    return Joined(row["prompt"], row["completion"])
 
 
 def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
@@ -382,9 +379,33 @@ def answered(
     across the seam, they are encoded apart. Of an answer of several turns the last one of the assistant is the answer,
     whatever its weight, and what stands before it belongs to the prompt.
     """
+    return _labelled([_answered_text(prompt, answer, tokenizer, tools)], tokenizer)[0]
+
+
+def _answered_text(
+    prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
+) -> "Text":
     if isinstance(prompt, str) and isinstance(answer, str):
-        return _joined([(prompt, answer)], tokenizer)[0]
-    return _chat(*with_answer(prompt, answer), tokenizer, tools)
+        return Joined(prompt, answer)
+    return templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
+
+
+class Joined(NamedTuple):
+    """A prompt and an answer that stand one behind the other."""
+
+    prompt: str
+    answer: str
+
+
+Text: TypeAlias = Joined | Spoken
+"""A row as a text, with what is learnt of it."""
+
+
+def _labelled(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
+    """Encode texts together."""
+    joined = iter(_encode_joined([text for text in texts if isinstance(text, Joined)], tokenizer))
+    spoken = iter(_encode_spoken([text for text in texts if isinstance(text, Spoken)], tokenizer))
+    return [next(joined) if isinstance(text, Joined) else next(spoken) for text in texts]
 
 
 class Learnt(NamedTuple):
@@ -422,8 +443,7 @@ def answered_text(
     return text[:start], text[start:]
 
 
-def _joined(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
-    """Encode prompts with their answers, both of them strings."""
+def _encode_joined(texts: Sequence[Joined], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
     prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
     alone = dict(zip(prompts, _encode_all(tokenizer, prompts), strict=True))
     wholes = _encode_all(tokenizer, [prompt + answer for prompt, answer in texts])
@@ -481,33 +501,41 @@ def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset() if found is None else frozenset([found])
 
 
+def _encode_spoken(texts: Sequence[Spoken], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
+    """Encode chats up to their last learnt answers."""
+    placed = _placed([text for text, _ in texts], tokenizer)
+    closing = {*tokenizer.all_special_ids, *turn_ends(tokenizer)} if texts else set()
+    found = [_chat(*spoken, tokens, tokenizer) for spoken, tokens in zip(texts, placed, strict=True)]
+    end = cast("int", tokenizer.eos_token_id)
+    # Where the template closes no answer, we do.
+    return [row if row.ids[-1] in closing else LabelledTokens([*row.ids, end], [*row.labels, end]) for row in found]
+
+
 def _chat(
-    turns: Chat, places: Sequence[int], tokenizer: PreTrainedTokenizerBase, tools: Tools = None
+    text: str, spans: Sequence[tuple[int, int]], tokens: list[Placed], tokenizer: PreTrainedTokenizerBase
 ) -> LabelledTokens:
-    """Encode a chat up to its last learnt answer, those at these places to be learnt.
+    """Label the tokens of a chat that are within one of these spans.
 
     Where the tokens before an answer are not those that a policy would be asked with, the answer is encoded apart, as a
     policy gives it.
     """
-    text, spans = templates.spoken(turns, places, tokenizer, tools)
-    tokens = _placed(text, tokenizer)
     if not all(_as_asked(text, begin, tokens, tokenizer) for begin, _ in spans):
         cuts = [0, *(begin for begin, _ in spans), len(text)]
+        parts = _placed([text[offset:stop] for offset, stop in pairwise(cuts)], tokenizer)
         tokens = [
             (token, start + offset, end + offset)
-            for offset, stop in pairwise(cuts)
-            for token, start, end in _placed(text[offset:stop], tokenizer)
+            for offset, part in zip(cuts, parts, strict=False)
+            for token, start, end in part
         ]
-    ids = [token for token, _, _ in tokens]
-    labels = [token if any(_within(start, end, span) for span in spans) else NOT_LEARNT for token, start, end in tokens]
-    if ids[-1] not in {*tokenizer.all_special_ids, *turn_ends(tokenizer)}:  # the template closes no answer
-        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
-    return LabelledTokens(ids, labels)
+    labels = [NOT_LEARNT] * len(tokens)
+    for begin, stop in spans:
+        for place, (token, start, end) in enumerate(tokens):
+            if start >= begin < end <= stop:
+                labels[place] = token
+    return LabelledTokens([token for token, _, _ in tokens], labels)
 
 
-def _as_asked(
-    text: str, begin: int, tokens: Sequence[tuple[int, int, int]], tokenizer: PreTrainedTokenizerBase
-) -> bool:
+def _as_asked(text: str, begin: int, tokens: Sequence[Placed], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the tokens before an answer are those of the text before it alone.
 
     They differ where a token reaches into the answer. Behind several white spaces they may differ even so: what parts
@@ -520,14 +548,13 @@ def _as_asked(
     return [token for token, _, end in tokens if end <= begin] == text_ids(tokenizer, text[:begin])
 
 
-def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, int]]:
-    """Encode a text as it stands; give each token with where it begins and ends."""
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [(token, *place) for token, place in zip(found["input_ids"], found["offset_mapping"], strict=True)]
-
-
-def _within(start: int, end: int, span: tuple[int, int]) -> bool:
-    return start >= span[0] and span[0] < end <= span[1]
+def _placed(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[Placed]]:
+    """Encode texts as they stand; give each token with where it begins and ends."""
+    if not texts:
+        return []
+    found: Any = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    both = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return [[(token, *place) for token, place in zip(ids, places, strict=True)] for ids, places in both]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:

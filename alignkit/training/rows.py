@@ -123,11 +123,11 @@ def read_pairs(
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
     limit = _limit(model, settings)
-    train = encode_pairs_once(stage, pairs, tokenizer, limit, _pair)
+    train = encode_pairs_once(stage, pairs, tokenizer, limit, pair_of)
     encoding.report(stage, "pairs", train.lengths, settings.max_lost)
     aside = islice(pairs.held_out(), settings.measured)
     held_out, _ = encoding.collected(encoding.encode_pairs(aside, tokenizer, limit))
-    return PairRows(train, [*map(_pair, held_out)])
+    return PairRows(train, [*map(pair_of, held_out)])
 
 
 def read_answers(
@@ -177,7 +177,8 @@ def _judged(
     return encoding.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))
 
 
-def _pair(pair: LabelledPair) -> Pair:
+def pair_of(pair: LabelledPair) -> Pair:
+    """Return an encoded pair with its answers cut from its prompt."""
     chosen, rejected = (_parted(tokens) for tokens in (pair.chosen, pair.rejected))
     return Pair(chosen, rejected, pair.row.get("p_chosen", 1.0), pair.row)
 

@@ -29,6 +29,7 @@ from made_models import words_tokenizer
 from alignkit import FunctionReward, Policy, Preferences, Prompts, RewardModel
 from alignkit.contract.method import Method
 from alignkit.contract.settings import LoRA
+from alignkit.estimate.estimator import QUANTISED
 from alignkit.estimate.formulas import Facts, Held, Job, estimated
 from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import gauge
@@ -287,7 +288,7 @@ def pairwise(out: Out, shape: str, batch: str, *words_of_job: str) -> None:
     work = each * arithmetic_of(_shape(shape), tokens, answered, lora)
     taken = peak()
     facts = Facts(rows * steps, 0, PAIRS.prompt, PAIRS.answer, PAIRS.prompt + PAIRS.answer)
-    need = need_of("dpo", given, config, facts)
+    need = need_of("dpo", given, config, facts, quantised=QUANTISED.get(load))
     out.tell(
         "dpo",
         shape=shape,
@@ -395,7 +396,12 @@ def online(out: Out, method: str, shape: str, batch: str, layout: str = "") -> N
 
 
 def need_of(
-    name: str, given: Mapping[str, Any], config: Any, facts: Facts, others: Sequence[Held] = ()
+    name: str,
+    given: Mapping[str, Any],
+    config: Any,
+    facts: Facts,
+    others: Sequence[Held] = (),
+    quantised: float | None = None,
 ) -> dict[str, Any]:
     """Return what `alignkit check` would say that the stage needs."""
     method = method_called(name)
@@ -404,7 +410,7 @@ def need_of(
     assert needs
     lora = getattr(settings, "lora", None)
     assert lora is None or isinstance(lora, LoRA)
-    job = Job(needs, facts, sizes_of(config, lora), gauge(config, lora, "auto"), others)
+    job = Job(needs, facts, sizes_of(config, lora), gauge(config, lora, "auto"), others, quantised=quantised)
     need = estimated(needs, job)
     parts = {part: gigabytes(value) for part, value in need.parts.items() if value > 1e7}
     return {"memory": need.memory, "stepping": need.stepping, "parts": parts}
@@ -501,6 +507,16 @@ def _shape(name: str) -> Shape:
     return SMALL if REHEARSING else SHAPES[name]
 
 
+def table(out: Out) -> None:
+    """Print what was found, job by job, for docs/benchmarks.md."""
+    for line in (out.folder / "gpu.jsonl").read_text("utf-8").splitlines():
+        told = json.loads(line)
+        told.pop("parts", None)
+        print(
+            "| " + " | ".join(f"{name} {value}" for name, value in told.items() if value not in ("", [], None)) + " |"
+        )
+
+
 JOBS: Mapping[str, Callable[..., None]] = {
     "equal": equal,
     "compare": compare,
@@ -508,6 +524,7 @@ JOBS: Mapping[str, Callable[..., None]] = {
     "online": online,
     "theirs": theirs,
     "waits": waits,
+    "table": table,
 }
 
 

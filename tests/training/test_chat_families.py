@@ -12,6 +12,7 @@ from alignkit.training.encoding import (
     AskedPrompt,
     demonstration,
     demonstrations,
+    encode_pairs,
     preferences,
     prompt_ids,
     prompts,
@@ -121,7 +122,7 @@ def test_the_sides_of_a_pair_are_what_is_asked_and_the_answers(family: Family) -
     tokenizer = family.tokenizer()
 
     (scored,), _ = preferences([PAIR], tokenizer, LONG)
-    (compared,), _ = rows._encoded(iter([PAIR]), tokenizer, LONG)
+    compared = rows.pair_of(next(encode_pairs([PAIR], tokenizer, LONG)))
 
     assert decoded(tokenizer, scored.chosen) == asked(family) + said(family)
     assert decoded(tokenizer, scored.rejected) == asked(family) + said(family, OTHER)
@@ -137,7 +138,7 @@ def test_an_answer_that_is_not_rendered_as_it_is_asked_for_is_refused(family: Fa
     encoders: dict[str, Any] = {
         "sft": lambda: demonstrations([{"messages": [USER, ASSISTANT]}], tokenizer, LONG),
         "reward": lambda: preferences([PAIR], tokenizer, LONG),
-        "dpo": lambda: rows._encoded(iter([PAIR]), tokenizer, LONG),
+        "dpo": lambda: next(encode_pairs([PAIR], tokenizer, LONG)),
     }
 
     with pytest.raises(DataError) as refused:
