@@ -11,12 +11,12 @@ def counted(settings: RowSettings, stage: Stage, *, policy: Policy, pairs: Prefe
     from alignkit.kit import load_policy, pair_logprobs, read_pairs, train_pairs
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
-    train = list(read_pairs(pairs, model, tokenizer, settings, stage).train)
-    numbers = {id(pair): number for number, pair in enumerate(train)}
+    train, _ = read_pairs(pairs, model, tokenizer, settings, stage)
+    numbers = {str((pair.chosen, pair.rejected)): number for number, pair in enumerate(train)}
     seen: list[int] = []
 
     def loss(part):
-        seen.extend(numbers[id(pair)] for pair in part)
+        seen.extend(numbers[str((pair.chosen, pair.rejected))] for pair in part)
         chosen, rejected = pair_logprobs(model, part)
         return -logsigmoid(chosen.sum(dim=1) - rejected.sum(dim=1)), {}
 

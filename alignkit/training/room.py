@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from alignkit.training import packing, sharding
+from alignkit.training import packing, parallel, sharding
 from alignkit.training.packing import beneath, last_hidden
 from alignkit.training.sharding import layers_of
 
@@ -87,7 +87,8 @@ def _measured(model: PreTrainedModel) -> int:
 
     def size() -> int:
         kept = max(kept_by_a_token(one, _held.get(one, torch.float32)) for one in trained)
-        return fitting(card, _taken(model), kept)
+        # All processes make the same passes: the first, whose part of the weights is the largest, says of what size.
+        return int(parallel.from_first(torch.tensor(fitting(card, _taken(model), kept), device=model.device)))
 
     if size() < ENOUGH and _arranged.get(Arrangement()).again == "auto":
         for one in trained:

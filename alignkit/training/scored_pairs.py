@@ -56,7 +56,7 @@ def score_pairs(
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     mine = parallel.deal(range(len(sides)))
     with computing(precision):
-        found = score_tokens(model, [sides[place] for place in mine], tokenizer) if mine else []
+        found = score_tokens(model, [sides[place] for place in mine], tokenizer)
     scores = parallel.placed(torch.tensor(found, dtype=torch.float64), mine, len(sides)).tolist()
     return list(zip(scores[::2], scores[1::2], strict=True))
 

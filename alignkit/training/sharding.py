@@ -75,9 +75,13 @@ def placed(model: ModelT, dtype: torch.dtype) -> ModelT:
 
 
 def layers_of(model: Any) -> list[nn.Module]:
-    """Return the layers of a decoder, as its architecture names what must not be split."""
-    names = set(model._no_split_modules or ())
-    return [part for part in model.modules() if names & {kind.__name__ for kind in type(part).__mro__}]
+    """Return the layers of a decoder, as its architecture names what must not be split; not those inside others."""
+    names, layers, inside = set(model._no_split_modules or ()), list[nn.Module](), set[nn.Module]()
+    for part in model.modules():
+        if part not in inside and names & {kind.__name__ for kind in type(part).__mro__}:
+            layers.append(part)
+            inside.update(part.modules())
+    return layers
 
 
 def _emptied_of(model: nn.Module) -> nn.Module:

@@ -33,9 +33,7 @@ def order(folder: Path) -> Order:
 
 
 def start(folder: Path, place: Path, seconds: float) -> "subprocess.Popen[bytes]":
-    began = subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(folder), str(seconds)], env={"TMPDIR": str(place)}
-    )
+    began = subprocess.Popen([sys.executable, "-c", WAITING, str(folder), str(seconds)], env={"TMPDIR": str(place)})
     while not (folder / "there").exists():
         assert began.poll() is None
         time.sleep(0.01)
