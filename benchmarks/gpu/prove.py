@@ -419,7 +419,7 @@ def need_of(
 def theirs(out: Out, shape: str, batch: str) -> None:
     """TRL's GRPO on the same prompts, with transformers' generate, in bf16."""
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     rows, updates = (8, 2) if REHEARSING else (int(batch), 3)
@@ -455,12 +455,11 @@ def theirs(out: Out, shape: str, batch: str) -> None:
         )
         marks: list[float] = []
 
-        from transformers import TrainerCallback
-
         class Clock(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 marks.append(now())
 
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())
         marks.append(now())
         trainer.train()
