@@ -264,7 +264,8 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
     small = needs.batch // needs.minibatches
     mean = facts.prompt / _shared(needs, small) + answer
     space = _space(job, held)
-    largest = max(min(space.tokens, small * longest), longest)
+    shared = facts.prompt * (1 - 1 / _shared(needs, small))  # what answers to one prompt do not read again
+    largest = max(min(space.tokens, small * (longest - shared)), longest)
     critics = 2 if needs.critic == "separate" else 1
     upper = min(1.0, needs.upper_layers / sizes.layers) if needs.upper_layers else 1.0
     parts = _training(job, held, Pass(largest * upper), space)
