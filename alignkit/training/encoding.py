@@ -159,14 +159,14 @@ def demonstrations(
 def encode_demonstrations(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int, learn: Learn = "all"
 ) -> Encoding[LabelledTokens]:
-    """Encode demonstrations as `demonstrations` does, one by one."""
+    """Yield demonstrations encoded as `demonstrations` does."""
     lengths = LengthReport(limit)
     for whole in _demonstrated(rows, tokenizer, learn):
         if whole is None:
             lengths = replace(lengths, refused=lengths.refused + 1)
             continue
         short = LabelledTokens(whole.ids[:limit], whole.labels[:limit])
-        fits = short.labels.count(NOT_LEARNT) < len(short.labels)
+        fits = any(label != NOT_LEARNT for label in short.labels[1:])  # nothing stands before the first
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
             yield short
@@ -199,7 +199,7 @@ def preferences(
 
 
 def encode_pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int) -> Encoding[LabelledPair]:
-    """Encode pairs as `preferences` does, one by one, and tell which tokens are the answers'."""
+    """Yield pairs encoded as `preferences` does, their answers labelled."""
     lengths = LengthReport(limit)
     for pair in _pairs(rows, tokenizer):
         if pair is None:
@@ -215,7 +215,7 @@ def encode_pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit:
 def _pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[LabelledPair | None]:
     """Encode pairs, many at once; None for one that is left out for what it is."""
 
-    def both(row: Row) -> list[Text]:
+    def both(row: Row) -> list[RowText]:
         return [_answered_text(row["prompt"], row[name], tokenizer, row.get("tools")) for name in SIDES]
 
     for some in _several(rows, ROWS_AT_ONCE):
@@ -359,7 +359,7 @@ def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "
     return _labelled([_demonstration_text(row, tokenizer, learn)], tokenizer)[0]
 
 
-def _demonstration_text(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> "Text":
+def _demonstration_text(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> "RowText":
     if chat := demonstrated(row, learn):
         return templates.spoken(*chat, tokenizer, row.get("tools"))
     return Joined(row["prompt"], row["completion"])
@@ -384,7 +384,7 @@ def answered(
 
 def _answered_text(
     prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
-) -> "Text":
+) -> "RowText":
     if isinstance(prompt, str) and isinstance(answer, str):
         return Joined(prompt, answer)
     return templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
@@ -397,11 +397,11 @@ class Joined(NamedTuple):
     answer: str
 
 
-Text: TypeAlias = Joined | Spoken
+RowText: TypeAlias = Joined | Spoken
 """A row as a text, with what is learnt of it."""
 
 
-def _labelled(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
+def _labelled(texts: Sequence[RowText], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
     """Encode texts together."""
     joined = iter(_encode_joined([text for text in texts if isinstance(text, Joined)], tokenizer))
     spoken = iter(_encode_spoken([text for text in texts if isinstance(text, Spoken)], tokenizer))
@@ -437,9 +437,10 @@ def answered_text(
     prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
 ) -> tuple[str, str]:
     """Return what `answered` encodes as two texts: what is asked, and the answer with the closing of its turn."""
-    if isinstance(prompt, str) and isinstance(answer, str):
-        return prompt, answer
-    text, ((start, _),) = templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
+    whole = _answered_text(prompt, answer, tokenizer, tools)
+    if isinstance(whole, Joined):
+        return whole
+    text, ((start, _),) = whole
     return text[:start], text[start:]
 
 

@@ -137,3 +137,11 @@ def test_batches_are_encoded_as_rows_are_one_by_one(tokenizer):
     assert [pair[:2] for pair in together] == [
         tuple(side(row, name, tokenizer) for name in ("chosen", "rejected")) for row in given
     ]
+
+
+def test_a_row_of_which_the_first_token_alone_is_left_is_left_out(tokenizer):
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
+
+    kept, lengths = demonstrations([{"messages": CHAT[1:]}], tokenizer, 1)
+
+    assert (kept, lengths.dropped) == ([], 1)
