@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 
 from alignkit.errors import RecipeError, StageError
@@ -188,11 +188,20 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Cut up a tensor that every process has whole as another one is."""
+def own_rows(tensor: Tensor) -> range:
+    """Return which rows of a tensor this process keeps: FSDP2 cuts along the first dimension, as `torch.chunk` does."""
+    if not isinstance(tensor, DTensor):
+        return range(len(tensor))
+    start = min(parallel.rank() * parallel.share(len(tensor)), len(tensor))
+    return range(start, start + len(tensor.to_local()))
+
+
+def joined_like(rows: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor of which each process has its own rows, cut up as another one of its shape is."""
     if not isinstance(other, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+        return rows
+    mesh, cut = other.device_mesh, other.placements
+    return DTensor.from_local(rows.to(other.device), mesh, cut, shape=other.shape, stride=other.stride())
 
 
 def unsharded(model: ModelT) -> ModelT:

@@ -267,12 +267,18 @@ def _shape(pieces: Sequence[Any], key: str) -> tuple[int, ...]:
 
 
 def _joined(pieces: Sequence[Any], key: str, weight: Tensor) -> Tensor:
-    """Read a tensor, and cut it up as the weight is that it belongs to.
+    """Read this process's rows of a tensor that is cut up as the weight is that it belongs to; a number is whole.
 
     It is a copy: what is read is a view of the file, which may be gone tomorrow.
     """
-    parts = [piece.get_tensor(key) for piece in pieces]
-    return sharding.cut_like(torch.cat(parts), weight) if parts[0].dim() else parts[0].clone()
+    tensors: list[Tensor] = [piece.get_tensor(key) for piece in pieces]
+    if not tensors[0].dim():
+        return tensors[0].clone()
+    own, parts, start = sharding.own_rows(weight), [], 0
+    for tensor in tensors:
+        parts.append(tensor[max(0, own.start - start) : max(0, own.stop - start)])
+        start += len(tensor)
+    return sharding.joined_like(torch.cat(parts), weight)
 
 
 def _check_fit(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], file: Path) -> None:
