@@ -63,8 +63,6 @@ CHANGES: Sequence[Mapping[str, Any]] = (
 
 QUANTISED = {"4bit": 0.55, "8bit": 1.0}
 """Bytes of a weight, its scales included."""
-CUT = ("weights", "gradients", "optimiser", "rounded")
-"""Parts of a stage's memory that are cut up among processes where these shard."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,6 @@ class Estimate:
     @property
     def memory(self) -> float:
         return self.need.memory + self.libraries
-
-    def cut(self, processes: int) -> "Estimate":
-        """Return it for one of so many processes that weights are cut up among."""
-        parts = {part: size / (processes if part in CUT else 1) for part, size in self.need.parts.items()}
-        return replace(self, need=replace(self.need, parts=parts))
 
 
 class Helps(NamedTuple):
@@ -111,11 +104,13 @@ class Estimator:
             if stage.wanted and (found := self.estimate(stage, stage.needs)):
                 yield found
 
-    def estimate(self, stage: PlannedStage, needs: Needs | None) -> Estimate | None:
-        """Estimate a stage that needs this; None where its method does not say."""
+    def estimate(self, stage: PlannedStage, needs: Needs | None, parts: int = 1) -> Estimate | None:
+        """Estimate a stage that needs this, in each of the processes that its weights are cut into parts for; None
+        where its method does not say."""
         job = self.job(stage, settled(self.desk, stage, needs))
         if job is None:
             return None
+        job = replace(job, parts=parts)
         return Estimate(stage.name, stage.method.name, estimated(job.needs, job), self._libraries)
 
     def job(self, stage: PlannedStage, needs: Needs | None) -> Job | None:

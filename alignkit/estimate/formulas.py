@@ -129,6 +129,8 @@ class Job:
     """Bytes of the files that an artifact has beside its weights, the tokenizer's above all."""
     quantised: float | None = None
     """Bytes that a weight of the policy takes, where it is quantised."""
+    parts: int = 1
+    """Processes that weights, gradients and the optimiser's state are cut up among."""
 
     @property
     def trained(self) -> Held:
@@ -269,15 +271,16 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
     critics = 2 if needs.critic == "separate" else 1
     upper = min(1.0, needs.upper_layers / sizes.layers) if needs.upper_layers else 1.0
     parts = _training(job, held, Pass(largest * upper), space)
+    gathered = float(frozen * sizes.weights) if job.parts > 1 else 0.0  # all of the policy, while it answers
     if device().type == "cuda":
         parts["logits"] = _kept_logits(sizes, small * new)
         # Keys and values are copied as they grow; they are gone when there are activations.
         cached = 2 * min(room.CACHE * machine_memory(), float(frozen * sizes.cache * needs.batch * longest))
-        parts["activations"] = max(parts["activations"], cached)
+        parts["activations"] = max(parts["activations"], cached + gathered)
     else:
         parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
         parts["weights"] += TWICE * frozen * sizes.weights
-        parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5
+        parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5 + gathered
     read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
     steps = needs.updates * needs.epochs * needs.minibatches
     tokens = needs.updates * needs.batch * mean
@@ -348,24 +351,30 @@ def _space(job: Job, held: Sequence[Held]) -> Space:
     if device().type != "cuda":
         return Space(packing.TOKENS_IN_A_PACK, kept)
     taken = sum(_held(job, held).values()) + room.LOGITS * packing.logits_in_a_chunk(device())
-    card, again = float(machine_memory()), job.gauge.kept + 2.0 * job.policy.width * job.policy.layers
-    found = [Space(room.fitting(card, taken, each), each) for each in (kept, again)]
+    return space_on_card(job.policy, job.gauge.kept, machine_memory(), taken)
+
+
+def space_on_card(policy: Sizes, kept: float, card: float, taken: float) -> Space:
+    """Return the size of a pass beside what is taken, in bytes; `kept` is what a layer keeps of a token."""
+    again = kept + 2.0 * policy.width * policy.layers
+    found = [Space(room.fitting(card, taken, each), each) for each in (kept * policy.layers, again)]
     return found[0] if found[0].tokens >= room.ENOUGH else found[1]
 
 
 def _held(job: Job, held: Sequence[Held]) -> dict[str, float]:
-    """Add up what is there whatever a pass holds; on a GPU, weights rounded to bf16 for a pass are part of it."""
+    """Add up what each process holds, whatever a pass does; on a GPU also weights rounded to bf16 for a pass."""
     sizes = job.policy
     trained = sum(one.sizes.trained for one in held if one.trains)
     weights = sum(one.sizes.weights * (4 if one.trains and not job.lora else one.bytes) for one in held)
     weights += sum(one.bytes * one.sizes.weights for one in job.others)
     rounds = device().type == "cuda" and not job.lora and arithmetic(job.needs.precision).itemsize < 4
-    return {
+    whole = {
         "weights": float(weights),
         "gradients": 4.0 * trained,
         "optimiser": 8.0 * trained,
         "rounded": 2.0 * sizes.weights if rounds else 0.0,
     }
+    return {part: size / job.parts for part, size in whole.items()}
 
 
 def _training(

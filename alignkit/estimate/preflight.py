@@ -115,7 +115,7 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
             continue
         fits = estimate.memory <= room
         if on.cuts(estimate.memory):
-            estimate = estimate.cut(on.processes)
+            estimate = estimator.estimate(stage, stage.needs, on.processes) or estimate
         found.stages.append({**_plain(estimate), "fits": fits})
         disk += estimate.need.disk
         if estimate.need.seconds > LONGEST:

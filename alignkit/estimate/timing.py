@@ -85,14 +85,25 @@ def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
 def _gauged(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
     parts = [_part(config, layers, lora) for layers in (1, 2)]
     with computing(precision):
-        kept = [_kept(part, MANY) - _kept(part, FEW) for part in parts]  # what does not grow is the weights'
+        kept = _kept_by_a_layer(parts)
         read = _rate([[_timed(partial(_read, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         learn = _rate([[_timed(partial(_learn, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         decode = _decode_rate(parts)
         text = config.get_text_config()
         sizes = int(text.hidden_size), int(text.vocab_size)
         heads, draws = _head_times(*sizes), _draw_rate(*sizes)
-    return Gauge(max(kept[1] - kept[0], 0) / (MANY - FEW), read, learn, decode, *heads, draws)
+    return Gauge(kept, read, learn, decode, *heads, draws)
+
+
+def kept_by_a_layer(config: Any, lora: LoRA | None, precision: Precision) -> float:
+    """Weigh what one of a model's layers keeps of a token for the gradient, in bytes."""
+    with computing(precision):
+        return _kept_by_a_layer([_part(config, layers, lora) for layers in (1, 2)])
+
+
+def _kept_by_a_layer(parts: list[Any]) -> float:
+    one, two = (_kept(part, MANY) - _kept(part, FEW) for part in parts)  # what does not grow is the weights'
+    return max(two - one, 0) / (MANY - FEW)
 
 
 def _part(config: Any, layers: int, lora: LoRA | None) -> Any:

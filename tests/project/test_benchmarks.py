@@ -1,10 +1,13 @@
 """Benchmarks still start: each says what it takes, one runs in small, and the sides do their part of the work."""
 
 import importlib
+import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -102,3 +105,30 @@ def test_our_side_of_ppo_takes_the_steps_that_it_is_told(tmp_path: Path) -> None
     told = run_side("our_side.py", job, tmp_path / "ours")
 
     assert (told.steps, len(told.updates)) == ([2, 4], 2)
+
+
+def prove(out: Path, *words: str) -> list[dict[str, object]]:
+    line = [sys.executable, str(BENCHMARKS / "gpu" / "prove.py"), str(out), *words]
+    subprocess.run(line, env=os.environ | {"REHEARSE": "1"}, check=True, capture_output=True)
+    return [json.loads(told) for told in (out / "gpu.jsonl").read_text().splitlines()]
+
+
+def test_what_a_gpu_proves_is_rehearsed_in_small(tmp_path: Path) -> None:
+    dpo, grpo = prove(tmp_path, "dpo 0.5B 8 padded again + online grpo 0.5B 8 + table")
+
+    assert "error" not in dpo.keys() | grpo.keys()
+    assert (dpo["shape"], dpo["words"], grpo["job"]) == ("0.5B", ["padded", "again"], "grpo")
+    assert set(cast("dict[str, float]", grpo["answer_tokens_per_second"])) == {"update", "/sample", "/score", "/learn"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_that_a_gpu_proves_is_rehearsed(tmp_path: Path) -> None:
+    script = BENCHMARKS / "gpu" / "prove.sh"
+    subprocess.run(
+        ["sh", str(script), "--rehearse", str(tmp_path)], env=os.environ | {"PYTHON": sys.executable}, check=True
+    )
+
+    told = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert not [line for line in told if "error" in line]
+    assert {line["job"] for line in told} == {"equal", "dpo", "ppo", "grpo", "trl grpo"}
