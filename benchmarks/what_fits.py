@@ -3,8 +3,7 @@
 The estimate is that of `alignkit check`, for a card of 80 GiB, prompts of 256 tokens and answers of 384, in bf16;
 weights are cut up among the GPUs where there are several. Each cell tells what a GPU holds whatever a pass does
 (weights, gradients, AdamW's moments), and how many tokens go through at once beside it; with a star, layers are
-computed again for the gradient; "no": it does not fit. What a layer keeps is weighed on one of the model's own, in
-main memory: 11 GiB of it for 70B.
+computed again for the gradient; "no": it does not fit. What a layer keeps is weighed on a narrower one.
 """
 
 import argparse
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64])
     words = parser.parse_args()
     on_a_card()
-    print("| | " + " | ".join(f"{name}, {count} GPUs" for name in words.shapes for count in words.gpus) + " |")
+    print("| | " + " | ".join(f"{name}, {count} GPU{'s' * (count > 1)}" for name in words.shapes for count in words.gpus) + " |")
     print("|---" * (1 + len(words.shapes) * len(words.gpus)) + "|")
     for job, (method, given) in JOBS.items():
         cells = [
@@ -73,7 +72,13 @@ def on_a_card() -> None:
 
 @cache
 def kept(name: str) -> float:
-    return kept_by_a_layer(LlamaConfig(**SHAPES[name]), None, "bf16")
+    """Weigh what a layer keeps of a token, on one of a quarter of the width: it grows with all widths alike."""
+    shape = SHAPES[name]
+    wide = shape["hidden_size"] // shape["num_attention_heads"]
+    parts = {size: max(1, shape[size] // 4) for size in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    keys = max(1, shape["num_key_value_heads"] // 4)
+    small = LlamaConfig(**{**shape, **parts, "num_key_value_heads": keys, "head_dim": wide})
+    return 4 * kept_by_a_layer(small, None, "bf16")
 
 
 def cell(method: Method, given: Mapping[str, Any], name: str, gpus: int) -> str:
