@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64])
     words = parser.parse_args()
     on_a_card()
-    print("| | " + " | ".join(f"{name}, {count} GPU{'s' * (count > 1)}" for name in words.shapes for count in words.gpus) + " |")
+    columns = [f"{name}, {count} GPU{'s' * (count > 1)}" for name in words.shapes for count in words.gpus]
+    print(f"| | {' | '.join(columns)} |")
     print("|---" * (1 + len(words.shapes) * len(words.gpus)) + "|")
     for job, (method, given) in JOBS.items():
         cells = [
