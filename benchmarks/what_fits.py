@@ -21,7 +21,7 @@ from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import Gauge, Rate, kept_by_a_layer
 from alignkit.plugins import load_plugins
 from alignkit.testing.recording import settings_of_recipe
-from alignkit.training import packing
+from alignkit.training import output_layer
 
 CARD = 80 * 2**30
 SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -67,8 +67,8 @@ def on_a_card() -> None:
     machine.device = lambda: torch.device("cuda")
     machine.machine_memory = lambda: CARD
     machine.arithmetic = lambda precision: torch.float32 if precision == "fp32" else torch.bfloat16
-    logits: Any = packing
-    logits.logits_in_a_chunk = lambda _: CARD // packing.PART_OF_A_GPU
+    logits: Any = output_layer
+    logits.logits_in_a_chunk = lambda _: CARD // output_layer.PART_OF_A_GPU
 
 
 @cache

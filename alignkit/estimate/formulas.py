@@ -17,7 +17,7 @@ from alignkit.errors import PluginError
 from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
-from alignkit.training import packing, room, trainers
+from alignkit.training import output_layer, packing, room, trainers
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.step import SECONDS_BETWEEN_COMMITS
@@ -278,7 +278,7 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
         cached = 2 * min(room.CACHE * machine_memory(), float(frozen * sizes.cache * needs.batch * longest))
         parts["activations"] = max(parts["activations"], cached + gathered)
     else:
-        parts["logits"] = CHUNKS * 4 * min(packing.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
+        parts["logits"] = CHUNKS * 4 * min(output_layer.LOGITS_IN_A_CHUNK, needs.batch * new * sizes.vocabulary)
         parts["weights"] += TWICE * frozen * sizes.weights
         parts["cache"] = 4.0 * sizes.cache * needs.batch * longest * 1.5 + gathered
     read_by = 1 + (1 if job.lora or len(held) > critics else 0) + (critics - 1)
@@ -314,7 +314,7 @@ def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     policies = job.policies
     drawn = rows * sizes.vocabulary
     answered = min(packing.TOKENS_IN_A_PACK, rows * new)
-    read = min(packing.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if policies > 1 else 0
+    read = min(output_layer.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if policies > 1 else 0
     parts = {
         "weights": float(bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
         "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
@@ -350,7 +350,7 @@ def _space(job: Job, held: Sequence[Held]) -> Space:
     kept = job.gauge.kept * job.policy.layers
     if device().type != "cuda":
         return Space(packing.TOKENS_IN_A_PACK, kept)
-    taken = sum(_held(job, held).values()) + room.LOGITS * packing.logits_in_a_chunk(device())
+    taken = sum(_held(job, held).values()) + room.LOGITS * output_layer.logits_in_a_chunk(device())
     return space_on_card(job.policy, job.gauge.kept, machine_memory(), taken)
 
 
@@ -402,9 +402,9 @@ def _training(
 def _kept_logits(sizes: Sizes, tokens: float) -> float:
     """Weigh the logits of our own head, which are computed again where they are many."""
     if device().type == "cuda":
-        return room.LOGITS * min(tokens * sizes.vocabulary, packing.logits_in_a_chunk(device()))
-    return 4.0 * min(tokens * sizes.vocabulary, packing.LOGITS_KEPT) + 4.0 * packing.LOGITS_IN_A_CHUNK * min(
-        1.0, tokens * sizes.vocabulary / packing.LOGITS_IN_A_CHUNK
+        return room.LOGITS * min(tokens * sizes.vocabulary, output_layer.logits_in_a_chunk(device()))
+    return 4.0 * min(tokens * sizes.vocabulary, output_layer.LOGITS_KEPT) + 4.0 * output_layer.LOGITS_IN_A_CHUNK * min(
+        1.0, tokens * sizes.vocabulary / output_layer.LOGITS_IN_A_CHUNK
     )
 
 

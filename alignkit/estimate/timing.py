@@ -19,7 +19,8 @@ from alignkit.contract.settings import LoRA, Precision
 from alignkit.estimate.sizes import built
 from alignkit.training.arithmetic import computing, device
 from alignkit.training.models import adapted_model
-from alignkit.training.packing import OutputLayer, chosen_logprobs, last_hidden
+from alignkit.training.output_layer import OutputLayer, chosen_logprobs
+from alignkit.training.packing import last_hidden
 from alignkit.training.rollouts import draw, sample_answers
 
 WORDS = 64

@@ -26,7 +26,8 @@ from alignkit.training.layouts import no_shared_body
 from alignkit.training.likelihood import train_language_model
 from alignkit.training.miniature import miniature
 from alignkit.training.models import Task, adapted_model, score_head
-from alignkit.training.packing import FAILURES, LAID_OUT, agree, logprobs_of, probe_rows
+from alignkit.training.output_layer import logprobs_of
+from alignkit.training.packing import FAILURES, LAID_OUT, agree, probe_rows
 from alignkit.training.pair_scores import train_scores
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.scorer import made_scorer, scorer_for

@@ -12,7 +12,8 @@ from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
 from alignkit.training import encoding, parallel, rollouts, sharding
 from alignkit.training.configs import positions
-from alignkit.training.packing import LAID_OUT, by_prompt, joined, logprobs_of
+from alignkit.training.output_layer import logprobs_of
+from alignkit.training.packing import LAID_OUT, by_prompt, joined
 from alignkit.training.rollouts import Tokens, apart_beyond, by_length, rows_in_a_pass
 from alignkit.training.room import tokens_in_a_pass
 from alignkit.training.tokenizers import stop_tokens

@@ -21,15 +21,8 @@ from alignkit.errors import DataError, RecipeError, StageError
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import arithmetic
 from alignkit.training.models import load_critic, load_policy
-from alignkit.training.packing import (
-    LAID_OUT,
-    Pack,
-    by_prompt,
-    chosen_logprobs,
-    chosen_tokens,
-    head_of,
-    hidden_before_answers,
-)
+from alignkit.training.output_layer import chosen_logprobs, chosen_tokens, head_of
+from alignkit.training.packing import LAID_OUT, Pack, by_prompt, hidden_before_answers
 from alignkit.training.rollouts import (
     Critic,
     Rollout,

@@ -14,7 +14,8 @@ from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.training.answers import Model, exact_groups, in_passes
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
-from alignkit.training.packing import LAID_OUT, Chosen, chosen_tokens, head_of, hidden_before_answers
+from alignkit.training.output_layer import Chosen, chosen_tokens, head_of
+from alignkit.training.packing import LAID_OUT, hidden_before_answers
 from alignkit.training.rollouts import answer_logits
 from alignkit.training.rows import Teaching, teach
 from alignkit.training.ways import form_of

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from alignkit.training import packing, parallel, sharding
+from alignkit.training import output_layer, packing, parallel, sharding
 from alignkit.training.packing import beneath, last_hidden
 from alignkit.training.sharding import layers_of
 
@@ -109,7 +109,7 @@ def _taken(model: PreTrainedModel) -> float:
     held = sum(weight.numel() * weight.element_size() for weight in weights)
     states = sum(12 * weight.numel() for weight in weights if weight.requires_grad)
     rounded = 2 * sum(weight.numel() for weight in model.parameters() if weight.dtype == torch.float32)
-    return held + states + rounded + LOGITS * packing.logits_in_a_chunk(model.device)
+    return held + states + rounded + LOGITS * output_layer.logits_in_a_chunk(model.device)
 
 
 def kept_by_a_token(model: PreTrainedModel, dtype: torch.dtype) -> float:

@@ -36,7 +36,7 @@ from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import restore_configs
 from alignkit.training.models import without_deprecations
-from alignkit.training.packing import find_head
+from alignkit.training.output_layer import find_head
 from alignkit.training.rows import rate_for
 from alignkit.training.saving import without_patches
 from alignkit.training.step import CommitTimer

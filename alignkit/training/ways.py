@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from alignkit.training.decoding import WAYS, Decoding, Way, groups_to_decode
 from alignkit.training.miniature import miniature
+from alignkit.training.output_layer import find_head
 from alignkit.training.packing import (
     FAILURES,
     LONG_PROBE_LENGTHS,
     PROBE_LENGTHS,
     agree,
     beneath,
-    find_head,
     packs,
     padded,
     probe_rows,

@@ -25,7 +25,7 @@ def test_a_new_package_is_offered_and_passes_its_own_tests(tmp_path: Path) -> No
         ).stdout
 
     assert "beta" in run("alignkit", "methods", "sim-po")
-    assert "18 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert "19 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests")
 
 
 @pytest.mark.parametrize("name", ["SimPO", "1po", "a b", "../x", ""])

@@ -20,22 +20,11 @@ from transformers import (
     RobertaConfig,
 )
 
-from alignkit.training import packing
+from alignkit.training import output_layer, packing
 from alignkit.training.miniature import miniature
 from alignkit.training.models import without_deprecations
-from alignkit.training.packing import (
-    OutputLayer,
-    by_prompt,
-    chosen_logprobs,
-    chosen_tokens,
-    find_head,
-    head_of,
-    hidden_before_answers,
-    logprobs_of,
-    pack,
-    packs,
-    padded,
-)
+from alignkit.training.output_layer import OutputLayer, chosen_logprobs, chosen_tokens, find_head, head_of, logprobs_of
+from alignkit.training.packing import by_prompt, hidden_before_answers, pack, packs, padded
 from alignkit.training.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask, answer_values
 
 VOCABULARY = 50
@@ -183,8 +172,8 @@ def test_chunks_of_logits_change_nothing(frozen, kept, monkeypatch: pytest.Monke
     targets = torch.arange(11)
     straight = (head(hidden) / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
     expected = torch.autograd.grad(straight.square().sum(), learnt)
-    monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
-    monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
+    monkeypatch.setattr(output_layer, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
+    monkeypatch.setattr(output_layer, "LOGITS_KEPT", kept)
 
     found = chosen_logprobs(hidden, OutputLayer(head), targets, temperature=0.5)
 
@@ -204,8 +193,8 @@ def test_a_factor_and_a_soft_cap_of_logits_have_their_gradient(scale, cap, froze
     logits = cap * torch.tanh(logits / cap) if cap else logits
     straight = (logits / 0.5).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
     expected = torch.autograd.grad(straight.square().sum(), learnt)
-    monkeypatch.setattr(packing, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
-    monkeypatch.setattr(packing, "LOGITS_KEPT", kept)
+    monkeypatch.setattr(output_layer, "LOGITS_IN_A_CHUNK", 3 * VOCABULARY)
+    monkeypatch.setattr(output_layer, "LOGITS_KEPT", kept)
 
     found = chosen_logprobs(hidden, OutputLayer(head, scale, cap), targets, temperature=0.5)
 
