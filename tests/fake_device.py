@@ -18,7 +18,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from alignkit.contract.settings import Optimisation
-from alignkit.training import losses, packing, rollouts
+from alignkit.training import losses, output_layer, packing, rollouts
 from alignkit.training.layouts import ValueHead
 from alignkit.training.step import make_learner
 from alignkit.training.trunk import Trunk
@@ -86,12 +86,12 @@ def passes(model: Any, scorer: Any, cut: Trunk) -> dict[str, Callable[[], Tensor
     """Return what is tried, by name and in this order; each gives a tensor that must lie on the device."""
 
     def packed() -> Tensor:
-        table = packing.logprobs_of(model, pack(PROMPTS, ANSWERS, model.device))
+        table = output_layer.logprobs_of(model, pack(PROMPTS, ANSWERS, model.device))
         table.sum().backward()
         return model.lm_head.weight.grad
 
     def right_padded() -> Tensor:
-        table = packing.logprobs_of(model, padded(PROMPTS, ANSWERS, model.device))
+        table = output_layer.logprobs_of(model, padded(PROMPTS, ANSWERS, model.device))
         table.sum().backward()
         return table
 
@@ -99,7 +99,7 @@ def passes(model: Any, scorer: Any, cut: Trunk) -> dict[str, Callable[[], Tensor
         rows = pack(PROMPTS, ANSWERS, model.device)
         hidden = packing.hidden_before_answers(model, rows)
         with torch.no_grad():
-            said = packing.chosen_tokens(hidden, packing.head_of(model), rows.targets)
+            said = output_layer.chosen_tokens(hidden, output_layer.head_of(model), rows.targets)
         return rows.as_table(said.logprobs + said.entropy)
 
     def own_logits() -> Tensor:
@@ -157,7 +157,7 @@ def main() -> None:
     models = LlamaForCausalLM(LlamaConfig(**SHAPE)), LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1))
     models[0].set_attn_implementation(packing.PACKED)
     cut = Trunk.cut(models[0].eval(), 1, packing.pack)
-    packing.head_of(models[0])  # it compares numbers, and remembers
+    output_layer.head_of(models[0])  # it compares numbers, and remembers
     rollouts.padded = padded
     Tensor.to, torch.tensor, torch.autocast = to, tensor_of, lambda *_, **__: nullcontext()
     torch.cuda.get_device_properties = lambda _: SimpleNamespace(total_memory=2**36)
