@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.contract.needs import TrainerNeeds
 from alignkit.errors import AlignkitError, Problem, one_line
 from alignkit.estimate.desk import Desk, desk_for
 from alignkit.estimate.host import state_of_host
-from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.plan import Plan, PlannedStage, policies_of
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
 from alignkit.store import rundir
@@ -115,6 +116,10 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
             continue
         fits = estimate.memory <= room
         if on.cuts(estimate.memory):
+            if what := whole_only(stage, desk):
+                remedy = "set sharded = false for the machine in machines.toml"
+                found.problems.append(Problem(f"{what} cannot be sharded", f"stage {stage.name!r}", remedy))
+                continue
             estimate = estimator.estimate(stage, stage.needs, on.processes) or estimate
         found.stages.append({**_plain(estimate), "fits": fits})
         disk += estimate.need.disk
@@ -125,6 +130,16 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
     found.problems += list(_disk_problems(disk, desk.runs))
     found.problems, found.remarks = together(found.problems), together(found.remarks)
     return found
+
+
+def whole_only(stage: PlannedStage, desk: Desk) -> str:
+    """Say what of a stage's policy cannot be cut up among processes; nothing where all can."""
+    if isinstance(stage.needs, TrainerNeeds):
+        return "what a trainer of TRL trains"
+    if stage.needs and stage.needs.upper_layers and not stage.needs.lora:
+        return "a policy whose lower layers are frozen"
+    loads = [desk.open(source).load for source in policies_of(desk.plan, stage)]
+    return next((f"weights in {load}" for load in loads if load), "")
 
 
 def together(problems: Sequence[Problem]) -> list[Problem]:

@@ -45,6 +45,8 @@ GAUGE = Gauge(
 FACTS = Facts(rows=100, held_out=10, prompt=10.0, answer=20.0, longest=40)
 DEMOS = "".join(json.dumps({"prompt": f"the food {n}", "completion": " was good"}) + "\n" for n in range(60))
 
+GOLD_AND_PROMPTS = 'gold = { reward = "function:reviews-gold" }\nasked = { prompts = "builtin:reviews", rows = 40 }'
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Callable[..., Path]:
@@ -189,6 +191,26 @@ def test_what_fits_no_process_whole_is_refused_unless_its_weights_may_be_cut_up(
 
     assert [stage["fits"] for stage in found.stages] == [fits]
     assert len(found.problems) == refused
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "what"),
+    [
+        ("kto", "", "what a trainer of TRL trains"),
+        ("ppo", 'ppo = { layout = "frozen", trained_layers = 1 }', "a policy whose lower layers are frozen"),
+    ],
+)
+def test_what_cannot_be_cut_up_is_refused_before_the_first_stage(
+    recipe: Callable[..., Path], method: str, line: str, what: str
+) -> None:
+    given = {"kto": 'pairs = { preferences = "builtin:reviews", rows = 40 }', "ppo": GOLD_AND_PROMPTS}[method]
+    file = recipe(line, method=method, sources=given)
+
+    always, never = (found_of(file, Sharing(2, True, always=cut)) for cut in (True, False))
+
+    remedy = "set sharded = false for the machine in machines.toml"
+    assert Problem(f"{what} cannot be sharded", "stage 'one'", remedy) in always.problems
+    assert never.problems == []
 
 
 def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:
