@@ -166,7 +166,8 @@ def encode_demonstrations(
             lengths = replace(lengths, refused=lengths.refused + 1)
             continue
         short = LabelledTokens(whole.ids[:limit], whole.labels[:limit])
-        fits = any(label != NOT_LEARNT for label in short.labels[1:])  # nothing stands before the first
+        asked = short.labels[1:]  # nothing stands before the first
+        fits = asked.count(NOT_LEARNT) < len(asked)
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
             yield short
@@ -565,8 +566,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = Tr
 def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
     if not texts:
         return []
-    found: Any = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
-    return cast("list[list[int]]", found["input_ids"])
+    if len(texts) < ROWS_AT_ONCE // 2 or not tokenizer.is_fast:
+        found: Any = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+        return cast("list[list[int]]", found["input_ids"])
+    # As it does itself, but for what it would also say of every token; the first text puts it into the right state.
+    first, below = _encode_all(tokenizer, texts[:1], special=special), tokenizer.backend_tokenizer
+    return first + [one.ids for one in below.encode_batch_fast(list(texts[1:]), add_special_tokens=special)]
 
 
 def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
