@@ -14,24 +14,20 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import trl
-from job import ABRIDGED, HERE
 from made_models import make_models
 from ppo_vs_trl import machine, spread
-from safetensors.torch import load_file
+from sides import SIDES, exact, run
 from transformers import AutoTokenizer
 
 from alignkit.demo.reviews import rows as reviews
 from alignkit.training.rows import rows_of_step
 
-SIDES = ("trl", "alignkit")
 SEED = 17
 
 
@@ -107,7 +103,7 @@ def best_micro_batch(words: argparse.Namespace, model: Path, pairs: Sequence[dic
     seconds: dict[int, float] = {}
     for micro in (size for size in (1, 2, 4, 8, 16, 32) if words.batch % size == 0 and size <= words.batch):
         words.micro = micro
-        seconds[micro] = run("trl", told(words, model, pairs[: 2 * words.batch]), folder)["seconds"]
+        seconds[micro] = run("dpo_side.py", "trl", told(words, model, pairs[: 2 * words.batch]), folder)["seconds"]
         print(f"TRL, {micro} pairs at once: {seconds[micro]:.2f} s for two steps", flush=True)
     return min(seconds, key=seconds.__getitem__)
 
@@ -116,21 +112,10 @@ def exactness(words: argparse.Namespace, model: Path, pairs: Sequence[dict[str, 
     """Take the same steps on both sides, and compare losses and weights."""
     rows = pairs[: words.batch * words.exact_steps]
     results = {
-        side: run(side, told(words, model, rows, save=folder / side, learning_rate=1e-4), folder) for side in SIDES
+        side: run("dpo_side.py", side, told(words, model, rows, save=folder / side, learning_rate=1e-4), folder)
+        for side in SIDES
     }
-    start, *ends = (load_file(place / "model.safetensors") for place in (model, folder / "trl", folder / "alignkit"))
-    way, apart = (
-        sum(float((one[name] - other[name]).square().sum()) for name in start) ** 0.5
-        for one, other in ((start, ends[0]), (ends[0], ends[1]))
-    )
-    losses = list(zip(*(results[side]["losses"] for side in SIDES), strict=True))
-    return {
-        "steps": len(losses),
-        "greatest difference of losses": max(abs(one - other) for one, other in losses),
-        "first loss": losses[0],
-        "last loss": losses[-1],
-        "weights apart, as a share of the way": apart / way,
-    }
+    return exact(results, model, folder)
 
 
 def speed(
@@ -142,7 +127,7 @@ def speed(
     for repeat in range(words.repeats):
         rows = pairs[repeat * size : (repeat + 1) * size]
         for side in SIDES:
-            found[side].append(run(side, told(words, model, rows, cached=cached), folder))
+            found[side].append(run("dpo_side.py", side, told(words, model, rows, cached=cached), folder))
         parts = (f"{side} {results[-1]['seconds']:.2f} s" for side, results in found.items())
         print(f"{'cached' if cached else 'uncached'}, repeat {repeat + 1}: {', '.join(parts)}", flush=True)
     ratios = {
@@ -193,18 +178,6 @@ def told(
         "cached": cached,
         "save": str(save) if save else "",
     }
-
-
-def run(side: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Run one side in a process of its own; raises RuntimeError with what it printed where it fails."""
-    tells, tell = folder / "told.json", folder / "result.json"
-    tells.write_text(json.dumps(job), "utf-8")
-    command = [sys.executable, str(HERE / "dpo_side.py"), side, str(tells), str(tell)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"{side} failed:\n{(ended.stdout + ended.stderr)[-ABRIDGED:]}")
-    result: dict[str, Any] = json.loads(tell.read_text("utf-8"))
-    return result
 
 
 if __name__ == "__main__":

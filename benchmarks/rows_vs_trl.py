@@ -13,25 +13,21 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import trl
-from job import ABRIDGED, HERE
 from made_models import make_models
 from ppo_vs_trl import machine, spread
-from safetensors.torch import load_file
+from sides import SIDES, exact, run
 from transformers import AutoTokenizer
 
 from alignkit.methods.clm import blocks
 from alignkit.training.encoding import demonstrations, preferences
 from alignkit.training.rows import rows_of_step
 
-SIDES = ("trl", "alignkit")
 SEED = 17
 TRIED = 1
 """Steps by which TRL's best is found."""
@@ -123,7 +119,7 @@ def best(words: argparse.Namespace, model: Path, rows: Sequence[Any], folder: Pa
         for micro in (size for size in (1, 4, 16) if words.batch % size == 0):
             words.micro, words.strategy = micro, strategy
             job = told(words, model, rows[: TRIED * words.batch])
-            seconds[micro, strategy] = run("trl", job, folder)["seconds"]
+            seconds[micro, strategy] = run("rows_side.py", "trl", job, folder)["seconds"]
             print(f"TRL, {micro} rows at once, {strategy}: {seconds[micro, strategy]:.2f} s", flush=True)
     return min(seconds, key=seconds.__getitem__)
 
@@ -134,20 +130,8 @@ def exactness(words: argparse.Namespace, model: Path, rows: Sequence[Any], folde
     results = {}
     for side in SIDES:
         job = told(words, model, rows, save=folder / side, learning_rate=1e-4)
-        results[side] = run(side, job | {"strategy": "sequential"}, folder)
-    start, *ends = (load_file(place / "model.safetensors") for place in (model, folder / "trl", folder / "alignkit"))
-    way, apart = (
-        sum(float((one[name] - other[name]).square().sum()) for name in start) ** 0.5
-        for one, other in ((start, ends[0]), (ends[0], ends[1]))
-    )
-    losses = list(zip(*(results[side]["losses"] for side in SIDES), strict=True))
-    return {
-        "steps": len(losses),
-        "greatest difference of losses": max(abs(one - other) for one, other in losses),
-        "first loss": losses[0],
-        "last loss": losses[-1],
-        "weights apart, as a share of the way": apart / way,
-    }
+        results[side] = run("rows_side.py", side, job | {"strategy": "sequential"}, folder)
+    return exact(results, model, folder)
 
 
 def speed(words: argparse.Namespace, model: Path, rows: Sequence[Any], folder: Path) -> dict[str, Any]:
@@ -155,7 +139,7 @@ def speed(words: argparse.Namespace, model: Path, rows: Sequence[Any], folder: P
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for repeat in range(words.repeats):
         for side in SIDES:
-            found[side].append(run(side, told(words, model, rows[: words.batch * words.steps]), folder))
+            found[side].append(run("rows_side.py", side, told(words, model, rows[: words.batch * words.steps]), folder))
         parts = (f"{side} {results[-1]['seconds']:.2f} s" for side, results in found.items())
         print(f"repeat {repeat + 1}: {', '.join(parts)}", flush=True)
     both = list(zip(found["trl"], found["alignkit"], strict=True))
@@ -191,18 +175,6 @@ def told(
         "seed": SEED,
         "save": str(save) if save else "",
     }
-
-
-def run(side: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Run one side in a process of its own; raises RuntimeError with what it printed where it fails."""
-    tells, tell = folder / "told.json", folder / "result.json"
-    tells.write_text(json.dumps(job), "utf-8")
-    command = [sys.executable, str(HERE / "rows_side.py"), side, str(tells), str(tell)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"{side} failed:\n{(ended.stdout + ended.stderr)[-ABRIDGED:]}")
-    result: dict[str, Any] = json.loads(tell.read_text("utf-8"))
-    return result
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from alignkit.contract.settings import LoRA
 from alignkit.training.models import adapted_model
+from alignkit.training.room import numbers_cached
 from alignkit.training.scorer import made_scorer
 
 
@@ -40,10 +41,7 @@ def sizes_of(config: Any, lora: LoRA | None = None, upper: int | None = None, sc
     if upper and not lora:
         inside = weights - _outside(model)
         trained = [inside * min(upper, layers) // layers]
-    queries = getattr(text, "num_attention_heads", None) or 1  # a state space keeps less than a width
-    heads = getattr(text, "num_key_value_heads", None) or queries
-    wide = getattr(text, "head_dim", None) or text.hidden_size // queries
-    return Sizes(weights, sum(trained), layers, int(text.hidden_size), int(text.vocab_size), 2 * layers * heads * wide)
+    return Sizes(weights, sum(trained), layers, int(text.hidden_size), int(text.vocab_size), numbers_cached(config))
 
 
 def built(config: Any, scores: bool = False) -> Any:

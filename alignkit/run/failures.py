@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from alignkit.errors import AlignkitError, DiskError, LockedError, MemoryLimitError, Problem, StageError, one_line
 from alignkit.run.order import Order
-from alignkit.store.durable import read_json
+from alignkit.store.durable import read_json, write_text
 from alignkit.store.locks import busy, check_free
 from alignkit.store.rundir import FAILURE, LOG
 from alignkit.text import short, writable
@@ -77,11 +77,24 @@ def lost(order: Order) -> Failure:
     return Failure.of(order.attempt, MemoryLimitError.status, problem, f"the same command goes on; else {advice}")
 
 
+def told_failure(order: Order, partial: Path) -> Failure | None:
+    """Return what a process of this attempt has said of its failure, if any has."""
+    told = read_json(partial / FAILURE)
+    return Failure.model_validate(told) if told.get("attempt") == order.attempt else None
+
+
+def tell_failure(order: Order, partial: Path, failure: Failure) -> Failure:
+    """Write a failure down where none is; of several processes the first one counts. Return the one that counts."""
+    told = told_failure(order, partial)
+    if told is None:
+        write_text(partial / FAILURE, failure.model_dump_json(indent=2) + "\n")
+    return told or failure
+
+
 def failure_of(order: Order, partial: Path, status: int) -> AlignkitError:
     """Word the failure of a stage whose process ended with this status."""
-    told = read_json(partial / FAILURE)
-    if told.get("attempt") == order.attempt:
-        return error_of(order, partial, Failure.model_validate(told))
+    if told := told_failure(order, partial):
+        return error_of(order, partial, told)
     if status == LockedError.status:
         return busy(partial)
     check_free(partial)  # torchrun has a status of its own

@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
 
-from alignkit.run.failures import lost
+from alignkit.run.failures import lost, tell_failure, told_failure
 from alignkit.run.order import Order
-from alignkit.store.durable import read_json, write_text
-from alignkit.store.rundir import FAILURE
+from alignkit.store.durable import write_text
 
 POLL = 0.5
 """Seconds between two looks."""
@@ -41,17 +40,11 @@ def watched(partial: Path, order: Order, rank: int) -> Iterator[None]:
 
 def _watch(partial: Path, order: Order, folder: Path, own: Path, over: threading.Event) -> None:
     while not over.wait(POLL):
-        if _failed(partial, order) or _one_is_gone(folder, own):
+        if told_failure(order, partial) or _one_is_gone(folder, own):
             break
     if over.wait(GRACE):
         return
-    if not _failed(partial, order):
-        write_text(partial / FAILURE, lost(order).model_dump_json(indent=2) + "\n")
-    os._exit(int(read_json(partial / FAILURE)["status"]))
-
-
-def _failed(partial: Path, order: Order) -> bool:
-    return read_json(partial / FAILURE).get("attempt") == order.attempt
+    os._exit(tell_failure(order, partial, lost(order)).status)
 
 
 def _one_is_gone(folder: Path, own: Path) -> bool:

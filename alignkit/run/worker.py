@@ -25,14 +25,14 @@ from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, LockedError, PluginError, StageError, one_line
 from alignkit.estimate import preflight
 from alignkit.plugins import Plugins, load_plugins
-from alignkit.run.failures import explain
+from alignkit.run.failures import explain, tell_failure
 from alignkit.run.order import Order, read_order, typed
 from alignkit.run.peers import watched
 from alignkit.run.provenance import facts_of, memory_now
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
 from alignkit.store import rundir
-from alignkit.store.durable import read_json, write_json, write_text
+from alignkit.store.durable import read_json, write_json
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished, finish, finish_complete
 from alignkit.training.prepare import prepare
@@ -104,8 +104,7 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
 def _fail(partial: Path, order: Order, error: Exception) -> int:
     traceback.print_exc()
     failure = explain(error, order, partial)
-    if read_json(partial / rundir.FAILURE).get("attempt") != order.attempt:  # of several, the first one counts
-        write_text(partial / rundir.FAILURE, failure.model_dump_json(indent=2) + "\n")
+    tell_failure(order, partial, failure)
     return failure.status
 
 

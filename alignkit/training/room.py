@@ -42,7 +42,6 @@ PROBE = (256, 768)
 _held: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
 """The models of this process on its GPU, and the arithmetic of their passes."""
 _sizes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_arranged: ContextVar["Arrangement"] = ContextVar("arranged")
 
 
 class Arrangement(NamedTuple):
@@ -54,6 +53,9 @@ class Arrangement(NamedTuple):
     """Layers are compiled."""
 
 
+_arranged: ContextVar[Arrangement] = ContextVar("arranged", default=Arrangement())  # noqa: B039  # it cannot change
+
+
 def arrange(how: Arrangement) -> None:
     """Let all models that are opened from now on learn so."""
     _arranged.set(how)
@@ -63,7 +65,7 @@ def hold(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Remember that a model takes memory, and in what arithmetic it computes; let it learn as the machine says."""
     if model.device.type == "cuda":
         _held[model] = dtype
-    how = _arranged.get(Arrangement())
+    how = _arranged.get()
     if how.again is True:
         compute_again(model)
     if how.compiles:
@@ -90,7 +92,7 @@ def _measured(model: PreTrainedModel) -> int:
         # All processes make the same passes: the first, whose part of the weights is the largest, says of what size.
         return int(parallel.from_first(torch.tensor(fitting(card, _taken(model), kept), device=model.device)))
 
-    if size() < ENOUGH and _arranged.get(Arrangement()).again == "auto":
+    if size() < ENOUGH and _arranged.get().again == "auto":
         for one in trained:
             compute_again(one)
     return size()
@@ -180,10 +182,14 @@ def tokens_decoded(model: Model, otherwise: int) -> int:
     inner = beneath(model)
     if inner.device.type != "cuda":
         return otherwise
-    facts = inner.config.get_text_config()
-    queries = getattr(facts, "num_attention_heads", None) or 1
-    heads = getattr(facts, "num_key_value_heads", None) or queries
-    wide = getattr(facts, "head_dim", None) or facts.hidden_size // queries
-    numbers = 2 * facts.num_hidden_layers * heads * wide
     card = torch.cuda.get_device_properties(inner.device).total_memory
-    return max(1, int(CACHE * card / (numbers * _held.get(inner, torch.float32).itemsize)))
+    return max(1, int(CACHE * card / (numbers_cached(inner.config) * _held.get(inner, torch.float32).itemsize)))
+
+
+def numbers_cached(config: Any) -> int:
+    """Return how many numbers a token leaves in the cache of decoding, by a model's config."""
+    text = config.get_text_config()
+    queries = getattr(text, "num_attention_heads", None) or 1  # a state space keeps less than a width
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    wide = getattr(text, "head_dim", None) or text.hidden_size // queries
+    return int(2 * text.num_hidden_layers * heads * wide)

@@ -413,7 +413,7 @@ def need_of(
     job = Job(needs, facts, sizes_of(config, lora), gauge(config, lora, "auto"), others, quantised=quantised)
     need = estimated(needs, job)
     parts = {part: gigabytes(value) for part, value in need.parts.items() if value > 1e7}
-    return {"memory": need.memory, "stepping": need.stepping, "parts": parts}
+    return {"memory": need.memory, "parts": parts}
 
 
 def theirs(out: Out, shape: str, batch: str) -> None:

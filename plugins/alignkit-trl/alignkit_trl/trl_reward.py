@@ -45,7 +45,7 @@ def trl_reward(settings: TRLRewardSettings, stage: Stage, *, policy: Policy, pai
     model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
     rows = read_token_pairs(pairs, model, tokenizer, settings, stage)
     before = score_pairs(model, tokenizer, rows.held_out, settings.precision)
-    learnt = rows.train
+    learnt = list(rows.train)
     data = Dataset.from_dict({"chosen_ids": [p.chosen for p in learnt], "rejected_ids": [p.rejected for p in learnt]})
     data = data.select(order_of_rows(len(learnt), settings.epochs, stage.seed))
     longest = max(len(side) for pair in learnt for side in (pair.chosen, pair.rejected))
