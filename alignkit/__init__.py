@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Event as Event,
         Metrics as Metrics,
         Result as Result,
+        Rows as Rows,
         Sample as Sample,
         StageFailed as StageFailed,
         StageFinished as StageFinished,
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     "alignkit.compare.comparison": "compare_recipe",
-    "alignkit.contract.events": "Event Metrics Result Sample StageFailed StageFinished StageStarted Warned",
+    "alignkit.contract.events": "Event Metrics Result Rows Sample StageFailed StageFinished StageStarted Warned",
     "alignkit.contract.hookspecs": "hookimpl",
     "alignkit.contract.judges": "JudgeClient JudgeFunction JudgeScheme Question Verdict judge judge_scheme",
     "alignkit.contract.kinds": (

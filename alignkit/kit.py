@@ -4,6 +4,7 @@
 them, as the built-in methods do.
 """
 
+from alignkit.noise import area_interval as area_interval
 from alignkit.training import losses, parallel
 from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
 from alignkit.training.arithmetic import brought
@@ -20,6 +21,7 @@ from alignkit.training.layouts import Around, Models
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.models import load_for_reward_training, load_policy
+from alignkit.training.picking import picked_samples
 from alignkit.training.policy_steps import step_policy
 from alignkit.training.rollouts import Rollout
 from alignkit.training.rows import (
@@ -75,6 +77,7 @@ __all__ = [
     "WarningSigns",
     "answer_logprobs",
     "answered_text",
+    "area_interval",
     "brought",
     "fitting_prompts",
     "load_for_reward_training",
@@ -87,6 +90,7 @@ __all__ = [
     "pair_accuracy_floor",
     "pair_logprobs",
     "parallel",
+    "picked_samples",
     "prompt_ids",
     "prompt_text",
     "prompts_of_update",

@@ -1,23 +1,121 @@
-"""Noise: how far two variants may differ by luck alone, with the same prompts and the same seeds.
+"""Noise: how sure a figure is that was measured on held-out rows, and how far two may differ by luck alone.
 
-Two things make a measured difference uncertain: which prompts were asked, and which seeds the variants were trained
-with. Every variant answers the same prompts, so differences are taken prompt by prompt (paired), averaged over the
-seeds; their spread gives the standard error of the prompts. The spread of a variant's means from seed to seed, pooled
-over all variants because each has few, gives the standard error of the seeds. Both are added as squares; the interval
-is Student's, its degrees of freedom after Welch and Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2). Where
-the best variant is compared with several others, the level is divided by their number (Bonferroni).
+One figure: a share (each row is right, wrong or a tie) has Wilson's interval (Wilson 1927), any other mean Student's.
+What it was before is taken off row by row, since the rows are the same; for shares after Bonett and Price (2012,
+Statistics in Medicine 31), which holds where few rows have changed, too. A ratio of sums, such as a loss for each
+token, has the interval of the linearised ratio, rows being what was drawn (Cochran 1977, Sampling Techniques,
+chapter 6).
+
+Variants under seeds: two things make a measured difference uncertain: which prompts were asked, and which seeds the
+variants were trained with. Every variant answers the same prompts, so differences are taken prompt by prompt (paired),
+averaged over the seeds; their spread gives the standard error of the prompts. The spread of a variant's means from seed
+to seed, pooled over all variants because each has few, gives the standard error of the seeds. Both are added as
+squares; the interval is Student's, its degrees of freedom after Welch and Satterthwaite (Satterthwaite 1946, Biometrics
+Bulletin 2). Where the best variant is compared with several others, the level is divided by their number (Bonferroni).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import NormalDist, fmean, stdev, variance
 
 ALLOWED = 0.05
 """How often an interval may miss the truth: 95 % intervals."""
 
+POWER = 0.8
+"""How often a change of the size that is called detectable would be found."""
+
+ENOUGH_ROWS = 30
+"""Held-out rows below which a figure says so little that people are told: a share of one half then has a standard
+error of 9 points and more."""
+
+Z = NormalDist().inv_cdf(1 - ALLOWED / 2)
+
+Interval = tuple[float, float]
+"""The lower and the upper end."""
+
 Scores = Sequence[Sequence[float]]
 """One variant's scores: a sequence for each seed, each in the order of the prompts."""
+
+
+def wilson(rate: float, count: int) -> Interval:
+    """Return the ends of the 95 % interval around a share of so many trials (Wilson 1927)."""
+    centre = (rate + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z / (1 + Z * Z / count) * math.sqrt(rate * (1 - rate) / count + Z * Z / (4 * count * count))
+    return centre - half, centre + half
+
+
+def is_share(*several: Sequence[float]) -> bool:
+    """Return whether every row is right, wrong or a tie."""
+    return all(value in (0.0, 0.5, 1.0) for values in several for value in values)
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval around a mean over rows; None where a single row, or a value that is not finite, says
+    nothing of the spread."""
+    if not values or not all(map(math.isfinite, values)):
+        return None
+    mean = fmean(values)
+    if is_share(values):
+        return wilson(mean, len(values))
+    return _around(mean, stdev(values) / math.sqrt(len(values)), len(values)) if len(values) > 1 else None
+
+
+def change_interval(before: Sequence[float] | float, after: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval around the change of a mean from `before` to `after`, row by row.
+
+    Raise ValueError where they are not of the same rows.
+    """
+    if isinstance(before, int | float):
+        around = mean_interval(after)
+        return around and (around[0] - before, around[1] - before)
+    changes = [now - was for was, now in zip(before, after, strict=True)]
+    if not changes or not is_share(before, after):
+        return mean_interval_of_any(changes)
+    count = len(changes) + 2
+    gained = (sum(change for change in changes if change > 0) + 1) / count
+    lost = (1 - sum(change for change in changes if change < 0)) / count
+    half = Z * math.sqrt((gained + lost - (gained - lost) ** 2) / count)
+    return gained - lost - half, gained - lost + half
+
+
+def mean_interval_of_any(values: Sequence[float]) -> Interval | None:
+    """Return Student's 95 % interval around a mean; None where there are fewer than two values, or one is no number."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return _around(fmean(values), stdev(values) / math.sqrt(len(values)), len(values))
+
+
+def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> Interval | None:
+    """Return the 95 % interval around sum / count, of rows with a sum and a count each (a loss, and its tokens)."""
+    total, rows = sum(counts), len(counts)
+    if rows < 2 or not total or not all(map(math.isfinite, sums)):
+        return None
+    ratio = sum(sums) / total
+    squares = sum((part - ratio * count) ** 2 for part, count in zip(sums, counts, strict=True))
+    return _around(ratio, math.sqrt(squares * rows / (rows - 1)) / total, rows)
+
+
+def area_interval(good: Sequence[float], bad: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval around the area under the ROC curve: how often a good row's value exceeds a bad one's,
+    ties half (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44)."""
+    if len(good) < 2 or len(bad) < 2:
+        return None
+    over = [fmean((one > other) + 0.5 * (one == other) for other in bad) for one in good]
+    under = [fmean((one > other) + 0.5 * (one == other) for one in good) for other in bad]
+    error = math.sqrt(variance(over) / len(good) + variance(under) / len(bad))
+    return _around(fmean(over), error, min(len(good), len(bad)))
+
+
+def _around(centre: float, error: float, rows: int) -> Interval:
+    half = quantile(ALLOWED, rows - 1) * error
+    return centre - half, centre + half
+
+
+def detectable(change: Interval) -> float:
+    """Return the smallest change that rows like these would tell from none, `POWER` of the time."""
+    error = (change[1] - change[0]) / 2 / Z
+    return error * (Z + NormalDist().inv_cdf(POWER))
 
 
 @dataclass(frozen=True)

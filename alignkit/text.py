@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import floor, isfinite, log10
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TextIO
@@ -86,6 +86,14 @@ def number(value: float | None) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1e3:.3g}k"
     return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def give_or_take(value: float, half: float) -> str:
+    """Write a value with the digits that its interval leaves: `0.803 ± 0.052`."""
+    if half <= 0:
+        return f"{number(value)} ± 0"
+    digits = max(0, 1 - floor(log10(half)))
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

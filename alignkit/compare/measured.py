@@ -8,8 +8,7 @@ from typing import Any
 
 from alignkit.compare.planning import ComparisonPlan, Contender
 from alignkit.errors import StageError
-from alignkit.methods.evaluate import wilson
-from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds
+from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds, wilson
 
 Row = Mapping[str, Any]
 """One policy's row of what `evaluate` made."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from alignkit.compare.measured import Comparison, Line
 from alignkit.compare.planning import ComparisonPlan
 from alignkit.noise import Difference
 from alignkit.recipe.packaged import is_packaged
-from alignkit.text import duration, number, short, size, table
+from alignkit.text import duration, give_or_take, short, size, table
 
 SEVERAL_SEEDS = (
     "95 % intervals from standard errors: over the same held-out prompts (paired, prompt by prompt) and over the seeds "
@@ -60,14 +59,6 @@ def _cells(line: Line, beside: Sequence[str]) -> tuple[str, ...]:
         "" if line.seconds is None else duration(line.seconds),
         "" if line.memory is None else size(line.memory),
     )
-
-
-def give_or_take(value: float, half: float) -> str:
-    """Write a value with the digits that its interval leaves: `0.803 ± 0.052`."""
-    if half <= 0:
-        return f"{number(value)} ± 0"
-    digits = max(0, 1 - floor(log10(half)))
-    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def _wins(line: Line) -> str:

@@ -1,10 +1,16 @@
 """What observers see: frozen facts, the same for the console, the report and any dashboard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+from alignkit.noise import Interval
 from alignkit.text import writable
+
+SampleKind = Literal["best", "worst", ""]
+"""`best` and `worst` by what came of them; empty: drawn without looking."""
+Better = Literal["higher", "lower", ""]
+"""Which way a result is better; empty: neither is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,29 @@ class Result:
     floor: float | None = None
     rows: int | None = None
     """Held-out rows (pairs, prompts, answers) that it was measured on; None where it is no mean over rows."""
+    interval: Interval | None = None
+    """95 %, around `after`, over the rows; None where it is not known."""
+    change: Interval | None = None
+    """95 %, around `after` less `before`, row by row."""
+    better: Better = ""
+    replayed: bool = False
+    """It was told by an attempt before this one, which was interrupted."""
+
+
+class Certainty(TypedDict, total=False):
+    """How sure a result is, and which way it is better: the fields of `Result` of these names."""
+
+    interval: Interval | None
+    change: Interval | None
+    better: Better
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was measured of each held-out row, for pictures: columns of equal length, a number for each row."""
+
+    stage: str
+    columns: Mapping[str, Sequence[float]]
     replayed: bool = False
     """It was told by an attempt before this one, which was interrupted."""
 
@@ -58,6 +87,8 @@ class Sample:
 
     stage: str
     row: Mapping[str, str | float]
+    """Texts, and numbers of them: `reward after` beside `after`, `chosen_score` beside `chosen`."""
+    kind: SampleKind = ""
     replayed: bool = False
     """It was told by an attempt before this one, which was interrupted."""
 
@@ -98,7 +129,7 @@ class StageFinished:
     results: tuple[Result, ...] = field(default=())
 
 
-Told = Metrics | Result | Sample | Warned
+Told = Metrics | Result | Rows | Sample | Warned
 """What a stage tells itself."""
 Event = StageStarted | Told | StageFinished | StageFailed
 
@@ -130,6 +161,12 @@ def from_json(row: Mapping[str, Any]) -> Event:
     """Read an event back from what `to_json` made."""
     facts = {key: value for key, value in row.items() if key != "event"}
     if "results" in facts:
-        facts["results"] = tuple(Result(**result) for result in facts["results"])
-    event: Event = _BY_NAME[row["event"]](**facts)
+        facts["results"] = tuple(map(result_of, facts["results"]))
+    event: Event = result_of(facts) if row["event"] == Result.__name__ else _BY_NAME[row["event"]](**facts)
     return event
+
+
+def result_of(facts: Mapping[str, Any]) -> Result:
+    """Read a result back from its fields as JSON holds them."""
+    ends = {key: tuple(facts[key]) for key in ("interval", "change") if facts.get(key)}
+    return Result(**{**facts, **ends})

@@ -66,4 +66,4 @@ class ScoreSettings(TrainingSettings):
     max_lost: float = Field(default=0.05, ge=0, le=1)
     """Share of the pairs that may be left out for their length; more stops the stage."""
     samples: NonNegativeInt = 4
-    """Held-out pairs that are shown with their scores."""
+    """Held-out pairs that are shown with their scores, each of those told apart best, worst, and of others."""

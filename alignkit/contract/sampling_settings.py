@@ -93,7 +93,7 @@ class SamplingSettings(Settings):
     measured: PositiveInt = 256
     """Held-out prompts, at most, that are answered before and after."""
     samples: NonNegativeInt = 8
-    """How many of these answers are shown."""
+    """How many of these answers are shown, each of those that gained most, that gained least, and of others."""
 
     @field_validator("lora")
     @classmethod

@@ -1,9 +1,10 @@
 """The stage: all that a method knows of its surroundings."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
+from alignkit.contract.events import Better, Certainty, SampleKind
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Judge, Policy, Records, Reward, RewardModel, Scores
 from alignkit.contract.reward_function import Score
@@ -70,16 +71,44 @@ class Stage(Protocol):
         after: float | None,
         floor: float | None = None,
         rows: int | None = None,
+        **certainty: Unpack[Certainty],
     ) -> None:
         """Report a result: what a measure was before and after, and what anybody reaches without learning.
 
         The more the better, where there is a `floor`: a result that is not above it is warned of. `rows` says on how
-        many held-out rows it was measured; where they are few, people are told so.
+        many held-out rows it was measured; where they are few, people are told so. `interval`, `change` and `better`
+        are those of `alignkit.Result`; `measure` finds them out.
         """
         ...
 
-    def sample(self, row: Mapping[str, str | float]) -> None:
-        """Show one answer (or example) to people."""
+    def measure(
+        self,
+        name: str,
+        before: Sequence[float] | float | None,
+        after: Sequence[float],
+        floor: float | None = None,
+        better: Better = "higher",
+    ) -> None:
+        """Report a result that was measured row by row, with its 95 % interval and that of its change.
+
+        `after` has a number for each held-out row, `before` those of the same rows, or the value that is known without
+        measuring (one half of the pairs). The result is their mean: of 0, 1/2 and 1 a share (`alignkit.noise` says how
+        intervals are made).
+        """
+        ...
+
+    def rows(self, columns: Mapping[str, Sequence[float]]) -> None:
+        """Keep what was measured of each held-out row, for the pictures of the report; long columns are thinned.
+
+        Pictures are drawn of `margin` (of a pair, the chosen answer's score less the rejected one's) against
+        `longer` (by how many tokens it is longer), and of `reward` and `length`, each with what it was before as
+        `reward before` and `length before`.
+        """
+        ...
+
+    def sample(self, row: Mapping[str, str | float], kind: SampleKind = "") -> None:
+        """Show one answer (or example) to people: texts, and numbers of them, each under a name that has the name of
+        its text in it (`after`, `reward after`). `kind` says whether it is one of the best, of the worst, or any."""
         ...
 
     def warn(self, problem: str, remedy: str) -> None: ...

@@ -7,7 +7,6 @@ each: the mean of every reward, KL from the first policy, length, share of answe
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from alignkit.contract.events import Certainty
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
@@ -25,6 +25,7 @@ from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.noise import mean_interval_of_any, wilson
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +33,15 @@ if TYPE_CHECKING:
     from alignkit.training.encoding import AskedPrompt, Prompt
     from alignkit.training.scoring import Weighted
 
-CONFIDENCE = 1.96
-"""Standard errors on either side of a 95 % interval."""
+RESULTS = (
+    "reward {policies}",
+    "win rate {policies} over {policies}",
+    "kl {policies}",
+    "length {policies}",
+    "eos_rate {policies}",
+)
+PICTURED = ("reward", "length", "kl")
+"""What of each policy's answers is kept for pictures."""
 ANSWERS = "answers.json"
 """What the policies answered so far, in a checkpoint."""
 
@@ -48,7 +56,8 @@ class EvaluateSettings(Settings):
     temperature: PositiveFloat = 1.0
     """Divides the logits; 1 samples from the policy as it was trained."""
     samples: NonNegativeInt = 8
-    """How many prompts are shown with every policy's answer."""
+    """How many prompts are shown with every policy's answer, each of those with the greatest gain, with the least, and
+    of others."""
     max_length: PositiveInt | None = None
     """Longest prompt with its answer, in tokens; a prompt that leaves no room for `max_new_tokens` in one of the
     policies is left out for all: they must answer the same prompts. Unset: what the model reads, at most 1024."""
@@ -73,7 +82,7 @@ def needs(settings: EvaluateSettings) -> EvaluationNeeds:
     )
 
 
-@method("evaluate", needs=needs, results=("reward {policies}", "win rate {policies} over {policies}"))
+@method("evaluate", needs=needs, results=RESULTS)
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,
@@ -280,33 +289,49 @@ def measure(
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
     """
     rate, low, high = win_rate(ours.total, firsts.total)
-    lengths = [len(tokens) for tokens in result.drawn.tokens]
+    lengths, around = [len(tokens) for tokens in result.drawn.tokens], mean_interval_of_any(ours.total) or (0.0, 0.0)
+    ended = [float(answer.finished) for answer in result.answers]
     return {
         "policy": policy,
         "prompts": len(lengths),
         "reward": fmean(ours.total),
-        "reward_interval": mean_interval(ours.total),
+        "reward_interval": (around[1] - around[0]) / 2,
         **{f"reward/{name}": fmean(values) for name, values in ours.each.items()},
         "kl": fmean(kl) if kl is not None else None,
         "length": fmean(lengths),
-        "eos_rate": fmean(answer.finished for answer in result.answers),
+        "eos_rate": fmean(ended),
         "distinct_1": distinct(result.drawn.tokens, 1),
         "distinct_2": distinct(result.drawn.tokens, 2),
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,
-        "each": {"reward": ours.total, **{f"reward/{name}": values for name, values in ours.each.items()}},
+        "each": {
+            "reward": ours.total,
+            **{f"reward/{name}": values for name, values in ours.each.items()},
+            **({} if kl is None else {"kl": list(kl)}),
+            "length": lengths,
+            "eos_rate": ended,
+        },
     }
 
 
 def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
-    """Report each policy's reward, and how often it beats the first one."""
-    first = table[0]
+    """Report each policy's reward, how often it beats the first one, and what else of its answers has changed."""
+    first, *others = table
     for row in table:
-        before = None if row is first else first["reward"]
-        stage.result(f"reward {row['policy']}", before, row["reward"], rows=row["prompts"])
-    for row in table[1:]:
-        stage.result(f"win rate {row['policy']} over {first['policy']}", None, row["win_rate"], 0.5, row["prompts"])
+        before = None if row is first else first["each"]["reward"]
+        stage.measure(f"reward {row['policy']}", before, row["each"]["reward"])
+    for row in others:
+        around = Certainty(interval=(row["win_rate_low"], row["win_rate_high"]), better="higher")
+        name = f"win rate {row['policy']} over {first['policy']}"
+        stage.result(name, None, row["win_rate"], 0.5, row["prompts"], **around)
+    for row in others:
+        for what in ("kl", "length", "eos_rate"):
+            if what in row["each"]:
+                stage.measure(f"{what} {row['policy']}", first["each"].get(what), row["each"][what], better="")
+    stage.rows(
+        {f"{what} {row['policy']}": row["each"][what] for row in table for what in PICTURED if what in row["each"]}
+    )
 
 
 def show(
@@ -316,13 +341,17 @@ def show(
     scored: Sequence[ScoredAnswers],
     count: int,
 ) -> None:
-    """Show the first prompts with every policy's answer side by side."""
-    for i in range(min(count, len(results[0].answers))):
+    """Show prompts with every policy's answer side by side: those where the last one gained most and least over the
+    first, and others."""
+    from alignkit.training.picking import picked_samples
+
+    gains = [last - first for first, last in zip(scored[0].total, scored[-1].total, strict=True)]
+    for i, kind in picked_samples(gains, count):
         row: dict[str, str | float] = {"prompt": results[0].answers[i].prompt}
         for line, result, scores in zip(table, results, scored, strict=True):
             row[line["policy"]] = result.answers[i].text
             row[f"{line['policy']} reward"] = scores.total[i]
-        stage.sample(row)
+        stage.sample(row, kind)
 
 
 def distinct(answers: Sequence[Sequence[int]], n: int) -> float:
@@ -336,23 +365,6 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, flo
     wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True))
     rate = wins / len(ours)
     return (rate, *wilson(rate, len(ours)))
-
-
-def wilson(rate: float, count: int) -> tuple[float, float]:
-    """Return the ends of the 95 % interval around a share of so many trials (Wilson 1927)."""
-    z = CONFIDENCE
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
-
-
-def mean_interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval around the mean; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    mean = fmean(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return CONFIDENCE * math.sqrt(variance / len(values))
 
 
 @hookimpl

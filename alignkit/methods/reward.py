@@ -38,7 +38,7 @@ def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Pre
     train_scores(model, rows.train, stage, settings, settings.centering)
     made, scores = save_scorer(model, tokenizer, rows, settings, stage)
     tell_scores(stage, before, scores, rows)
-    show_scores(stage, tokenizer, rows.held_out[: settings.samples], scores)
+    show_scores(stage, tokenizer, rows.held_out, scores, settings.samples)
     return made
 
 

@@ -4,11 +4,25 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, Warned, as_written, plain
+from alignkit import noise
+from alignkit.contract.events import (
+    Better,
+    Certainty,
+    Event,
+    Metrics,
+    Result,
+    Rows,
+    Sample,
+    SampleKind,
+    Warned,
+    as_written,
+    plain,
+)
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
 from alignkit.contract.names import NAME
@@ -29,9 +43,8 @@ if TYPE_CHECKING:
 
 
 A = TypeVar("A", bound=Artifact)
-ENOUGH_ROWS = 30
-"""Held-out rows below which a result says so little that people are told: a share of one half then has a standard
-error of 9 points and more."""
+MOST_ROWS = 1000
+"""Of the rows that are kept for pictures."""
 
 
 class WorkingStage:
@@ -116,11 +129,13 @@ class WorkingStage:
         after: float | None,
         floor: float | None = None,
         rows: int | None = None,
+        **certainty: Unpack[Certainty],
     ) -> None:
         was, now, least = (None if value is None else float(value) for value in (before, after, floor))
-        few = rows is not None and rows < ENOUGH_ROWS
-        told = any(result.rows is not None and result.rows < ENOUGH_ROWS for result in self.outcome)
-        result = as_written(Result(self.name, name, was, now, least, rows))
+        few = rows is not None and rows < noise.ENOUGH_ROWS
+        told = any(result.rows is not None and result.rows < noise.ENOUGH_ROWS for result in self.outcome)
+        certain = Certainty(**{"better": "" if least is None else "higher", **certainty})
+        result = as_written(Result(self.name, name, was, now, least, rows, **certain))
         self.outcome.append(result)
         self._tell(result)
         if least is not None and now is not None and not now > least:
@@ -128,10 +143,30 @@ class WorkingStage:
             self.warn(problem, "train longer or with another learning rate, or look at the data")
         if few and not told:
             problem = f"{name} was measured on {rows} rows, which are too few to tell a difference from chance"
-            self.warn(problem, f"keep at least {ENOUGH_ROWS} aside: raise the source's held_out, or give more rows")
+            self.warn(
+                problem, f"keep at least {noise.ENOUGH_ROWS} aside: raise the source's held_out, or give more rows"
+            )
 
-    def sample(self, row: Mapping[str, str | float]) -> None:
-        self._tell(Sample(self.name, dict(row)))
+    def measure(
+        self,
+        name: str,
+        before: Sequence[float] | float | None,
+        after: Sequence[float],
+        floor: float | None = None,
+        better: Better = "higher",
+    ) -> None:
+        was = before if before is None or isinstance(before, int | float) else fmean(before)
+        change = None if before is None else noise.change_interval(before, after)
+        certain = Certainty(interval=noise.mean_interval(after), change=change, better=better)
+        self.result(name, was, fmean(after), floor, len(after), **certain)
+
+    def rows(self, columns: Mapping[str, Sequence[float]]) -> None:
+        if len(set(map(len, columns.values()))) > 1:
+            raise StageError(f"columns of rows differ in length ({', '.join(columns)})", f"stage {self.name!r}")
+        self._tell(Rows(self.name, {name: _thinned(values) for name, values in columns.items()}))
+
+    def sample(self, row: Mapping[str, str | float], kind: SampleKind = "") -> None:
+        self._tell(Sample(self.name, dict(row), kind))
 
     def warn(self, problem: str, remedy: str) -> None:
         self._tell(Warned(self.name, problem, remedy))
@@ -266,6 +301,12 @@ class WorkingStage:
     def close(self) -> None:
         if self._journal:
             self._journal.close()
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Return values that are evenly spaced among the given ones, with five digits, which no picture needs more of."""
+    step = max(1.0, len(values) / MOST_ROWS)
+    return [float(f"{values[int(place * step)]:.5g}") for place in range(min(len(values), MOST_ROWS))]
 
 
 def _plain_result(result: Result) -> dict[str, Any]:

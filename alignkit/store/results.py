@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.contract.events import Result
+from alignkit.contract.events import Result, result_of
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import StageError
 from alignkit.store.durable import Listing, damage, hash_file, publish, read_sealed, sync_and_list, write_sealed
@@ -55,7 +55,7 @@ class Finished:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        return tuple(Result(**result) for result in self.facts["results"])
+        return tuple(map(result_of, self.facts["results"]))
 
     @property
     def content(self) -> str:

@@ -25,7 +25,7 @@ from alignkit.training.encoding import (
     shown,
 )
 from alignkit.training.lengths import UNSET_ANSWER, answer_limit, learnt_runs, sample_of
-from alignkit.training.measures import perplexity, tell_perplexity
+from alignkit.training.measures import Perplexity, perplexity, tell_perplexity
 from alignkit.training.rollouts import generator_for, sample_answers
 from alignkit.training.tokenizers import stop_tokens
 
@@ -74,17 +74,17 @@ def save_taught(model: Model, tokenizer: PreTrainedTokenizerBase, rows: Demonstr
 
 def taught_perplexity(
     model: Model, tokenizer: PreTrainedTokenizerBase, rows: DemonstrationRows, settings: DemonstrationSettings
-) -> float | None:
+) -> Perplexity | None:
     """Measure the perplexity of held-out answers; None where there are none."""
     return perplexity(model, rows.held_out, tokenizer, settings.precision) if rows.held_out else None
 
 
-def tell_taught(stage: Stage, before: float | None, after: float | None, rows: DemonstrationRows) -> None:
+def tell_taught(stage: Stage, before: Perplexity | None, after: Perplexity | None, rows: DemonstrationRows) -> None:
     """Report the perplexity of held-out answers."""
     if after is None:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")
         return
-    tell_perplexity(stage, before, after, len(rows.held_out))
+    tell_perplexity(stage, before, after)
 
 
 def show_taught(model: Model, tokenizer: PreTrainedTokenizerBase, rows: DemonstrationRows, stage: Stage) -> None:

@@ -12,6 +12,7 @@ from alignkit.contract.stage import Stage
 from alignkit.training import layouts
 from alignkit.training.encoding import Prompt
 from alignkit.training.layouts import Models
+from alignkit.training.picking import picked_samples
 from alignkit.training.rollouts import Rollout, generator_for
 from alignkit.training.scoring import Scored
 from alignkit.training.warning_signs import CUT, AnswerBounds
@@ -22,8 +23,8 @@ class Measured(NamedTuple):
 
     rollout: Rollout
     scored: Scored
-    kl: float | None
-    """From the starting policy, in nats an answer; None where that is not at hand."""
+    kl: list[float] | None
+    """From the starting policy, in nats, by each answer; None where that is not at hand."""
 
 
 def measured(
@@ -70,8 +71,7 @@ def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: S
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
         return
     was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
-    rows = len(after.rollout.answers)
-    stage.result("reward", was, now, rows=rows)
+    stage.measure("reward", before.scored.total.tolist(), after.scored.total.tolist())
     if now <= was:
         problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
         cut = 1 - fmean(after.rollout.finished)
@@ -81,16 +81,19 @@ def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: S
         else:
             stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
-        old, new = (float(m.scored.parts[name].mean()) for m in (before, after))
-        stage.result(f"reward/{name}", old, new, rows=rows)
+        old, new = (m.scored.parts[name].tolist() for m in (before, after))
+        stage.measure(f"reward/{name}", old, new)
     if after.kl is not None:
-        stage.result("kl", before.kl, after.kl, rows=rows)
-    length, new_length = (fmean(map(len, m.rollout.answers)) for m in (before, after))
-    stage.result("length", length, new_length, rows=rows)
-    ended, ends = (fmean(m.rollout.finished) for m in (before, after))
-    stage.result("eos_rate", ended, ends, rows=rows)
+        stage.measure("kl", before.kl, after.kl, better="")
+    length, new_length = ([len(answer) for answer in m.rollout.answers] for m in (before, after))
+    stage.measure("length", length, new_length, better="")
+    ended, ends = (list(map(float, m.rollout.finished)) for m in (before, after))
+    stage.measure("eos_rate", ended, ends, better="")
+    rewards = {"reward before": before.scored.total.tolist(), "reward": after.scored.total.tolist()}
+    stage.rows({**rewards, "length before": length, "length": new_length})
     texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]
-    for row in range(min(samples, len(prompts))):
+    gains = (after.scored.total - before.scored.total).tolist()
+    for row, kind in picked_samples(gains, samples):
         stage.sample(
             {
                 "prompt": prompts[row].text,
@@ -98,5 +101,6 @@ def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: S
                 "after": texts[1][row],
                 "reward before": float(before.scored.total[row]),
                 "reward after": float(after.scored.total[row]),
-            }
+            },
+            kind,
         )

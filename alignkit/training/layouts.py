@@ -331,12 +331,13 @@ def _read_by_logits(models: Models, rollout: Rollout) -> Reading:
     return Reading(logprobs, entropy, reference, table(values) if models.critic else None, None)
 
 
-def answer_kl(models: Models, rollout: Rollout) -> float:
-    """Estimate the KL divergence from the policy to its start, in nats, averaged over the answers."""
+def answer_kl(models: Models, rollout: Rollout) -> list[float]:
+    """Estimate the KL divergence from the policy to its start by each answer, in nats."""
     reading = read(models, rollout)
     if reading.reference is None:
         raise StageError("a KL divergence needs a starting policy, and none was opened")
-    return float((reading.logprobs - reading.reference).sum(dim=1).mean())
+    by_answer: list[float] = (reading.logprobs - reading.reference).sum(dim=1).tolist()
+    return by_answer
 
 
 def _hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:

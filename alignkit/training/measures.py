@@ -10,9 +10,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignkit.contract.events import Certainty
 from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.data.floors import TRAIN, difference, words_win
+from alignkit.noise import Interval, ratio_interval
 from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import computing, evaluating, padded
@@ -23,52 +25,84 @@ LOGITS_IN_A_PASS = 2**25
 ROWS_IN_A_PASS = 64
 
 
+class Perplexity(NamedTuple):
+    """exp of the mean negative log-likelihood of all learnt tokens together, from what each row adds to it."""
+
+    losses: list[float]
+    """In nats, the sum of each row's."""
+    tokens: list[int]
+    """How many, of each row."""
+
+    @property
+    def value(self) -> float:
+        """NaN where there are no tokens."""
+        count = sum(self.tokens)
+        return _exp(sum(self.losses) / count) if count else math.nan
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 %, over the rows."""
+        around = ratio_interval(self.losses, self.tokens)
+        return around and (_exp(around[0]), _exp(around[1]))
+
+    def change_from(self, before: "Perplexity") -> Interval | None:
+        """Return the 95 % interval around what it has changed since `before`, of the same rows."""
+        gains = [now - was for now, was in zip(self.losses, before.losses, strict=True)]
+        around = ratio_interval(gains, self.tokens)
+        return around and (before.value * (_exp(around[0]) - 1), before.value * (_exp(around[1]) - 1))
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
+
+
 def perplexity(
     model: PreTrainedModel | PeftModel,
     rows: Sequence[LabelledTokens],
     tokenizer: PreTrainedTokenizerBase,
     precision: Precision = "auto",
-) -> float:
-    """Measure exp of the mean negative log-likelihood over all learnt tokens together; NaN where there are none.
+) -> Perplexity:
+    """Measure the negative log-likelihood of each row's learnt tokens.
 
     The first token of a row has nothing before it and is not counted.
     """
-    sums = {"loss": 0.0, "tokens": 0.0}
+    sums = torch.zeros(len(rows), 2, dtype=torch.float64)
     groups = _together(rows, int(model.config.get_text_config().vocab_size))
     with evaluating(model), computing(precision):
         for group, counts in parallel.deal_weighted(groups):
-            ids, mask = padded([row.ids for row in group], tokenizer.pad_token_id, model.device)
-            labels, _ = padded([row.labels for row in group], NOT_LEARNT, model.device)
+            ids, mask = padded([rows[place].ids for place in group], tokenizer.pad_token_id, model.device)
+            labels, _ = padded([rows[place].labels for place in group], NOT_LEARNT, model.device)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             targets = labels[:, 1:].flatten()
             losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), targets, ignore_index=NOT_LEARNT, reduction="sum"
+                logits.flatten(0, 1).float(), targets, ignore_index=NOT_LEARNT, reduction="none"
             )
-            sums["loss"] += counts * float(losses)
-            sums["tokens"] += counts * int((targets != NOT_LEARNT).sum())
+            by_row = torch.stack([losses.view(len(group), -1), (targets != NOT_LEARNT).view(len(group), -1)])
+            sums[group] += counts * by_row.sum(dim=2).T.to("cpu", torch.float64)
     sharding.part_again(model)
-    sums = parallel.add_metrics(sums)
-    total, count = sums["loss"], sums["tokens"]
-    return math.exp(min(total / count, 700.0)) if count else math.nan
+    losses_of, tokens = parallel.add_up(sums).T.tolist()
+    return Perplexity(losses_of, list(map(int, tokens)))
 
 
-def _together(rows: Sequence[LabelledTokens], vocabulary: int) -> list[list[LabelledTokens]]:
-    """Group rows of like length into what goes through a model at once."""
-    order = sorted(rows, key=lambda row: len(row.ids))
-    most, groups = min(ROWS_IN_A_PASS, parallel.share(len(rows))), list[list[LabelledTokens]]()
+def _together(rows: Sequence[LabelledTokens], vocabulary: int) -> list[list[int]]:
+    """Group rows of like length, by their places, into what goes through a model at once."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    most, groups = min(ROWS_IN_A_PASS, parallel.share(len(rows))), list[list[int]]()
     while order:
-        longest = len(order[min(most, len(order)) - 1].ids)
+        longest = len(rows[order[min(most, len(order)) - 1]].ids)
         size = max(1, min(most, LOGITS_IN_A_PASS // (vocabulary * longest)))
         groups.append(order[:size])
         order = order[size:]
     return groups
 
 
-def tell_perplexity(stage: Stage, before: float | None, after: float, rows: int | None = None) -> None:
+def tell_perplexity(stage: Stage, before: Perplexity | None, after: Perplexity) -> None:
     """Report the perplexity of held-out text, and warn where training has not lowered it."""
-    stage.result("perplexity", before, after, rows=rows)
-    if before is not None and after >= before:
-        problem = f"the perplexity of held-out text has not fallen ({before:.4g} -> {after:.4g})"
+    was, now, rows = before and before.value, after.value, len(after.tokens)
+    certainty = Certainty(interval=after.interval, change=before and after.change_from(before), better="lower")
+    stage.result("perplexity", was, now, rows=rows, **certainty)
+    if was is not None and now >= was:
+        problem = f"the perplexity of held-out text has not fallen ({was:.4g} -> {now:.4g})"
         stage.warn(problem, "lower the learning rate, train for fewer epochs, or look at the data")
 
 

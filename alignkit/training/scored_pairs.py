@@ -20,6 +20,7 @@ from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
 from alignkit.training.encoding import TokenPair, fitting_length, preferences, prompt_text, report, shown
 from alignkit.training.measures import pair_accuracy_floor, share_of_longer
+from alignkit.training.picking import picked_samples
 
 ENOUGH = 32
 """So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""
@@ -61,11 +62,9 @@ def score_pairs(
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
-def accuracy(scores: PairScores) -> float | None:
-    """Return how often the chosen answer scores higher, ties counting half; None without pairs."""
-    if not scores:
-        return None
-    return statistics.fmean(0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in scores)
+def wins(scores: PairScores) -> list[float]:
+    """Return for each pair whether the chosen answer scores higher: 1 or 0, and 1/2 for a tie."""
+    return [0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in scores]
 
 
 def normalisation(scores: PairScores) -> tuple[float, float]:
@@ -86,20 +85,22 @@ def save_scorer(
 
 def tell_scores(stage: Stage, before: PairScores, after: PairScores, rows: TokenPairRows) -> None:
     """Report the accuracy beside that of the better of two judges, who know lengths or words only."""
-    now = accuracy(after)
-    if now is None:
+    if not after:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
     sides = ((pair.row for pair in pairs) for pairs in rows)
     floor, _ = pair_accuracy_floor(share_of_longer(rows.held_out), *sides, cache=stage.cache)
-    stage.result("accuracy", accuracy(before), now, floor, len(after))
+    stage.measure("accuracy", wins(before) or None, wins(after), floor)
+    margins = [chosen - rejected for chosen, rejected in after]
+    stage.rows({"margin": margins, "longer": [len(p.chosen) - len(p.rejected) for p in rows.held_out]})
 
 
 def show_scores(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenPair], scores: PairScores
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenPair], scores: PairScores, count: int = 4
 ) -> None:
-    """Show a few held-out pairs with their scores."""
-    for pair, (chosen, rejected) in zip(pairs, scores, strict=False):
+    """Show held-out pairs with their scores: so many of those that were told apart best, worst, and of others."""
+    for place, kind in picked_samples([chosen - rejected for chosen, rejected in scores[: len(pairs)]], count):
+        pair, (chosen, rejected) = pairs[place], scores[place]
         stage.sample(
             {
                 "prompt": prompt_text(tokenizer, pair.row["prompt"], pair.row.get("tools")),
@@ -107,5 +108,6 @@ def show_scores(
                 "rejected": shown(pair.row["rejected"]),
                 "chosen_score": round(chosen, 4),
                 "rejected_score": round(rejected, 4),
-            }
+            },
+            kind,
         )

@@ -16,7 +16,7 @@ from alignkit.training import measures
 from alignkit.training.encoding import LabelledTokens, TokenPair
 from alignkit.training.measures import pair_accuracy_floor, perplexity, share_of_longer
 from alignkit.training.models import load_policy, load_reward_model
-from alignkit.training.scored_pairs import accuracy, normalisation
+from alignkit.training.scored_pairs import normalisation, wins
 
 CLM = CLMSettings(learning_rate=1e-2, batch=8, max_length=32, epochs=4)
 SFT = SFTSettings(learning_rate=1e-2, batch=8, epochs=4, samples=2)
@@ -103,8 +103,9 @@ def test_a_reward_model_keeps_the_mean_and_spread_of_its_scores(policy, records,
 def test_a_pair_is_shown_with_its_scores(policy, records, stage):
     reward(REWARD, stage, policy=policy, pairs=records(Preferences, pairs(100), pairs(40)))
 
-    (row,) = stage.samples
-    assert (row["prompt"], row["chosen"], row["rejected"]) == ("how was the food 0?", " it was good", " it was bad")
+    best, worst, _ = stage.samples
+    assert {row["chosen"] for row in stage.samples} == {" it was good"}
+    assert best["chosen_score"] - best["rejected_score"] >= worst["chosen_score"] - worst["rejected_score"]
 
 
 def test_what_a_chain_of_adapters_ends_in_is_saved_whole_and_the_next_one_names_it(policy, records, tmp_path):
@@ -181,7 +182,7 @@ def test_a_reward_model_that_is_none_better_than_words_is_told(policy, records, 
 def test_perplexity_that_does_not_fall_is_told(policy, records, stage):
     clm(CLM.model_copy(update={"learning_rate": 1e-15}), stage, policy=policy, corpus=records(Text, texts(8), texts(2)))
 
-    assert stage.warnings[0][0].startswith("the perplexity of held-out text has not fallen")
+    assert any(told.startswith("the perplexity of held-out text has not fallen") for told, _ in stage.warnings)
 
 
 def test_a_reward_model_that_is_none_better_than_length_is_told(policy, records, stage):
@@ -197,9 +198,9 @@ def test_a_reward_model_that_is_none_better_than_length_is_told(policy, records,
 def test_perplexity_is_that_of_all_learnt_tokens_together(policy):
     model, tokenizer = load_policy(policy)
     rows = [LabelledTokens([5, 6, 7], [-100, 6, 7]), LabelledTokens([8, 9, 10, 11, 12], [-100, -100, -100, 11, -100])]
-    parts = [math.log(perplexity(model, [row], tokenizer)) for row in rows]
+    parts = [math.log(perplexity(model, [row], tokenizer).value) for row in rows]
 
-    whole = math.log(perplexity(model, rows, tokenizer))
+    whole = math.log(perplexity(model, rows, tokenizer).value)
 
     assert whole == pytest.approx((2 * parts[0] + parts[1]) / 3, abs=1e-5)
 
@@ -207,11 +208,11 @@ def test_perplexity_is_that_of_all_learnt_tokens_together(policy):
 def test_the_perplexity_of_nothing_is_not_a_number(policy):
     model, tokenizer = load_policy(policy)
 
-    assert math.isnan(perplexity(model, [LabelledTokens([5, 6], [-100, -100])], tokenizer))
+    assert math.isnan(perplexity(model, [LabelledTokens([5, 6], [-100, -100])], tokenizer).value)
 
 
 def test_ties_count_half():
-    assert accuracy([(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.5, 0.5)]) == 0.5
+    assert wins([(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]) == [1.0, 0.0, 0.5]
     assert share_of_longer([TokenPair([1, 2], [1], {}), TokenPair([1], [1], {})]) == 0.75
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import Demonstrations, Event, Metrics, Policy, Result, Sample, StageStarted, Text, Warned
+from alignkit import Demonstrations, Event, Metrics, Policy, Result, Rows, Sample, StageStarted, Text, Warned
+from alignkit.contract.events import from_json, to_json
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
 from alignkit.errors import DataError, NotFiniteError, StageError
+from alignkit.noise import change_interval, mean_interval
 from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
 from alignkit.run.machine import Machine
@@ -481,7 +483,9 @@ def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
     told.result("accuracy", 0.5, 1, floor=0.9, rows=4)
     told.result("margin", 0, 1, rows=4)
 
-    assert [event for event in heard if isinstance(event, Result)][1] == Result("first", "accuracy", 0.5, 1.0, 0.9, 4)
+    assert [event for event in heard if isinstance(event, Result)][1] == Result(
+        "first", "accuracy", 0.5, 1.0, 0.9, 4, better="higher"
+    )
     assert [event for event in heard if isinstance(event, Warned)] == [
         Warned(
             "first",
@@ -489,6 +493,29 @@ def test_figures_on_few_rows_are_told_to_be_so_once(partial: Path) -> None:
             "keep at least 30 aside: raise the source's held_out, or give more rows",
         )
     ]
+
+
+def test_what_was_measured_row_by_row_has_intervals(partial: Path) -> None:
+    heard: list[Event] = []
+    told = WorkingStage(order(), partial, Stop(), 0, heard.append, load_plugins)
+    before, after = [0.0, 1.0] * 20, [1.0] * 40
+
+    told.measure("accuracy", before, after, 0.5)
+    told.rows({"margin": [float(row) for row in range(5000)]})
+
+    result, rows = (event for event in heard if isinstance(event, Result | Rows))
+    assert result == Result(
+        "first", "accuracy", 0.5, 1.0, 0.5, 40, mean_interval(after), change_interval(before, after), "higher"
+    )
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+    assert isinstance(rows, Rows)
+    assert len(rows.columns["margin"]) == 1000
+    assert rows.columns["margin"][:3] == [0.0, 5.0, 10.0]
+
+
+def test_columns_of_rows_are_equally_long(partial: Path) -> None:
+    with pytest.raises(StageError, match=r"^stage 'first': columns of rows differ in length \(margin, longer\)$"):
+        stage(partial).rows({"margin": [1.0], "longer": []})
 
 
 def test_no_rows_are_a_failure(partial: Path) -> None:

@@ -228,7 +228,7 @@ def tell(
     stage: Stage,
 ) -> None:
     """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
-    from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs
+    from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs, picked_samples
 
     (model, tokenizer), (_, held_out) = opened, rows
     if not held_out:
@@ -240,20 +240,22 @@ def tell(
         return figures["rewards/margins"]
 
     found = map_pairs(model, held_out, margins, settings).tolist()
-    accuracy = fmean(0.5 if margin == 0 else float(margin > 0) for margin in found)
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
     floor, _ = pair_accuracy_floor(longer, *((pair.row for pair in side) for side in rows), cache=stage.cache)
-    stage.result("accuracy", 0.5, accuracy, floor, len(found))
-    stage.result("margin", 0.0, fmean(found), rows=len(found))
-    for pair, margin in list(zip(held_out, found, strict=True))[: settings.samples]:
+    stage.measure("accuracy", 0.5, [0.5 if margin == 0 else float(margin > 0) for margin in found], floor)
+    stage.measure("margin", 0.0, found)
+    stage.rows({"margin": found, "longer": lengths})
+    for place, kind in picked_samples(found, settings.samples):
+        pair, margin = held_out[place], found[place]
         stage.sample(
             {
                 "prompt": tokenizer.decode(pair.chosen.prompt),
                 "chosen": tokenizer.decode(pair.chosen.answer, skip_special_tokens=True),
                 "rejected": tokenizer.decode(pair.rejected.answer, skip_special_tokens=True),
                 "margin": round(margin, 4),
-            }
+            },
+            kind,
         )
 
 

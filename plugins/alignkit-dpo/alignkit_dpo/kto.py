@@ -196,12 +196,17 @@ def order_of_rows(rows: int, settings: KTOSettings, seed: int) -> list[int]:
 
 def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: float, stage: Stage) -> None:
     """Report how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
+    from alignkit.kit import area_interval
+
     labels = [is_good(answer, good_from) for answer in answers]
     if len(set(labels)) < 2:
         stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
         return
     after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
-    stage.result("auc", 0.5, after, floor, len(answers))
+    good, bad = ([gain for gain, label in zip(gains, labels, strict=True) if label is side] for side in (True, False))
+    interval = area_interval(good, bad)
+    change = interval and (interval[0] - 0.5, interval[1] - 0.5)
+    stage.result("auc", 0.5, after, floor, len(answers), interval=interval, change=change)
 
 
 def area(values: Sequence[float], labels: Sequence[bool]) -> float:

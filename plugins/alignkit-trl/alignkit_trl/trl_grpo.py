@@ -98,7 +98,7 @@ def trl_grpo(
     learn(opened, signs, stage)
     if settings.kl.coef and not settings.lora:
         # TRL had a start of its own in memory meanwhile.
-        opened, before = opened.beside_start(policy), before and before._replace(kl=0.0)
+        opened, before = opened.beside_start(policy), before and before._replace(kl=[0.0] * len(opened.held_out))
     return opened.finish(stage, signs, before)
 
 

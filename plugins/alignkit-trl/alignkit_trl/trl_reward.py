@@ -55,5 +55,5 @@ def trl_reward(settings: TRLRewardSettings, stage: Stage, *, policy: Policy, pai
     train(settings, options, {"model": model, "train_dataset": data, "processing_class": tokenizer}, stage)
     made, scores = save_scorer(model, tokenizer, rows, settings, stage)
     tell_scores(stage, before, scores, rows)
-    show_scores(stage, tokenizer, rows.held_out[: settings.samples], scores)
+    show_scores(stage, tokenizer, rows.held_out, scores, settings.samples)
     return made
