@@ -14,14 +14,14 @@ from alignkit.text import line_width, plain, short
 
 if TYPE_CHECKING:
     from alignkit.contract.events import Event
-    from alignkit.plan.plan import Plan
     from alignkit.show.console import Console
 
 
-def print_results(console: "Console", plan: "Plan", runs: Path, *, err: bool) -> None:
+def print_results(console: "Console", run: Path, *, err: bool) -> None:
+    """Print what each stage made, and where the run's report lies."""
     from alignkit.store.rundir import report_path
 
-    report = report_path(runs.resolve(), plan.recipe.name)
+    report = report_path(run)
     print_lines(console.closing(width(), Path.cwd()), err=err)
     if report.is_file():
         click.echo(f"report: {short(report, Path.cwd())}", err=err)

@@ -55,8 +55,8 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, **words: Any) -> N
     path, runs, how = announce(recipe), words["runs"], how_of(words)
     plan = pinned_plan(path, how["offline"], **words)
     heard = [printer(sys.stdout)] if as_json else []
-    console, _ = run_and_show(ctx, plan, runs, heard=heard, aside=as_json, **how)
-    print_results(console, plan, runs, err=as_json)
+    console, result = run_and_show(ctx, plan, runs, heard=heard, aside=as_json, **how)
+    print_results(console, result.folder, err=as_json)
 
 
 @click.command()
@@ -95,13 +95,12 @@ def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, 
     planned = plan_pinned(recipe, asked, offline=how["offline"], **selection)
     click.echo(bold(show_heading(planned, Path.cwd())), err=True)
     _, result = run_and_show(ctx, planned.plan, selection["runs"], aside=as_json, **how)
-    found = conclude(planned, result, selection["runs"])
+    found = conclude(planned, result)
     if as_json:
         print_json(as_dict(found))
         return
     print_lines(show_comparison(found, width()))
-    path = report_path(selection["runs"].resolve(), planned.plan.recipe.name)
-    click.echo(f"report: {short(path, Path.cwd())}")
+    click.echo(f"report: {short(report_path(result.folder), Path.cwd())}")
 
 
 def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence[str], as_json: bool) -> None:
@@ -140,18 +139,20 @@ def run_and_show(
 
     With `aside` whatever stages print goes to standard error.
     """
+    from alignkit.run.keeping import RunRecord
     from alignkit.run.runner import GateError, run_plan
     from alignkit.run.states import states_of
     from alignkit.show.console import Console
 
     states, remarks = states_of(plan, runs, how.get("again", ()))
     console = Console([stage.name for stage in plan.stages if stage.wanted])
+    kept = RunRecord(plan, runs, ctx.meta[ARGUMENTS])
     try:
-        with console, redirect_stdout(sys.stderr if aside else sys.stdout):
+        with kept, console, redirect_stdout(sys.stderr if aside else sys.stdout):
             console.begin(plan, states, remarks)
-            result = run_plan(plan, runs=runs, observers=[console, *heard], stop=ctx.obj, **how)
+            result = run_plan(plan, runs=runs, observers=[console, *heard], stop=ctx.obj, record=kept, **how)
     except AlignkitError as error:
-        print_results(console, plan, runs, err=True)
+        print_results(console, kept.folder, err=True)
         print_problems(error)
         if error.status not in SETTLED and not isinstance(error, GateError):
             click.echo(plain(f"go on with: {shlex.join(['alignkit', *ctx.meta[ARGUMENTS]])}"), err=True)

@@ -7,7 +7,7 @@ from typing import Any
 from alignkit.compare.measured import Comparison, Cost, read_comparison
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
-from alignkit.compare.tables import as_dict
+from alignkit.compare.tables import as_dict, comparison_of
 from alignkit.compare.variants import VariantRequest
 from alignkit.contract.kinds import Scores
 from alignkit.plan.pin import pin
@@ -17,6 +17,7 @@ from alignkit.run.runner import RunResult, StageResult, run_plan
 from alignkit.show.report import write_report
 from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
+from alignkit.store.runs import KeptRun
 
 
 def compare_recipe(
@@ -53,7 +54,7 @@ def compare_recipe(
         machine=machine,
         check=True,
     )
-    return conclude(planned, result, Path(runs))
+    return conclude(planned, result)
 
 
 def plan_pinned(recipe: str | Path, asked: VariantRequest, *, offline: bool, **selection: Any) -> ComparisonPlan:
@@ -65,17 +66,20 @@ def plan_pinned(recipe: str | Path, asked: VariantRequest, *, offline: bool, **s
     return plan_comparison(recipe, asked, **selection)
 
 
-def conclude(planned: ComparisonPlan, result: RunResult, runs: Path) -> Comparison:
+def conclude(planned: ComparisonPlan, result: RunResult) -> Comparison:
     """Read what was measured, and write `comparison.json` and the report."""
     table = result.artifact(planned.scores)
     assert isinstance(table, Scores)
     costs = {stage.name: _cost(stage) for stage in result.stages}
     found = read_comparison(planned, result.folder, table.rows(), costs)
-    write_json(rundir.comparison_path(runs.resolve(), planned.plan.recipe.name), as_dict(found))
-    path = rundir.report_path(runs.resolve(), planned.plan.recipe.name)
-    reused = {stage.name for stage in result.stages if stage.reused}
-    write_report(path, planned.plan, runs.resolve(), reused=reused, lead=page_of(found))
+    write_json(rundir.comparison_path(result.folder), as_dict(found))
+    report_comparison(KeptRun(result.folder))
     return found
+
+
+def report_comparison(run: KeptRun) -> None:
+    """Write the report of a kept comparison, from its files alone."""
+    write_report(run, lead=page_of(comparison_of(run.comparison)))
 
 
 def _cost(stage: StageResult) -> Cost:

@@ -1,8 +1,8 @@
 """A comparison in words: a table for the console, what may be concluded from it, and JSON."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,27 @@ def as_dict(found: Comparison) -> dict[str, Any]:
         for key, value in (("gain", line.gain), ("behind", line.behind)):
             shown[key] = None if value is None else {**shown[key], "within_noise": value.within_noise}
     return plain
+
+
+def comparison_of(facts: Mapping[str, Any]) -> Comparison:
+    """Read a comparison back from what `as_dict` gave, from JSON, too."""
+    known = {field.name: facts[field.name] for field in fields(Comparison)}
+    known |= {"folder": Path(facts["folder"]), "trained": frozenset(facts["trained"])}
+    known |= {name: tuple(facts[name]) for name in ("deciding", "seeds")}
+    return Comparison(
+        **known | {"start": _line_of(facts["start"]), "variants": tuple(map(_line_of, facts["variants"]))}
+    )
+
+
+def _line_of(facts: Mapping[str, Any]) -> Line:
+    wins = facts["win_interval"]
+    known = {**facts, "win_interval": wins and tuple(wins)}
+    known |= {name: tuple(facts[name]) for name in ("stages", "by_seed")}
+    return Line(**known | {name: _difference(facts[name]) for name in ("gain", "behind")})
+
+
+def _difference(facts: Mapping[str, Any] | None) -> Difference | None:
+    return Difference(facts["value"], facts["half"]) if facts else None
 
 
 def plan_as_dict(planned: ComparisonPlan) -> dict[str, Any]:

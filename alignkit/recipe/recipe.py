@@ -11,14 +11,13 @@ from typing import Any
 from alignkit.contract.names import NAME
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
 from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
+from alignkit.store.rundir import RESERVED
 
 OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
 """What `--set` may say besides keys of stages and sources."""
 KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
 OWN_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 """What a stage or a source may be called."""
-RESERVED = ("stages", "sources", "cache")
-"""Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 256 * 1024
 """Bytes of a recipe; more is a mistake or an attack."""

@@ -40,7 +40,7 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "sharded": order.machine.sharded,
         "device": _device(),
         "host": socket.gethostname(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -83,7 +83,8 @@ def _device() -> str:
     return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
     found = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:

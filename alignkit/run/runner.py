@@ -20,14 +20,13 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
+from alignkit.run.keeping import RunRecord
 from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
-from alignkit.show.planned import as_dict
-from alignkit.show.report import Report
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
@@ -74,7 +73,7 @@ class RunResult:
 
     recipe: str
     folder: Path
-    """Where the recipe, its plan and its report lie."""
+    """Where the run is kept: its recipe, its plan, its report."""
     stages: tuple[StageResult, ...]
 
     def stage(self, name: str) -> StageResult:
@@ -133,29 +132,29 @@ def run_plan(
     fork: bool = sys.platform == "linux",
     stop: Stop | None = None,
     check: bool = False,
+    record: RunRecord | None = None,
 ) -> RunResult:
     """Run the wanted stages of a plan in order, those named by `again` even if they are finished.
 
     `inline` runs stages in this process. `fork` starts them from a process that has imported the heavy libraries once;
     without it, as is needed on macOS, each imports them anew. `check` looks first whether the models of all stages fit
-    them, and this machine (`alignkit.estimate.preflight`). Raises StageError with the exit status of what failed,
-    LockedError, or StoppedError after a signal.
+    them, and this machine (`alignkit.estimate.preflight`). `record` is where the run is kept; by default it begins one
+    of its own. Raises StageError with the exit status of what failed, LockedError, or StoppedError after a signal.
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_again(plan, again)
-    recipe_folder = rundir.open_run(folder, plan.recipe.name, plan.recipe.text, as_dict(plan))
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
-        report = resources.enter_context(Report(plan, folder))
+        record = record or resources.enter_context(RunRecord(plan, folder))
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, report], recipe_folder / rundir.OBSERVERS).tell
+        tell = Audience(plan.plugins.hooks, [*observers, record], record.folder / rundir.OBSERVERS).tell
         hashes = FileHashes(rundir.file_hashes(folder))
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())
-    return RunResult(plan.recipe.name, recipe_folder, results)
+    return RunResult(plan.recipe.name, record.folder, results)
 
 
 @dataclass

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from alignkit.contract.events import Event, Metrics, StageFinished, StageStarted, Warned
 from alignkit.plan.plan import Plan
-from alignkit.show.metrics import achieved, latest, telling
+from alignkit.show.metrics import achieved, telling
 from alignkit.show.planned import show_plan
+from alignkit.store.results import latest
 from alignkit.text import duration, line_width, number, plain, short, table
 
 EVERY = 15.0

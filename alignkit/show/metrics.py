@@ -1,6 +1,6 @@
 """Figures in words: numbers, durations, what a stage achieved; the same in the console and in the report."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from alignkit.contract.events import Result
 from alignkit.text import number
@@ -41,8 +41,3 @@ def achieved(result: Result) -> str:
     beside = [] if result.floor is None else [f"floor {number(result.floor)}"]
     beside += [] if result.rows is None else [f"{result.rows} rows"]
     return f"{result.name} {before}{number(result.after)}" + (f" ({', '.join(beside)})" if beside else "")
-
-
-def latest(results: Iterable[Result]) -> tuple[Result, ...]:
-    """Keep the last of the results of each name, in the order of first mention."""
-    return tuple({result.name: result for result in results}.values())

@@ -1,6 +1,7 @@
 """A plan in words: what will run, from what, and why not; as a table for people and as JSON."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel
 
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.recipe.packaged import is_packaged
-from alignkit.show.offered import in_toml
+from alignkit.show.offered import in_toml, settings_of
 from alignkit.sources.source import RecordOptions, Source
 from alignkit.text import short, table
 
@@ -24,7 +25,7 @@ def heading(plan: Plan, base: Path) -> str:
 
 def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], width: int | None) -> list[str]:
     """Return a plan's lines; `states` says what will become of each stage, and `remarks` what is odd about that."""
-    sources = show_sources(plan)
+    sources = [_source_row(source) for source in plan.sources.values()]
     stages = [_stage_row(stage, states.get(stage.name, state_of(stage))) for stage in plan.stages]
     notes = [(stage.name, note) for stage in plan.stages for note in _notes(plan, stage)] + list(remarks.items())
     return [
@@ -34,11 +35,6 @@ def show_plan(plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str],
         *([""] if notes else []),
         *table(notes, width),
     ]
-
-
-def show_sources(plan: Plan) -> list[tuple[str, str, str]]:
-    """Return name, kind and address of each source."""
-    return [_source_row(source) for source in plan.sources.values()]
 
 
 def state_of(stage: PlannedStage) -> str:
@@ -116,6 +112,24 @@ def as_dict(plan: Plan, states: Mapping[str, str] | None = None) -> dict[str, An
         "sources": {source.name: _source_dict(source) for source in plan.sources.values()},
         "stages": {stage.name: _stage_dict(plan, stage, states or {}) for stage in plan.stages},
     }
+
+
+def as_kept(plan: Plan) -> dict[str, Any]:
+    """Return a plan as it is kept: with what its report shows and only plugins can tell."""
+    facts = as_dict(plan)
+    for name, source in plan.sources.items():
+        facts["sources"][name]["shown"] = _source_row(source)[2]
+    for stage in plan.stages:
+        facts["stages"][stage.name] |= {"summary": stage.method.summary, "described": _described(stage)}
+    return facts
+
+
+def _described(stage: PlannedStage) -> list[dict[str, str]]:
+    """Return each setting with its value, its default and its documentation."""
+    values = flat(stage.settings.model_dump(mode="json"), stage.method.name)
+    told = [asdict(setting) for setting in settings_of(stage.method) if setting.key in values]
+    names = ("key", "default", "summary")
+    return [{**{name: one[name] for name in names}, "value": in_toml(values[one["key"]])} for one in told]
 
 
 def _source_dict(source: Source) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ def read_finished(folder: Path) -> Finished:
         problem = f"{STAGE} has format {facts.get('format')}, and this alignkit reads format {FORMAT}"
         raise StageError(problem, str(folder), "move the folder away, or use the version that wrote it")
     return Finished(folder, facts)
+
+
+def latest(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Keep the last of the results of each name, in the order of first mention."""
+    return tuple({result.name: result for result in results}.values())
 
 
 def told_facts(folder: Path) -> dict[str, Any]:

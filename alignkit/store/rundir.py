@@ -5,12 +5,17 @@ stages/finetune-f8d922c0.partial/   where the stage works
 stages/.locks/                      who works on what
 sources/                            sources that had to be written or unpacked
 cache/                              hashes and the like, safe to delete
-rlhf/                               recipe.toml, plan.json, report.html of a recipe's last run
-rlhf-compare/                       the same of its last comparison, and comparison.json
+rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, report.html
+rlhf/latest                         a link to the one that began last
+rlhf-compare/2026-...               a comparison: the same, and comparison.json
 """
 
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,15 @@ from alignkit.store.durable import publish, sync_and_list, sync_folder, write_js
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
+RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
+REPORT, COMPARISON = "report.html", "comparison.json"
 OBSERVERS = "observers.log"
-"""In a recipe's folder: what observers have raised."""
+"""In a run's folder: what observers have raised."""
+LATEST = "latest"
+RESERVED = ("stages", "sources", "cache")
+"""Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
+TIMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-[0-9a-f]{4}")
+"""The name of a run's folder: when it began (UTC), and four digits that set apart what began in the same second."""
 
 
 def stage_folder(runs: Path, name: str, fingerprint: str) -> Path:
@@ -52,12 +64,32 @@ def recipe_folder(runs: Path, recipe: str) -> Path:
     return runs / recipe
 
 
-def report_path(runs: Path, recipe: str) -> Path:
-    return recipe_folder(runs, recipe) / "report.html"
+def report_path(run: Path) -> Path:
+    """Return where the report of a run lies."""
+    return run / REPORT
 
 
-def comparison_path(runs: Path, recipe: str) -> Path:
-    return recipe_folder(runs, recipe) / "comparison.json"
+def comparison_path(run: Path) -> Path:
+    """Return where a run keeps what it has compared."""
+    return run / COMPARISON
+
+
+def run_folders(recipe: Path) -> list[Path]:
+    """List the folders of a recipe's runs, the first first. Versions before kept its last run in the recipe's own."""
+    timed = sorted(path for path in recipe.iterdir() if TIMED.fullmatch(path.name) and (path / RUN).is_file())
+    return [recipe, *timed] if (recipe / PLAN).is_file() else timed
+
+
+def recipe_folders(runs: Path) -> Iterator[Path]:
+    """Yield the folders in which runs of recipes lie, by name."""
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if folder.is_dir() and folder.name not in RESERVED:
+            yield folder
+
+
+def runs_around(run: Path) -> Path:
+    """Return under which `runs/` a run is kept."""
+    return run.parent.parent if TIMED.fullmatch(run.name) else run.parent
 
 
 def cache_folder(runs: Path) -> Path:
@@ -96,16 +128,46 @@ def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def open_run(runs: Path, recipe: str, text: str, plan: Mapping[str, Any]) -> Path:
-    """Write down what is about to run. Raises DiskError where `runs` cannot be written to."""
-    folder = recipe_folder(runs, recipe)
+def new_run(runs: Path, recipe: str, text: str, plan: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+    """Make the folder of a run that begins, with what is known of it. Raises DiskError where that cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.toml", text)
-        write_json(folder / "plan.json", plan)
+        folder = _new_folder(recipe_folder(runs, recipe))
+        write_json(folder / RUN, facts)
+        write_text(folder / RECIPE, text)
+        write_json(folder / PLAN, plan)
+        sync_folder(folder.parent)
         sync_folder(runs)
     except OSError as error:
         raise DiskError(
             f"the folder for runs cannot be written to ({error.strerror})", str(runs), "choose another with --runs"
         ) from error
+    name_latest(folder)
     return folder
+
+
+def _new_folder(recipe: Path) -> Path:
+    """Make a folder that no other run has."""
+    recipe.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = recipe / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def name_latest(folder: Path) -> None:
+    """Let `latest` name this run, at once; where links cannot be made there is none."""
+    staged = folder.with_name(f".{LATEST}-{folder.name}")
+    with suppress(OSError):
+        staged.symlink_to(folder.name)
+        staged.replace(folder.with_name(LATEST))
+    with suppress(OSError):
+        staged.unlink(missing_ok=True)
+
+
+def latest_run(recipe: Path) -> Path | None:
+    """Return the folder of a recipe's run that began last; None where it has none."""
+    link = recipe / LATEST
+    if link.is_symlink() and (link / RUN).is_file():
+        return recipe / link.readlink()
+    return next(reversed(run_folders(recipe)), None) if recipe.is_dir() else None

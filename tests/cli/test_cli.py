@@ -188,7 +188,7 @@ def test_a_run_ends_with_its_results(alignkit: Alignkit) -> None:
         ["stage", "made"],
         ["first", "Text"],
         ["second", "Text"],
-        ["report:", "runs/light/report.html"],
+        ["report:", f"runs/light/{Path('runs/light/latest').readlink()}/report.html"],
     ]
     assert lines[1][-4:] == ["steps", "0", "->", "4"]
     assert result.exit_code == 0
@@ -197,7 +197,7 @@ def test_a_run_ends_with_its_results(alignkit: Alignkit) -> None:
 def test_a_run_writes_its_report(alignkit: Alignkit) -> None:
     light(alignkit, "recipe", "--inline")
 
-    assert Path("runs/light/report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert Path("runs/light/latest/report.html").read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_a_run_that_reuses_all_waits_for_nothing(alignkit: Alignkit) -> None:
@@ -228,7 +228,7 @@ def test_a_failed_stage_keeps_the_rest_and_says_how_to_go_on(alignkit: Alignkit)
 
     assert result.exit_code == 76
     report, problem, command = result.stderr.splitlines()[-3:]
-    assert report == "report: runs/light/report.html"
+    assert report == f"report: runs/light/{Path('runs/light/latest').readlink()}/report.html"
     assert "the loss is NaN" in problem
     assert command == (
         "go on with: alignkit recipe light.toml -p methods.py --until second --inline --set first.count.fail=user"

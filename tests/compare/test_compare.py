@@ -17,7 +17,7 @@ from alignkit.compare.comparison import compare_recipe
 from alignkit.compare.measured import Comparison, Cost, on_frontier, read_comparison
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
-from alignkit.compare.tables import as_dict, conclusion, remarks_on, show_comparison
+from alignkit.compare.tables import as_dict, comparison_of, conclusion, remarks_on, show_comparison
 from alignkit.compare.variants import VariantRequest, read_vary, split
 from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
 from alignkit.plan.planner import make_plan
@@ -668,7 +668,8 @@ def test_a_comparison_leaves_one_report_that_needs_nothing_else(real: Path) -> N
     found = compare_recipe("small.toml", methods=["lift", "shift"], inline=True, plugins=["fakes.py"])
 
     page = (found.folder / "report.html").read_text("utf-8")
-    assert found.folder == Path("runs/small-compare").resolve()
+    assert found.folder == Path("runs/small-compare/latest").resolve()
+    assert comparison_of(as_dict(found)) == found
     assert page.index("Which is best") < page.index("What came of it")
     assert page.count("<polyline points=") >= 1
     assert "http" not in page.replace("http-equiv", "")
@@ -696,7 +697,7 @@ def test_the_command_ends_with_one_table_and_the_report(real: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split()[:3] == ["variant", "truth", "proxy"]
     assert [line.split("  ")[0] for line in lines[1:4]] == ["start", "lift far=0.1", "lift far=0.5"]
-    assert lines[-1] == "report: runs/small-compare/report.html"
+    assert lines[-1] == f"report: runs/small-compare/{Path('runs/small-compare/latest').readlink()}/report.html"
 
 
 def test_a_variant_that_fails_keeps_the_rest_and_says_how_to_go_on(real: Path) -> None:

@@ -624,7 +624,7 @@ def test_rows_that_only_their_own_method_can_read_hide_nothing_else(
 def test_the_report_shows_rows_as_the_model_sees_them(recipe: Callable[..., Path]) -> None:
     run_recipe(recipe("sft.epochs = 1"), runs=recipe().parent / "runs", inline=True)
 
-    (report,) = recipe().parent.glob("runs/*/report.html")
+    (report,) = recipe().parent.glob("runs/*/latest/report.html")
     text = report.read_text("utf-8")
     assert " tokens in 60 rows, the middle row has " in text
     assert '<pre class="row">the food 0<mark> was good&lt;eos&gt;</mark></pre>' in text

@@ -83,7 +83,9 @@ def test_a_run_makes_all_stages_and_gives_what_they_made() -> None:
 def test_a_run_leaves_its_recipe_its_plan_and_its_report() -> None:
     result = run()
 
-    assert sorted(path.name for path in result.folder.iterdir()) == ["plan.json", "recipe.toml", "report.html"]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "data.json", "plan.json", "recipe.toml", "report.html", "run.json",
+    ]  # fmt: skip
     assert (result.folder / "recipe.toml").read_text() == RECIPE
 
 
@@ -281,7 +283,7 @@ def test_an_observer_that_fails_is_left_out_and_the_others_are_told_in_one_line(
     run(observers=[broken, heard.append])
 
     (warning,) = (event for event in heard if isinstance(event, Warned))
-    file = Path("runs/light/observers.log").resolve()
+    file = Path("runs/light/latest/observers.log").resolve()
     assert len(calls) == 1
     assert warning.problem == "the observer broken failed (ValueError: no such run) and is left out from now on"
     assert warning.remedy == f"{file} tells where"

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from alignkit.contract.events import Metrics, Result, Sample, StageFinished, Warned
+from alignkit.errors import StageError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
+from alignkit.run.keeping import RunRecord
 from alignkit.show.curves import curves, thin
-from alignkit.show.report import MOST_SAMPLES, Report, write_report
+from alignkit.show.report import MOST_SAMPLES
 from alignkit.sources.fetch import fetch
 from alignkit.store import rundir
 from alignkit.store.journal import Journal
@@ -47,7 +50,7 @@ FACTS = {
     "device": "cpu",
     "host": "here",
     "versions": {"torch": "2.13.0", "trl": "1.16.0"},
-    "artifact": {"kind": "Text"},
+    "artifact": {"kind": "Text", "content": "abc", "files": {}},
 }
 
 
@@ -74,10 +77,18 @@ def tell(folder: Path, *events: Any, facts: dict[str, Any] | None = None) -> Non
         (folder / rundir.STAGE).write_text(json.dumps(facts))
 
 
-def written(plan: Plan, **more: Any) -> str:
-    path = Path("runs/light/report.html").resolve()
-    write_report(path, plan, Path("runs").resolve(), **more)
-    return path.read_text("utf-8")
+def written(plan: Plan, failure: str = "", reused: str = "") -> str:
+    """Keep a run of the plan that ends at once, and return its report."""
+    record = RunRecord(plan, Path("runs"))
+    try:
+        with record:
+            if reused:
+                record(StageFinished(reused, "count", "Text", str(folder_of(plan, reused)), 1.0, reused=True))
+            if failure:
+                raise StageError(failure)
+    except StageError:
+        pass
+    return (record.folder / "report.html").read_text("utf-8")
 
 
 class Texts(HTMLParser):
@@ -129,7 +140,7 @@ def test_each_stage_says_what_became_of_it(plan: Plan) -> None:
     tell(folder_of(plan, "first"), facts=FACTS)
     tell(folder_of(plan, "second", finished=False))
 
-    seen = Texts(written(plan, reused={"first"})).seen
+    seen = Texts(written(plan, reused="first")).seen
 
     states = [seen[seen.index(stage) + 2] for stage in ("first", "second", "spare")]
     assert states == ["reused", "not finished", "not needed"]
@@ -192,7 +203,7 @@ def test_a_report_needs_nothing_from_elsewhere(plan: Plan) -> None:
 
     folder = folder_of(plan, "first").name
     links = [link for link in Texts(page).links if not link.startswith("#")]
-    assert links == [f"../stages/{folder}"]
+    assert links == [f"../../stages/{folder}"]
     assert "url(" not in page
     assert "@import" not in page
 
@@ -224,30 +235,30 @@ def metrics(count: int) -> list[Metrics]:
 
 def test_a_report_is_written_after_each_stage(plan: Plan) -> None:
     tell(folder_of(plan, "first"), facts=FACTS)
-    report = Report(plan, Path("runs"))
+    record = RunRecord(plan, Path("runs"))
 
-    report(StageFinished("first", "count", "Text", str(folder_of(plan, "first")), 1.0))
+    record(StageFinished("first", "count", "Text", str(folder_of(plan, "first")), 1.0))
 
-    assert "finished" in Texts(report.path.read_text("utf-8")).seen
+    assert "finished" in Texts((record.folder / "report.html").read_text("utf-8")).seen
 
 
 def test_a_report_is_written_when_a_run_breaks(plan: Plan) -> None:
-    report = Report(plan, Path("runs"))
+    record = RunRecord(plan, Path("runs"))
 
-    with pytest.raises(ValueError), report:
+    with pytest.raises(ValueError), record:
         raise ValueError("the sky is falling")
 
-    assert "ValueError('the sky is falling')" in Texts(report.path.read_text("utf-8")).seen
+    assert "ValueError('the sky is falling')" in Texts((record.folder / "report.html").read_text("utf-8")).seen
 
 
-def test_a_report_that_cannot_be_written_hides_no_failure(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
-    Path("runs").write_text("a file in the way")
-    report = Report(plan, Path("runs"))
+def test_a_run_that_cannot_be_written_to_hides_no_failure(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    record = RunRecord(plan, Path("runs"))
+    shutil.rmtree(record.folder)
 
-    with pytest.raises(ValueError), report:
+    with pytest.raises(ValueError), record:
         raise ValueError("the sky is falling")
 
-    assert caplog.messages == [f"{report.path} cannot be written (Not a directory)"]
+    assert caplog.messages == [f"{record.folder} cannot be written (No such file or directory)"]
 
 
 def test_a_report_imports_nothing_heavy() -> None:
@@ -307,9 +318,8 @@ def test_what_is_in_the_sources_is_shown(tmp_path: Path, monkeypatch: pytest.Mon
     made = make_plan("r.toml", runs="runs")
     fetch([made.sources["mine"]], Path("runs"), offline=True)
 
-    write_report(tmp_path / "report.html", made, Path("runs"))
+    text = written(made)
 
-    text = (tmp_path / "report.html").read_text("utf-8")
     assert "<h3>mine: read as plain ratings (prompt-completion-label)</h3>" in text
     assert "<tr><td>labels<td>true 3</tr>" in text
     assert "every label is true; give rows of both labels" in text

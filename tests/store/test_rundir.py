@@ -11,7 +11,6 @@ from alignkit import Policy, StageError, Text
 from alignkit.contract.events import Metrics, Result, Sample, Warned
 from alignkit.data.records import Part
 from alignkit.errors import DiskError, LockedError
-from alignkit.recipe.recipe import RESERVED
 from alignkit.store import checkpoints, rundir
 from alignkit.store.durable import damage, hash_file, sync_and_list, write_json
 from alignkit.store.journal import EVENTS, METRICS, Follower, Journal, read_journal
@@ -230,7 +229,7 @@ def test_folders_of_ours_are_names_that_no_recipe_can_have(tmp_path: Path) -> No
         rundir.zygote_log(tmp_path),
     )
 
-    assert tuple(path.relative_to(tmp_path).parts[0] for path in inside) == RESERVED
+    assert tuple(path.relative_to(tmp_path).parts[0] for path in inside) == rundir.RESERVED
 
 
 def test_everything_has_its_place_under_the_runs() -> None:
@@ -241,8 +240,8 @@ def test_everything_has_its_place_under_the_runs() -> None:
         rundir.partial_folder(runs, "x", finger),
         rundir.source_folder(runs, "x", finger),
         rundir.lock_file(rundir.partial_folder(runs, "x", finger)),
-        rundir.report_path(runs, "rlhf"),
-        rundir.comparison_path(runs, "rlhf"),
+        rundir.report_path(runs / "rlhf" / "one"),
+        rundir.comparison_path(runs / "rlhf" / "one"),
         rundir.file_hashes(runs),
         rundir.zygote_log(runs),
     ]
@@ -252,21 +251,36 @@ def test_everything_has_its_place_under_the_runs() -> None:
         "runs/stages/x-01234567.partial",
         "runs/sources/x-01234567",
         "runs/stages/.locks/x-01234567.lock",
-        "runs/rlhf/report.html",
-        "runs/rlhf/comparison.json",
+        "runs/rlhf/one/report.html",
+        "runs/rlhf/one/comparison.json",
         "runs/cache/hashes.json",
         "runs/cache/zygote.log",
     ]
 
 
-def test_what_is_about_to_run_is_written_down_anew_each_time(tmp_path: Path) -> None:
+def test_each_run_has_a_folder_of_its_own_and_latest_names_the_last(tmp_path: Path) -> None:
     runs = tmp_path / "far" / "runs"
 
-    folders = {rundir.open_run(runs, "rlhf", text, {"text": text}) for text in ("seed = 1", "seed = 2")}
+    folders = [rundir.new_run(runs, "rlhf", f"seed = {n}", {"seed": n}, {"state": "running"}) for n in range(20)]
 
-    assert folders == {runs / "rlhf"}
-    written = {path.name: path.read_text() for path in (runs / "rlhf").iterdir()}
-    assert written == {"recipe.toml": "seed = 2", "plan.json": '{\n  "text": "seed = 2"\n}\n'}
+    written = {path.name: path.read_text() for path in folders[-1].iterdir()}
+    assert len({*folders}) == 20
+    assert {rundir.TIMED.fullmatch(folder.name) is not None for folder in folders} == {True}
+    assert written == {
+        "recipe.toml": "seed = 19",
+        "plan.json": '{\n  "seed": 19\n}\n',
+        "run.json": '{\n  "state": "running"\n}\n',
+    }
+    assert (runs / "rlhf" / "latest").readlink() == Path(folders[-1].name)
+    assert {path.name for path in (runs / "rlhf").iterdir()} == {"latest", *(folder.name for folder in folders)}
+
+
+def test_where_no_link_can_be_made_the_newest_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "symlink_to", lambda *words: (_ for _ in ()).throw(OSError()))
+    run = rundir.new_run(tmp_path, "rlhf", "", {}, {"state": "running"})
+
+    assert [path.name for path in (tmp_path / "rlhf").iterdir()] == [run.name]
+    assert rundir.latest_run(tmp_path / "rlhf") == run
 
 
 def test_a_note_is_found_again_by_all_that_it_depends_on(tmp_path: Path) -> None:
@@ -296,7 +310,7 @@ def test_runs_that_cannot_be_written_to_are_a_disk_error(tmp_path: Path) -> None
     (tmp_path / "runs").write_text("a file")
 
     with pytest.raises(DiskError) as raised:
-        rundir.open_run(tmp_path / "runs", "rlhf", "", {})
+        rundir.new_run(tmp_path / "runs", "rlhf", "", {}, {})
 
     expected = (
         f"{tmp_path}/runs: the folder for runs cannot be written to (Not a directory); choose another with --runs"

@@ -1,0 +1,338 @@
+"""Kept runs: what was asked, what became of it and what its stages told, read from files alone.
+
+A run's folder says what was asked and how the run ended; its stages' folders say what came of each. Nothing here needs
+torch, a plugin or the recipe.
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignkit.contract.events import Event, Metrics, Result, Sample, Warned, result_of
+from alignkit.errors import RecipeError
+from alignkit.store import rundir
+from alignkit.store.durable import read_json
+from alignkit.store.journal import read_journal
+from alignkit.store.results import latest, told_facts
+
+EARLIER = "earlier"
+"""What the run is called whose files lie in its recipe's own folder, as those of versions before did."""
+
+CLOCK = 60.0
+"""Seconds by which two readings of when a process began may differ."""
+
+
+class KeptSetting(NamedTuple):
+    """A setting of a stage as it was, with its value and its default as TOML would have them."""
+
+    key: str
+    value: str
+    default: str
+    summary: str
+
+    @property
+    def changed(self) -> bool:
+        return self.value != self.default
+
+
+class KeptSource(NamedTuple):
+    """A source of a run."""
+
+    name: str
+    kind: str
+    shown: str
+    """Where it comes from, in words."""
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class KeptStage:
+    """A stage of a kept run: what was planned, and what its folder tells."""
+
+    name: str
+    planned: Mapping[str, Any]
+    """What `plan.json` says of it."""
+    noted: Mapping[str, Any]
+    """What `run.json` says of it; empty where the run did not come so far."""
+    runs: Path
+
+    @property
+    def method(self) -> str:
+        return str(self.planned["method"])
+
+    @property
+    def summary(self) -> str:
+        """What its method does."""
+        return str(self.planned.get("summary", ""))
+
+    @property
+    def origin(self) -> str:
+        """Which package offers its method."""
+        return str(self.planned["from"])
+
+    @property
+    def makes(self) -> str:
+        """The kind of its artifact."""
+        return str(self.planned["makes"])
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.planned["wanted"])
+
+    @property
+    def fingerprint(self) -> str | None:
+        """None where the commit of a source was not known."""
+        found: str | None = self.planned["fingerprint"]
+        return found
+
+    @property
+    def seed(self) -> int:
+        return int(self.planned["seed"])
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[str]]:
+        """Role -> the sources and stages that it takes."""
+        return dict(self.planned["inputs"])
+
+    @property
+    def standing_by(self) -> Sequence[str]:
+        """Settings, roles and gates that only another method of this stage has."""
+        return list(self.planned["standing_by"])
+
+    @property
+    def gates(self) -> Mapping[str, Mapping[str, float]]:
+        """Result -> {"min": x, "max": y}."""
+        return dict(self.planned["gates"])
+
+    @cached_property
+    def settings(self) -> tuple[KeptSetting, ...]:
+        return tuple(KeptSetting(**one) for one in self.planned.get("described", ()))
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where it lies, finished or not; None where it does not."""
+        if not self.wanted or self.fingerprint is None:
+            return None
+        working = rundir.partial_folder(self.runs, self.name, self.fingerprint)
+        finished = rundir.stage_folder(self.runs, self.name, self.fingerprint)
+        return next((folder for folder in (finished, working) if folder.is_dir()), None)
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What its `stage.json` says; empty while it is not finished."""
+        return told_facts(self.folder) if self.folder else {}
+
+    @cached_property
+    def events(self) -> Sequence[Event]:
+        """What it has told so far."""
+        return read_journal(self.name, self.folder) if self.folder else []
+
+    @property
+    def remade(self) -> bool:
+        """Another run has made it again since, and it came out otherwise."""
+        return bool(self.noted and self.facts) and self.noted["content"] != self.facts["artifact"]["content"]
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What it achieved in this run."""
+        if self.noted and (self.remade or not self.facts):
+            return tuple(map(result_of, self.noted["results"]))
+        return latest(event for event in self.events if isinstance(event, Result))
+
+    @property
+    def metrics(self) -> list[Metrics]:
+        return [event for event in self.events if isinstance(event, Metrics)]
+
+    @property
+    def samples(self) -> list[Mapping[str, str | float]]:
+        return [event.row for event in self.events if isinstance(event, Sample)]
+
+    @property
+    def warnings(self) -> list[Warned]:
+        return [event for event in self.events if isinstance(event, Warned)]
+
+    @property
+    def state(self) -> str:
+        """What became of it, in a word or two."""
+        if not self.wanted:
+            return "not needed"
+        if self.facts:
+            state = "reused" if self.noted.get("reused") else "finished"
+            return f"{state}, made again since" if self.remade else state
+        if self.folder is None:
+            return "finished, removed since" if self.noted else "not begun"
+        return "not finished" if self.folder.suffix == ".partial" else "damaged"
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run as its folder tells it. Each file is read when it is first asked for."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """Its recipe and its folder, by which commands name it."""
+        if rundir.TIMED.fullmatch(self.folder.name):
+            return f"{self.folder.parent.name}/{self.folder.name}"
+        return f"{self.folder.name}/{EARLIER}"
+
+    @property
+    def runs(self) -> Path:
+        """Under which folder of results it is kept."""
+        return rundir.runs_around(self.folder)
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What `run.json` says; versions before wrote none."""
+        return read_json(self.folder / rundir.RUN)
+
+    @cached_property
+    def plan(self) -> Mapping[str, Any]:
+        """What `plan.json` says."""
+        return read_json(self.folder / rundir.PLAN)
+
+    @cached_property
+    def data(self) -> Mapping[str, Any]:
+        """What was found in its sources, as `data.json` says it."""
+        return read_json(self.folder / rundir.DATA)
+
+    @cached_property
+    def comparison(self) -> Mapping[str, Any]:
+        """What it has compared; empty where it is no comparison, or not through."""
+        return read_json(rundir.comparison_path(self.folder))
+
+    @property
+    def report(self) -> Path:
+        """Where its report lies."""
+        return rundir.report_path(self.folder)
+
+    @property
+    def recipe(self) -> str:
+        """The name of its recipe."""
+        return self.id.partition("/")[0]
+
+    @property
+    def recipe_file(self) -> str:
+        """The name of the file that the recipe was read from."""
+        return Path(self.plan.get("path", "")).name
+
+    @cached_property
+    def recipe_text(self) -> str:
+        """The recipe as it was."""
+        file = self.folder / rundir.RECIPE
+        return file.read_text("utf-8") if file.is_file() else ""
+
+    @property
+    def seed(self) -> int:
+        return int(self.plan.get("seed", 0))
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """What was changed by `--set`, by dotted key."""
+        return dict(self.plan.get("overrides", {}))
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """Of the command that began it; empty where a script did."""
+        return list(self.facts.get("arguments", ()))
+
+    @property
+    def began(self) -> str:
+        """When it began, as ISO 8601 has it."""
+        if self.facts:
+            return str(self.facts["began"])
+        written = (self.folder / rundir.PLAN).stat().st_mtime
+        return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
+
+    @property
+    def ended(self) -> str | None:
+        """When it ended; None where it has not, or nothing tells."""
+        return self.facts.get("ended")
+
+    @property
+    def problem(self) -> str:
+        """Why it ended early; empty where it did not."""
+        return str(self.facts.get("problem", ""))
+
+    @property
+    def state(self) -> str:
+        """`running`, `finished`, `failed`, `stopped` (by a signal), or `died`: its process is gone without a word."""
+        if not self.facts:
+            whole = all(stage.facts for stage in self.stages if stage.wanted)
+            return "finished" if whole else "stopped"
+        if self.facts["state"] == "running" and not _alive(self.facts["process"]):
+            return "died"
+        return str(self.facts["state"])
+
+    @cached_property
+    def sources(self) -> tuple[KeptSource, ...]:
+        return tuple(
+            KeptSource(name, one["kind"], one.get("shown", one["address"]), one["fingerprint"])
+            for name, one in self.plan.get("sources", {}).items()
+        )
+
+    @cached_property
+    def stages(self) -> tuple[KeptStage, ...]:
+        """Its stages in order, wanted or not."""
+        noted = self.facts.get("stages", {})
+        return tuple(
+            KeptStage(name, planned, noted.get(name, {}), self.runs)
+            for name, planned in self.plan.get("stages", {}).items()
+        )
+
+    @property
+    def audits(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is in the sources of rows that were looked at, by name."""
+        return dict(self.data.get("audits", {}))
+
+    @property
+    def previews(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """What each stage gets of each source of rows, as far as that was counted."""
+        return dict(self.data.get("previews", {}))
+
+
+def _alive(process: Mapping[str, Any]) -> bool:
+    """Return whether a process runs; of other machines that is not known, and believed."""
+    import psutil  # here, since only what says that it runs needs it
+
+    if process["host"] != socket.gethostname():
+        return True
+    try:
+        found = psutil.Process(process["pid"])
+        same = abs(found.create_time() - process["began"]) < CLOCK
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from all others, also from a later one of the same number."""
+    import psutil
+
+    return {"pid": os.getpid(), "host": socket.gethostname(), "began": psutil.Process().create_time()}
+
+
+def open_run(path: str | Path) -> KeptRun:
+    """Open a kept run: its folder, its report, or the folder of a recipe, for the run of it that began last.
+
+    Raises RecipeError where there is none.
+    """
+    place = Path(path).resolve()
+    folder = place.parent if place.name == rundir.REPORT else place
+    if not (folder / rundir.RUN).is_file() and place == folder:
+        folder = rundir.latest_run(folder) or folder
+    if not any((folder / name).is_file() for name in (rundir.RUN, rundir.PLAN)):
+        raise RecipeError("no run is kept here", str(path), "name the folder of a run, or of a recipe under runs/")
+    return KeptRun(folder)
+
+
+def kept_runs(runs: Path) -> Iterator[KeptRun]:
+    """Yield all runs that are kept, recipe by recipe, the first first."""
+    for recipe in rundir.recipe_folders(runs.resolve()):
+        yield from map(KeptRun, rundir.run_folders(recipe))
