@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         RecipeError as RecipeError,
         StageError as StageError,
     )
+    from alignkit.run.kept import open_run as open_run
     from alignkit.run.runner import run_recipe as run_recipe
 
 _FROM = {
@@ -120,6 +121,7 @@ _FROM = {
     "alignkit.contract.stage": "Stage",
     "alignkit.data.formats": "Columns",
     "alignkit.errors": "AlignkitError DataError JudgeError NotFiniteError PluginError RecipeError StageError",
+    "alignkit.run.kept": "open_run",
     "alignkit.run.runner": "run_recipe",
 }
 """Modules, and the public names that are found there."""

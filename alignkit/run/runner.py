@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.contract.events import Result, StageFailed, StageFinished, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
@@ -21,6 +21,7 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.keeping import RunRecord
+from alignkit.run.kept import open_run
 from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
@@ -33,7 +34,11 @@ from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
+from alignkit.store.runs import KeptRun
 from alignkit.text import short
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
@@ -87,6 +92,34 @@ class RunResult:
     def artifact(self, name: str) -> Artifact:
         """Return what a stage made, as `load_policy` takes it."""
         return self.stage(name).artifact
+
+    @property
+    def kept(self) -> KeptRun:
+        """The run as its files tell it, the same as `alignkit.open_run` gives."""
+        return open_run(self.folder)
+
+    @property
+    def figures(self) -> "DataFrame":
+        """What each stage achieved: a row for each result."""
+        return self.kept.figures
+
+    def metrics(self, name: str) -> "DataFrame":
+        """Return the figures of a stage's steps."""
+        return self.kept.metrics(name)
+
+    def samples(self, name: str) -> "DataFrame":
+        """Return the rows that a stage showed."""
+        return self.kept.samples(name)
+
+    @property
+    def warnings(self) -> tuple[Warned, ...]:
+        """What a person should act on, stage by stage."""
+        return self.kept.warnings
+
+    @property
+    def report(self) -> Path:
+        """Where its report lies."""
+        return self.kept.report
 
 
 def run_recipe(

@@ -6,19 +6,23 @@ torch, a plugin or the recipe.
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, Warned, result_of
-from alignkit.errors import RecipeError
+from alignkit.contract.kinds import Artifact, kinds_by_name
+from alignkit.errors import RecipeError, StageError
 from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
-from alignkit.store.results import latest, told_facts
+from alignkit.store.results import latest, read_finished, told_facts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 EARLIER = "earlier"
 """What the run is called whose files lie in its recipe's own folder, as those of versions before did."""
@@ -146,15 +150,31 @@ class KeptStage:
 
     @property
     def metrics(self) -> list[Metrics]:
+        """Figures of its steps."""
         return [event for event in self.events if isinstance(event, Metrics)]
 
     @property
     def samples(self) -> list[Mapping[str, str | float]]:
+        """Rows that it showed."""
         return [event.row for event in self.events if isinstance(event, Sample)]
 
     @property
     def warnings(self) -> list[Warned]:
         return [event for event in self.events if isinstance(event, Warned)]
+
+    def artifact(self, load: Callable[[], object]) -> Artifact:
+        """Return what it made; `load` is called where a plugin must define its kind.
+
+        Raises StageError where it is not finished, damaged, or has been made again and came out otherwise.
+        """
+        where = f"stage {self.name!r}"
+        if not self.facts or self.remade or self.folder is None:
+            raise StageError(f"its artifact is not there ({self.state})", where, "run the recipe again")
+        finished = read_finished(self.folder)
+        finished.check()
+        if finished.made not in kinds_by_name():
+            load()
+        return finished.artifact
 
     @property
     def state(self) -> str:
@@ -174,6 +194,8 @@ class KeptRun:
     """A run as its folder tells it. Each file is read when it is first asked for."""
 
     folder: Path
+    load_plugins: Callable[[Sequence[Path]], object] = tuple
+    """Loads installed plugins and these files, where an artifact needs one; `tuple` loads nothing."""
 
     @property
     def id(self) -> str:
@@ -295,6 +317,52 @@ class KeptRun:
     def previews(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
         """What each stage gets of each source of rows, as far as that was counted."""
         return dict(self.data.get("previews", {}))
+
+    def stage(self, name: str) -> KeptStage:
+        """Return one of its stages. Raises StageError where it has none of that name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        known = ", ".join(stage.name for stage in self.stages)
+        raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
+
+    def artifact(self, name: str) -> Artifact:
+        """Return what a stage made, as `load_policy` takes it. Raises StageError where that is not there."""
+        files = [Path(file) for file in self.plan["plugin_files"]]
+        return self.stage(name).artifact(lambda: self.load_plugins(files))
+
+    @property
+    def figures(self) -> "DataFrame":
+        """What each stage achieved: a row for each result; `low` and `high` are the ends of its 95 % interval."""
+        from pandas import DataFrame
+
+        columns = ["stage", "method", "name", "before", "after", "low", "high", "floor", "rows"]
+        rows = [_figure(stage, result) for stage in self.stages for result in stage.results]
+        return DataFrame(rows, columns=columns)
+
+    def metrics(self, name: str) -> "DataFrame":
+        """Return the figures of a stage's steps: a row for each step, a column for each metric and for the seconds."""
+        from pandas import DataFrame, Index
+
+        told = self.stage(name).metrics
+        rows = [{**event.values, "seconds": event.seconds} for event in told]
+        return DataFrame(rows, index=Index([event.step for event in told], name="step"))
+
+    def samples(self, name: str) -> "DataFrame":
+        """Return the rows that a stage showed."""
+        from pandas import DataFrame
+
+        return DataFrame(self.stage(name).samples)
+
+    @property
+    def warnings(self) -> tuple[Warned, ...]:
+        """What a person should act on, stage by stage."""
+        return tuple(warning for stage in self.stages for warning in stage.warnings)
+
+
+def _figure(stage: KeptStage, result: Result) -> dict[str, Any]:
+    low, high = result.interval or (None, None)
+    return {**asdict(result), "method": stage.method, "low": low, "high": high}
 
 
 def _alive(process: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import StageError, run_recipe
+from alignkit import StageError, Text, Warned, open_run as open_kept, run_recipe
 from alignkit.errors import RecipeError
 from alignkit.show.report import write_report
 from alignkit.store.durable import read_json, write_json
@@ -218,3 +218,88 @@ def test_beside_later_runs_the_earlier_one_is_found_by_its_report(here: Path) ->
     assert open_run(earlier).folder == kept.folder
     assert open_run(earlier / "report.html").folder == earlier
     assert [one.id for one in kept_runs(Path("runs"))] == ["light/earlier", kept.id]
+
+
+def test_a_kept_run_gives_data_frames_as_its_result_did() -> None:
+    result = run_recipe("light.toml", inline=True, plugins=[PLUGIN])
+
+    kept = open_kept("runs/light")
+
+    for either in (kept, result):
+        (figure,) = either.figures.to_dict("records")
+        assert list(figure.values()) == ["first", "count", "steps", 0.0, 3.0, None, None, None, None]
+        assert either.metrics("first").index.tolist() == [1, 2, 3]
+        assert either.metrics("first").index.name == "step"
+        assert either.metrics("first").columns[-1] == "seconds"
+        assert len(either.samples("first")) == len(kept.stage("first").samples) > 0
+        assert either.metrics("second").empty
+        assert either.report == kept.folder / "report.html"
+
+
+def test_a_kept_runs_warnings_are_those_of_its_stages() -> None:
+    kept = run()
+    with (kept.stages[0].folder or Path()).joinpath("events.jsonl").open("a") as file:
+        file.write(json.dumps({"n": 99, "event": "Warned", "problem": "it is odd", "remedy": "look"}) + "\n")
+
+    assert open_kept(kept.folder).warnings == (Warned("first", "it is odd", "look"),)
+
+
+def test_plugins_are_loaded_where_an_artifact_needs_one(here: Path) -> None:
+    (here / "own.py").write_text(OWN_KIND)
+    (here / "own.toml").write_text('[stage.make]\nmethod = "own"\n')
+    run_recipe("own.toml", inline=True, plugins=["own.py"])
+    script = """
+import sys, alignkit
+run = alignkit.open_run("runs/own")
+print(run.state, type(run.artifact("make")).__name__, run.artifact("make").path.name, "torch" in sys.modules)
+"""
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "finished Poem artifact False\n"
+
+
+OWN_KIND = """
+import alignkit
+from alignkit import Artifact, Settings, Stage, hookimpl, method
+
+class Poem(Artifact):
+    '''A poem.'''
+
+@method("own")
+def own(settings: Settings, stage: Stage) -> Poem:
+    '''Write a poem.'''
+    return stage.save_rows(Poem, [{"line": "so much depends"}])
+
+@hookimpl
+def alignkit_methods():
+    return [own]
+"""
+
+
+def test_what_is_not_finished_has_no_artifact() -> None:
+    with pytest.raises(StageError):
+        run(first__count__fail="bug")
+
+    with pytest.raises(StageError) as raised:
+        open_kept("runs/light").artifact("first")
+
+    assert str(raised.value) == "stage 'first': its artifact is not there (not finished); run the recipe again"
+
+
+def test_a_finished_artifact_is_typed() -> None:
+    run()
+
+    artifact = open_kept("runs/light").artifact("second")
+
+    assert isinstance(artifact, Text)
+    assert next(iter(artifact.train()))["text"] == "ROW 0 OF 3!"
+
+
+def test_a_stage_that_a_run_has_not_is_named() -> None:
+    run()
+
+    with pytest.raises(StageError) as raised:
+        open_kept("runs/light").metrics("third")
+
+    assert str(raised.value) == "this run has no stage 'third'; it has first, second, spare"
