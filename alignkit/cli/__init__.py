@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from alignkit.cli import authoring, looking, running
+from alignkit.cli import authoring, looking, reporting, running
 from alignkit.cli.printing import print_problems
 from alignkit.cli.running import ARGUMENTS
 from alignkit.errors import INTERRUPTED, AlignkitError
@@ -70,5 +70,6 @@ for command in (
     authoring.new,
     looking.doctor,
     looking.verify,
+    reporting.report,
 ):
     main.add_command(command)

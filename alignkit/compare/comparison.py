@@ -79,7 +79,8 @@ def conclude(planned: ComparisonPlan, result: RunResult) -> Comparison:
 
 def report_comparison(run: KeptRun) -> None:
     """Write the report of a kept comparison, from its files alone."""
-    write_report(run, lead=page_of(comparison_of(run.comparison)))
+    metrics = {stage.name: stage.metrics for stage in run.stages if stage.wanted}
+    write_report(run, lead=page_of(comparison_of(run.comparison), metrics))
 
 
 def _cost(stage: StageResult) -> Cost:

@@ -1,71 +1,65 @@
-"""A comparison as the head of a report: what may be concluded, the table, and reward against KL as a drawing."""
+"""A comparison as the head of a report: what may be concluded, the frontier, the table, and curves side by side."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from math import nan
 
 from markupsafe import Markup
 
 from alignkit.compare.measured import Comparison, Line
 from alignkit.compare.tables import cells_of, decided_by, remarks_on, verdict
-from alignkit.text import number
+from alignkit.contract.events import Metrics
+from alignkit.show.charts import Axis, Point, Series, line_chart, thinned
+from alignkit.show.pictures import FIRST, Picture, ordered, series_of
+from alignkit.show.report import pages
 
-WIDTH, HEIGHT = 600, 260
-"""Of the drawing, in its own units."""
+NOTHING: Mapping[str, Sequence[Metrics]] = {}
 
-
-@dataclass(frozen=True)
-class Mark:
-    """A policy in the drawing."""
-
-    name: str
-    x: float
-    y: float
-    frontier: bool
-    left: bool
-    """Its name stands on its left, since there is no room on the right."""
+POINTS = 120
+"""Of a curve of one seed of one variant, at most."""
 
 
-def page_of(found: Comparison) -> Markup:
-    """Write the part of a report's page that a comparison adds."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent)
-    pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"number": number}
+def page_of(found: Comparison, metrics: Mapping[str, Sequence[Metrics]] = NOTHING) -> Markup:
+    """Write the part of a report's page that a comparison adds; `metrics` are those of its stages, by name."""
     head, start, *rows = cells_of(found)
     verdicts = ["", *(verdict(found, line) for line in found.variants)]
     lines = [line for line in (found.start, *found.variants) if line.kl is not None]
-    marks = place(lines)
+    page = pages("compare").get_template("page.html")
     return Markup(  # noqa: S704  # what the template escaped
-        pages.get_template("page.html").render(
+        page.render(
             found=found,
             head=(*head, "verdict"),
             rows=[(*row, told) for row, told in zip([start, *rows], verdicts, strict=True)],
             remarks=remarks_on(found),
             measure=decided_by(found),
-            lines=lines,
-            marks=marks,
-            frontier=" ".join(f"{m.x:.1f},{m.y:.1f}" for m in sorted(marks, key=lambda m: m.x) if m.frontier),
-            kls=[number(end) for end in ends([line.kl or 0.0 for line in lines])],
-            rewards=[number(end) for end in ends([line.reward for line in lines])],
-            width=WIDTH,
-            height=HEIGHT,
+            frontier=frontier_of(lines, decided_by(found)) if len(lines) > 1 else None,
+            on_frontier=[line.name for line in lines if line.frontier],
+            curves=curves_of_variants(found, metrics),
+            first=FIRST,
         )
     )
 
 
-def ends(values: Sequence[float]) -> tuple[float, float]:
-    """Return the least and the greatest."""
-    return min(values), max(values)
+def frontier_of(lines: Sequence[Line], measure: str) -> Picture:
+    """Draw each policy by its KL and its reward, with the interval around that."""
+    series = [Series(line.name, [(line.kl or 0.0, line.reward)], "dots", spread=[line.interval]) for line in lines]
+    chart = line_chart(f"{measure} against KL", series, Axis("KL from the start, nats an answer"), Axis(measure))
+    told = "up is better, right is further from the start; bars are 95 % intervals"
+    return Picture(f"{measure} against KL", chart, told, legend=[line.name for line in lines])
 
 
-def place(lines: Sequence[Line]) -> list[Mark]:
-    """Place each policy by its KL and its reward."""
-    (low_kl, high_kl), (low, high) = ends([line.kl or 0.0 for line in lines]), ends([line.reward for line in lines])
-    marks = []
-    for line in lines:
-        x = ((line.kl or 0.0) - low_kl) / (high_kl - low_kl or 1) * WIDTH
-        y = (high - line.reward) / (high - low or 1) * HEIGHT
-        marks.append(Mark(line.name, x, y, line.frontier, x > WIDTH * 0.6))
-    return marks
+def curves_of_variants(found: Comparison, metrics: Mapping[str, Sequence[Metrics]]) -> list[Picture]:
+    """Draw each metric that the variants have in common, a colour for each variant, a line for each seed."""
+    told = {line.name: [series_of(metrics.get(name, ())) for name in line.stages] for line in found.variants}
+    common = set.intersection(*({*series} for several in told.values() for series in several)) if told else set()
+    return [_curve(title, label, name, told) for name, title, label in ordered(common)]
+
+
+def _curve(title: str, label: str, name: str, told: Mapping[str, Sequence[Mapping[str, Sequence[Point]]]]) -> Picture:
+    series = [Series(variant, _seeds([one[name] for one in several])) for variant, several in told.items()]
+    chart = line_chart(title, series, Axis("step", whole=True), Axis(""))
+    return Picture(label, chart, beside=title if title != label else "", legend=list(told))
+
+
+def _seeds(several: Sequence[Sequence[Point]]) -> list[Point]:
+    """Put the lines of all seeds after each other, with a gap between two."""
+    return [point for points in several for point in [*thinned(points, POINTS), (nan, nan)]]

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import socket
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,12 @@ from alignkit.store import rundir
 from alignkit.store.durable import write_json
 from alignkit.store.results import told_facts
 from alignkit.store.runs import KeptRun, this_process
+
+SHOWN_EVERY = 10.0
+"""Seconds, at least, between two reports while a stage goes on."""
+
+SHARE = 0.02
+"""Of the time, at most, that writing reports takes while a stage goes on."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,7 @@ class RunRecord:
             "versions": versions(),
             "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
         }
+        self._show_again = time.monotonic() + SHOWN_EVERY
         self.folder = rundir.new_run(self._runs, plan.recipe.name, plan.recipe.text, as_kept(plan), self._facts)
 
     def __enter__(self) -> Self:
@@ -66,11 +74,23 @@ class RunRecord:
         if isinstance(event, StageFinished):
             self._facts["stages"][event.stage] = _noted(event)
             self._write()
+        elif time.monotonic() >= self._show_again:
+            self._show()
 
     def _write(self) -> None:
         write_json(self.folder / rundir.RUN, self._facts)
         write_json(self.folder / rundir.DATA, _found(self._plan, self._runs))
-        write_report(KeptRun(self.folder))
+        self._show()
+
+    def _show(self) -> None:
+        """Write the report. One that cannot be written costs no run, and one that is slow is written seldom."""
+        began = time.monotonic()
+        try:
+            write_report(KeptRun(self.folder))
+        except Exception as error:
+            log.warning("the report %s cannot be written (%r)", rundir.report_path(self.folder), error)
+        now = time.monotonic()
+        self._show_again = now + max(SHOWN_EVERY, (now - began) / SHARE)
 
 
 def _now() -> str:

@@ -7,26 +7,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
+from alignkit.contract.events import Sample
 from alignkit.estimate.preview import Preview
 from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token_lengths, tokens
-from alignkit.show.curves import HEIGHT, POINTS, WIDTH, Curve, curves
+from alignkit.show.charts import Axis, Node, bar_chart, graph
+from alignkit.show.pictures import FIRST, Picture, curves_of, pictures_of
 from alignkit.show.planned import SHORT
-from alignkit.sources.audit import Audit
+from alignkit.show.sample_cards import Card, cards_of
+from alignkit.show.verdict import verdict_on
+from alignkit.sources.audit import LENGTHS, Audit
 from alignkit.store.durable import write_text
 from alignkit.store.runs import KeptRun, KeptStage
 from alignkit.text import duration, number, plain, size
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
+    from jinja2 import Environment
+
+POINTS = 240
+"""A curve has no more."""
 
 MOST_POINTS = 30_000
-"""Of all curves together, about 12 bytes each, so that the file stays below a megabyte."""
+"""Of all curves together, about 12 bytes each, so that the file stays below a megabyte and a half."""
 
-MOST_SAMPLES = 24
-"""Rows of samples of a stage."""
+MOST_SAMPLES = 8
+"""Of each kind, of a stage."""
 
-MOST_TEXT = 1_500
-"""Characters of one text of a sample."""
+REFRESH = 5
+"""Seconds after which the page of a run that goes on is read again."""
 
 
 @dataclass(frozen=True)
@@ -36,40 +45,66 @@ class StagePage:
     kept: KeptStage
     folder: str
     """Relative to the report; empty where there is none."""
-    curves: Sequence[Curve]
-    previews: Sequence[tuple[str, Preview]]
-    """What it gets of each source, by the source's name."""
-    columns: Sequence[str]
-    """Of the samples."""
-    samples: Sequence[Sequence[str]]
+    curves: Sequence[Picture]
+    pictures: Sequence[Picture]
+    previews: Sequence[tuple[str, Preview, Picture]]
+    """What it gets of each source, by the source's name, and the lengths of that."""
+    cards: Sequence[tuple[str, Sequence[Card]]]
     left_out: int
     """Samples that are not shown."""
 
 
 def write_report(run: KeptRun, lead: "Markup | str" = "") -> None:
-    """Write the report of what lies in the folders of a run and of its stages now; `lead` is what it begins with."""
+    """Write the report of what lies in the folders of a run and of its stages now; `lead` is what it begins with, in
+    place of the verdict."""
     told = sum(len({name for event in stage.metrics for name in event.values}) for stage in run.stages)
     points = min(POINTS, max(20, MOST_POINTS // max(1, told)))
-    stages = [_page_of(run, stage, points) for stage in run.stages]
-    write_text(run.report, _render(run, stages, lead))
+    write_text(run.report, _render(run, [_page_of(run, stage, points) for stage in run.stages], lead))
 
 
 def _page_of(run: KeptRun, stage: KeptStage, points: int) -> StagePage:
-    columns = list(dict.fromkeys(key for row in stage.samples for key in row))
+    samples = [event for event in stage.events if isinstance(event, Sample)]
+    cards = cards_of(samples, MOST_SAMPLES)
     return StagePage(
         kept=stage,
         folder=os.path.relpath(stage.folder, run.folder) if stage.folder else "",
-        curves=curves(stage.metrics, points),
-        previews=[(source, Preview.from_dict(one)) for source, one in run.previews.get(stage.name, {}).items()],
-        columns=columns,
-        samples=[[_shown(row.get(key, "")) for key in columns] for row in stage.samples[:MOST_SAMPLES]],
-        left_out=max(0, len(stage.samples) - MOST_SAMPLES),
+        curves=curves_of(stage.metrics, points),
+        pictures=pictures_of(stage.metrics, stage.rows),
+        previews=[
+            (source, preview, _lengths(token_lengths(preview), "tokens of a row"))
+            for source, one in run.previews.get(stage.name, {}).items()
+            for preview in [Preview.from_dict(one)]
+        ],
+        cards=cards,
+        left_out=len(samples) - sum(len(several) for _, several in cards),
     )
 
 
-def _shown(value: str | float) -> str:
-    text = value if isinstance(value, str) else number(float(value))
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
+def _lengths(counted: Sequence[tuple[str, int]], unit: str) -> Picture:
+    """Draw how many rows are of which length; `up to 64 tokens` is written as 64."""
+    bars = [("".join(filter(str.isdigit, name)) or name, float(rows)) for name, rows in counted]
+    return Picture("Lengths", bar_chart("Lengths", bars, Axis(f"{unit}, up to"), Axis("rows", whole=True)))
+
+
+def _drawn(audit: Audit) -> list[Picture]:
+    """Draw what an audit found: lengths, and how the rows stand to each other."""
+    names = [*map(str, LENGTHS), str(audit.longest)]
+    found = {
+        "learnt": audit.rows,
+        "held out": audit.held_out,
+        "twice": audit.duplicates,
+        "near": audit.near,
+        "overlap": audit.overlap,
+        "bad": audit.bad,
+    }
+    told = "twice: equal to another row; near: but for case and white space; overlap: held-out, with a learnt prompt"
+    rows = bar_chart(
+        "Rows", [(name, float(count)) for name, count in found.items()], Axis(""), Axis("rows", whole=True)
+    )
+    return [
+        _lengths(list(zip(names, audit.lengths, strict=True)), "characters of a row"),
+        Picture("Rows", rows, told),
+    ]
 
 
 def _audit(found: Mapping[str, Any]) -> Audit:
@@ -77,23 +112,70 @@ def _audit(found: Mapping[str, Any]) -> Audit:
     return Audit(**{field.name: found[field.name] for field in fields(Audit) if field.name in found})
 
 
-def _render(run: KeptRun, stages: Sequence[StagePage], lead: "Markup | str") -> str:
+def chain_of(run: KeptRun) -> Markup:
+    """Draw the stages that were wanted, each below those that it takes, with state and time."""
+    names = [stage.name for stage in run.stages if stage.wanted]
+    nodes = [
+        Node(
+            stage.name,
+            (stage.method, _state_and_time(stage)),
+            _colour(stage),
+            tuple(name for several in stage.inputs.values() for name in several if name in names),
+        )
+        for stage in run.stages
+        if stage.wanted
+    ]
+    return graph(nodes)
+
+
+def _state_and_time(stage: KeptStage) -> str:
+    return f"{stage.state}, {duration(stage.facts['seconds'])}" if stage.facts else stage.state
+
+
+def _colour(stage: KeptStage) -> str:
+    return {"finished": "finished", "reused": "reused", "not begun": "open", "not finished": "open"}.get(
+        stage.state.partition(",")[0], "wrong"
+    )
+
+
+def pages(*rooms: str) -> "Environment":
+    """Return the templates of pages, those of other rooms besides, with the words that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    told = (number, duration, size, read_as, plain, shortened, tokens, token_lengths, concerns)
-    page.filters |= {function.__name__: function for function in told}
+    here = Path(__file__).parent
+    folder = FileSystemLoader([here, *(here.with_name(room) for room in rooms)])
+    found = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    told = (number, duration, size, read_as, plain, shortened, tokens, concerns)
+    found.filters |= {function.__name__: function for function in told}
+    return found
+
+
+def style() -> Markup:
+    """Return the style sheet of pages."""
+    return Markup(Path(__file__).with_name("report.css").read_text("utf-8"))  # noqa: S704  # a file of this package
+
+
+def _render(run: KeptRun, stages: Sequence[StagePage], lead: "Markup | str") -> str:
     audits = [_audit(found) for found in run.audits.values()]
-    text: str = page.get_template("report.html").render(
-        run=run,
-        audits=[(audit, list(facts(audit)), list(audit.remarks())) for audit in audits],
-        stages=stages,
-        warnings=[warning for stage in run.stages for warning in stage.warnings],
-        lead=lead,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        short=SHORT,
-        width=WIDTH,
-        height=HEIGHT,
+    script = Path(__file__).with_name("report.js").read_text("utf-8")
+    text: str = (
+        pages()
+        .get_template("report.html")
+        .render(
+            run=run,
+            verdict=verdict_on(run),
+            audits=[(audit, list(facts(audit)), list(audit.remarks()), _drawn(audit)) for audit in audits],
+            stages=stages,
+            shown_first=next((one.kept.name for one in reversed(stages) if one.cards), ""),
+            chain=chain_of(run),
+            warnings=[warning for stage in run.stages for warning in stage.warnings],
+            lead=lead,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            refresh=REFRESH,
+            short=SHORT,
+            first=FIRST,
+            style=style(),
+            script=Markup(script),  # noqa: S704  # a file of this package
+        )
     )
     return text

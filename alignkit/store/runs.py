@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit.contract.events import Event, Metrics, Result, Sample, Warned, result_of
+from alignkit.contract.events import Event, Metrics, Result, Rows, Sample, Warned, result_of
 from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import RecipeError, StageError
 from alignkit.store import rundir
@@ -152,6 +152,12 @@ class KeptStage:
     def metrics(self) -> list[Metrics]:
         """Figures of its steps."""
         return [event for event in self.events if isinstance(event, Metrics)]
+
+    @property
+    def rows(self) -> Mapping[str, Sequence[float]]:
+        """What was measured of each held-out row, a column for each measure."""
+        told = [event.columns for event in self.events if isinstance(event, Rows)]
+        return {name: values for columns in told for name, values in columns.items()}
 
     @property
     def samples(self) -> list[Mapping[str, str | float]]:
@@ -398,6 +404,21 @@ def open_run(path: str | Path) -> KeptRun:
     if not any((folder / name).is_file() for name in (rundir.RUN, rundir.PLAN)):
         raise RecipeError("no run is kept here", str(path), "name the folder of a run, or of a recipe under runs/")
     return KeptRun(folder)
+
+
+def find_run(name: str, runs: Path) -> KeptRun:
+    """Find a kept run by its path, or by its recipe, or its id, under `runs`; of an empty name the one that began last.
+
+    Raises RecipeError where there is none.
+    """
+    if not name:
+        last = max(kept_runs(runs), key=lambda run: run.began, default=None)
+        if last is None:
+            raise RecipeError(
+                "no run is kept here", str(runs), "run a recipe first, or name another folder with --runs"
+            )
+        return last
+    return open_run(name if Path(name).exists() and not (runs / name).is_dir() else runs / name)
 
 
 def kept_runs(runs: Path) -> Iterator[KeptRun]:

@@ -17,7 +17,6 @@ from alignkit.errors import StageError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.keeping import RunRecord
-from alignkit.show.curves import curves, thin
 from alignkit.show.report import MOST_SAMPLES
 from alignkit.sources.fetch import fetch
 from alignkit.store import rundir
@@ -111,7 +110,7 @@ class Texts(HTMLParser):
 
 
 def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
-    tell(folder_of(plan, "first"), Result("first", "steps", 0.0, 5.0, 2.0, 40), facts=FACTS)
+    tell(folder_of(plan, "first"), Result("first", "steps", 0.0, 5.0, 2.0, 40, (4.0, 6.0)), facts=FACTS)
 
     seen = Texts(written(plan)).seen
 
@@ -126,8 +125,8 @@ def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
         "steps",
         "0",
         "5",
+        "4 to 6",
         "2",
-        "40",
     ]
     assert [seen[seen.index(word) + 1] for word in ("versions", "machine", "most memory")] == [
         "torch 2.13.0, trl 1.16.0",
@@ -136,11 +135,17 @@ def test_a_finished_stage_shows_what_it_made_and_how(plan: Plan) -> None:
     ]
 
 
+def came_of_it(page: str) -> list[str]:
+    """Return the texts from the table of figures on."""
+    seen = Texts(page).seen
+    return seen[seen.index("What came of it") :]
+
+
 def test_each_stage_says_what_became_of_it(plan: Plan) -> None:
     tell(folder_of(plan, "first"), facts=FACTS)
     tell(folder_of(plan, "second", finished=False))
 
-    seen = Texts(written(plan, reused="first")).seen
+    seen = came_of_it(written(plan, reused="first"))
 
     states = [seen[seen.index(stage) + 2] for stage in ("first", "second", "spare")]
     assert states == ["reused", "not finished", "not needed"]
@@ -177,17 +182,17 @@ def test_samples_stand_side_by_side_and_are_text(plan: Plan) -> None:
     page = written(plan)
 
     seen = Texts(page).seen
-    start = seen.index("prompt")
-    assert seen[start : start + 9] == [
-        "prompt", "before", "reward", "after", "<script>alert(1)</script>", "so so", "0.5123", "why?", "because",
-    ]  # fmt: skip
-    assert "<script" not in page
+    start = seen.index("<script>alert(1)</script>")
+    assert seen[start : start + 3] == ["<script>alert(1)</script>", "before", "so so"]
+    assert "reward 0.5123" in seen
+    assert seen[seen.index("why?") :][:3] == ["why?", "after", "because"]
+    assert page.count("<script") == 1
 
 
 def test_more_samples_than_a_page_bears_are_counted(plan: Plan) -> None:
     tell(folder_of(plan, "first"), *(Sample("first", {"n": float(n)}) for n in range(MOST_SAMPLES + 7)), facts=FACTS)
 
-    assert "7 more in the stage's events.jsonl" in Texts(written(plan)).seen
+    assert "7 more samples in the stage's events.jsonl" in Texts(written(plan)).seen
 
 
 def test_warnings_are_shown_with_their_remedy(plan: Plan) -> None:
@@ -208,7 +213,7 @@ def test_a_report_needs_nothing_from_elsewhere(plan: Plan) -> None:
     assert "@import" not in page
 
 
-def test_a_report_of_many_metrics_and_long_texts_stays_below_a_megabyte(plan: Plan) -> None:
+def test_a_report_of_many_metrics_and_long_texts_stays_below_one_and_a_half_megabytes(plan: Plan) -> None:
     values = {f"metric{n}": 0.0 for n in range(60)}
     many = [
         Metrics("first", n, 2000, {key: math.sin(n * (i + 1)) for i, key in enumerate(values)}) for n in range(2000)
@@ -216,7 +221,7 @@ def test_a_report_of_many_metrics_and_long_texts_stays_below_a_megabyte(plan: Pl
     samples = [Sample("first", dict.fromkeys(("prompt", "a", "b", "c"), "x" * 20000)) for _ in range(100)]
     tell(folder_of(plan, "first"), *many, *samples, facts=FACTS)
 
-    assert len(written(plan).encode()) < 1_000_000
+    assert len(written(plan).encode()) < 1_500_000
 
 
 def test_every_table_row_has_the_cells_of_its_head(plan: Plan) -> None:
@@ -226,7 +231,7 @@ def test_every_table_row_has_the_cells_of_its_head(plan: Plan) -> None:
 
     table = page[page.index("What came of it") :]
     rows = re.findall(r"<tr>.*?</tr>", table[: table.index("</table>")], re.DOTALL)
-    assert [len(re.findall(r"<t[hd]", row)) for row in rows] == [11, 11, 11, 11]
+    assert [len(re.findall(r"<t[hd]", row)) for row in rows] == [12, 12, 12]
 
 
 def metrics(count: int) -> list[Metrics]:
@@ -269,42 +274,14 @@ def test_a_report_imports_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_curve_runs_from_corner_to_corner() -> None:
-    (curve,) = curves([Metrics("first", n, 4, {"loss": float(4 - n)}) for n in range(1, 4)])
+def test_a_chart_that_breaks_costs_no_run(plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr("alignkit.run.keeping.write_report", lambda run: 1 / 0)
 
-    assert curve.lines == ("0.0,0.0 150.0,45.0 300.0,90.0",)
-    assert (curve.high, curve.low, curve.last, curve.first_step, curve.last_step) == ("3", "1", "1", 1, 3)
+    with RunRecord(plan, Path("runs")) as record:
+        pass
 
-
-def test_a_curve_is_interrupted_where_a_value_is_not_finite() -> None:
-    values = [1.0, 2.0, math.nan, 2.0, 1.0]
-
-    (curve,) = curves([Metrics("first", n, 4, {"loss": value}) for n, value in enumerate(values)])
-
-    assert curve.lines == ("0.0,90.0 75.0,0.0", "225.0,0.0 300.0,90.0")
-
-
-def test_the_curves_that_matter_come_first() -> None:
-    told = [Metrics("first", n, 2, {"a": n, "loss": n, "objective/kl": n, "objective/scores": n}) for n in range(2)]
-
-    assert [curve.name for curve in curves(told)] == ["objective/scores", "objective/kl", "loss", "a"]
-
-
-def test_a_metric_that_was_told_once_is_no_curve() -> None:
-    assert curves([Metrics("first", 1, 1, {"loss": 1.0})]) == []
-
-
-def test_thinning_keeps_ends_and_spikes() -> None:
-    series = [(n, 0.0) for n in range(10_000)]
-    series[4321] = (4321, 99.0)
-
-    kept = thin(series, 300)
-
-    assert len(kept) <= 300
-    assert kept[0] == (0, 0.0)
-    assert kept[-1] == (9999, 0.0)
-    assert (4321, 99.0) in kept
-    assert kept == sorted(kept)
+    assert json.loads((record.folder / "run.json").read_text())["state"] == "finished"
+    assert "ZeroDivisionError" in caplog.messages[0]
 
 
 def test_what_is_in_the_sources_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,5 +298,5 @@ def test_what_is_in_the_sources_is_shown(tmp_path: Path, monkeypatch: pytest.Mon
     text = written(made)
 
     assert "<h3>mine: read as plain ratings (prompt-completion-label)</h3>" in text
-    assert "<tr><td>labels<td>true 3</tr>" in text
+    assert "<tr><th>labels<td>true 3</tr>" in text
     assert "every label is true; give rows of both labels" in text

@@ -1,0 +1,180 @@
+"""The verdict: statistics in sentences, and what makes a good figure worthless comes first."""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from alignkit.contract.events import Result
+from alignkit.noise import change_interval, mean_interval
+from alignkit.show.verdict import RunVerdict, explained_by_length, verdict_on
+from alignkit.store.runs import KeptRun, KeptSetting
+
+
+@dataclass
+class Stage:
+    """What a verdict asks a kept stage for."""
+
+    name: str
+    results: list[Result]
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    makes: str = "Policy"
+    rows: dict[str, list[float]] = field(default_factory=dict)
+    settings: list[KeptSetting] = field(default_factory=list)
+    wanted: bool = True
+
+
+@dataclass
+class Run:
+    stages: list[Stage]
+    state: str = "finished"
+
+
+def verdict(*stages: Stage, state: str = "finished") -> RunVerdict:
+    return verdict_on(cast("KeptRun", Run([*stages], state)))
+
+
+def measured(name: str, before: list[float], after: list[float], better: Any = "higher", floor: Any = None) -> Result:
+    was, now = sum(before) / len(before), sum(after) / len(after)
+    return Result("s", name, was, now, floor, len(after), mean_interval(after), change_interval(before, after), better)
+
+
+def spread(mean: float, rows: int = 256, wide: float = 0.3) -> list[float]:
+    random = Random(str(mean))
+    return [mean + random.gauss(0, wide) for _ in range(rows)]
+
+
+ASKED = {"policies": ["start", "align"], "rewards": ["gold"], "prompts": ["prompts"]}
+
+
+def test_a_run_that_got_better_says_so_with_everything_beside_it() -> None:
+    results = [
+        measured("reward align", spread(0.46), spread(0.85)),
+        measured("kl align", [0.0] * 256, spread(1.3), ""),
+        measured("length align", spread(20), spread(19), ""),
+    ]
+
+    found = verdict(Stage("scores", results, ASKED, "Scores"))
+
+    assert found.lead.startswith("Gold from start to align rose 0.4")
+    assert ", 256 prompts), KL 1.27" in found.lead
+    assert found.lead.endswith("tokens. No alarm.")
+    assert found.better is True
+
+
+def test_what_cannot_be_told_is_not_told() -> None:
+    found = verdict(Stage("align", [measured("reward", spread(0.5), spread(0.505))], {"prompts": ["p"]}))
+
+    assert "it cannot be told from before" in found.lead
+    assert "would be seen 4 times of 5" in found.lead
+    assert found.better is False
+
+
+def test_few_rows_are_called_too_few() -> None:
+    result = measured("accuracy", [0.0, 1.0, 0.0, 1.0], [1.0] * 4, floor=0.6)
+
+    found = verdict(Stage("reward", [result], {"pairs": ["p"]}))
+
+    assert found.lead.startswith("Accuracy: 4 rows are too few to tell, 0.5 -> 1 (")
+    assert ", 4 pairs, " in found.lead
+    assert found.better is None
+
+
+def test_what_fell_and_is_better_lower_got_better() -> None:
+    found = verdict(Stage("tune", [Result("s", "perplexity", 9.0, 4.0, None, 200, (3.8, 4.2), (-5.3, -4.7), "lower")]))
+
+    assert (found.lead, found.better) == ("Perplexity fell 9 -> 4 (-5.00 ± 0.30, 200 rows). No alarm.", True)
+
+
+def test_what_got_worse_is_listed_and_leads() -> None:
+    found = verdict(Stage("align", [measured("reward", spread(0.9), spread(0.3))], {"prompts": ["p"]}))
+
+    assert found.lead.startswith("Align got worse. Reward fell")
+    assert found.better is False
+    assert len(found.worse) == 1
+
+
+def test_a_reward_model_at_its_floor_leads() -> None:
+    right = [float(row % 100 < 55) for row in range(200)]
+    model = Stage("reward", [measured("accuracy", [0.5] * 200, right, floor=0.61)], {"pairs": ["p"]}, "RewardModel")
+    align = Stage("align", [measured("reward", spread(0.1), spread(0.9))], {"rewards": ["reward"], "prompts": ["p"]})
+
+    lead = verdict(model, align).lead
+
+    told = "Reward is no better than its floor (accuracy 0.55, floor 0.61), and align learnt from it. Reward rose"
+    assert lead.startswith(told)
+    assert lead.endswith("1 alarm.")
+
+
+def test_answers_that_do_not_end_lead() -> None:
+    ended = measured("eos_rate", [1.0] * 200, [float(row % 8 == 0) for row in range(200)], "")
+    found = verdict(Stage("align", [measured("reward", spread(0.1), spread(0.9)), ended], {"prompts": ["p"]}))
+
+    assert found.lead.startswith("Answers of align do not end: 12% end by themselves, the others are cut. Reward rose")
+
+
+def grown(slope: float) -> Stage:
+    """Return a stage whose answers grew from 20 to 60 tokens; reward goes by length with this slope, and rose by 1."""
+    random = Random(1)
+    lengths = [[float(random.randint(low, low + 20)) for _ in range(256)] for low in (10, 50)]
+    rewards = [[slope * (x - 20) + random.gauss(0, 0.1) + (1 - slope * 40) * i for x in lengths[i]] for i in (0, 1)]
+    results = [measured("reward", *rewards), measured("length", *lengths, better="")]
+    rows = {"reward before": rewards[0], "reward": rewards[1], "length before": lengths[0], "length": lengths[1]}
+    return Stage("align", results, {"rewards": ["model"], "prompts": ["p"]}, rows=rows)
+
+
+def test_length_that_is_learnt_for_reward_leads() -> None:
+    found = verdict(grown(1 / 40))
+
+    assert found.lead.startswith("What align learnt is length: answers grew ")
+    assert explained_by_length(grown(1 / 40).rows) == pytest.approx(1, abs=0.05)
+
+
+def test_longer_answers_that_are_not_paid_for_are_no_alarm() -> None:
+    found = verdict(grown(0.0))
+
+    assert not found.alarms
+    assert found.worse[0].startswith("align: answers have become longer")
+
+
+def test_a_reward_from_outside_that_rose_clears_length() -> None:
+    scores = Stage("scores", [measured("reward align", spread(0.4), spread(0.8))], ASKED, "Scores")
+
+    assert not verdict(grown(1 / 40), scores).alarms
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "told"), [("0.0", "Nothing holds align to its start (kl.coef is 0)"), ("0.05", "Align is far")]
+)
+def test_a_policy_that_ran_away_leads(coefficient: str, told: str) -> None:
+    results = [measured("reward", spread(0.1), spread(0.9)), measured("kl", [0.0] * 256, spread(40.0), "")]
+    stage = Stage("align", results, settings=[KeptSetting("ppo.kl.coef", coefficient, "0.05", "")])
+
+    lead = verdict(stage).lead
+
+    assert lead.startswith(told)
+    assert "KL 40" in lead or "KL 39.9" in lead
+
+
+def test_a_reward_that_rose_while_that_from_outside_fell_is_over_optimisation() -> None:
+    align = Stage("align", [measured("reward", spread(0.1), spread(0.9))], {"rewards": ["model"], "prompts": ["p"]})
+    scores = Stage("scores", [measured("reward align", spread(0.8), spread(0.4))], ASKED, "Scores")
+
+    assert verdict(align, scores).lead.startswith("Align is over-optimised")
+
+
+def test_a_run_without_measures_says_so() -> None:
+    assert verdict(Stage("align", [])).lead == "Nothing was measured on held-out rows, so nothing can be said."
+
+
+def test_a_run_that_ended_early_says_so() -> None:
+    found = verdict(Stage("align", [measured("reward", spread(0.1), spread(0.9))]), state="stopped")
+
+    assert found.lead.startswith("The run was stopped. Reward rose")
+
+
+def test_what_does_not_vary_is_explained_by_nothing() -> None:
+    flat = {"reward before": [0.0, 0.0], "reward": [1.0, 1.0], "length before": [5.0, 5.0], "length": [9.0, 9.0]}
+
+    assert explained_by_length(flat) == 0.0
