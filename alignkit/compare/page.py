@@ -1,5 +1,6 @@
 """A comparison as the head of a report: what may be concluded, the frontier, the table, and curves side by side."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import nan
 
@@ -48,14 +49,15 @@ def frontier_of(lines: Sequence[Line], measure: str) -> Picture:
 
 
 def curves_of_variants(found: Comparison, metrics: Mapping[str, Sequence[Metrics]]) -> list[Picture]:
-    """Draw each metric that the variants have in common, a colour for each variant, a line for each seed."""
+    """Draw each metric that several stages have told, a colour for each variant, a line for each seed."""
     told = {line.name: [series_of(metrics.get(name, ())) for name in line.stages] for line in found.variants}
-    common = set.intersection(*({*series} for several in told.values() for series in several)) if told else set()
+    times = Counter(name for several in told.values() for series in several for name in series)
+    common = [name for name, count in times.items() if count > 1]
     return [_curve(title, label, name, told) for name, title, label in ordered(common)]
 
 
 def _curve(title: str, label: str, name: str, told: Mapping[str, Sequence[Mapping[str, Sequence[Point]]]]) -> Picture:
-    series = [Series(variant, _seeds([one[name] for one in several])) for variant, several in told.items()]
+    series = [Series(variant, _seeds([one.get(name, []) for one in several])) for variant, several in told.items()]
     chart = line_chart(title, series, Axis("step", whole=True), Axis(""))
     return Picture(label, chart, beside=title if title != label else "", legend=list(told))
 

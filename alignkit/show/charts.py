@@ -164,8 +164,9 @@ def _marks(series: Series, order: int, across: Scale, upward: Scale) -> Iterator
     if series.mark != "line":
         flat = [point for piece in placed for point in piece]
         for i, (x, y) in enumerate(flat):
-            strength = 0.25 + 0.75 * (i + 1) / len(flat) if series.mark == "path" else 0.55
-            yield f'<circle class="dot-{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.6" opacity="{strength:.2f}"/>'
+            strength = 0.25 + 0.75 * (i + 1) / len(flat) if series.mark == "path" else 0.55 if len(flat) > 1 else 1
+            radius = 2.6 if len(flat) > 1 else 4.5
+            yield f'<circle class="dot-{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}" opacity="{strength:.2f}"/>'
         for (x, y), word in zip((flat[0], flat[-1]), ("start", "end"), strict=True) if series.mark == "path" else ():
             yield _text(min(max(x, LEFT + 14), WIDTH - RIGHT - 14), y - 6 if y > TOP + 16 else y + 14, word, "middle")
 
