@@ -112,6 +112,21 @@ def _around(centre: float, error: float, rows: int) -> Interval:
     return centre - half, centre + half
 
 
+def over_seeds(around: Interval, values: Sequence[float], rows: int) -> Interval:
+    """Widen an interval over so many rows by how far the figure varies from seed to seed: `values` has it for each.
+
+    Both variances are added, the degrees of freedom after Welch and Satterthwaite. What each seed's rows were answered
+    by luck is in both, so that the interval is rather too wide than too narrow.
+    """
+    if len(values) < 2 or rows < 2:
+        return around
+    centre, error = (around[0] + around[1]) / 2, (around[1] - around[0]) / 2 / quantile(ALLOWED, rows - 1)
+    parts = (error * error, rows - 1), (variance(values), len(values) - 1)
+    freedom = _freedom(*parts)
+    half = quantile(ALLOWED, freedom) * math.sqrt(sum(value for value, _ in parts)) if freedom else 0.0
+    return centre - half, centre + half
+
+
 def detectable(change: Interval) -> float:
     """Return the smallest change that rows like these would tell from none, `POWER` of the time."""
     error = (change[1] - change[0]) / 2 / Z

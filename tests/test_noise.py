@@ -14,6 +14,7 @@ from alignkit.noise import (
     change_interval,
     detectable,
     mean_interval,
+    over_seeds,
     ratio_interval,
     wilson,
 )
@@ -77,6 +78,22 @@ def test_the_interval_of_an_area_holds_the_truth() -> None:
 
     truth = 0.5 * (1 + math.erf(1 / 2))  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
     assert coverage(draw, truth) > 0.92
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 20])
+def test_an_interval_over_seeds_holds_what_the_others_come_to(seeds: int) -> None:
+    def draw(random: Random) -> Interval | None:
+        means = [random.gauss(1, 0.05) for _ in range(seeds)]
+        rows = [means[0] + random.gauss(0, 0.4) for _ in range(256)]
+        around = mean_interval(rows)
+        return around and over_seeds(around, [fmean(rows), *means[1:]], 256)
+
+    assert coverage(draw, 1) > 0.94
+
+
+def test_one_seed_widens_nothing() -> None:
+    assert over_seeds((0.0, 1.0), [0.5], 100) == (0.0, 1.0)
+    assert over_seeds((0.0, 1.0), [0.5, 0.5], 10_000) == pytest.approx((0.0, 1.0))
 
 
 def test_a_change_of_the_detectable_size_is_found_four_times_of_five() -> None:

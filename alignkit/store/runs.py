@@ -315,6 +315,21 @@ class KeptRun:
         )
 
     @property
+    def made_of(self) -> Mapping[str, Any]:
+        """What decides what comes of it, but for the seed: stages with their settings, and what their sources hold."""
+        keys = ("method", "settings", "inputs", "wanted")
+        stages = {name: [one.get(key) for key in keys] for name, one in self.plan.get("stages", {}).items()}
+        return {"stages": stages, "sources": {one.name: one.fingerprint for one in self.sources}}
+
+    @property
+    def other_seeds(self) -> list["KeptRun"]:
+        """The finished runs of the same recipe that differ from it by their seed alone, one for each seed."""
+        others = [KeptRun(folder) for folder in rundir.run_folders(self.folder.parent) if folder != self.folder]
+        same = [one for one in others if one.state == "finished" and one.made_of == self.made_of]
+        by_seed = {one.seed: one for one in same if one.seed != self.seed}
+        return list(by_seed.values())
+
+    @property
     def audits(self) -> Mapping[str, Mapping[str, Any]]:
         """What is in the sources of rows that were looked at, by name."""
         return dict(self.data.get("audits", {}))

@@ -10,7 +10,7 @@ from alignkit import run_recipe
 from alignkit.show.verdict import verdict_on
 from alignkit.store.runs import open_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 REWARDS = '''
 from alignkit import Settings, hookimpl, reward

@@ -18,9 +18,11 @@ from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.keeping import RunRecord
 from alignkit.show.report import MOST_SAMPLES
+from alignkit.show.verdict import verdict_on
 from alignkit.sources.fetch import fetch
 from alignkit.store import rundir
 from alignkit.store.journal import Journal
+from alignkit.store.runs import open_run
 
 PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
@@ -264,6 +266,27 @@ def test_a_run_that_cannot_be_written_to_hides_no_failure(plan: Plan, caplog: py
         raise ValueError("the sky is falling")
 
     assert caplog.messages == [f"{record.folder} cannot be written (No such file or directory)"]
+
+
+def test_other_seeds_of_the_same_run_are_counted_in(plan: Plan) -> None:
+    runs = []
+    for seed, after in ((1, 5.0), (2, 6.0), (3, 4.0)):
+        same = make_plan("light.toml", until="second", plugins=[PLUGIN], seed=seed)
+        told = Result("first", "steps", 2.0, after, None, 100, (after - 0.1, after + 0.1), (2.9, 3.1), "higher")
+        tell(folder_of(same, "first"), told, facts=FACTS)
+        with RunRecord(same, Path("runs")) as record:
+            record(StageFinished("first", "count", "Text", str(folder_of(same, "first")), 1.0, results=(told,)))
+        runs.append(open_run(record.folder))
+    other = make_plan("light.toml", until="second", plugins=[PLUGIN], seed=4, set={"first.count.steps": 4})
+    with RunRecord(other, Path("runs")):
+        pass
+
+    found = verdict_on(runs[0])
+
+    assert {one.seed for one in runs[0].other_seeds} == {2, 3}
+    # spread of the seeds 1, t with 2 degrees of freedom and a little more
+    assert re.fullmatch(r"Steps: .*2 -> 5 \(\+3.0 ± 4.[0-9], 100 rows, 3 seeds, .*\)\. No alarm\.", found.lead)
+    assert found.seeds == 3
 
 
 def test_a_report_imports_nothing_heavy() -> None:

@@ -1,38 +1,20 @@
 """The verdict: statistics in sentences, and what makes a good figure worthless comes first."""
 
-from dataclasses import dataclass, field
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from alignkit.contract.events import Result
 from alignkit.noise import change_interval, mean_interval
-from alignkit.show.verdict import RunVerdict, explained_by_length, verdict_on
-from alignkit.store.runs import KeptRun, KeptSetting
-
-
-@dataclass
-class Stage:
-    """What a verdict asks a kept stage for."""
-
-    name: str
-    results: list[Result]
-    inputs: dict[str, list[str]] = field(default_factory=dict)
-    makes: str = "Policy"
-    rows: dict[str, list[float]] = field(default_factory=dict)
-    settings: list[KeptSetting] = field(default_factory=list)
-    wanted: bool = True
-
-
-@dataclass
-class Run:
-    stages: list[Stage]
-    state: str = "finished"
+from alignkit.show.alarms import explained_by_length
+from alignkit.show.sentences import MeasuredStage as Stage
+from alignkit.show.verdict import RunVerdict, verdict_of
+from alignkit.store.runs import KeptSetting
 
 
 def verdict(*stages: Stage, state: str = "finished") -> RunVerdict:
-    return verdict_on(cast("KeptRun", Run([*stages], state)))
+    return verdict_of(stages, state)
 
 
 def measured(name: str, before: list[float], after: list[float], better: Any = "higher", floor: Any = None) -> Result:
