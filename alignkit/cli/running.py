@@ -139,8 +139,9 @@ def run_and_show(
 
     With `aside` whatever stages print goes to standard error.
     """
+    from alignkit.run.gates import GateError
     from alignkit.run.keeping import RunRecord
-    from alignkit.run.runner import GateError, run_plan
+    from alignkit.run.runner import run_plan
     from alignkit.run.states import states_of
     from alignkit.show.console import Console
 

@@ -1,6 +1,5 @@
 """Run a plan: reuse what is finished, start what is not, follow it, and stop where a stage or a gate says so."""
 
-import math
 import secrets
 import sys
 import time
@@ -20,6 +19,7 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
+from alignkit.run.gates import check_gates, doubts
 from alignkit.run.keeping import RunRecord
 from alignkit.run.kept import open_run
 from alignkit.run.launch import Launcher
@@ -35,7 +35,6 @@ from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
 from alignkit.store.runs import KeptRun
-from alignkit.text import short
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -53,10 +52,6 @@ class StoppedError(AlignkitError):
     def __init__(self, stage: str, status: int) -> None:
         super().__init__("stopped", f"stage {stage!r}", "the same command goes on from here")
         self.status = status
-
-
-class GateError(StageError):
-    """A figure is outside its gate, where the same command would find it again."""
 
 
 @dataclass(frozen=True)
@@ -319,6 +314,8 @@ class _Run:
         self.tell(
             StageFinished(stage.name, made.method, made.made, str(made.folder), made.seconds, reused, made.results)
         )
+        for problem, remedy in doubts(stage, made):
+            self.tell(Warned(stage.name, problem, remedy))
         check_gates(stage, made)
         return StageResult(stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact)
 
@@ -408,20 +405,3 @@ def _reads(stage: PlannedStage, plan: Plan) -> bool:
     names = stage.taken
     rows = any(name in plan.sources and issubclass(plan.sources[name].kind, Records) for name in names)
     return rows and any(Policy in given.kinds for given in stage.method.consumes.values())
-
-
-def check_gates(stage: PlannedStage, made: Finished) -> None:
-    """Raise StageError where a figure is outside its gate, before the next stage wastes anything."""
-    results = {result.name: result.after for result in made.results}
-    for name, bounds in stage.gates.items():
-        value = results.get(name)
-        where = f"stage {stage.name!r}"
-        if value is None:
-            known = ", ".join(results) or "none"
-            raise GateError(f"gates.{name}: the stage gives no such result", where, f"its results are {known}")
-        low, high = bounds.get("min", -math.inf), bounds.get("max", math.inf)
-        if not low <= value <= high:
-            bound = f"below its minimum {low:g}" if value < low else f"above its maximum {high:g}"
-            problem = f"gates.{name}: {value:g} is {bound}"
-            place = short(made.folder, Path.cwd())
-            raise GateError(problem, where, f"improve the stage or move the gate; it lies in {place}")
