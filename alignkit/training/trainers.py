@@ -32,7 +32,7 @@ from transformers import (
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.training import parallel, sharding
+from alignkit.training import parallel, room, sharding
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import restore_configs
 from alignkit.training.models import without_deprecations
@@ -116,7 +116,9 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
     at_once = tokens_in_a_pass(int(shape.num_hidden_layers), int(shape.hidden_size))
     micro = micro_batch(ours, longest, at_once)
     settings = training.optimisation
+    states = {"optim": "adamw_bnb_8bit"} if room.arranged().states == "8bit" else {}
     return {
+        **states,
         "output_dir": str(stage.folder / "trainer"),
         "seed": stage.seed % 2**32,
         "data_seed": stage.seed % 2**32,
