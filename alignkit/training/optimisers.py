@@ -8,13 +8,14 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from alignkit.contract.settings import Optimisation
-from alignkit.errors import RecipeError, one_line
+from alignkit.errors import RecipeError, StageError, one_line
 from alignkit.training import sharding
 from alignkit.training.arithmetic import device
 
@@ -93,6 +94,14 @@ def restore(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, Mapp
 def _as_kept(state: Mapping[str, Tensor]) -> dict[str, Tensor | int]:
     """Return a weight's state with the count of its steps as its optimiser counts: bitsandbytes by a number."""
     return {**state, "step": int(state["step"])} if QUANTISED in state else dict(state)
+
+
+def check_same(kept: States, here: States, checkpoint: Path) -> None:
+    """Raise StageError where a checkpoint keeps states otherwise than this machine does."""
+    if kept != here:
+        problem = f"the checkpoint has states of the optimiser in {kept}, and this machine keeps them in {here}"
+        remedy = f"go on with the optimiser_states of before, or remove the folder {checkpoint} to start over"
+        raise StageError(problem, str(checkpoint), remedy)
 
 
 def kept_in(state: Mapping[str, Tensor]) -> States:
