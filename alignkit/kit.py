@@ -16,7 +16,7 @@ from alignkit.training.demonstrated import (
     taught_perplexity,
     tell_taught,
 )
-from alignkit.training.encoding import answered_text, prompt_ids, prompt_text
+from alignkit.training.encoding import prompt_ids
 from alignkit.training.layouts import Around, Models
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
@@ -24,6 +24,7 @@ from alignkit.training.models import load_for_reward_training, load_policy
 from alignkit.training.picking import picked_samples
 from alignkit.training.policy_steps import step_policy
 from alignkit.training.rollouts import Rollout
+from alignkit.training.row_texts import answered_text, prompt_text
 from alignkit.training.rows import (
     JudgedAnswer,
     Pair,

@@ -147,8 +147,16 @@ class Plugins:
             more = f" and {len(reasons) - 2} more, see `alignkit methods`" if len(reasons) > 2 else ""
             remedy = f"a plugin that cannot be loaded may offer it: {'; '.join(reasons[:2])}{more}"
             return PluginError(problem, where, remedy)
-        remedy = f"there are {', '.join(sorted(known)) or 'none'}; others come by pip install, perhaps alignkit-{name}"
-        return RecipeError(problem, where, remedy)
+        there = f"there are {', '.join(sorted(known)) or 'none'}"
+        return RecipeError(problem, where, f"{there}; {self._elsewhere(noun, name)}")
+
+    def _elsewhere(self, noun: str, name: str) -> str:
+        """Return which package an unknown name is of: one whose names begin alike, else perhaps one of that name."""
+        family, dash, _ = name.partition("-")
+        for known, origin in self.origins.items():
+            if dash and known.startswith(f"{noun}:{family}-"):
+                return f"{origin}, whose {noun}s begin with {family}-, has none of that name"
+        return f"others come by pip install, perhaps alignkit-{name}"
 
 
 def load_plugins(files: Sequence[Path] = ()) -> Plugins:

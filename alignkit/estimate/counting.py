@@ -29,7 +29,7 @@ from alignkit.estimate.desk import Desk
 from alignkit.sources.source import Source
 from alignkit.store import rundir
 from alignkit.store.notes import note_path, read_note, write_note
-from alignkit.training import encoding
+from alignkit.training import encoding, row_texts
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens
 from alignkit.training.lengths import UNSET_ANSWER, learnt_runs
 from alignkit.training.templates import Learn
@@ -93,7 +93,7 @@ def count(records: Records, rows: RowCounts, tokenizer: PreTrainedTokenizerBase,
     step, special = max(1, math.ceil(sum(rows) / MOST)), [str(token) for token in tokenizer.all_special_tokens]
     marked = same = refused = 0
 
-    def lengths(side: Iterable[encoding.Row]) -> Iterator[Lengths]:
+    def lengths(side: Iterable[row_texts.Row]) -> Iterator[Lengths]:
         nonlocal marked, same, refused
         for row in islice(side, 0, None, step):
             try:
@@ -170,14 +170,14 @@ def answer_tokens(needs: Needs | None) -> int:
     return UNSET_ANSWER if found is None else found
 
 
-def all_text(row: encoding.Row) -> str:
+def all_text(row: row_texts.Row) -> str:
     """Put together what a row says, without what a chat template adds."""
     values = (row[name] for name in ("prompt", "completion", "messages", "chosen", "rejected", "text") if name in row)
-    return "\n".join(encoding.shown(value) for value in values)
+    return "\n".join(row_texts.shown(value) for value in values)
 
 
 def sequences(
-    kind: type[Records], row: encoding.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
+    kind: type[Records], row: row_texts.Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all"
 ) -> Iterator[tuple[str, LabelledTokens]]:
     """Encode a row of a kind; give each of its sequences with its role."""
     if issubclass(kind, Demonstrations):

@@ -38,6 +38,7 @@ from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import open_config, positions_of
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import rows_of
+from alignkit.training.room import AS_IT_IS, Arrangement
 from alignkit.training.weight_files import root_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
@@ -92,6 +93,8 @@ class Estimator:
     """Estimates stages of one plan."""
 
     desk: Desk
+    how: Arrangement = AS_IT_IS
+    """In which models learn."""
 
     def __post_init__(self) -> None:
         self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
@@ -128,10 +131,10 @@ class Estimator:
             Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
             for one in self._reward_configs(stage)
         ]
-        costs = gauge(config, needs.lora, needs.precision)
+        costs = gauge(config, needs.lora, needs.precision, compiles=self.how.compiles)
         whole, beside = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
         quantised = QUANTISED.get(self.desk.open(source).load)
-        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside, quantised)
+        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside, quantised, how=self.how)
 
     @property
     def plan(self) -> Plan:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ from alignkit.estimate.timing import Gauge
 from alignkit.training import output_layer, packing, room, trainers
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.optimisers import STATE_BYTES
 from alignkit.training.step import SECONDS_BETWEEN_COMMITS
 
 MIB = 2**20
@@ -131,6 +132,8 @@ class Job:
     """Bytes that a weight of the policy takes, where it is quantised."""
     parts: int = 1
     """Processes that weights, gradients and the optimiser's state are cut up among."""
+    how: room.Arrangement = room.AS_IT_IS
+    """In which models learn."""
 
     @property
     def trained(self) -> Held:
@@ -347,18 +350,27 @@ class Space(NamedTuple):
 
 def _space(job: Job, held: Sequence[Held]) -> Space:
     """Return the size of a pass of our own loops: fixed on a processor, by the memory on a GPU (`training.room`)."""
-    kept = job.gauge.kept * job.policy.layers
     if device().type != "cuda":
-        return Space(packing.TOKENS_IN_A_PACK, kept)
+        again = job.how.again is True
+        return Space(packing.TOKENS_IN_A_PACK, _kept_each(job.policy, job.gauge.kept)[again])
     taken = sum(_held(job, held).values()) + room.LOGITS * output_layer.logits_in_a_chunk(device())
-    return space_on_card(job.policy, job.gauge.kept, machine_memory(), taken)
+    return space_on_card(job.policy, job.gauge.kept, machine_memory(), taken, job.how.again)
 
 
-def space_on_card(policy: Sizes, kept: float, card: float, taken: float) -> Space:
-    """Return the size of a pass beside what is taken, in bytes; `kept` is what a layer keeps of a token."""
-    again = kept + 2.0 * policy.width * policy.layers
-    found = [Space(room.fitting(card, taken, each), each) for each in (kept * policy.layers, again)]
-    return found[0] if found[0].tokens >= room.ENOUGH else found[1]
+def space_on_card(
+    policy: Sizes, kept: float, card: float, taken: float, again: bool | Literal["auto"] = "auto"
+) -> Space:
+    """Return the size of a pass beside what is taken, in bytes; `kept` is what a layer keeps of a token.
+
+    Layers that are compiled keep less, and are computed again by the same rule: where few tokens fit.
+    """
+    found = [Space(room.fitting(card, taken, each), each) for each in _kept_each(policy, kept)]
+    return found[found[0].tokens < room.ENOUGH if again == "auto" else again]
+
+
+def _kept_each(policy: Sizes, kept: float) -> tuple[float, float]:
+    """Return what a token keeps in all layers; and where they are computed again, from their inputs."""
+    return kept * policy.layers, kept + arithmetic("auto").itemsize * policy.width * policy.layers
 
 
 def _held(job: Job, held: Sequence[Held]) -> dict[str, float]:
@@ -371,7 +383,7 @@ def _held(job: Job, held: Sequence[Held]) -> dict[str, float]:
     whole = {
         "weights": float(weights),
         "gradients": 4.0 * trained,
-        "optimiser": 8.0 * trained,
+        "optimiser": STATE_BYTES[job.how.states] * trained,
         "rounded": 2.0 * sizes.weights if rounds else 0.0,
     }
     return {part: size / job.parts for part, size in whole.items()}
@@ -429,7 +441,7 @@ def _need(job: Job, parts: dict[str, float], times: Times, learners: Sequence[Si
     moved = 4.0 * job.policy.weights + artifact
     seconds = START + stepping + once + moved / DISK_SPEED
     written = min(MOST_CHECKPOINTS, int(seconds / SECONDS_BETWEEN_COMMITS))
-    checkpoints = written * sum(12.0 * sizes.trained for sizes in learners)
+    checkpoints = written * sum((4 + STATE_BYTES[job.how.states]) * sizes.trained for sizes in learners)
     return Need(parts, seconds, stepping, artifact + checkpoints, steps, job.facts.prompt, job.facts.answer)
 
 

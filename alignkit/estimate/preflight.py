@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit.contract.needs import TrainerNeeds
 from alignkit.errors import AlignkitError, Problem, one_line
@@ -29,9 +29,10 @@ from alignkit.text import duration, size, table
 if TYPE_CHECKING:
     from alignkit.estimate.chat_check import Chats
     from alignkit.estimate.estimator import Estimate, Estimator
+    from alignkit.training.room import Arrangement
 
 ASKED, FOUND = "asked.json", "found.json"
-VERSION = 5
+VERSION = 6
 """Raised when what is looked at changes."""
 GIB = 2**30
 YEAR = 365 * 24 * 3600.0
@@ -43,13 +44,25 @@ STAGE = re.compile(r"stage ('[^']*')(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Sharing:
-    """Among how many processes stages are shared."""
+    """Among how many processes stages are shared, and how models learn in each."""
 
     processes: int = 1
     sharded: bool = False
     """Weights may be cut up among them."""
     always: bool = False
     """They are, also of stages that one process has the memory for."""
+    again: bool | Literal["auto"] = "auto"
+    """Layers are computed again for the gradient."""
+    compiles: bool = False
+    """Layers are compiled."""
+    states: Literal["fp32", "8bit"] = "fp32"
+    """How the optimiser keeps its moments."""
+
+    def arrangement(self) -> "Arrangement":
+        """Return how models learn, as they are told it."""
+        from alignkit.training.room import Arrangement
+
+        return Arrangement(self.again, self.compiles, self.states)
 
     def memory(self) -> int:
         """Return how much memory each process has, in bytes; on a processor they share the machine's."""
@@ -90,7 +103,8 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
     from alignkit.training.packing import FAILURES
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
-    found, estimator, room = Preflight(), Estimator(desk), on.memory()
+    found, estimator, room = Preflight(), Estimator(desk, on.arrangement()), on.memory()
+    found.problems += _of_machine(on)
     chats, disk = Chats(desk), 0.0
     for stage in desk.plan.stages:
         if not stage.wanted:
@@ -116,7 +130,7 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
             continue
         fits = estimate.memory <= room
         if on.cuts(estimate.memory):
-            if what := whole_only(stage, desk):
+            if what := whole_only(stage, desk, on):
                 remedy = "set sharded = false for the machine in machines.toml"
                 found.problems.append(Problem(f"{what} cannot be sharded", f"stage {stage.name!r}", remedy))
                 continue
@@ -132,8 +146,21 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
     return found
 
 
-def whole_only(stage: PlannedStage, desk: Desk) -> str:
+def _of_machine(on: Sharing) -> Sequence[Problem]:
+    """Return what the machine is said to do and cannot."""
+    from alignkit.training import optimisers
+
+    try:
+        optimisers.check(on.states)
+    except AlignkitError as error:
+        return error.problems
+    return []
+
+
+def whole_only(stage: PlannedStage, desk: Desk, on: Sharing) -> str:
     """Say what of a stage's policy cannot be cut up among processes; nothing where all can."""
+    if on.states == "8bit" and stage.needs:
+        return "an optimiser with 8-bit states"
     if isinstance(stage.needs, TrainerNeeds):
         return "what a trainer of TRL trains"
     if stage.needs and stage.needs.upper_layers and not stage.needs.lora:

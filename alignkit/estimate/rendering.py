@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from alignkit.contract.kinds import Demonstrations, Preferences, Prompts, Ratings, Records
 from alignkit.errors import DataError
 from alignkit.sources.source import SHOWN
-from alignkit.training import encoding, templates
-from alignkit.training.encoding import Learnt, Row
+from alignkit.training import encoding, row_texts, templates
+from alignkit.training.row_texts import Learnt, Row
 from alignkit.training.templates import Chat, Learn
 
 
@@ -87,7 +87,7 @@ def turns_of(row: Row) -> Iterator[dict[str, Any]]:
 def _render(kind: type[Records], row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> Rendered:
     """Render a row's chats, and find what does not stand in the text as it is in the row."""
     if issubclass(kind, Prompts):
-        text = encoding.prompt_text(tokenizer, row["prompt"], row.get("tools"))
+        text = row_texts.prompt_text(tokenizer, row["prompt"], row.get("tools"))
         return Rendered(unshown=() if isinstance(row["prompt"], str) else _unshown(row["prompt"], text))
     found = [_look(chat, tokenizer, row) for chat in _chats(kind, row, learn)]
     return Rendered(sum(one.changed for one in found), [role for one in found for role in one.unshown])
@@ -95,13 +95,13 @@ def _render(kind: type[Records], row: Row, tokenizer: PreTrainedTokenizerBase, l
 
 def _chats(kind: type[Records], row: Row, learn: Learn) -> Iterator[Learnt]:
     if issubclass(kind, Demonstrations):
-        if chat := encoding.demonstrated(row, learn):
+        if chat := row_texts.demonstrated(row, learn):
             yield chat
         return
     pair = ("chosen", "rejected") if issubclass(kind, Preferences) else ()
     for name in ("completion",) if issubclass(kind, Ratings) else pair:
         if not (isinstance(row["prompt"], str) and isinstance(row[name], str)):
-            yield encoding.with_answer(row["prompt"], row[name])
+            yield row_texts.with_answer(row["prompt"], row[name])
 
 
 def _look(chat: Learnt, tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendered:

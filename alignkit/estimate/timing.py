@@ -17,10 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from alignkit.contract.settings import LoRA, Precision
 from alignkit.estimate.sizes import built
+from alignkit.training import room
 from alignkit.training.arithmetic import computing, device
 from alignkit.training.models import adapted_model
 from alignkit.training.output_layer import OutputLayer, chosen_logprobs
-from alignkit.training.packing import last_hidden
+from alignkit.training.packing import beneath, last_hidden
 from alignkit.training.rollouts import draw, sample_answers
 
 WORDS = 64
@@ -34,6 +35,8 @@ HEAD_WORDS = 4096
 """Words, at most, of the head that is timed with many tokens."""
 HEAD_BYTES = 64 * 2**20
 """Of the head that is timed with few."""
+PARTED = "aot_eager_decomp_partition"
+"""The compiler up to where it decides what a layer keeps and what the backward pass computes again; no code is made."""
 TIMES = 3
 LONG = 1.0
 """Seconds after which nothing is timed again."""
@@ -75,24 +78,29 @@ _known: dict[str, Gauge] = {}
 """What this process has timed: two estimates that are held against each other must come of the same times."""
 
 
-def gauge(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
-    """Time a model's layers and head, and weigh what its layers keep. Takes seconds, once in a process."""
-    key = f"{config.to_json_string()} {lora and lora.model_dump_json()} {precision}"
+def gauge(config: Any, lora: LoRA | None, precision: Precision, *, compiles: bool = False) -> Gauge:
+    """Time a model's layers and head, and weigh what its layers keep. Takes seconds, once in a process.
+
+    `compiles`: what they keep once they are compiled, which is less; times are those of layers as they are.
+    """
+    key = f"{config.to_json_string()} {lora and lora.model_dump_json()} {precision} {compiles}"
     if key not in _known:
-        _known[key] = _gauged(config, lora, precision)
+        _known[key] = _gauged(config, lora, precision, compiles)
     return _known[key]
 
 
-def _gauged(config: Any, lora: LoRA | None, precision: Precision) -> Gauge:
+def _gauged(config: Any, lora: LoRA | None, precision: Precision, compiles: bool) -> Gauge:
     parts = [_part(config, layers, lora) for layers in (1, 2)]
     with computing(precision):
-        kept = _kept_by_a_layer(parts)
         read = _rate([[_timed(partial(_read, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         learn = _rate([[_timed(partial(_learn, part, tokens)) for tokens in (FEW, MANY)] for part in parts])
         decode = _decode_rate(parts)
         text = config.get_text_config()
         sizes = int(text.hidden_size), int(text.vocab_size)
         heads, draws = _head_times(*sizes), _draw_rate(*sizes)
+        for part in parts if compiles else ():
+            room.compiled(beneath(part), PARTED)
+        kept = _kept_by_a_layer(parts)
     return Gauge(kept, read, learn, decode, *heads, draws)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 FILE = "machines.toml"
 SHAPE = (
-    'a machine has processes, a whole number; sharded and activation_checkpointing: true, false or "auto"; and '
-    "compile: true or false"
+    'a machine has processes, a whole number; sharded and activation_checkpointing: true, false or "auto"; '
+    'compile: true or false; and optimiser_states: "fp32" or "8bit"'
 )
 
 
@@ -35,6 +35,9 @@ class Machine(Settings):
     tokens would fit otherwise."""
     compile: bool = False
     """Whether layers that learn are compiled (torch.compile): half a minute at the start of a stage, faster steps."""
+    optimiser_states: Literal["fp32", "8bit"] = "fp32"
+    """How the optimiser keeps its two moments of each weight. `8bit`: in a quarter of the memory, by bitsandbytes; not
+    where weights are cut up."""
 
     @property
     def told(self) -> str:
@@ -49,7 +52,14 @@ class Machine(Settings):
         """Return how stages are shared here, as their estimates take it."""
         from alignkit.estimate.preflight import Sharing
 
-        return Sharing(self.processes, self.sharded is not False, self.sharded is True)
+        return Sharing(
+            self.processes,
+            self.sharded is not False,
+            self.sharded is True,
+            again=self.activation_checkpointing,
+            compiles=self.compile,
+            states=self.optimiser_states,
+        )
 
     def decided(self, large: bool) -> "Machine":
         """Return it with `sharded` decided, for a stage that needs more memory than one process has, or less."""

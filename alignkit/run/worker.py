@@ -162,7 +162,7 @@ def _met(partial: Path, order: Order, rank: int, method: Method) -> Iterator[Non
     from alignkit.training import parallel, room
 
     machine = order.machine
-    room.arrange(room.Arrangement(machine.activation_checkpointing, machine.compile))
+    room.arrange(room.Arrangement(machine.activation_checkpointing, machine.compile, machine.optimiser_states))
     if machine.processes == 1:
         yield
         return

@@ -24,7 +24,8 @@ from alignkit.errors import DataError
 from alignkit.training import sharding
 from alignkit.training.arithmetic import evaluating, padded
 from alignkit.training.configs import positions
-from alignkit.training.encoding import answered, prompt_ids, prompt_text, text_ids, turn_ends
+from alignkit.training.encoding import answered, prompt_ids, text_ids, turn_ends
+from alignkit.training.row_texts import prompt_text
 from alignkit.training.templates import rendered
 from alignkit.training.ways import alone_beyond
 

@@ -14,19 +14,17 @@ from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoded import encode_once
 from alignkit.training.encoding import (
     LabelledTokens,
-    Row,
     at_same_place,
     demonstrations,
     encode_demonstrations,
     fitting_length,
-    parted,
     prompts,
     report,
-    shown,
 )
 from alignkit.training.lengths import UNSET_ANSWER, answer_limit, learnt_runs, sample_of
 from alignkit.training.measures import Perplexity, perplexity, tell_perplexity
 from alignkit.training.rollouts import generator_for, sample_answers
+from alignkit.training.row_texts import Row, parted, shown
 from alignkit.training.tokenizers import stop_tokens
 
 

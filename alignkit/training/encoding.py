@@ -1,13 +1,13 @@
 """Records to tokens: what a model reads, which of its tokens are learnt, and what does not fit.
 
-Strings are taken as they stand, prompt and answer joined, and closed by the end-of-sequence token. Chats are rendered
-by the tokenizer's template (`alignkit.training.templates`). Nothing is cut or left out without being counted.
+Rows become texts first (`alignkit.training.row_texts`). A string is closed by the end-of-sequence token, and so is a
+chat whose template closes no answer. Nothing is cut or left out without being counted.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,9 +15,9 @@ from alignkit.contract.stage import Stage
 from alignkit.data.records import Record
 from alignkit.errors import DataError, RecipeError
 from alignkit.training import templates
+from alignkit.training.row_texts import Joined, Row, RowText, demonstration_text, prompt_text, text_with_answer
 from alignkit.training.templates import Chat, Learn, Spoken, Tools
 
-Row = Mapping[str, Any]
 T = TypeVar("T")
 
 SIDES = ("chosen", "rejected")
@@ -179,7 +179,7 @@ def _demonstrated(
 ) -> Iterator[LabelledTokens | None]:
     """Encode demonstrations, many at once; None for one that is left out for what it is."""
     for some in _several(rows, ROWS_AT_ONCE):
-        texts = [text for _, text in encoded(some, lambda row: _demonstration_text(row, tokenizer, learn))]
+        texts = [text for _, text in encoded(some, lambda row: demonstration_text(row, tokenizer, learn))]
         labelled = iter(_labelled([text for text in texts if text is not None], tokenizer))
         yield from (None if text is None else next(labelled) for text in texts)
 
@@ -217,7 +217,7 @@ def _pairs(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
     """Encode pairs, many at once; None for one that is left out for what it is."""
 
     def both(row: Row) -> list[RowText]:
-        return [_answered_text(row["prompt"], row[name], tokenizer, row.get("tools")) for name in SIDES]
+        return [text_with_answer(row["prompt"], row[name], tokenizer, row.get("tools")) for name in SIDES]
 
     for some in _several(rows, ROWS_AT_ONCE):
         pairs = list(encoded(some, both))
@@ -337,33 +337,13 @@ def fitting_length(positions: int | None, max_length: int | None, at_most: int =
     return max_length
 
 
-def shown(answer: str | Chat) -> str:
-    """Return an answer as text for people."""
-    return answer if isinstance(answer, str) else "\n".join(turn["content"] for turn in answer)
-
-
-def parted(row: Row) -> tuple[str | Chat, str | Chat]:
-    """Part a demonstration in what is asked and what is answered; a chat before the assistant's last turn."""
-    if "messages" not in row:
-        return row["prompt"], row["completion"]
-    turns = row["messages"]
-    place = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-    return turns[:place], turns[place : place + 1]
-
-
 def demonstration(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> LabelledTokens:
     """Encode one row, whole: `prompt` and `completion`, or chat `messages`, with the `tools` that it may call.
 
     Turns of weight 0 are not learnt. Raises DataError where the chat template refuses a chat, or where an answer cannot
     be found in what it renders.
     """
-    return _labelled([_demonstration_text(row, tokenizer, learn)], tokenizer)[0]
-
-
-def _demonstration_text(row: Row, tokenizer: PreTrainedTokenizerBase, learn: Learn) -> "RowText":
-    if chat := demonstrated(row, learn):
-        return templates.spoken(*chat, tokenizer, row.get("tools"))
-    return Joined(row["prompt"], row["completion"])
+    return _labelled([demonstration_text(row, tokenizer, learn)], tokenizer)[0]
 
 
 def side(row: Row, name: str, tokenizer: PreTrainedTokenizerBase) -> LabelledTokens:
@@ -380,26 +360,7 @@ def answered(
     across the seam, they are encoded apart. Of an answer of several turns the last one of the assistant is the answer,
     whatever its weight, and what stands before it belongs to the prompt.
     """
-    return _labelled([_answered_text(prompt, answer, tokenizer, tools)], tokenizer)[0]
-
-
-def _answered_text(
-    prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
-) -> "RowText":
-    if isinstance(prompt, str) and isinstance(answer, str):
-        return Joined(prompt, answer)
-    return templates.spoken(*with_answer(prompt, answer), tokenizer, tools)
-
-
-class Joined(NamedTuple):
-    """A prompt and an answer that stand one behind the other."""
-
-    prompt: str
-    answer: str
-
-
-RowText: TypeAlias = Joined | Spoken
-"""A row as a text, with what is learnt of it."""
+    return _labelled([text_with_answer(prompt, answer, tokenizer, tools)], tokenizer)[0]
 
 
 def _labelled(texts: Sequence[RowText], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
@@ -407,42 +368,6 @@ def _labelled(texts: Sequence[RowText], tokenizer: PreTrainedTokenizerBase) -> l
     joined = iter(_encode_joined([text for text in texts if isinstance(text, Joined)], tokenizer))
     spoken = iter(_encode_spoken([text for text in texts if isinstance(text, Spoken)], tokenizer))
     return [next(joined) if isinstance(text, Joined) else next(spoken) for text in texts]
-
-
-class Learnt(NamedTuple):
-    """A chat, and the places of its turns that are learnt."""
-
-    turns: Chat
-    places: list[int]
-
-
-def demonstrated(row: Row, learn: Learn) -> Learnt | None:
-    """Return a demonstration as a chat; None where prompt and answer are strings."""
-    if "messages" in row:
-        return Learnt(row["messages"], templates.learnt_turns(row["messages"], learn))
-    if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
-        return None
-    before = _as_chat(row["prompt"], "user")
-    turns = [*before, *_as_chat(row["completion"], "assistant")]
-    return Learnt(turns, templates.learnt_turns(turns, learn, len(before)))
-
-
-def with_answer(prompt: str | Chat, answer: str | Chat) -> Learnt:
-    """Return a prompt with its answer as a chat, of which the last turn of the assistant is learnt."""
-    before = _as_chat(prompt, "user")
-    turns = [*before, *_as_chat(answer, "assistant")]
-    return Learnt(turns, templates.said_by_assistant(turns, len(before))[-1:])
-
-
-def answered_text(
-    prompt: str | Chat, answer: str | Chat, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
-) -> tuple[str, str]:
-    """Return what `answered` encodes as two texts: what is asked, and the answer with the closing of its turn."""
-    whole = _answered_text(prompt, answer, tokenizer, tools)
-    if isinstance(whole, Joined):
-        return whole
-    text, ((start, _),) = whole
-    return text[:start], text[start:]
 
 
 def _encode_joined(texts: Sequence[Joined], tokenizer: PreTrainedTokenizerBase) -> list[LabelledTokens]:
@@ -457,12 +382,6 @@ def _encode_joined(texts: Sequence[Joined], tokenizer: PreTrainedTokenizerBase) 
         ids = _ended(whole, tokenizer)
         found.append(LabelledTokens(ids, [NOT_LEARNT] * len(asked) + ids[len(asked) :]))
     return found
-
-
-def _as_chat(text: str | Chat, role: str) -> Chat:
-    if isinstance(text, str):
-        return [{"role": role, "content": text}] if text else []
-    return text
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: Tools = None) -> list[int]:
@@ -487,11 +406,6 @@ def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int]) -> l
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Encode a text that was rendered: nothing is put before it or behind it."""
     return _encode(tokenizer, text, special=False)
-
-
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, tools: Tools = None) -> str:
-    """Return what a policy is asked as text: a string as it is, a chat as its template renders it."""
-    return prompt if isinstance(prompt, str) else templates.rendered(tokenizer, prompt, asking=True, tools=tools)
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

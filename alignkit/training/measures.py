@@ -18,7 +18,8 @@ from alignkit.noise import Interval, ratio_interval
 from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import computing, evaluating, padded
-from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, Row, TokenPair, shown
+from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair
+from alignkit.training.row_texts import Row, shown
 
 LOGITS_IN_A_PASS = 2**25
 """128 MB in fp32."""

@@ -6,19 +6,19 @@ card's memory and from the models that are held, so that a stage that goes on ma
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from alignkit.training import output_layer, packing, parallel, sharding
+from alignkit.training import optimisers, output_layer, packing, parallel, sharding
 from alignkit.training.packing import beneath, last_hidden
 from alignkit.training.sharding import layers_of
 
@@ -51,14 +51,22 @@ class Arrangement(NamedTuple):
     """Layers are computed again for the gradient. `auto`: on a GPU where few tokens would fit otherwise."""
     compiles: bool = False
     """Layers are compiled."""
+    states: optimisers.States = "fp32"
+    """How the optimiser keeps its moments."""
 
 
-_arranged: ContextVar[Arrangement] = ContextVar("arranged", default=Arrangement())  # noqa: B039  # it cannot change
+AS_IT_IS = Arrangement()
+_arranged: ContextVar[Arrangement] = ContextVar("arranged", default=AS_IT_IS)
 
 
 def arrange(how: Arrangement) -> None:
     """Let all models that are opened from now on learn so."""
     _arranged.set(how)
+
+
+def arranged() -> Arrangement:
+    """Return how models learn on this machine."""
+    return _arranged.get()
 
 
 def hold(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -109,9 +117,15 @@ def _taken(model: PreTrainedModel) -> float:
     """Add up the bytes of models, gradients, AdamW's moments, weights rounded for a pass, and logits."""
     weights = [sharding.own_part(weight) for one in {*_held, model} for weight in one.parameters()]
     held = sum(weight.numel() * weight.element_size() for weight in weights)
-    states = sum(12 * weight.numel() for weight in weights if weight.requires_grad)
+    states = taken_by_learning(weights)
     rounded = 2 * sum(weight.numel() for weight in model.parameters() if weight.dtype == torch.float32)
     return held + states + rounded + LOGITS * output_layer.logits_in_a_chunk(model.device)
+
+
+def taken_by_learning(weights: Iterable[Tensor]) -> float:
+    """Add up the bytes of the gradients of weights, and of what the optimiser keeps of them."""
+    each = 4 + optimisers.STATE_BYTES[_arranged.get().states]
+    return each * sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 def kept_by_a_token(model: PreTrainedModel, dtype: torch.dtype) -> float:
@@ -136,10 +150,10 @@ def compute_again(model: PreTrainedModel) -> None:
         layer.again = True
 
 
-def compiled(model: PreTrainedModel) -> None:
+def compiled(model: PreTrainedModel, backend: str = "inductor") -> None:
     """Let a model's layers be compiled for the passes that are learnt from, all of them to the same code."""
     for layer in _watched(model):
-        layer.compiles = True
+        layer.backend = backend
 
 
 def _watched(model: PreTrainedModel) -> list["_Layer"]:
@@ -160,13 +174,18 @@ class _Layer(nn.Module):
     def __init__(self, layer: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.layer, self.own = layer, forward
-        self.again = self.compiles = False
+        self.again = False
+        self.backend = ""
+        """Of torch.compile; empty where the layer is not compiled."""
         self._learns: Callable[..., Any] | None = None
 
     def forward(self, *given: Any, **named: Any) -> Any:
         if self._learns is None:  # now, and not before: a copy of a layer must not run the first one
-            self._learns = torch.compile(self.own, dynamic=True) if self.compiles else self.own
+            self._learns = self._compiled() if self.backend else self.own
         return self._learns(*given, **named)
+
+    def _compiled(self) -> Callable[..., Any]:
+        return torch.compile(self.own, dynamic=True, backend=self.backend)
 
     def run(self, *given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -23,13 +23,14 @@ from alignkit.contract.kinds import Preferences, Ratings
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError
-from alignkit.training import encoding, parallel, sharding
+from alignkit.training import encoding, parallel, row_texts, sharding
 from alignkit.training.answers import Model, answer_logprobs, in_passes, summed_logprobs
 from alignkit.training.arithmetic import computing, device
 from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
-from alignkit.training.encoding import LabelledPair, LabelledTokens, LengthReport, Row
+from alignkit.training.encoding import LabelledPair, LabelledTokens, LengthReport
 from alignkit.training.rollouts import generator_for
+from alignkit.training.row_texts import Row
 from alignkit.training.step import (
     CommitTimer,
     Learner,
@@ -171,7 +172,7 @@ def _judged(
     rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[list[JudgedAnswer], LengthReport]:
     def judged(row: Row) -> JudgedAnswer:
-        texts = encoding.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
+        texts = row_texts.answered_text(row["prompt"], row["completion"], tokenizer, row.get("tools"))
         return JudgedAnswer(*_side(row, "completion", tokenizer), row, texts)
 
     return encoding.fitting(rows, limit, judged, lambda one: len(one.prompt) + len(one.answer))

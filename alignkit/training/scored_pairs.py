@@ -18,9 +18,10 @@ from alignkit.training.arithmetic import computing
 from alignkit.training.classifiers import score_tokens
 from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
-from alignkit.training.encoding import TokenPair, fitting_length, preferences, prompt_text, report, shown
+from alignkit.training.encoding import TokenPair, fitting_length, preferences, report
 from alignkit.training.measures import pair_accuracy_floor, share_of_longer
 from alignkit.training.picking import picked_samples
+from alignkit.training.row_texts import prompt_text, shown
 
 ENOUGH = 32
 """So many held-out pairs tell the spread of scores well enough; with fewer, training pairs do."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alignkit.contract.settings import Optimisation
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, StageError
-from alignkit.training import parallel, sharding
+from alignkit.training import optimisers, parallel, room, sharding
 
 Batch = TypeVar("Batch")
 Objective = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -50,15 +50,9 @@ class Learner:
 
 
 def make_learner(model: nn.Module, learning_rate: float, settings: Optimisation, eps: float = 1e-8) -> Learner:
-    """Prepare to train those weights of the model that want a gradient, by AdamW."""
-    optimizer = torch.optim.AdamW(
-        list(trained_weights(model).values()),
-        lr=learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    """Prepare to train those weights of the model that want a gradient, by AdamW as the machine keeps its states."""
+    weights = list(trained_weights(model).values())
+    optimizer = optimisers.adamw(weights, learning_rate, settings, eps, room.arranged().states)
     return Learner(model, optimizer, learning_rate, settings)
 
 
@@ -192,7 +186,7 @@ def save_learner(learner: Learner, file: Path) -> None:
         return
     tensors: dict[str, Tensor] = {}
     for name, weight in trained_weights(learner.model).items():
-        kept = {WEIGHT: weight.detach(), **learner.optimizer.state.get(weight, {})}
+        kept = {WEIGHT: weight.detach(), **optimisers.state_of(learner.optimizer, weight)}
         tensors |= {f"{kind}/{name}": sharding.own_part(tensor).contiguous() for kind, tensor in kept.items()}
     piece = file.with_suffix(f".{parallel.rank() + 1}-of-{parallel.world()}{file.suffix}") if cut else file
     save_file(tensors, piece, metadata={"steps": str(learner.steps)})
@@ -201,18 +195,16 @@ def save_learner(learner: Learner, file: Path) -> None:
 def load_learner(learner: Learner, file: Path) -> None:
     """Put a learner, its model included, into exactly the state that `save_learner` wrote in any number of processes.
 
-    The learning rate is not part of it: the schedule gives it. Raises StageError where the file cannot be read or
-    holds other weights than the model trains.
+    The learning rate is not part of it: the schedule gives it. Raises StageError where the file cannot be read, or
+    holds other weights than the model trains, or states of the optimiser that this machine keeps otherwise.
     """
     weights = trained_weights(learner.model)
     found, steps = _read(file, weights)
+    _check_states(found, file)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(found[name].pop(WEIGHT))
-    names = {weight: name for name, weight in weights.items()}
-    numbered = enumerate(weight for group in learner.optimizer.param_groups for weight in group["params"])
-    state = {number: found[names[weight]] for number, weight in numbered if found[names[weight]]}
-    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
+    optimisers.restore(learner.optimizer, {weight: found[name] for name, weight in weights.items()})
     learner.steps = steps
 
 
@@ -274,6 +266,8 @@ def _joined(pieces: Sequence[Any], key: str, weight: Tensor) -> Tensor:
     tensors: list[Tensor] = [piece.get_tensor(key) for piece in pieces]
     if not tensors[0].dim():
         return tensors[0].clone()
+    if not sharding.is_cut(weight):
+        return torch.cat(tensors)
     own, parts, start = sharding.own_rows(weight), [], 0
     for tensor in tensors:
         parts.append(tensor[max(0, own.start - start) : max(0, own.stop - start)])
@@ -289,6 +283,12 @@ def _check_fit(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tens
         if name not in ours or theirs.get(name) != ours[name]:
             there, here = theirs.get(name, "missing"), ours.get(name, "not trained")
             raise _unusable(file, f"weight {name} is {there} in it, and {here} in the model")
+
+
+def _check_states(found: Mapping[str, Mapping[str, Tensor]], file: Path) -> None:
+    for state in found.values():
+        if state.keys() - {WEIGHT}:
+            optimisers.check_same(optimisers.kept_in(state), room.arranged().states, file.parent)
 
 
 def _unusable(file: Path, reason: str) -> StageError:

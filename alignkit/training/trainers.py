@@ -32,7 +32,7 @@ from transformers import (
 from alignkit.contract.settings import Optimisation, Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import NotFiniteError, RecipeError
-from alignkit.training import parallel, sharding
+from alignkit.training import optimisers, parallel, room, sharding
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import restore_configs
 from alignkit.training.models import without_deprecations
@@ -63,6 +63,8 @@ TOKENS = ("num_tokens", "num_input_tokens_seen")
 TRL_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 TRL_CAP = "final_logit_softcapping"
 """Where TRL finds, in a config, what logits are multiplied by, and their soft cap."""
+QUANTISED = "optimiser_states_8bit"
+"""A file beside a trainer's own in a checkpoint whose optimiser keeps its states so."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What configs call the number of experts of a layer."""
 
@@ -116,7 +118,9 @@ def trainer_options(model: Model, stage: Stage, training: Training, rows: int, l
     at_once = tokens_in_a_pass(int(shape.num_hidden_layers), int(shape.hidden_size))
     micro = micro_batch(ours, longest, at_once)
     settings = training.optimisation
+    states = {"optim": "adamw_bnb_8bit"} if room.arranged().states == "8bit" else {}
     return {
+        **states,
         "output_dir": str(stage.folder / "trainer"),
         "seed": stage.seed % 2**32,
         "data_seed": stage.seed % 2**32,
@@ -198,6 +202,8 @@ def run_trainer(
     watch = StageCallback(stage, Path(str(trainer.args.output_dir)), names, commit_every, heed)
     trainer.add_callback(watch)
     latest = stage.latest()
+    if latest:
+        optimisers.check_same(_states_in(latest), room.arranged().states, latest)
     with without_deprecations():
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     if watch.stopped:
@@ -209,6 +215,11 @@ def run_trainer(
     model.zero_grad(set_to_none=True)
     model.eval()
     shutil.rmtree(watch.folder, ignore_errors=True)
+
+
+def _states_in(checkpoint: Path) -> optimisers.States:
+    """Return how a trainer's checkpoint keeps the states of its optimiser."""
+    return "8bit" if (checkpoint / QUANTISED).exists() else "fp32"
 
 
 def seen_by_all(data: Dataset, stage: Stage) -> Dataset:
@@ -267,6 +278,8 @@ class StageCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         written = self.folder / f"checkpoint-{state.global_step}"
+        if room.arranged().states == "8bit" and parallel.rank() == 0:
+            (written / QUANTISED).touch()
         with self.timer.timing():
             parallel.wait_for_all()
             self.stage.commit(state.global_step, lambda staged: _move_files(written, staged))

@@ -15,13 +15,12 @@ from alignkit.training.encoding import (
     documents,
     fitting_length,
     pack,
-    parted,
     preferences,
     prompt_ids,
-    prompt_text,
     prompts,
     report,
 )
+from alignkit.training.row_texts import parted, prompt_text
 from alignkit.training.tokenizers import PLAIN_TEMPLATE
 
 CHAT = [

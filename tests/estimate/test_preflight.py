@@ -1,5 +1,6 @@
 """Preflight: what stages will need, what does not fit, and every stage in small; nothing is trained to find it out."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -36,9 +37,14 @@ from alignkit.plan.planner import make_plan
 from alignkit.run import smoke
 from alignkit.run.runner import run_recipe
 from alignkit.testing import write_tiny_policy, write_tiny_reward
+from alignkit.training import room
 from alignkit.training.models import load_policy
+from alignkit.training.optimisers import STATE_BYTES
+from alignkit.training.room import Arrangement
 from alignkit.training.tokenizers import open_tokenizer
 
+H100 = 85_017_755_648
+"""Bytes of its memory."""
 GAUGE = Gauge(
     1000.0, Rate(1e-4, 1e-4, 1e-6), Rate(3e-4, 3e-4, 3e-6), Rate(1e-4, 1e-4, 1e-6), 1e-9, 3e-9, Rate(0, 1e-8, 1e-9)
 )
@@ -113,6 +119,47 @@ def test_a_model_is_gauged_once(tiny_policy: Policy) -> None:
     assert gauge(config, None, "fp32") == gauge(AutoConfig.from_pretrained(tiny_policy.path), None, "fp32")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_layers_that_are_compiled_keep_inputs_of_norms_products_and_attention_alone(tiny_policy: Policy) -> None:
+    config = AutoConfig.from_pretrained(tiny_policy.path)
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    keys = config.num_key_value_heads * config.head_dim
+
+    plain, compiled = (gauge(config, None, "fp32", compiles=compiles).kept for compiles in (False, True))
+
+    norms, products, attention = 2 * width + 2, 2 * width + 3 * inner, 2 * width + 2 * keys + heads
+    assert compiled == 4 * (norms + products + attention)
+    assert plain > 1.2 * compiled
+
+
+@pytest.mark.parametrize("words", [[], ["compiled"]])
+def test_memory_that_was_measured_on_a_gpu_is_that_of_what_a_token_keeps(words: list[str]) -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "figures" / "gpu_h100.jsonl").read_text("utf-8").splitlines()
+    told = next(one for one in map(json.loads, lines) if one["job"] == "dpo" and one["words"] == words)
+    taken = 1e9 * sum(size for part, size in told["parts"].items() if part != "activations")
+    kept = float(told["passes"]["kept"])
+
+    tokens = room.fitting(H100, taken, kept)
+
+    assert tokens == told["passes"]["tokens"]
+    assert taken + estimating.ON_GPU * kept * tokens == pytest.approx(1e9 * told["peak_gb"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kept", "auto", "again", "never"),
+    [(1e5, 8192, 32768, 8192), (7e4, 16384, 32768, 16384), (5e5, 32768, 32768, 2048)],
+)
+def test_layers_are_computed_again_where_few_tokens_fit_or_the_machine_says_so(
+    kept: float, auto: int, again: int, never: int
+) -> None:
+    sizes = estimating.Sizes(1540_000_000, 1540_000_000, 28, 1536, 151936, 1024)
+
+    spaces = [estimating.space_on_card(sizes, kept, H100, 33.1e9, how).tokens for how in ("auto", True, False)]
+
+    assert spaces == [auto, again, never]
+
+
 def need(settings: Any, facts: Facts = FACTS, lora: LoRA | None = None) -> Any:
     sizes = estimating.Sizes(1000_000, 10_000 if lora else 1000_000, 8, 128, 500, 1024)
     needs: Any = (ppo if isinstance(settings, PPOSettings) else sft).needs(settings)
@@ -125,6 +172,29 @@ def test_memory_grows_with_batch_and_length_and_shrinks_with_lora() -> None:
     assert need(SFTSettings(batch=16)).memory > base.memory
     assert need(SFTSettings(batch=8), facts=FACTS._replace(longest=80)).memory > base.memory
     assert need(SFTSettings(batch=8, lora=LoRA()), lora=LoRA()).parts["optimiser"] == base.parts["optimiser"] / 100
+
+
+def test_moments_in_8_bits_are_a_quarter() -> None:
+    sizes, needs = estimating.Sizes(1000_000, 1000_000, 8, 128, 500, 1024), sft.needs(SFTSettings())
+    assert needs
+    full, small = (
+        estimated(needs, Job(needs, FACTS, sizes, GAUGE, how=Arrangement(states=states))).parts
+        for states in ("fp32", "8bit")
+    )
+
+    assert (full["optimiser"], small["optimiser"]) == (8e6, STATE_BYTES["8bit"] * 1e6)
+    assert {name for name in full if full[name] != small[name]} == {"optimiser"}
+
+
+def test_layers_that_are_computed_again_keep_their_inputs_and_what_one_of_them_keeps() -> None:
+    sizes, needs = estimating.Sizes(1000_000, 1000_000, 8, 128, 500, 1024), sft.needs(SFTSettings())
+    assert needs
+    kept, again = (
+        estimated(needs, Job(needs, FACTS, sizes, GAUGE, how=Arrangement(again=again))).parts["activations"]
+        for again in (False, True)
+    )
+
+    assert again / kept == pytest.approx((1000 + 4 * 8 * 128) / (8 * 1000))
 
 
 def test_full_training_holds_weights_gradients_and_two_moments() -> None:
@@ -211,6 +281,26 @@ def test_what_cannot_be_cut_up_is_refused_before_the_first_stage(
     remedy = "set sharded = false for the machine in machines.toml"
     assert Problem(f"{what} cannot be sharded", "stage 'one'", remedy) in always.problems
     assert never.problems == []
+
+
+def test_moments_in_8_bits_cannot_be_cut_up(recipe: Callable[..., Path]) -> None:
+    found = found_of(recipe(), Sharing(2, True, always=True, states="8bit"))
+
+    remedy = "set sharded = false for the machine in machines.toml"
+    assert Problem("an optimiser with 8-bit states cannot be sharded", "stage 'one'", remedy) in found.problems
+
+
+def test_what_a_machine_lacks_for_8_bits_is_refused_before_the_first_stage(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+
+    found = found_of(recipe(), Sharing(states="8bit"))
+
+    assert problems(found) == [
+        'optimiser_states = "8bit": the package bitsandbytes is missing; pip install "alignkit[8bit]"'
+    ]
 
 
 def test_the_settings_that_help_most_come_first(recipe: Callable[..., Path]) -> None:

@@ -455,6 +455,17 @@ def test_an_unknown_method_is_advised(monkeypatch: pytest.MonkeyPatch, name: str
     )
 
 
+def test_an_unknown_method_of_an_installed_package_is_not_looked_for_elsewhere(install: Install) -> None:
+    install("alignkit-swan", GOOD.format(name="swan-dive"))
+
+    with pytest.raises(RecipeError) as raised:
+        load_plugins().method("swan-lake")
+
+    assert raised.value.remedy.split("; ")[-1] == (
+        "alignkit-swan 1.0, whose methods begin with swan-, has none of that name"
+    )
+
+
 def test_many_broken_plugins_are_not_all_listed(install: Install) -> None:
     for number in (1, 2, 3, 4):
         install(f"alignkit-b{number}", "1 / 0")

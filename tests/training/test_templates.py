@@ -13,7 +13,6 @@ from alignkit.training.classifiers import as_read
 from alignkit.training.encoding import (
     LengthReport,
     answered,
-    answered_text,
     demonstration,
     demonstrations,
     preferences,
@@ -21,6 +20,7 @@ from alignkit.training.encoding import (
     prompts,
     turn_ends,
 )
+from alignkit.training.row_texts import answered_text
 from alignkit.training.templates import learnt_heading, rendered, unread_keys
 from alignkit.training.tokenizers import PLAIN_TEMPLATE
 

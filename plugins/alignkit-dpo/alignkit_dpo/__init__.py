@@ -19,9 +19,9 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError, hookimpl, method, pair_needs
 from alignkit_dpo.kto import kto
@@ -41,6 +41,8 @@ KEPT = 1e-4
 """Nats by which it may differ between what was kept and the same pass now."""
 AT_ONCE = 4096
 """Pairs whose tokens are held in memory while the start reads them."""
+SMOOTHED = ("sigmoid", "robust")
+"""Losses that have `label_smoothing`."""
 START = "start logprobs"
 """What a pair's row holds besides: the start's log-probabilities of its two answers."""
 
@@ -58,6 +60,14 @@ class DPOSettings(RowSettings):
     is wrong (arXiv 2403.00409)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the labels taken to be wrong, for `sigmoid` (conservative DPO) and `robust`."""
+
+    @model_validator(mode="after")
+    def _the_loss_knows_of_wrong_labels(self) -> Self:
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise ValueError(
+                f"loss {self.loss} has no label_smoothing; take loss {' or '.join(SMOOTHED)}, or leave it out"
+            )
+        return self
 
 
 @method("dpo", needs=pair_needs, results=("accuracy", "margin"))

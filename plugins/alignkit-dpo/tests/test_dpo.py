@@ -219,3 +219,13 @@ def test_dropout_is_refused(tmp_path) -> None:
 def test_more_than_half_wrong_labels_are_refused() -> None:
     with pytest.raises(ValidationError):
         DPOSettings(label_smoothing=0.5)
+
+
+@pytest.mark.parametrize("loss", ["ipo", "hinge"])
+def test_smoothing_that_a_loss_does_not_know_is_refused(loss: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        DPOSettings(loss=loss, label_smoothing=0.1)
+
+    assert refusal.value.errors()[0]["msg"] == (
+        f"Value error, loss {loss} has no label_smoothing; take loss sigmoid or robust, or leave it out"
+    )
