@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from alignkit.cli import authoring, looking, reporting, running
+from alignkit.cli import authoring, housekeeping, looking, reporting, running
 from alignkit.cli.printing import print_problems
 from alignkit.cli.running import ARGUMENTS
 from alignkit.errors import INTERRUPTED, AlignkitError
@@ -71,5 +71,6 @@ for command in (
     looking.doctor,
     looking.verify,
     reporting.report,
+    housekeeping.runs,
 ):
     main.add_command(command)

@@ -48,3 +48,16 @@ def methods(context: Context, parameter: Parameter, begun: str) -> list[Completi
 
     offered = load_plugins(()).methods.values()
     return [CompletionItem(one.name, help=one.summary) for one in offered if one.name.startswith(begun)]
+
+
+def runs(context: Context, parameter: Parameter, begun: str) -> list[CompletionItem]:
+    """Complete a kept run: a recipe's name for its last one, or an id, the last one first."""
+    from alignkit.store.rundir import recipe_folders
+    from alignkit.store.runs import kept_runs
+
+    place = Path(context.params.get("runs") or "runs")
+    found: list[CompletionItem] = []
+    with suppress(OSError):
+        recipes = [CompletionItem(folder.name, help="the last run") for folder in recipe_folders(place)]
+        found = [*recipes, *(CompletionItem(run.id, help=run.state) for run in reversed(kept_runs(place)))]
+    return [item for item in found if str(item.value).startswith(begun)]

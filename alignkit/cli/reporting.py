@@ -4,19 +4,20 @@ from pathlib import Path
 
 import click
 
+from alignkit.cli import completion
 from alignkit.cli.options import RUNS
 from alignkit.cli.printing import print_json
 from alignkit.text import short
 
 
 @click.command()
-@click.argument("run", required=False, default="", metavar="[RUN]")
+@click.argument("run", required=False, default="", metavar="[RUN]", shell_complete=completion.runs)
 @RUNS
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser; while the run goes on, it follows it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict and the figures as JSON.")
 def report(run: str, runs: Path, opened: bool, as_json: bool) -> None:
-    """Write the report of RUN anew, and tell whether it got better. RUN is a recipe's name (its last run), the folder
-    of a run, or a report; unset: the run that began last."""
+    """Write the report of RUN anew, and tell whether it got better. RUN is a recipe's name (its last run), the
+    beginning of a run's id, or the path of its folder or its report; unset: the run that began last."""
     from alignkit.compare.comparison import report_comparison
     from alignkit.contract.events import plain
     from alignkit.show.report import write_report

@@ -14,6 +14,7 @@ from alignkit.plan.pin import pin
 from alignkit.run.follow import Observer
 from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StageResult, run_plan
+from alignkit.show.index_page import write_index
 from alignkit.show.report import write_report
 from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
@@ -73,7 +74,9 @@ def conclude(planned: ComparisonPlan, result: RunResult) -> Comparison:
     costs = {stage.name: _cost(stage) for stage in result.stages}
     found = read_comparison(planned, result.folder, table.rows(), costs)
     write_json(rundir.comparison_path(result.folder), as_dict(found))
-    report_comparison(KeptRun(result.folder))
+    kept = KeptRun(result.folder)
+    report_comparison(kept)
+    write_index(kept.runs)
     return found
 
 

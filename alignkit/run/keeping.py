@@ -17,6 +17,7 @@ from alignkit.errors import INTERRUPTED, TERMINATED, AlignkitError
 from alignkit.estimate.stage_previews import known_previews
 from alignkit.plan.plan import Plan
 from alignkit.run.provenance import versions
+from alignkit.show.index_page import write_index
 from alignkit.show.planned import as_kept
 from alignkit.show.report import write_report
 from alignkit.sources.audited import known
@@ -48,6 +49,7 @@ class RunRecord:
             "process": this_process(),
             "began": _now(),
             "arguments": list(arguments),
+            "methods": {stage.name: stage.method.name for stage in plan.stages if stage.wanted},
             "stages": {},
             "versions": versions(),
             "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
@@ -66,6 +68,7 @@ class RunRecord:
         self._facts |= {"state": state, "ended": _now(), "status": status, "problem": problem}
         try:
             self._write()
+            write_index(self._runs)
         except OSError as missing:
             log.warning("%s cannot be written (%s)", self.folder, missing.strerror)
 

@@ -34,7 +34,7 @@ SECONDS = 3.0
 
 def emptied(runs: Path) -> Path:
     """Return the folder in which stages run in small, with nothing in it."""
-    place = rundir.cache_folder(runs).resolve() / "smoke"
+    place = rundir.smoke_folder(runs.resolve())
     shutil.rmtree(place, ignore_errors=True)
     return place
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.reuse import check_again, reusable
-from alignkit.show.planned import SHORT, state_of
+from alignkit.show.planned import state_of
 from alignkit.store import rundir
 from alignkit.store.checkpoints import steps
 from alignkit.store.results import Finished
@@ -31,7 +31,7 @@ def _state(stage: PlannedStage, runs: Path, again: Sequence[str], reused: Mappin
     if not stage.wanted or stage.fingerprint is None:
         return state_of(stage)
     if stage.name in reused:
-        return f"finished {stage.fingerprint[:SHORT]}"
+        return f"finished {stage.fingerprint[: rundir.SHORT]}"
     partial = rundir.partial_folder(runs, stage.name, stage.fingerprint)
     step = next(steps(partial / rundir.CHECKPOINTS), None)
     if step is not None:

@@ -11,10 +11,8 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.recipe.packaged import is_packaged
 from alignkit.show.offered import in_toml, settings_of
 from alignkit.sources.source import RecordOptions, Source
+from alignkit.store.rundir import SHORT
 from alignkit.text import short, table
-
-SHORT = 8
-"""Digits of a fingerprint that are shown, as in a stage's folder."""
 
 
 def heading(plan: Plan, base: Path) -> str:

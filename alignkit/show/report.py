@@ -14,11 +14,11 @@ from alignkit.estimate.preview import Preview
 from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token_lengths, tokens
 from alignkit.show.charts import Axis, Node, bar_chart, graph
 from alignkit.show.pictures import FIRST, Picture, curves_of, pictures_of
-from alignkit.show.planned import SHORT
 from alignkit.show.sample_cards import Card, cards_of
 from alignkit.show.verdict import verdict_on
 from alignkit.sources.audit import LENGTHS, Audit
 from alignkit.store.durable import write_text
+from alignkit.store.rundir import SHORT
 from alignkit.store.runs import KeptRun, KeptStage
 from alignkit.text import duration, number, plain, size
 

@@ -22,6 +22,7 @@ from alignkit.store.rundir import (
     STARTED,
     finished_folder,
     stage_folder,
+    stages_folder,
 )
 
 FORMAT = 1
@@ -111,7 +112,7 @@ def find_finished(runs: Path, name: str, fingerprint: str) -> Finished | None:
 
 def finished_in(runs: Path) -> Iterator[Path]:
     """Yield the folders of all finished stages, by name."""
-    for folder in sorted((runs / "stages").glob("*-*")):
+    for folder in sorted(stages_folder(runs).glob("*-*")):
         if folder.is_dir() and not folder.suffix:
             yield folder
 

@@ -4,6 +4,7 @@ stages/finetune-f8d922c0/           finished means: the folder has this name
 stages/finetune-f8d922c0.partial/   where the stage works
 stages/.locks/                      who works on what
 sources/                            sources that had to be written or unpacked
+index.html                          all runs with links to their reports
 cache/                              hashes and the like, safe to delete
 rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, report.html
 rlhf/latest                         a link to the one that began last
@@ -28,6 +29,8 @@ RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
 OBSERVERS = "observers.log"
 """In a run's folder: what observers have raised."""
+SHORT = 8
+"""Digits of a fingerprint that are shown, as in a stage's folder."""
 LATEST = "latest"
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
@@ -35,14 +38,22 @@ TIMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-[0-9a-f]{4}")
 """The name of a run's folder: when it began (UTC), and four digits that set apart what began in the same second."""
 
 
+def stages_folder(runs: Path) -> Path:
+    return runs / "stages"
+
+
+def sources_folder(runs: Path) -> Path:
+    return runs / "sources"
+
+
 def stage_folder(runs: Path, name: str, fingerprint: str) -> Path:
     """Return where a stage lies when it is finished."""
-    return runs / "stages" / f"{name}-{fingerprint[:8]}"
+    return stages_folder(runs) / f"{name}-{fingerprint[:SHORT]}"
 
 
 def partial_folder(runs: Path, name: str, fingerprint: str) -> Path:
     """Return where a stage works."""
-    return runs / "stages" / f"{name}-{fingerprint[:8]}.partial"
+    return stages_folder(runs) / f"{name}-{fingerprint[:SHORT]}.partial"
 
 
 def runs_of(partial: Path) -> Path:
@@ -58,6 +69,23 @@ def finished_folder(partial: Path) -> Path:
 def lock_file(partial: Path) -> Path:
     """Return the file that is locked while somebody works on a stage: beside the stages, to survive the renaming."""
     return partial.parent / ".locks" / f"{finished_folder(partial).name}.lock"
+
+
+def lock_of(folder: Path) -> Path | None:
+    """Return the file that is locked while somebody works on the folder of a stage or of a source; None for others."""
+    if folder.parent.name == "stages":
+        return lock_file(folder.with_suffix(".partial"))
+    return source_lock(folder) if folder.parent.name == "sources" else None
+
+
+def source_lock(folder: Path) -> Path:
+    """Return the file that is locked while somebody writes a source."""
+    return folder.with_suffix(".lock")
+
+
+def scrapped(folder: Path) -> Path:
+    """Return the name under which a folder no longer counts as whole, and is cleared away by whoever comes next."""
+    return folder.with_suffix(".replaced" if folder.parent.name == "stages" else ".partial")
 
 
 def recipe_folder(runs: Path, recipe: str) -> Path:
@@ -92,8 +120,18 @@ def runs_around(run: Path) -> Path:
     return run.parent.parent if TIMED.fullmatch(run.name) else run.parent
 
 
+def index_path(runs: Path) -> Path:
+    """Return where the page lies that links all reports."""
+    return runs / "index.html"
+
+
 def cache_folder(runs: Path) -> Path:
     return runs / "cache"
+
+
+def smoke_folder(runs: Path) -> Path:
+    """Return the folder of results of a short trial."""
+    return cache_folder(runs) / "smoke"
 
 
 def file_hashes(runs: Path) -> Path:
@@ -107,7 +145,7 @@ def zygote_log(runs: Path) -> Path:
 
 def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
     """Return where a source lies that had to be written or unpacked."""
-    return runs / "sources" / f"{name}-{fingerprint[:8]}"
+    return sources_folder(runs) / f"{name}-{fingerprint[:SHORT]}"
 
 
 def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -118,7 +156,7 @@ def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
         return folder
     staged = folder.with_suffix(".partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(source_lock(folder)):
         if not folder.is_dir():
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
@@ -171,3 +209,21 @@ def latest_run(recipe: Path) -> Path | None:
     if link.is_symlink() and (link / RUN).is_file():
         return recipe / link.readlink()
     return next(reversed(run_folders(recipe)), None) if recipe.is_dir() else None
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a run; of an earlier version's, which is its recipe's own, its files."""
+    recipe = folder.parent
+    if TIMED.fullmatch(folder.name):
+        shutil.rmtree(folder)
+    else:
+        recipe = folder
+        for name in (RECIPE, PLAN, REPORT, COMPARISON, OBSERVERS):
+            (folder / name).unlink(missing_ok=True)
+    left = run_folders(recipe)
+    if left and TIMED.fullmatch(left[-1].name):
+        name_latest(left[-1])
+    else:
+        (recipe / LATEST).unlink(missing_ok=True)
+    with suppress(OSError):  # it holds other runs
+        recipe.rmdir()

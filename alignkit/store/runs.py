@@ -6,7 +6,7 @@ torch, a plugin or the recipe.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.contract.events import Event, Metrics, Result, Rows, Sample, Warned, result_of
 from alignkit.contract.kinds import Artifact, kinds_by_name
-from alignkit.errors import RecipeError, StageError
+from alignkit.errors import LockedError, RecipeError, StageError
 from alignkit.store import rundir
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
@@ -275,8 +275,8 @@ class KeptRun:
         """When it began, as ISO 8601 has it."""
         if self.facts:
             return str(self.facts["began"])
-        written = (self.folder / rundir.PLAN).stat().st_mtime
-        return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
+        written = next(path for path in (self.folder / rundir.RECIPE, self.folder) if path.exists())
+        return datetime.fromtimestamp(written.stat().st_mtime, UTC).isoformat(timespec="seconds")
 
     @property
     def ended(self) -> str | None:
@@ -297,6 +297,28 @@ class KeptRun:
         if self.facts["state"] == "running" and not _alive(self.facts["process"]):
             return "died"
         return str(self.facts["state"])
+
+    @property
+    def methods(self) -> Mapping[str, str]:
+        """The method of each stage that is wanted, in order."""
+        told: Mapping[str, str] | None = self.facts.get("methods")
+        return told or {stage.name: stage.method for stage in self.stages if stage.wanted}
+
+    @property
+    def last_results(self) -> tuple[Result, ...]:
+        """What the last stage achieved that is through and told a result."""
+        if not self.facts:
+            return next((stage.results for stage in reversed(self.stages) if stage.results), ())
+        told = [noted["results"] for noted in self.facts["stages"].values() if noted["results"]]
+        return tuple(map(result_of, told[-1])) if told else ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of what its stages made; a stage of several runs counts in each of them."""
+        if not self.facts:
+            made = [stage.facts["artifact"]["files"] for stage in self.stages if stage.facts]
+            return sum(file["bytes"] for files in made for file in files.values())
+        return sum(noted["bytes"] for noted in self.facts["stages"].values())
 
     @cached_property
     def sources(self) -> tuple[KeptSource, ...]:
@@ -421,22 +443,42 @@ def open_run(path: str | Path) -> KeptRun:
     return KeptRun(folder)
 
 
+def kept_runs(runs: Path) -> list[KeptRun]:
+    """Return all runs that are kept, the first first."""
+    folders = (folder for recipe in rundir.recipe_folders(runs.resolve()) for folder in rundir.run_folders(recipe))
+    return sorted(map(KeptRun, folders), key=lambda run: run.began)
+
+
 def find_run(name: str, runs: Path) -> KeptRun:
-    """Find a kept run by its path, or by its recipe, or its id, under `runs`; of an empty name the one that began last.
+    """Find a run under `runs` by its recipe (the last run of it) or by a beginning of its id, with or without the
+    recipe, or anywhere by its path; of an empty name the one that began last.
 
-    Raises RecipeError where there is none.
+    Raises RecipeError where there is none, or several.
     """
-    if not name:
-        last = max(kept_runs(runs), key=lambda run: run.began, default=None)
-        if last is None:
-            raise RecipeError(
-                "no run is kept here", str(runs), "run a recipe first, or name another folder with --runs"
-            )
-        return last
-    return open_run(name if Path(name).exists() and not (runs / name).is_dir() else runs / name)
+    kept = kept_runs(runs)
+    if not name and not kept:
+        raise RecipeError("no run is kept here", str(runs), "run a recipe first, or name another folder with --runs")
+    recipe = rundir.recipe_folder(runs.resolve(), name.removesuffix(f"/{rundir.LATEST}"))
+    if name and recipe in rundir.recipe_folders(runs.resolve()) and (folder := rundir.latest_run(recipe)):
+        return KeptRun(folder)
+    exact = [run for run in kept if name in (run.id, run.folder.name)]
+    found = exact or [run for run in kept if run.id.startswith(name) or run.folder.name.startswith(name)]
+    if len(found) > 1 and name:
+        raise RecipeError(f"{len(found)} runs begin so", name, f"write more of it: {found[-1].id}")
+    if found:
+        return found[-1]
+    if Path(name).exists():
+        return open_run(name)
+    raise RecipeError("no run is called so", name, f"`alignkit runs` lists those in {runs}")
 
 
-def kept_runs(runs: Path) -> Iterator[KeptRun]:
-    """Yield all runs that are kept, recipe by recipe, the first first."""
-    for recipe in rundir.recipe_folders(runs.resolve()):
-        yield from map(KeptRun, rundir.run_folders(recipe))
+def remove_run(run: KeptRun) -> None:
+    """Remove what is kept of a run, and let `latest` name the one before; its stages stay.
+
+    Raises LockedError where it runs.
+    """
+    if run.state == "running":
+        process = run.facts["process"]
+        problem = f"process {process['pid']} on {process['host']} runs it"
+        raise LockedError(problem, run.id, "wait for it, or stop it")
+    rundir.remove_run(run.folder)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_run_stays_when_another_begins() -> None:
     second = run(second__shout__mark="?")
 
     assert first.report.read_text("utf-8") == page
-    assert [one.id for one in sorted(kept_runs(Path("runs")), key=lambda one: one.began)] == [first.id, second.id]
+    assert [one.id for one in kept_runs(Path("runs"))] == [first.id, second.id]
     assert open_run("runs/light").folder == second.folder
 
 
@@ -200,7 +201,7 @@ def test_a_run_of_an_earlier_version_is_still_listed(here: Path) -> None:
     for stage in facts["stages"].values():
         del stage["described"], stage["summary"]
     (earlier / "plan.json").write_text(json.dumps(facts))
-    os.utime(earlier / "plan.json", (0, 0))
+    os.utime(earlier / "recipe.toml", (0, 0))
 
     (found,) = kept_runs(Path("runs"))
 
@@ -217,7 +218,7 @@ def test_beside_later_runs_the_earlier_one_is_found_by_its_report(here: Path) ->
 
     assert open_run(earlier).folder == kept.folder
     assert open_run(earlier / "report.html").folder == earlier
-    assert [one.id for one in kept_runs(Path("runs"))] == ["light/earlier", kept.id]
+    assert sorted(one.id for one in kept_runs(Path("runs"))) == [kept.id, "light/earlier"]
 
 
 def test_a_kept_run_gives_data_frames_as_its_result_did() -> None:
@@ -303,3 +304,19 @@ def test_a_stage_that_a_run_has_not_is_named() -> None:
         open_kept("runs/light").metrics("third")
 
     assert str(raised.value) == "this run has no stage 'third'; it has first, second, spare"
+
+
+def test_a_run_that_was_killed_has_died_and_one_that_was_asked_to_end_was_stopped(here: Path) -> None:
+    (here / "nap.toml").write_text(f'name = "light"\n[stage.nap]\nmethod = "nap"\nnap.alarm = {int(signal.SIGTERM)}\n')
+    script = "import alignkit\nalignkit.run_recipe({!r}, set={!r}, inline=True, plugins=[{!r}])"
+    commands = [
+        script.format("light.toml", {"first.count.fail": "killed"}, str(PLUGIN)),
+        script.format("nap.toml", {}, str(PLUGIN)),
+    ]
+
+    for command in commands:
+        subprocess.run([sys.executable, "-c", command], capture_output=True, check=False)
+
+    kept = kept_runs(Path("runs"))
+    assert [one.state for one in kept] == ["died", "stopped"]
+    assert kept[1].facts["status"] == 143
