@@ -284,3 +284,52 @@ def test_a_run_of_an_earlier_version_can_be_removed(alignkit: Alignkit) -> None:
     result = alignkit("runs", "rm", "light/earlier")
 
     assert (result.stdout, Path("runs/light").exists()) == ("removed light/earlier\n", False)
+
+
+SMALL = """
+name = "light"
+[sources]
+base = { policy = "builtin:tiny" }
+demos = { demonstrations = "builtin:reviews", rows = 40 }
+pairs = { preferences = "builtin:reviews", rows = 40 }
+prompts = { prompts = "builtin:reviews", rows = 40 }
+[stage.finetune]
+method = "sft"
+sft.epochs = 1
+[stage.reward]
+method = "reward"
+reward.epochs = 1
+[stage.align]
+method = "ppo"
+inputs.policy = "finetune"
+ppo.updates = 1
+ppo.batch = 8
+ppo.measured = 8
+"""
+
+
+@pytest.mark.slow
+def test_ppo_and_dpo_of_one_recipe_are_compared_by_settings_data_and_figures(
+    alignkit: Alignkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_PLUGINS", "dpo")
+    Path("light.toml").write_text(SMALL)
+    ppo, dpo = run(alignkit), run(alignkit, "--set", "align.method=dpo")
+
+    found = json.loads(alignkit("runs", "diff", ppo, dpo, "--json").stdout)
+
+    stages = {one["stage"]: (one["a"], one["b"], one["same"]) for one in found["stages"]}
+    settings = {one["setting"]: (one["a"], one["b"]) for one in found["settings"]}
+    sources = {one["source"]: (one["rows_a"], one["same"]) for one in found["sources"]}
+    figures = {(one["stage"], one["name"]): (one["a"], one["b"]) for one in found["figures"]}
+    assert stages == {
+        "finetune": ("sft", "sft", True),
+        "reward": ("reward", "", False),
+        "align": ("ppo", "dpo", False),
+    }
+    assert settings["learning_rate"] == ("1e-5", "1e-6")
+    assert settings["updates"] == ("1", "")
+    assert sources["demos"] == ("40 + 40", True)
+    assert figures["finetune", "perplexity"][0] == figures["finetune", "perplexity"][1]
+    assert figures["align", "kl"][1] is None
+    assert figures["align", "accuracy"][0] is None
