@@ -24,7 +24,7 @@ from alignkit.sources.audited import known
 from alignkit.store import rundir
 from alignkit.store.durable import write_json
 from alignkit.store.results import told_facts
-from alignkit.store.runs import KeptRun, this_process
+from alignkit.store.runs import KeptRun, hash_but_seed, this_process
 
 SHOWN_EVERY = 10.0
 """Seconds, at least, between two reports while a stage goes on."""
@@ -50,6 +50,7 @@ class RunRecord:
             "began": _now(),
             "arguments": list(arguments),
             "methods": {stage.name: stage.method.name for stage in plan.stages if stage.wanted},
+            "made_of": hash_but_seed(as_kept(plan)),
             "stages": {},
             "versions": versions(),
             "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},

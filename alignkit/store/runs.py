@@ -4,6 +4,8 @@ A run's folder says what was asked and how the run ended; its stages' folders sa
 torch, a plugin or the recipe.
 """
 
+import hashlib
+import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -337,17 +339,15 @@ class KeptRun:
         )
 
     @property
-    def made_of(self) -> Mapping[str, Any]:
-        """What decides what comes of it, but for the seed: stages with their settings, and what their sources hold."""
-        keys = ("method", "settings", "inputs", "wanted")
-        stages = {name: [one.get(key) for key in keys] for name, one in self.plan.get("stages", {}).items()}
-        return {"stages": stages, "sources": {one.name: one.fingerprint for one in self.sources}}
+    def made_of(self) -> str:
+        """A hash of what decides what comes of it, but for the seed."""
+        return str(self.facts.get("made_of") or hash_but_seed(self.plan))
 
     @property
     def other_seeds(self) -> list["KeptRun"]:
         """The finished runs of the same recipe that differ from it by their seed alone, one for each seed."""
         others = [KeptRun(folder) for folder in rundir.run_folders(self.folder.parent) if folder != self.folder]
-        same = [one for one in others if one.state == "finished" and one.made_of == self.made_of]
+        same = [one for one in others if one.made_of == self.made_of and one.state == "finished"]
         by_seed = {one.seed: one for one in same if one.seed != self.seed}
         return list(by_seed.values())
 
@@ -406,6 +406,14 @@ class KeptRun:
 def _figure(stage: KeptStage, result: Result) -> dict[str, Any]:
     low, high = result.interval or (None, None)
     return {**asdict(result), "method": stage.method, "low": low, "high": high}
+
+
+def hash_but_seed(plan: Mapping[str, Any]) -> str:
+    """Return a hash of a kept plan's stages with their settings, and of what its sources hold."""
+    keys = ("method", "settings", "inputs", "wanted")
+    stages = {name: [one.get(key) for key in keys] for name, one in plan.get("stages", {}).items()}
+    sources = {name: one["fingerprint"] for name, one in plan.get("sources", {}).items()}
+    return hashlib.sha256(json.dumps([stages, sources], sort_keys=True).encode()).hexdigest()
 
 
 def _alive(process: Mapping[str, Any]) -> bool:
