@@ -22,7 +22,7 @@ from alignkit.cli.options import (
     pinned_plan,
     planned,
 )
-from alignkit.cli.printing import bold, print_json, print_lines, print_problems, width
+from alignkit.cli.printing import bold, print_json, print_lines, print_painted, print_problems, width
 from alignkit.cli.running import run_and_show
 from alignkit.errors import AlignkitError, RecipeError, StageError
 from alignkit.text import short, size, table
@@ -51,7 +51,7 @@ def plan(recipe: str, again: Sequence[str], machine: str | None, as_json: bool, 
     click.echo(bold(heading(plan, Path.cwd())))
     if machine:
         click.echo(f"on {machine}: {on.told}")
-    print_lines(show_plan(plan, states, remarks, width()))
+    print_painted(show_plan(plan, states, remarks, width()))
 
 
 @click.command()

@@ -22,7 +22,7 @@ def print_results(console: "Console", run: Path, *, err: bool) -> None:
     from alignkit.store.rundir import report_path
 
     report = report_path(run)
-    print_lines(console.closing(width(), Path.cwd()), err=err)
+    print_painted(console.closing(width(), Path.cwd()), err=err)
     if report.is_file():
         click.echo(f"report: {short(report, Path.cwd())}", err=err)
 
@@ -46,6 +46,15 @@ def print_lines(lines: Iterable[str], err: bool = False, painted: bool = False) 
     """Print lines, of which only painted ones may hold what a terminal acts on."""
     for line in lines:
         click.echo(line if painted else plain(line), err=err)
+
+
+def print_painted(lines: Iterable[str], err: bool = False) -> None:
+    """Print lines with states and warnings in colour, where the terminal has colours."""
+    from alignkit.show.colours import console_on, painted
+
+    terminal = console_on(sys.stderr if err else sys.stdout)
+    for line in painted(lines):
+        terminal.print(line)
 
 
 def width() -> int | None:

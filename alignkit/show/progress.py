@@ -1,0 +1,141 @@
+"""How far a run is: the stage that runs now, its figures so far, and the time that is left."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean
+
+from alignkit.contract.events import Estimated, Metrics
+from alignkit.show.metrics import telling
+from alignkit.text import number
+
+MOST = 24
+"""Points of a trend, at most; an even number."""
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+"""What a trend is drawn with, from its lowest value to its highest."""
+SHOWN, DRAWN = 5, 3
+"""Figures that are shown at once, at most, and those of them whose trends are drawn."""
+
+
+@dataclass
+class Trend:
+    """A figure over the steps of a stage, in few points: each is the mean of as many steps as the others."""
+
+    points: list[float] = field(default_factory=list)
+    _open: list[float] = field(default_factory=list)
+    _steps: int = 1
+    """Of a point."""
+
+    def add(self, value: float) -> None:
+        self._open.append(value)
+        if len(self._open) == self._steps:
+            self.points.append(fmean(self._open))
+            self._open = []
+        if len(self.points) == MOST:
+            self.points, self._steps = _halved(self.points), 2 * self._steps
+
+    def drawn(self, room: int, blocks: str = BLOCKS) -> str:
+        """Draw it in so many characters at most, its lowest point as the lowest block."""
+        points = self.points
+        while len(points) > max(room, 1):
+            points = _halved(points)
+        finite = [point for point in points if math.isfinite(point)]
+        if len(finite) < 2 or room < 2:
+            return ""
+        low, span = min(finite), max(finite) - min(finite)
+        return "".join(_block((point - low) / span if span else 0.0, blocks) for point in points)
+
+
+def _block(height: float, blocks: str) -> str:
+    return blocks[round(height * (len(blocks) - 1))] if math.isfinite(height) else " "
+
+
+def _halved(points: Sequence[float]) -> list[float]:
+    """Join points in pairs; the last one of an odd number stays."""
+    joined = [fmean(pair) for number, pair in enumerate(pairwise(points)) if number % 2 == 0]
+    return [*joined, *points[len(joined) * 2 :]]
+
+
+@dataclass
+class Running:
+    """The stage that runs now, as far as its events tell; times are the console's."""
+
+    stage: str
+    method: str
+    since: float
+    estimate: Estimated | None = None
+    first: Metrics | None = None
+    last: Metrics | None = None
+    heard_at: float = field(init=False)
+    """When it told anything last."""
+    trends: dict[str, Trend] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.heard_at = self.since
+
+    def heard(self, metrics: Metrics, now: float) -> None:
+        self.first, self.last, self.heard_at = self.first or metrics, metrics, now
+        for name, value in telling(metrics.values)[:DRAWN]:
+            self.trends.setdefault(name, Trend()).add(value)
+
+    @property
+    def progress(self) -> str:
+        """`120/400`, or what is known of it."""
+        if self.last is None:
+            return ""
+        return f"{self.last.step}/{self.last.of}" if self.last.of else f"step {self.last.step}"
+
+    @property
+    def phase(self) -> str:
+        """What the stage does before its first step, and after its last."""
+        if self.last is None:
+            return "opening models and rows" if self.estimate and self.estimate.stepping else "working"
+        return "measuring and saving" if self.last.step == self.last.of else ""
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return what its steps so far, or else its estimate, say of the time that is left; None where neither does.
+
+        It counts down while a step is taken, and waits for one that takes longer than those before it.
+        """
+        if (pace := self._pace()) is None or self.last is None or not self.last.of:
+            return max(0.0, self.estimate.seconds - (now - self.since)) if self.estimate else None
+        steps = pace * (self.last.of - self.last.step)
+        within = now - self.heard_at
+        if steps:
+            return steps - min(within, pace) + self._around()
+        return max(0.0, self._around() - within)
+
+    def _pace(self) -> float | None:
+        """Judge by the steps since the first one that was seen, as a resumed stage does not start at one."""
+        if self.first is None or self.last is None:
+            return None
+        steps, seconds = self.last.step - self.first.step, self.last.seconds - self.first.seconds
+        return seconds / steps if steps > 0 else None
+
+    def _around(self) -> float:
+        """Return what is left of the time that is estimated for all but steps."""
+        if not self.estimate or not self.first:
+            return 0.0
+        return max(0.0, self.estimate.seconds - self.estimate.stepping - self.first.seconds)
+
+    @property
+    def figures(self) -> list[str]:
+        """The figures of the last step, the telling ones first."""
+        found = telling(self.last.values) if self.last else []
+        return [f"{name} {number(value)}" for name, value in found[:SHOWN]]
+
+    def drawn(self, width: int, blocks: str) -> list[str]:
+        """Return the figures, those that tell most with their trends, of which a line of that width has room for."""
+        figures = self.figures
+        room = (width - sum(len(figure) + 3 for figure in figures[:DRAWN])) // DRAWN
+        names = [name for name, _ in telling(self.last.values)] if self.last else []
+        trends = [self.trends[name].drawn(room, blocks) if name in self.trends else "" for name in names]
+        return [f"{figure} {trend}".rstrip() for figure, trend in zip(figures, trends, strict=False)]
+
+
+def whole_left(running: float | None, stages: Iterable[str], estimates: Mapping[str, Estimated]) -> float | None:
+    """Return the seconds that the running stage and the stages after it take; None where one of them is unknown."""
+    later = [estimates.get(stage) for stage in stages]
+    known = [one.seconds for one in later if one]
+    return running + sum(known) if running is not None and len(known) == len(later) else None
