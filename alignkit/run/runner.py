@@ -28,6 +28,7 @@ from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
+from alignkit.show.notebook import NotebookView, in_notebook
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
@@ -147,7 +148,12 @@ def run_recipe(
         pin(made, Path(runs), offline)
         made = plan()
     how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": machine}
-    return run_plan(made, runs=runs, observers=observers, again=again, check=True, **how)
+    return run_plan(made, runs=runs, observers=[*notebook_views(made), *observers], again=again, check=True, **how)
+
+
+def notebook_views(plan: Plan) -> list[Observer]:
+    """Return what shows a run where a notebook runs it."""
+    return [NotebookView([stage.name for stage in plan.stages if stage.wanted])] if in_notebook() else []
 
 
 def run_plan(

@@ -13,23 +13,13 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from alignkit.contract.events import (
-    Doing,
-    Estimated,
-    Event,
-    Metrics,
-    Sample,
-    StageFinished,
-    StageStarted,
-    Stopping,
-    Warned,
-)
+from alignkit.contract.events import Doing, Event, Metrics, Sample, StageFinished, StageStarted, Stopping, Warned
 from alignkit.plan.plan import Plan
 from alignkit.show.colours import console_on, painted
 from alignkit.show.keys import pressed
 from alignkit.show.metrics import achieved
 from alignkit.show.planned import show_plan
-from alignkit.show.progress import ASCII_BLOCKS, BLOCKS, Running, whole_left
+from alignkit.show.progress import ASCII_BLOCKS, BLOCKS, Progress, Running, fitting, ticking
 from alignkit.store.results import latest
 from alignkit.text import duration, line_width, number, plain, short, table
 
@@ -59,20 +49,14 @@ class Console:
         every: float = EVERY,
         quiet: bool = False,
     ) -> None:
-        self._stages = list(stages)
         self._file = file or sys.stderr
         self._clock, self._every, self._quiet = clock, every, quiet
+        self._progress = Progress(stages, clock)
         self._terminal = console_on(self._file)
         self._unicode = self._terminal.encoding.startswith("utf")
-        self._running: Running | None = None
-        self._estimates: dict[str, Estimated] = {}
-        self._sample: Sample | None = None
         self._sample_shown = False
         self._all_reused = False
-        self._spoke = self._since = clock()
-        self._doing = ""
-        self.finished: dict[str, StageFinished] = {}
-        self.warnings: list[Warned] = []
+        self._spoke = clock()
         self._resources = ExitStack()
         self._keys: Callable[[], str] = str
         live = self._file.isatty() and not self._terminal.is_dumb_terminal and not quiet
@@ -87,10 +71,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._doing = ""
-        if self._running and error:
-            self.say(self._now(self._running, "stopped"))
-        self._running = None
+        if self._progress.running and error:
+            self.say(self._now(self._progress.running, "stopped"))
         self._resources.close()
 
     def say(self, line: str, style: str = "") -> None:
@@ -117,103 +99,58 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        waited = bool(self._progress.doing)
+        self._progress.hear(event)
         match event:
             case StageStarted():
-                self._running, self._doing = self._started(event.stage, event.method), ""
                 self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
-            case Metrics():
-                self._heard(event)
-            case Sample():
-                self._sample = event
-            case Doing():
-                self._take_up(event)
-            case Estimated():
-                self._estimates[event.stage] = event
+            case Metrics() if self._progress.running and self._is_time():
+                self.say(self._now(self._progress.running))
+            case Doing() if not self._live and (not waited or self._is_time()):
+                self.say(event.what)
             case Stopping():
-                self.say(self._stopping(), "bold yellow")
+                self.say(self._progress.stopping(), "bold yellow")
             case Warned():
-                self.warnings.append(event)
                 self._print(Text(plain(f"warning: {about(event)}"), "yellow"))
-            case StageFinished():
-                self._finish(event)
+            case StageFinished() if not self._all_reused:
+                self.say(outcome(event), "dim" if event.reused else "green")
 
-    def _started(self, stage: str, method: str) -> Running:
-        return Running(stage, method, self._clock(), self._estimates.get(stage))
-
-    def _finish(self, event: StageFinished) -> None:
-        self._running, self._since = None, self._clock()
-        self.finished[event.stage] = event
-        if not self._all_reused:
-            self.say(outcome(event), "dim" if event.reused else "green")
-
-    def _take_up(self, event: Doing) -> None:
-        first = not self._doing
-        if event.what != self._doing:
-            self._doing, self._since = event.what, self._clock()
-        if not self._live and (first or self._clock() - self._spoke >= self._every):
-            self.say(event.what)
-
-    def _stopping(self) -> str:
-        if self._running and self._running.last:
-            return "stopping after this step; press Ctrl-C again to stop at once and lose the step"
-        return "stopping; press Ctrl-C again to stop at once"
-
-    def _heard(self, event: Metrics) -> None:
-        if self._running is None or self._running.stage != event.stage:
-            self._running = self._started(event.stage, "")
-        self._running.heard(event, self._clock())
-        if not self._live and self._clock() - self._spoke >= self._every:
-            self.say(self._now(self._running))
+    def _is_time(self) -> bool:
+        """Return whether a line is due where nothing can be redrawn."""
+        return not self._live and self._clock() - self._spoke >= self._every
 
     def _now(self, running: Running, word: str = "") -> str:
-        facts = [running.progress, *running.figures, *([] if word else self._times())]
+        facts = [running.progress, *running.figures, *([] if word else self._progress.times())]
         return f"{running.stage}: {', '.join(fact for fact in [word, *facts] if fact)}"
-
-    def _times(self) -> list[str]:
-        """Say how long the running stage still takes, and the whole run."""
-        running, now = self._running, self._clock()
-        ended = {*self.finished, *([running.stage] if running else [])}
-        later = [stage for stage in self._stages if stage not in ended]
-        left = running.seconds_left(now) if running else 0.0
-        whole = whole_left(left, later, self._estimates) if later else None
-        return [
-            *([f"{ticking(left)} left"] if running and left is not None else []),
-            *([f"whole run: {ticking(whole)} left"] if whole is not None else []),
-        ]
 
     def frame(self) -> RenderableType:
         """Draw the running stage: where it stands in the recipe, how far it is, its figures and times."""
         if KEY in self._keys():
             self._sample_shown = not self._sample_shown
-        width = self._terminal.width
-        lines = self._stage_lines(self._running, width) if self._running else self._waiting_lines(width)
-        if self._sample:
-            lines += self._sample_lines(self._sample, width)
+        width, running = self._terminal.width, self._progress.running
+        waiting = [Text(fitting(self._progress.waiting() or [""], width), style="dim")]
+        lines = self._stage_lines(running, width) if running else waiting
+        if self._progress.sample:
+            lines += self._sample_lines(self._progress.sample, width)
         return Group(*lines)
 
-    def _waiting_lines(self, width: int) -> list[Text]:
-        what = self._doing or ("starting the next stage" if self._stages and self.finished else "")
-        facts = [what, ticking(self._clock() - self._since), *self._times()] if what else [""]
-        return [Text(_fitting(facts, width), style="dim")]
-
     def _stage_lines(self, running: Running, width: int) -> list[Text]:
-        head = f"{self._place(running.stage)}{running.stage} {running.method} {running.progress}".rstrip()
-        spent = ticking(self._clock() - running.since)
-        lines = [Text(_fitting([head, *(self._times() or [spent])], width), style="bold")]
+        now = self._clock()
+        facts = [self._progress.head(running), *(self._progress.times() or [ticking(now - running.since)])]
+        lines = [Text(fitting(facts, width), style="bold")]
         if running.phase:
-            facts = [running.phase, ticking(self._clock() - running.heard_at)]
-            lines.append(Text(_fitting(facts, width), style="dim"))
+            lines.append(Text(fitting([running.phase, ticking(now - running.heard_at)], width), style="dim"))
         elif running.last and running.last.of:
             lines.append(Text(self._bar(running.last.step / running.last.of, min(60, width)), style="blue"))
         if figures := running.drawn(width, BLOCKS if self._unicode else ASCII_BLOCKS):
-            lines.append(Text(_fitting(figures, width)))
+            lines.append(Text(fitting(figures, width)))
             lines[-1].highlight_regex(TREND, "cyan")
         return lines
 
     def _sample_lines(self, sample: Sample, width: int) -> list[Text]:
         """Show a sample, or that there is one."""
         if not self._sample_shown:
-            return [Text(_fitting([f"{KEY}: show the last sample"], width), style="dim")]
+            return [Text(fitting([f"{KEY}: show the last sample"], width), style="dim")]
         cells = [(name, value if isinstance(value, str) else number(value)) for name, value in sample.row.items()]
         rows = [(name, plain(" ".join(value.split()))) for name, value in cells]
         return [Text(f"{sample.stage}: last sample", style="dim"), *map(Text, table(rows, width)[:LINES])]
@@ -224,35 +161,16 @@ class Console:
         done = round(min(1.0, share) * width)
         return full * done + rest * (width - done)
 
-    def _place(self, stage: str) -> str:
-        if stage not in self._stages:
-            return ""
-        return f"[{self._stages.index(stage) + 1} of {len(self._stages)}] "
-
     def closing(self, width: int | None, base: Path) -> list[str]:
         """Return the lines of the result: a table of the stages, and all warnings again."""
-        rows = [result_row(event, base) for event in self.finished.values()]
+        rows = [result_row(event, base) for event in self._progress.finished.values()]
         lines = table(rows, width, ("stage", "made", "time", "lies in", "before -> after"))
-        warnings = [("warning:", about(event)) for event in self.warnings]
+        warnings = [("warning:", about(event)) for event in self._progress.warnings]
         return [*lines, *table(warnings, width)]
 
 
 def _counted(stages: int) -> str:
     return "the stage is" if stages == 1 else f"all {stages} stages are"
-
-
-def ticking(seconds: float) -> str:
-    """Write a duration that is redrawn all the time: no parts of seconds."""
-    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
-
-
-def _fitting(facts: Sequence[str], width: int) -> str:
-    """Put facts on one line, as many as fit."""
-    line = facts[0][:width]
-    for fact in facts[1:]:
-        if len(line) + 2 + len(fact) <= width:
-            line = f"{line}  {fact}"
-    return line
 
 
 def about(event: Warned) -> str:

@@ -1,14 +1,14 @@
 """How far a run is: the stage that runs now, its figures so far, and the time that is left."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
 
-from alignkit.contract.events import Estimated, Metrics
+from alignkit.contract.events import Doing, Estimated, Event, Metrics, Sample, StageFinished, StageStarted, Warned
 from alignkit.show.metrics import telling
-from alignkit.text import number
+from alignkit.text import duration, number, plain
 
 MOST = 24
 """Points of a trend, at most; an even number."""
@@ -104,7 +104,7 @@ class Running:
         within = now - self.heard_at
         if steps:
             return steps - min(within, pace) + self._around()
-        return max(0.0, self._around() - within)
+        return max(0.0, self._around() - within) if self.estimate else None
 
     def _pace(self) -> float | None:
         """Judge by the steps since the first one that was seen, as a resumed stage does not start at one."""
@@ -134,8 +134,94 @@ class Running:
         return [f"{figure} {trend}".rstrip() for figure, trend in zip(figures, trends, strict=False)]
 
 
-def whole_left(running: float | None, stages: Iterable[str], estimates: Mapping[str, Estimated]) -> float | None:
-    """Return the seconds that the running stage and the stages after it take; None where one of them is unknown."""
-    later = [estimates.get(stage) for stage in stages]
-    known = [one.seconds for one in later if one]
-    return running + sum(known) if running is not None and len(known) == len(later) else None
+@dataclass
+class Progress:
+    """A run as far as its events tell, for whoever shows it."""
+
+    stages: Sequence[str]
+    """Those that are wanted, in order."""
+    clock: Callable[[], float]
+    running: Running | None = None
+    doing: str = ""
+    """What is done before a stage begins."""
+    since: float = field(init=False)
+    """When that began."""
+    sample: Sample | None = None
+    finished: dict[str, StageFinished] = field(default_factory=dict)
+    warnings: list[Warned] = field(default_factory=list)
+    _estimates: dict[str, Estimated] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.since = self.clock()
+
+    def hear(self, event: Event) -> None:
+        """Take notice of an event."""
+        match event:
+            case StageStarted():
+                self._begin(event.stage, event.method)
+            case Metrics():
+                if self.running is None or self.running.stage != event.stage:
+                    self._begin(event.stage, "")
+                assert self.running
+                self.running.heard(event, self.clock())
+            case Sample():
+                self.sample = event
+            case Doing() if event.what != self.doing:
+                self.doing, self.since = event.what, self.clock()
+            case Estimated():
+                self._estimates[event.stage] = event
+            case Warned():
+                self.warnings.append(event)
+            case StageFinished():
+                self.running, self.since = None, self.clock()
+                self.finished[event.stage] = event
+
+    def _begin(self, stage: str, method: str) -> None:
+        self.running, self.doing = Running(stage, method, self.clock(), self._estimates.get(stage)), ""
+
+    def head(self, running: Running) -> str:
+        """Say which stage runs and how far it is: `[4 of 5] align ppo 12/24`."""
+        place = (
+            f"[{self.stages.index(running.stage) + 1} of {len(self.stages)}]" if running.stage in self.stages else ""
+        )
+        return " ".join(filter(None, [place, running.stage, running.method, running.progress]))
+
+    def waiting(self) -> list[str]:
+        """Say what is done while no stage runs; nothing where all are finished."""
+        what = self.doing or ("starting the next stage" if len(self.finished) < len(self.stages) else "")
+        return [what, ticking(self.clock() - self.since), *self.times()] if what else []
+
+    def times(self) -> list[str]:
+        """Say how long the running stage still takes, and the whole run, as far as that is known."""
+        left = self.running.seconds_left(self.clock()) if self.running else 0.0
+        of_stage = [f"{ticking(left)} left"] if self.running and left is not None else []
+        if left is None or not (later := self._later()):
+            return of_stage
+        known = [self._estimates[stage].seconds for stage in later if stage in self._estimates]
+        return [*of_stage, f"whole run: {ticking(left + sum(known))} left"] if len(known) == len(later) else of_stage
+
+    def _later(self) -> list[str]:
+        """List the stages that have not begun."""
+        begun = {*self.finished, *([self.running.stage] if self.running else [])}
+        return [stage for stage in self.stages if stage not in begun]
+
+    def stopping(self) -> str:
+        """Say what a signal does."""
+        if self.running and self.running.last:
+            return "stopping after this step; press Ctrl-C again to stop at once and lose the step"
+        return "stopping; press Ctrl-C again to stop at once"
+
+
+def ticking(seconds: float) -> str:
+    """Write a duration that is redrawn all the time: no parts of seconds."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+def fitting(facts: Sequence[str], width: int) -> str:
+    """Put facts on one line, as many as fit, and nothing that a terminal acts on."""
+    first, *others = map(plain, facts)
+    line = first[:width]
+    for fact in others:
+        if len(line) + 2 + len(fact) <= width:
+            line = f"{line}  {fact}"
+    return line

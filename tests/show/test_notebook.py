@@ -1,0 +1,75 @@
+"""A run in a notebook: what stands under its cells."""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from alignkit.show.notebook import in_notebook
+
+PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
+
+RECIPE = """
+name = "light"
+seed = 1
+[stage.first]
+method = "count"
+count.steps = 20
+count.seconds = 0.05
+[stage.second]
+method = "shout"
+"""
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Run a notebook, and return its cells with what stands under them."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "light.toml").write_text(RECIPE)
+    (folder / "broken.py").write_text("import nothing_of_that_name")
+    codes = [
+        f"import alignkit\nrun = alignkit.run_recipe('light.toml', plugins=[{str(PLUGIN)!r}, 'broken.py'])",
+        "run",
+        "run.stage('first').results[0].after",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
+    client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(folder)}})
+    updates: list[str] = []
+    process = client.process_message
+
+    def noting(message: Any, *more: Any) -> Any:
+        if message["msg_type"] == "update_display_data":
+            updates.append(message["content"]["data"]["text/plain"])
+        return process(message, *more)
+
+    client.process_message = noting  # type: ignore[method-assign]
+    client.execute()
+    notebook.metadata["updates"] = updates
+    return [*notebook.cells, updates]
+
+
+def shown(cell: Any) -> list[str]:
+    """Return the plain texts under a cell."""
+    return [output["data"]["text/plain"] for output in cell["outputs"]]
+
+
+def test_a_run_has_a_line_for_each_stage_and_tells_warnings(cells: list[Any]) -> None:
+    warning, *stages = shown(cells[0])
+
+    problem = "the plugin broken.py cannot be loaded (ModuleNotFoundError: No module named 'nothing_of_that_name')"
+    assert warning == f"warning: first: {problem}; correct it, or leave -p out"
+    assert [line.split(" in ")[0] for line in stages] == ["first: done, Text", "second: done, Text"]
+
+
+def test_a_line_is_written_anew_while_its_stage_runs(cells: list[Any]) -> None:
+    updates = cells[-1]
+
+    steps = [line for line in updates if line.startswith("[1 of 2] first count ")]
+    assert len(steps) > 1
+    assert len(set(steps)) == len(steps)
+
+
+def test_outside_of_a_notebook_nothing_is_shown() -> None:
+    assert not in_notebook()
