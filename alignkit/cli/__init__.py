@@ -64,6 +64,7 @@ for command in (
     looking.check,
     looking.data,
     running.compare,
+    looking.watch,
     looking.methods,
     authoring.init,
     authoring.schema,

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,16 @@ from alignkit.cli.options import (
     pinned_plan,
     planned,
 )
-from alignkit.cli.printing import bold, print_json, print_lines, print_painted, print_problems, width
+from alignkit.cli.printing import (
+    bold,
+    print_json,
+    print_lines,
+    print_painted,
+    print_problems,
+    print_results,
+    printer,
+    width,
+)
 from alignkit.cli.running import run_and_show
 from alignkit.errors import AlignkitError, RecipeError, StageError
 from alignkit.text import short, size, table
@@ -30,6 +40,7 @@ from alignkit.text import short, size, table
 if TYPE_CHECKING:
     from alignkit.estimate.examination import Examination
     from alignkit.sources.audit import Audit
+    from alignkit.store.runs import KeptRun
 
 
 @click.command()
@@ -204,6 +215,49 @@ def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Pa
     wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
     folders = [rundir.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
     return [folder for folder in folders if folder.is_dir()]
+
+
+@click.command()
+@click.argument("run", metavar="[RUN]", required=False)
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
+def watch(run: str | None, runs: Path, as_json: bool) -> None:
+    """Follow RUN as its own terminal shows it, and end with its exit status. RUN is a folder, or its name under the
+    folder of results (a recipe's name for its last run); unset: the run that began last."""
+    from alignkit.contract.events import Stopping
+    from alignkit.run.event_log import RunClock, check_end, followed
+    from alignkit.show.console import Console
+    from alignkit.store.runs import KeptRun
+
+    kept = run_called(run, runs)
+    click.echo(bold(f"watching {kept.id} ({kept.state})"), err=True)
+    clock, stages = RunClock(), [stage.name for stage in kept.stages if stage.wanted]
+    past = None if kept.state == "running" else StringIO()  # of what is over, the result alone is shown
+    console = Console(stages, past, clock)
+    try:
+        with console:
+            for at, event in followed(kept.folder):
+                if as_json:
+                    printer(sys.stdout)(event)
+                with clock.at(at):
+                    console.say("the run is asked to stop") if isinstance(event, Stopping) else console(event)
+            check_end(KeptRun(kept.folder))
+    except AlignkitError:
+        print_results(console, kept.folder, err=True)
+        raise
+    print_results(console, kept.folder, err=as_json)
+
+
+def run_called(name: str | None, runs: Path) -> "KeptRun":
+    """Return the run of a name or in a folder; without one, the run that began last."""
+    from alignkit.store.runs import kept_runs, open_run
+
+    if name:
+        return open_run(runs / name if (runs / name).is_dir() else name)
+    last = max(kept_runs(runs), key=lambda kept: kept.began, default=None)
+    if last is None:
+        raise RecipeError("no run is kept here", str(runs), "name another folder with --runs")
+    return last
 
 
 def print_examination(found: "Examination", as_json: bool) -> None:

@@ -33,9 +33,11 @@ def print_problems(error: AlignkitError) -> None:
 
 
 def printer(file: TextIO) -> Callable[["Event"], None]:
+    """Return what prints events as JSON Lines; numbers that JSON does not have become null."""
     from alignkit.contract.events import to_json
+    from alignkit.store.journal import finite
 
-    return lambda event: click.echo(json.dumps(to_json(event), ensure_ascii=False), file=file)
+    return lambda event: click.echo(json.dumps(finite(to_json(event)), ensure_ascii=False), file=file)
 
 
 def print_json(value: object) -> None:

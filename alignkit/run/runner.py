@@ -17,6 +17,7 @@ from alignkit.estimate import preflight
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
+from alignkit.run.event_log import EventLog
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.gates import check_gates, doubts
@@ -29,6 +30,7 @@ from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
 from alignkit.show.notebook import NotebookView, in_notebook
+from alignkit.show.result_page import result_page
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
@@ -70,7 +72,7 @@ class StageResult:
     artifact: Artifact
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run made, or found made."""
 
@@ -78,6 +80,13 @@ class RunResult:
     folder: Path
     """Where the run is kept: its recipe, its plan, its report."""
     stages: tuple[StageResult, ...]
+
+    def __repr__(self) -> str:
+        return f"<run of {self.recipe}: {', '.join(stage.name for stage in self.stages)}; {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return result_page(KeptRun(self.folder))
 
     def stage(self, name: str) -> StageResult:
         """Return one stage's result. Raises StageError where no stage of that name was wanted."""
@@ -186,7 +195,8 @@ def run_plan(
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, record], record.folder / rundir.OBSERVERS).tell
+        watching: list[Observer] = [*observers, EventLog(record.folder), record]
+        tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
         hashes = FileHashes(rundir.file_hashes(folder))
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())

@@ -26,8 +26,8 @@ ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.jso
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
 RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
-OBSERVERS = "observers.log"
-"""In a run's folder: what observers have raised."""
+EVENTS, OBSERVERS = "events.jsonl", "observers.log"
+"""In a run's folder: what it has told, and what observers have raised."""
 LATEST = "latest"
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""

@@ -160,7 +160,7 @@ def test_a_plan_in_json_says_all(alignkit: Alignkit) -> None:
         "makes": "Text",
         "inputs": {"text": ["first"]},
         "inferred": ["text"],
-        "settings": {"mark": "!"},
+        "settings": {"mark": "!", "seconds": 0.0},
         "standing_by": [],
         "gates": {},
         "seed": 0,

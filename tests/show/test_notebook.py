@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from alignkit import run_recipe
 from alignkit.show.notebook import in_notebook
 
 PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
@@ -20,6 +21,25 @@ count.steps = 20
 count.seconds = 0.05
 [stage.second]
 method = "shout"
+"""
+
+TAGS = """
+from alignkit import Settings, Stage, Text, hookimpl, method
+
+class TagSettings(Settings):
+    'None.'
+
+@method("tags")
+def tags(settings: TagSettings, stage: Stage) -> Text:
+    'Show tags.'
+    stage.warn("odd <b>", "mend it")
+    for number in range(9):
+        stage.sample({"prompt": "<i>", "before": "plain", "after": "<script>alert(1)</script>", "reward": 0.5})
+    return stage.save_rows(Text, [{"text": "a row"}])
+
+@hookimpl
+def alignkit_methods():
+    return [tags]
 """
 
 
@@ -69,6 +89,29 @@ def test_a_line_is_written_anew_while_its_stage_runs(cells: list[Any]) -> None:
     steps = [int(line.split()[5].partition("/")[0]) for line in updates if line.startswith("[1 of 2] first count ")]
     assert len(steps) > 1
     assert steps == sorted(steps)
+
+
+def test_what_a_run_came_to_is_a_table_with_its_warnings(cells: list[Any]) -> None:
+    html = cells[1]["outputs"][0]["data"]["text/html"]
+
+    assert '<td style="text-align: left">steps 0 -&gt; 20' in html
+    assert "<strong>light</strong>: finished." in html
+    assert len(shown(cells[1])[0]) < 250
+
+
+def test_answers_from_before_and_after_are_shown_and_nothing_of_them_is_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tags.py").write_text(TAGS)
+    Path("tags.toml").write_text('name = "tags"\n[stage.only]\nmethod = "tags"\n')
+
+    html = run_recipe("tags.toml", plugins=["tags.py"], inline=True)._repr_html_()
+
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "warning: only: odd &lt;b&gt;; mend it" in html
+    assert html.count("<tr>") == 2 + 1 + 3
+    assert "<script>" not in html
 
 
 def test_outside_of_a_notebook_nothing_is_shown() -> None:
