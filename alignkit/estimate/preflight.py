@@ -108,7 +108,7 @@ def preflight(desk: Desk, on: Sharing = ALONE, doing: Callable[[str], None] = la
     chats, disk = Chats(desk), 0.0
     wanted = [stage for stage in desk.plan.stages if stage.wanted]
     for number, stage in enumerate(wanted, start=1):
-        doing(f"checking rows, model and memory of stage {number} of {len(wanted)}: {stage.name}")
+        doing(f"checking model and memory ({number} of {len(wanted)}): {stage.name}")
         if not _take(found, stage, chats):
             continue
         try:

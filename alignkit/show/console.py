@@ -19,7 +19,7 @@ from alignkit.show.colours import console_on, painted
 from alignkit.show.keys import pressed
 from alignkit.show.metrics import achieved
 from alignkit.show.planned import show_plan
-from alignkit.show.progress import ASCII_BLOCKS, BLOCKS, Progress, Running, fitting, ticking
+from alignkit.show.progress import ASCII_BLOCKS, BLOCKS, NARROWEST, Progress, Running, fitting, ticking
 from alignkit.store.results import latest
 from alignkit.text import duration, line_width, number, plain, short, table
 
@@ -87,7 +87,8 @@ class Console:
     def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str]) -> None:
         """Show the plan, or in a line that nothing of it is left to do."""
         wanted = [stage.name for stage in plan.stages if stage.wanted]
-        if all(states[name].startswith("finished") for name in wanted):
+        self._progress.reusable = [name for name in wanted if states[name].startswith("finished")]
+        if self._progress.reusable == wanted:
             self.say(f"nothing to run: {_counted(len(wanted))} finished, and reused")
             for name, remark in remarks.items():
                 self.say(f"{name}: {remark}")
@@ -135,13 +136,17 @@ class Console:
         return Group(*lines)
 
     def _stage_lines(self, running: Running, width: int) -> list[Text]:
-        now = self._clock()
-        facts = [self._progress.head(running), *(self._progress.times() or [ticking(now - running.since)])]
+        now, of_run = self._clock(), self._progress.of_run()
+        facts = [self._progress.head(running), *(self._progress.of_stage() or [ticking(now - running.since)])]
         lines = [Text(fitting(facts, width), style="bold")]
         if running.phase:
-            lines.append(Text(fitting([running.phase, ticking(now - running.heard_at)], width), style="dim"))
+            facts = [running.phase, ticking(now - running.heard_at), *of_run]
+            lines.append(Text(fitting(facts, width), style="dim"))
         elif running.last and running.last.of:
-            lines.append(Text(self._bar(running.last.step / running.last.of, min(60, width)), style="blue"))
+            told = "".join(f"  {fact}" for fact in of_run)
+            room = min(60, width - len(told))
+            bar = self._bar(running.last.step / running.last.of, room if room >= NARROWEST else width)
+            lines.append(Text.assemble((bar, "blue"), (told if room >= NARROWEST else "", "dim")))
         if figures := running.drawn(width, BLOCKS if self._unicode else ASCII_BLOCKS):
             lines.append(Text(fitting(figures, width)))
             lines[-1].highlight_regex(TREND, "cyan")

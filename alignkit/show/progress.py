@@ -1,9 +1,9 @@
 """How far a run is: the stage that runs now, its figures so far, and the time that is left."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from statistics import fmean
 
 from alignkit.contract.events import Doing, Estimated, Event, Metrics, Sample, StageFinished, StageStarted, Warned
@@ -16,6 +16,8 @@ BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 """What a trend is drawn with, from its lowest value to its highest."""
 SHOWN, DRAWN = 5, 3
 """Figures that are shown at once, at most, and those of them whose trends are drawn."""
+NARROWEST = 8
+"""Characters of a trend; where there is room for fewer, fewer figures are drawn."""
 
 
 @dataclass
@@ -37,9 +39,10 @@ class Trend:
 
     def drawn(self, room: int, blocks: str = BLOCKS) -> str:
         """Draw it in so many characters at most, its lowest point as the lowest block."""
-        points = self.points
-        while len(points) > max(room, 1):
-            points = _halved(points)
+        points, room = self.points, max(room, 1)
+        if len(points) > room:
+            ends = [number * len(points) // room for number in range(room + 1)]
+            points = [fmean(points[begin:end]) for begin, end in pairwise(ends)]
         finite = [point for point in points if math.isfinite(point)]
         if len(finite) < 2 or room < 2:
             return ""
@@ -106,6 +109,13 @@ class Running:
             return steps - min(within, pace) + self._around()
         return max(0.0, self._around() - within) if self.estimate else None
 
+    def seconds_in_all(self, now: float) -> float | None:
+        """Return how long it takes from its beginning to its end, by its steps; None where there were too few."""
+        left = self.seconds_left(now)
+        if left is None or self.last is None or self._pace() is None:
+            return None
+        return self.last.seconds + (now - self.heard_at) + left
+
     def _pace(self) -> float | None:
         """Judge by the steps since the first one that was seen, as a resumed stage does not start at one."""
         if self.first is None or self.last is None:
@@ -128,10 +138,11 @@ class Running:
     def drawn(self, width: int, blocks: str) -> list[str]:
         """Return the figures, those that tell most with their trends, of which a line of that width has room for."""
         figures = self.figures
-        room = (width - sum(len(figure) + 3 for figure in figures[:DRAWN])) // DRAWN
-        names = [name for name, _ in telling(self.last.values)] if self.last else []
-        trends = [self.trends[name].drawn(room, blocks) if name in self.trends else "" for name in names]
-        return [f"{figure} {trend}".rstrip() for figure, trend in zip(figures, trends, strict=False)]
+        rooms = {n: (width - sum(len(figure) + 3 for figure in figures[:n])) // n for n in range(DRAWN, 0, -1)}
+        count = next((n for n, room in rooms.items() if room >= NARROWEST), 0)
+        names = [name for name, _ in telling(self.last.values)][:count] if self.last else []
+        trends = [self.trends.get(name, Trend()).drawn(rooms[count], blocks) for name in names]
+        return [f"{figure} {trend}".rstrip() for figure, trend in zip_longest(figures, trends, fillvalue="")]
 
 
 @dataclass
@@ -147,6 +158,8 @@ class Progress:
     since: float = field(init=False)
     """When that began."""
     sample: Sample | None = None
+    reusable: Collection[str] = ()
+    """Stages that need not run."""
     finished: dict[str, StageFinished] = field(default_factory=dict)
     warnings: list[Warned] = field(default_factory=list)
     _estimates: dict[str, Estimated] = field(default_factory=dict)
@@ -193,17 +206,34 @@ class Progress:
 
     def times(self) -> list[str]:
         """Say how long the running stage still takes, and the whole run, as far as that is known."""
-        left = self.running.seconds_left(self.clock()) if self.running else 0.0
-        of_stage = [f"{ticking(left)} left"] if self.running and left is not None else []
-        if left is None or not (later := self._later()):
-            return of_stage
-        known = [self._estimates[stage].seconds for stage in later if stage in self._estimates]
-        return [*of_stage, f"whole run: {ticking(left + sum(known))} left"] if len(known) == len(later) else of_stage
+        return [*self.of_stage(), *self.of_run()]
 
-    def _later(self) -> list[str]:
-        """List the stages that have not begun."""
-        begun = {*self.finished, *([self.running.stage] if self.running else [])}
-        return [stage for stage in self.stages if stage not in begun]
+    def of_stage(self) -> list[str]:
+        """Say how long the running stage still takes, if that is known."""
+        left = self.running.seconds_left(self.clock()) if self.running else None
+        return [] if left is None else [f"{ticking(left)} left"]
+
+    def of_run(self) -> list[str]:
+        """Say how long the whole run still takes, if more than the running stage is left of it and that is known.
+
+        Estimates are corrected by how long the stages before took that were estimated, too.
+        """
+        begun = {*self.finished, *self.reusable, *([self.running.stage] if self.running else [])}
+        later = [self._estimates.get(stage) for stage in self.stages if stage not in begun]
+        known = [one.seconds for one in later if one]
+        left = self.running.seconds_left(self.clock()) if self.running else 0.0
+        if not later or len(known) < len(later) or left is None:
+            return []
+        return [f"whole run: {ticking(left + sum(known) * self._slower())} left"]
+
+    def _slower(self) -> float:
+        """Return how many times as long as estimated stages take."""
+        taken = {stage.stage: stage.seconds for stage in self.finished.values() if not stage.reused}
+        if self.running and (total := self.running.seconds_in_all(self.clock())):
+            taken[self.running.stage] = total
+        estimated = sum(self._estimates[stage].seconds for stage in taken if stage in self._estimates)
+        measured = sum(seconds for stage, seconds in taken.items() if stage in self._estimates)
+        return measured / estimated if estimated else 1.0
 
     def stopping(self) -> str:
         """Say what a signal does."""

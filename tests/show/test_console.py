@@ -21,7 +21,7 @@ from alignkit.contract.events import (
 from alignkit.show.colours import painted
 from alignkit.show.console import Console
 from alignkit.show.metrics import achieved, telling
-from alignkit.show.progress import ASCII_BLOCKS, MOST, Running, Trend
+from alignkit.show.progress import ASCII_BLOCKS, MOST, Progress, Running, Trend
 from alignkit.text import duration, number, size
 
 FOLDER = "/somewhere/runs/stages/align-f8d922c0"
@@ -174,13 +174,13 @@ def test_a_terminal_shows_place_progress_time_left_and_figures(monkeypatch: pyte
 def test_a_narrow_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     console = drawn(monkeypatch, columns=24, encoding="utf-8")
 
-    assert console == ["[3 of 4] align ppo 30/60", "━" * 12 + "─" * 12, "reward 0.5  KL 2  loss 1"]
+    assert console == ["[3 of 4] align ppo 30/60", "━" * 12 + "─" * 12, "reward 0.5 ▁▁  KL 2"]
 
 
 def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     console = drawn(monkeypatch, columns=40, encoding="ascii")
 
-    assert console[1:] == ["#" * 20 + "-" * 20, "reward 0.5 __  KL 2 __  loss 1 __"]
+    assert console[1:] == ["#" * 20 + "-" * 20, "reward 0.5 __  KL 2 __  loss 1"]
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, encoding: str, sample: bool = False) -> list[str]:
@@ -297,9 +297,28 @@ def test_a_terminal_shows_the_time_left_of_the_whole_run() -> None:
         console(event)
 
     assert lines_of(console) == [
-        "[1 of 2] align ppo  1 min 00 s left  whole run: 1 min 30 s left",
-        "opening models and rows  0 s",
+        "[1 of 2] align ppo  1 min 00 s left",
+        "opening models and rows  0 s  whole run: 1 min 30 s left",
     ]
+
+
+def test_what_is_left_of_the_whole_run_is_corrected_by_how_long_stages_take() -> None:
+    console = Console(["align", "scores"], io.StringIO(), Clock())
+
+    console(Estimated("align", 100.2, 80.0))
+    console(Estimated("scores", 30.0, 0.0))
+    console(finished())
+
+    assert lines_of(console) == ["starting the next stage  0 s  whole run: 1 min 00 s left"]
+
+
+def test_a_stage_that_need_not_run_takes_no_time() -> None:
+    progress = Progress(["align", "scores"], Clock(), reusable=["scores"])
+
+    progress.hear(Estimated("align", 60.0, 40.0))
+    progress.hear(started())
+
+    assert progress.times() == ["1 min 00 s left"]
 
 
 def test_the_whole_run_is_not_told_where_a_stage_is_not_estimated() -> None:
