@@ -167,7 +167,7 @@ def test_a_plan_in_json_says_all(alignkit: Alignkit) -> None:
         "makes": "Text",
         "inputs": {"text": ["first"]},
         "inferred": ["text"],
-        "settings": {"mark": "!", "seconds": 0.0},
+        "settings": {"mark": "!"},
         "standing_by": [],
         "gates": {},
         "seed": 0,

@@ -84,18 +84,15 @@ def _fail(how: How, stage: Stage) -> None:
 
 
 class ShoutSettings(Settings):
-    """How to shout."""
+    """Shouting has one setting."""
 
     mark: str = "!"
-    seconds: float = 0.0
-    """Time to breathe."""
 
 
 @method("shout")
 def shout(settings: ShoutSettings, stage: Stage, *, text: Text) -> Text:
     """Say it louder."""
     print("shouting to standard output")
-    time.sleep(settings.seconds)
     return stage.save_rows(Text, [{"text": row["text"].upper() + settings.mark} for row in text.train()])
 
 

@@ -14,6 +14,23 @@ PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
 SHOUT = '[stage.second]\nmethod = "shout"\n'
 STEPS = '[stage.first]\nmethod = "count"\ncount.steps = {steps}\ncount.seconds = {seconds}\n' + SHOUT
+BREATHE = """
+import time
+from alignkit import Settings, Stage, Text, hookimpl, method
+
+class BreatheSettings(Settings):
+    'None.'
+
+@method("breathe")
+def breathe(settings: BreatheSettings, stage: Stage, *, text: Text) -> Text:
+    'Take a minute.'
+    time.sleep(60)
+    return stage.save_rows(Text, list(text.train()))
+
+@hookimpl
+def alignkit_methods():
+    return [breathe]
+"""
 NAP = '[stage.first]\nmethod = "nap"\nnap.stepped = true\n'
 
 
@@ -65,7 +82,9 @@ def test_a_rerun_that_changes_nothing_says_so_in_a_line(tmp_path: Path) -> None:
 
 
 def test_a_key_shows_the_last_sample_and_the_terminal_is_left_as_it_was(tmp_path: Path) -> None:
-    with running(tmp_path, STEPS.format(steps=3, seconds=0) + "shout.seconds = 60\n") as terminal:
+    (tmp_path / "breathe.py").write_text(BREATHE)
+    stages = STEPS.format(steps=3, seconds=0).replace("shout", "breathe")
+    with running(tmp_path, stages, options=("-p", "breathe.py")) as terminal:
         before = terminal.mode()
         terminal.wait_for("s: show the last sample")
         within = terminal.mode()
