@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -57,6 +58,8 @@ class Console:
         self._sample_shown = False
         self._all_reused = False
         self._spoke = clock()
+        self._lock = Lock()
+        """A terminal is redrawn by a thread of its own."""
         self._resources = ExitStack()
         self._keys: Callable[[], str] = str
         live = self._file.isatty() and not self._terminal.is_dumb_terminal and not quiet
@@ -101,7 +104,8 @@ class Console:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         waited = bool(self._progress.doing)
-        self._progress.hear(event)
+        with self._lock:
+            self._progress.hear(event)
         match event:
             case StageStarted():
                 self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
@@ -128,12 +132,14 @@ class Console:
         """Draw the running stage: where it stands in the recipe, how far it is, its figures and times."""
         if KEY in self._keys():
             self._sample_shown = not self._sample_shown
-        width, running = self._terminal.width, self._progress.running
-        waiting = [Text(fitting(self._progress.waiting() or [""], width), style="dim")]
-        lines = self._stage_lines(running, width) if running else waiting
-        if self._progress.sample:
-            lines += self._sample_lines(self._progress.sample, width)
-        return Group(*lines)
+        width = self._terminal.width
+        with self._lock:
+            running, sample = self._progress.running, self._progress.sample
+            lines = self._stage_lines(running, width) if running else self._waiting_lines(width)
+            return Group(*lines, *(self._sample_lines(sample, width) if sample else []))
+
+    def _waiting_lines(self, width: int) -> list[Text]:
+        return [Text(fitting(self._progress.waiting() or [""], width), style="dim")]
 
     def _stage_lines(self, running: Running, width: int) -> list[Text]:
         now, of_run = self._clock(), self._progress.of_run()

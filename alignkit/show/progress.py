@@ -16,6 +16,7 @@ BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 """What a trend is drawn with, from its lowest value to its highest."""
 SHOWN, DRAWN = 5, 3
 """Figures that are shown at once, at most, and those of them whose trends are drawn."""
+ENDLESS = 1e300
 NARROWEST = 8
 """Characters of a trend; where there is room for fewer, fewer figures are drawn."""
 
@@ -30,7 +31,7 @@ class Trend:
     """Of a point."""
 
     def add(self, value: float) -> None:
-        self._open.append(value)
+        self._open.append(value if abs(value) < ENDLESS else math.nan)  # sums of infinities raise
         if len(self._open) == self._steps:
             self.points.append(fmean(self._open))
             self._open = []

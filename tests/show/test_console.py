@@ -290,6 +290,15 @@ def test_a_trend_is_drawn_between_its_lowest_and_its_highest_value() -> None:
     assert (trend.drawn(9), trend.drawn(9, ASCII_BLOCKS)) == ("▁▂ █", "_. #")
 
 
+def test_a_trend_takes_whatever_a_method_tells() -> None:
+    trend = Trend()
+
+    for value in (1.0, float("inf"), -float("inf"), 1e308, 1e308, float("nan"), 2.0) * MOST:
+        trend.add(value)
+
+    assert set(trend.drawn(12)) <= {" ", *"▁▂▃▄▅▆▇█"}
+
+
 def test_a_terminal_shows_the_time_left_of_the_whole_run() -> None:
     console = Console(["align", "scores"], io.StringIO(), Clock())
 
