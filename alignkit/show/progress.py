@@ -94,7 +94,7 @@ class Running:
     def phase(self) -> str:
         """What the stage does before its first step, and after its last."""
         if self.last is None:
-            return "opening models and rows" if self.estimate and self.estimate.stepping else "working"
+            return "preparing models and rows" if self.estimate and self.estimate.stepping else "working"
         return "measuring and saving" if self.last.step == self.last.of else ""
 
     def seconds_left(self, now: float) -> float | None:

@@ -307,7 +307,7 @@ def test_a_terminal_shows_the_time_left_of_the_whole_run() -> None:
 
     assert lines_of(console) == [
         "[1 of 2] align ppo  1 min 00 s left",
-        "opening models and rows  0 s  whole run: 1 min 30 s left",
+        "preparing models and rows  0 s  whole run: 1 min 30 s left",
     ]
 
 
