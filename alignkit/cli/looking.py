@@ -40,7 +40,6 @@ from alignkit.text import short, size, table
 if TYPE_CHECKING:
     from alignkit.estimate.examination import Examination
     from alignkit.sources.audit import Audit
-    from alignkit.store.runs import KeptRun
 
 
 @click.command()
@@ -218,18 +217,18 @@ def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Pa
 
 
 @click.command()
-@click.argument("run", metavar="[RUN]", required=False)
+@click.argument("run", required=False, default="", metavar="[RUN]")
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
-def watch(run: str | None, runs: Path, as_json: bool) -> None:
-    """Follow RUN as its own terminal shows it, and end with its exit status. RUN is a folder, or its name under the
-    folder of results (a recipe's name for its last run); unset: the run that began last."""
+def watch(run: str, runs: Path, as_json: bool) -> None:
+    """Follow RUN as its own terminal shows it, and end with its exit status. RUN is a recipe's name (its last run) or
+    the folder of a run; unset: the run that began last."""
     from alignkit.contract.events import Stopping
     from alignkit.run.event_log import RunClock, check_end, followed
     from alignkit.show.console import Console
-    from alignkit.store.runs import KeptRun
+    from alignkit.store.runs import KeptRun, find_run
 
-    kept = run_called(run, runs)
+    kept = find_run(run, runs)
     click.echo(bold(f"watching {kept.id} ({kept.state})"), err=True)
     clock, stages = RunClock(), [stage.name for stage in kept.stages if stage.wanted]
     past = None if kept.state == "running" else StringIO()  # of what is over, the result alone is shown
@@ -246,18 +245,6 @@ def watch(run: str | None, runs: Path, as_json: bool) -> None:
         print_results(console, kept.folder, err=True)
         raise
     print_results(console, kept.folder, err=as_json)
-
-
-def run_called(name: str | None, runs: Path) -> "KeptRun":
-    """Return the run of a name or in a folder; without one, the run that began last."""
-    from alignkit.store.runs import kept_runs, open_run
-
-    if name:
-        return open_run(runs / name if (runs / name).is_dir() else name)
-    last = max(kept_runs(runs), key=lambda kept: kept.began, default=None)
-    if last is None:
-        raise RecipeError("no run is kept here", str(runs), "name another folder with --runs")
-    return last
 
 
 def print_examination(found: "Examination", as_json: bool) -> None:

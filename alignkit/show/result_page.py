@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alignkit.show.console import about
 from alignkit.show.metrics import achieved
+from alignkit.show.verdict import verdict_on
 from alignkit.store.runs import KeptRun
 from alignkit.text import duration, number, plain
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 SAMPLES = 3
 """Answers that are shown."""
@@ -18,8 +15,8 @@ LETTERS = 400
 """Of a text, at most."""
 
 
-def result_page(run: KeptRun, lead: "Markup | str" = "") -> str:
-    """Return a run as a piece of HTML; `lead` is what it begins with."""
+def result_page(run: KeptRun) -> str:
+    """Return a run as a piece of HTML, the verdict on it first."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).parent)
@@ -27,7 +24,7 @@ def result_page(run: KeptRun, lead: "Markup | str" = "") -> str:
     page.filters |= {function.__name__: function for function in (about, achieved, cut, duration)}
     text: str = page.get_template("result.html").render(
         run=run,
-        lead=lead,
+        verdict=verdict_on(run),
         stages=[stage for stage in run.stages if stage.wanted],
         warnings=[warning for stage in run.stages for warning in stage.warnings],
         samples=samples_of(run),

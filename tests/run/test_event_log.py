@@ -12,8 +12,7 @@ import psutil
 import pytest
 from terminal import on_terminal
 
-from alignkit import Metrics, RecipeError, StageFinished, StageStarted, run_recipe
-from alignkit.cli.looking import run_called
+from alignkit import Metrics, StageFinished, StageStarted, run_recipe
 from alignkit.run.event_log import EventLog, followed
 from alignkit.store import rundir
 from alignkit.store.runs import open_run
@@ -145,21 +144,3 @@ def test_a_damaged_line_and_one_of_another_version_are_left_out(here: Path) -> N
 
     assert isinstance(last, Metrics)
     assert last.values["loss"] != last.values["loss"]
-
-
-def test_without_a_name_the_run_that_began_last_is_meant() -> None:
-    ended()
-    first = run_called(None, Path("runs"))
-    ended()
-
-    assert first.folder != run_called(None, Path("runs")).folder
-    assert run_called(first.id, Path("runs")).folder == first.folder
-    assert run_called("light", Path("runs")).folder == run_called(None, Path("runs")).folder
-
-
-def test_where_nothing_was_run_nothing_can_be_watched(here: Path) -> None:
-    with pytest.raises(RecipeError) as caught:
-        run_called(None, Path("nowhere"))
-
-    assert str(caught.value) == "nowhere: no run is kept here; name another folder with --runs"
-    assert list(here.iterdir()) == []
