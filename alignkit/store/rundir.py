@@ -5,7 +5,8 @@ stages/finetune-f8d922c0.partial/   where the stage works
 stages/.locks/                      who works on what
 sources/                            sources that had to be written or unpacked
 cache/                              hashes and the like, safe to delete
-rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, report.html
+rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, events.jsonl,
+                                    report.html
 rlhf/latest                         a link to the one that began last
 rlhf-compare/2026-...               a comparison: the same, and comparison.json
 """
