@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignkit.compare.comparison import compare_recipe as compare_recipe
     from alignkit.contract.events import (
+        Doing as Doing,
+        Estimated as Estimated,
         Event as Event,
         Metrics as Metrics,
         Result as Result,
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         StageFailed as StageFailed,
         StageFinished as StageFinished,
         StageStarted as StageStarted,
+        Stopping as Stopping,
         Warned as Warned,
     )
     from alignkit.contract.hookspecs import hookimpl as hookimpl
@@ -102,7 +105,9 @@ if TYPE_CHECKING:
 
 _FROM = {
     "alignkit.compare.comparison": "compare_recipe",
-    "alignkit.contract.events": "Event Metrics Result Rows Sample StageFailed StageFinished StageStarted Warned",
+    "alignkit.contract.events": (
+        "Doing Estimated Event Metrics Result Rows Sample StageFailed StageFinished StageStarted Stopping Warned"
+    ),
     "alignkit.contract.hookspecs": "hookimpl",
     "alignkit.contract.judges": "JudgeClient JudgeFunction JudgeScheme Question Verdict judge judge_scheme",
     "alignkit.contract.kinds": (

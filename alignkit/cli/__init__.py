@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Slow imports stand inside the commands."""
 
+import os
 import signal
 import sys
 from typing import Any
@@ -20,6 +21,8 @@ class Commands(click.Group):
         """Run a command; from the first moment on a signal ends it, or is heeded by what it runs."""
         if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:  # a shell has it ignored by what runs in the background
             signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # bars are redrawn, which a file or a pipe cannot do
         with noting_signals(Stop()) as stop:
             try:
                 with stop.at_once():
@@ -64,6 +67,7 @@ for command in (
     looking.check,
     looking.data,
     running.compare,
+    looking.watch,
     looking.methods,
     authoring.init,
     authoring.schema,

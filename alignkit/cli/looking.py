@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,16 @@ from alignkit.cli.options import (
     pinned_plan,
     planned,
 )
-from alignkit.cli.printing import bold, print_json, print_lines, print_problems, width
+from alignkit.cli.printing import (
+    bold,
+    print_json,
+    print_lines,
+    print_painted,
+    print_problems,
+    print_results,
+    printer,
+    width,
+)
 from alignkit.cli.running import run_and_show
 from alignkit.errors import AlignkitError, RecipeError, StageError
 from alignkit.text import short, size, table
@@ -51,7 +61,7 @@ def plan(recipe: str, again: Sequence[str], machine: str | None, as_json: bool, 
     click.echo(bold(heading(plan, Path.cwd())))
     if machine:
         click.echo(f"on {machine}: {on.told}")
-    print_lines(show_plan(plan, states, remarks, width()))
+    print_painted(show_plan(plan, states, remarks, width()))
 
 
 @click.command()
@@ -204,6 +214,37 @@ def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Pa
     wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
     folders = [rundir.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
     return [folder for folder in folders if folder.is_dir()]
+
+
+@click.command()
+@click.argument("run", required=False, default="", metavar="[RUN]")
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
+def watch(run: str, runs: Path, as_json: bool) -> None:
+    """Follow RUN as its own terminal shows it, and end with its exit status. RUN is a recipe's name (its last run) or
+    the folder of a run; unset: the run that began last."""
+    from alignkit.contract.events import Stopping
+    from alignkit.run.event_log import RunClock, check_end, followed
+    from alignkit.show.console import Console
+    from alignkit.store.runs import KeptRun, find_run
+
+    kept = find_run(run, runs)
+    click.echo(bold(f"watching {kept.id} ({kept.state})"), err=True)
+    clock, stages = RunClock(), [stage.name for stage in kept.stages if stage.wanted]
+    past = None if kept.state == "running" else StringIO()  # of what is over, the result alone is shown
+    console = Console(stages, past, clock)
+    try:
+        with console:
+            for at, event in followed(kept.folder):
+                if as_json:
+                    printer(sys.stdout)(event)
+                with clock.at(at):
+                    console.say("the run is asked to stop") if isinstance(event, Stopping) else console(event)
+            check_end(KeptRun(kept.folder))
+    except AlignkitError:
+        print_results(console, kept.folder, err=True)
+        raise
+    print_results(console, kept.folder, err=as_json)
 
 
 def print_examination(found: "Examination", as_json: bool) -> None:

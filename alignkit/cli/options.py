@@ -47,6 +47,7 @@ AGAIN = click.option(
 
 INLINE = click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
 MACHINE = click.option("--on", "machine", metavar="NAME", help="Use this machine of ./machines.toml.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings, errors and the result alone.")
 OFFLINE = click.option("--offline", is_flag=True, help="Open no connection; use what is on this machine.")
 
 

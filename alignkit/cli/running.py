@@ -16,6 +16,7 @@ from alignkit.cli.options import (
     MACHINE,
     OFFLINE,
     PLUGINS,
+    QUIET,
     RUNS,
     SEED,
     SET,
@@ -25,7 +26,16 @@ from alignkit.cli.options import (
     options,
     pinned_plan,
 )
-from alignkit.cli.printing import bold, print_json, print_lines, print_problems, print_results, printer, width
+from alignkit.cli.printing import (
+    bold,
+    print_json,
+    print_lines,
+    print_painted,
+    print_problems,
+    print_results,
+    printer,
+    width,
+)
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError
 from alignkit.text import plain, short
 
@@ -47,15 +57,15 @@ SETTLED = (RecipeError.status, DataError.status, PluginError.status)
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
 @options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
-@options(INLINE, MACHINE, OFFLINE)
+@options(INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
-def recipe(ctx: click.Context, /, recipe: str, as_json: bool, **words: Any) -> None:
+def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
     """Run RECIPE: a file, or the name of a packaged recipe. Finished stages are reused; the same command resumes."""
-    path, runs, how = announce(recipe), words["runs"], how_of(words)
+    path, runs, how = announce(recipe, quiet), words["runs"], how_of(words)
     plan = pinned_plan(path, how["offline"], **words)
     heard = [printer(sys.stdout)] if as_json else []
-    console, result = run_and_show(ctx, plan, runs, heard=heard, aside=as_json, **how)
+    console, result = run_and_show(ctx, plan, runs, heard=heard, aside=as_json, quiet=quiet, **how)
     print_results(console, result.folder, err=as_json)
 
 
@@ -72,10 +82,10 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, **words: Any) -> N
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
 @options(SET, SEED, RUNS, AGAIN, PLUGINS)
-@options(INLINE, MACHINE, OFFLINE)
+@options(INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
-def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, **words: Any) -> None:
+def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
     under the same seeds, then all are measured on the same held-out prompts."""
     from alignkit.compare.planning import plan_comparison
@@ -93,8 +103,9 @@ def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, 
     from alignkit.store.rundir import report_path
 
     planned = plan_pinned(recipe, asked, offline=how["offline"], **selection)
-    click.echo(bold(show_heading(planned, Path.cwd())), err=True)
-    _, result = run_and_show(ctx, planned.plan, selection["runs"], aside=as_json, **how)
+    if not quiet:
+        click.echo(bold(show_heading(planned, Path.cwd())), err=True)
+    _, result = run_and_show(ctx, planned.plan, selection["runs"], aside=as_json, quiet=quiet, **how)
     found = conclude(planned, result)
     if as_json:
         print_json(as_dict(found))
@@ -113,16 +124,17 @@ def _show_comparison_plan(planned: "ComparisonPlan", runs: Path, again: Sequence
         print_json({**plan_as_dict(planned), "plan": as_dict(planned.plan, states)})
         return
     click.echo(bold(show_heading(planned, Path.cwd())))
-    print_lines(show_plan(planned.plan, states, remarks, width()))
+    print_painted(show_plan(planned.plan, states, remarks, width()))
 
 
-def announce(name: str) -> Path:
+def announce(name: str, quiet: bool = False) -> Path:
     """Say at once which recipe is run."""
     from alignkit.recipe.packaged import find_recipe, is_packaged
 
     path = find_recipe(name)
     what = f"running the packaged recipe {path.stem}" if is_packaged(path) else f"running {short(path, Path.cwd())}"
-    click.echo(bold(what), err=True)
+    if not quiet:
+        click.echo(bold(what), err=True)
     return path
 
 
@@ -133,6 +145,7 @@ def run_and_show(
     *,
     heard: Sequence[Callable[["Event"], None]] = (),
     aside: bool,
+    quiet: bool = False,
     **how: Any,
 ) -> tuple["Console", "RunResult"]:
     """Run a plan and show it; a failure ends the command, with what is finished and the command that goes on.
@@ -146,7 +159,7 @@ def run_and_show(
     from alignkit.show.console import Console
 
     states, remarks = states_of(plan, runs, how.get("again", ()))
-    console = Console([stage.name for stage in plan.stages if stage.wanted])
+    console = Console([stage.name for stage in plan.stages if stage.wanted], quiet=quiet)
     kept = RunRecord(plan, runs, ctx.meta[ARGUMENTS])
     try:
         with kept, console, redirect_stdout(sys.stderr if aside else sys.stdout):

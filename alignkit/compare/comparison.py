@@ -13,7 +13,7 @@ from alignkit.contract.kinds import Scores
 from alignkit.plan.pin import pin
 from alignkit.run.follow import Observer
 from alignkit.run.machine import Machine
-from alignkit.run.runner import RunResult, StageResult, run_plan
+from alignkit.run.runner import RunResult, StageResult, notebook_views, run_plan
 from alignkit.show.index_page import write_index
 from alignkit.show.report import write_report
 from alignkit.store import rundir
@@ -48,7 +48,7 @@ def compare_recipe(
     result = run_plan(
         planned.plan,
         runs=runs,
-        observers=observers,
+        observers=[*notebook_views(planned.plan), *observers],
         again=again,
         inline=inline,
         offline=offline,

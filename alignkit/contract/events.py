@@ -105,6 +105,31 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """What is being done now for a stage that takes no steps yet: `importing torch`, `reading the rows of 'pairs'`."""
+
+    stage: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """How long a stage will take, as far as that can be known before the first one runs."""
+
+    stage: str
+    seconds: float
+    stepping: float
+    """Seconds of them that its steps take."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A signal asks the run to stop: the stage ends after its step, and a second signal ends it at once."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
 class StageFailed:
     """A stage ended without a result: it failed, or it was stopped by a signal."""
 
@@ -131,7 +156,7 @@ class StageFinished:
 
 Told = Metrics | Result | Rows | Sample | Warned
 """What a stage tells itself."""
-Event = StageStarted | Told | StageFinished | StageFailed
+Event = StageStarted | Told | StageFinished | StageFailed | Doing | Estimated | Stopping
 
 _BY_NAME = {kind.__name__: kind for kind in get_args(Event)}
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from alignkit.estimate.estimator import Estimate, Estimator
     from alignkit.training.room import Arrangement
 
-ASKED, FOUND = "asked.json", "found.json"
+ASKED, FOUND, DOING = "asked.json", "found.json", "doing.json"
 VERSION = 6
 """Raised when what is looked at changes."""
 GIB = 2**30
@@ -93,8 +93,8 @@ class Preflight:
     """Warnings."""
 
 
-def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
-    """Look at all wanted stages."""
+def preflight(desk: Desk, on: Sharing = ALONE, doing: Callable[[str], None] = lambda what: None) -> Preflight:
+    """Look at all wanted stages; `doing` is told which of them."""
     from transformers.utils import logging
 
     from alignkit.estimate.architecture import architecture
@@ -106,9 +106,9 @@ def preflight(desk: Desk, on: Sharing = ALONE) -> Preflight:
     found, estimator, room = Preflight(), Estimator(desk, on.arrangement()), on.memory()
     found.problems += _of_machine(on)
     chats, disk = Chats(desk), 0.0
-    for stage in desk.plan.stages:
-        if not stage.wanted:
-            continue
+    wanted = [stage for stage in desk.plan.stages if stage.wanted]
+    for number, stage in enumerate(wanted, start=1):
+        doing(f"checking model and memory ({number} of {len(wanted)}): {stage.name}")
         if not _take(found, stage, chats):
             continue
         try:
@@ -269,7 +269,13 @@ def ask(plan: Plan, open_stages: Sequence[str], runs: Path, offline: bool, on: S
 
 def forget(folder: Path) -> None:
     """Remove what was found before."""
-    (folder / FOUND).unlink(missing_ok=True)
+    for name in (FOUND, DOING):
+        (folder / name).unlink(missing_ok=True)
+
+
+def doing_in(folder: Path) -> str:
+    """Return what is being done by whoever answers what is asked in a folder."""
+    return str(read_json(folder / DOING).get("what", ""))
 
 
 def answer(folder: Path) -> None:
@@ -280,10 +286,16 @@ def answer(folder: Path) -> None:
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
     plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files), runs=runs, files=files)
+
+    def doing(what: str) -> None:
+        write_json(folder / DOING, {"what": what})
+
+    doing("reading rows")
     desk, _ = desk_for(plan, runs, asked["offline"], asked["stages"])
-    found = preflight(desk, Sharing(**asked["on"]))
+    found = preflight(desk, Sharing(**asked["on"]), doing)
     write_json(folder / FOUND, asdict(found))
     if not found.problems:
+        doing("counting tokens for the report")
         with suppress(AlignkitError):  # for the report alone: a method of its own kind may read rows that ours cannot
             list(previews(desk))
 

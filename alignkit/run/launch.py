@@ -23,6 +23,8 @@ class Launcher:
         self._folder = Path()
         self._models = True
         self._pid = 0
+        self._imported = False
+        """What starts stages has imported the heavy libraries."""
 
     def __enter__(self) -> "Launcher":
         return self
@@ -81,6 +83,7 @@ class Launcher:
             word, pid, rest = line.split(b" ", 2)
             if word == b"started":
                 self._pid = int(pid)
+                self._imported |= self._models and self._fork and self._processes == 1
             elif int(pid) == self._pid:
                 return int(rest)
         return None
@@ -95,6 +98,11 @@ class Launcher:
         self._fork = False
         self.start(self._folder, models=self._models)
         return None
+
+    @property
+    def imports(self) -> bool:
+        """The heavy libraries are imported before the stage begins."""
+        return self._models and not self._imported
 
     @property
     def started(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.events import Result, StageFailed, StageFinished, Warned
+from alignkit.contract.events import Doing, Estimated, Result, StageFailed, StageFinished, Stopping, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
@@ -17,6 +17,7 @@ from alignkit.estimate import preflight
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
+from alignkit.run.event_log import EventLog
 from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.gates import check_gates, doubts
@@ -28,6 +29,8 @@ from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import work
+from alignkit.show.notebook import NotebookView, in_notebook
+from alignkit.show.result_page import result_page
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
+
+IMPORTING = "importing torch"
 
 PATIENCE = 300.0
 """Seconds that a stage has to end when it is asked to; it leaves by itself much earlier, unless something hangs."""
@@ -67,7 +72,7 @@ class StageResult:
     artifact: Artifact
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run made, or found made."""
 
@@ -75,6 +80,13 @@ class RunResult:
     folder: Path
     """Where the run is kept: its recipe, its plan, its report."""
     stages: tuple[StageResult, ...]
+
+    def __repr__(self) -> str:
+        return f"<run of {self.recipe}: {', '.join(stage.name for stage in self.stages)}; {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return result_page(KeptRun(self.folder))
 
     def stage(self, name: str) -> StageResult:
         """Return one stage's result. Raises StageError where no stage of that name was wanted."""
@@ -145,7 +157,12 @@ def run_recipe(
         pin(made, Path(runs), offline)
         made = plan()
     how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": machine}
-    return run_plan(made, runs=runs, observers=observers, again=again, check=True, **how)
+    return run_plan(made, runs=runs, observers=[*notebook_views(made), *observers], again=again, check=True, **how)
+
+
+def notebook_views(plan: Plan) -> list[Observer]:
+    """Return what shows a run where a notebook runs it."""
+    return [NotebookView([stage.name for stage in plan.stages if stage.wanted])] if in_notebook() else []
 
 
 def run_plan(
@@ -178,7 +195,8 @@ def run_plan(
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        tell = Audience(plan.plugins.hooks, [*observers, record], record.folder / rundir.OBSERVERS).tell
+        watching: list[Observer] = [*observers, EventLog(record.folder), record]
+        tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
         hashes = FileHashes(rundir.file_hashes(folder))
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())
@@ -238,6 +256,7 @@ class _Run:
             with self.stop.at_once():
                 yield
         except Left:
+            self.tell(Stopping(stage))
             raise StoppedError(stage, self.stop.status) from None
 
     def _prepare(self, first: str, finished: Mapping[str, Finished]) -> dict[str, Fetched]:
@@ -245,7 +264,7 @@ class _Run:
         left = self._left(finished)
         self._check_inputs(left, finished)
         open_judges(self._needed(finished), self.plan.plugins.schemes)
-        fetched = fetch(self._needed(finished), self.runs, self.offline)
+        fetched = fetch(self._needed(finished), self.runs, self.offline, lambda what: self.tell(Doing(first, what)))
         self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
         if self.check:
             self._preflight(first, finished)
@@ -280,26 +299,33 @@ class _Run:
         found = preflight.remembered(folder, self.runs)
         if found is None:
             preflight.forget(folder)
-            status = self._look(folder)
+            status = self._look(first, folder)
             found = preflight.found_in(folder)
         if found is None:
             problem = f"the plan could not be checked beforehand (exit status {status})"
             self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
             return
         self.large |= {one["stage"] for one in found.stages if not one["fits"]}
+        for one in found.stages:
+            self.tell(Estimated(one["stage"], one["seconds"], one["stepping"]))
         self._warn(first, left, found.remarks)
         if found.problems:
             raise RecipeError.of(found.problems)
 
-    def _look(self, folder: Path) -> int:
+    def _look(self, first: str, folder: Path) -> int:
         """Have looked at what is asked in a folder, where stages run: in this process, or in one of its own."""
         if self.inline:
+            self.tell(Doing(first, IMPORTING))
             set_environment(self.offline)
             preflight.answer(folder)
             return 0
         self.launcher.start(folder)
+        told = ""
         while (status := self.launcher.status(POLL)) is None:
-            pass
+            doing = preflight.doing_in(folder) if self.launcher.started else IMPORTING
+            if doing not in ("", told):
+                self.tell(Doing(first, doing))
+                told = doing
         return status
 
     def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
@@ -380,6 +406,8 @@ class _Run:
         """Run a stage in a process of its own, and pass on what it tells."""
         watch = StageFollower(order, partial, self.tell)
         self.launcher.start(partial, models=models)
+        if self.launcher.imports:
+            self.tell(Doing(order.stage, IMPORTING))
         asked_at: float | None = None
         while (status := self.launcher.status(POLL)) is None:
             watch.look()
@@ -388,6 +416,7 @@ class _Run:
             if not self.launcher.started:
                 return self.stop.status
             if asked_at is None:
+                self.tell(Stopping(order.stage))
                 self.launcher.ask_to_end()
                 asked_at = time.monotonic()
             if self.stop.insisted or time.monotonic() > asked_at + PATIENCE:

@@ -184,4 +184,4 @@ def _signal(children: set[int], number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    os._exit(main(sys.argv[1:]))  # the libraries take a second to be taken down, and hold nothing

@@ -20,6 +20,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 22, 34
 TICKS = 4
 """About so many on an axis."""
 
+TINY = 1e-300
+"""Differences below it are none: their logarithm has no power of ten."""
+
 Point = tuple[float, float]
 
 
@@ -61,7 +64,7 @@ class Scale:
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """Return round numbers in equal steps of 1, 2 or 5 times a power of ten that reach over both ends."""
-    if not high > low:
+    if not high - low > abs(high) * 1e-12 + TINY:
         space = abs(low) / 10 or 1.0
         low, high = low - space, high + space
     power = 10.0 ** floor(log10((high - low) / TICKS))

@@ -1,72 +1,45 @@
 """The console: what a person sees while a recipe runs. One observer, live on a terminal, plain lines elsewhere."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console as Terminal, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from alignkit.contract.events import Event, Metrics, StageFinished, StageStarted, Warned
+from alignkit.contract.events import Doing, Event, Metrics, Sample, StageFinished, StageStarted, Stopping, Warned
 from alignkit.plan.plan import Plan
-from alignkit.show.metrics import achieved, telling
+from alignkit.show.colours import console_on, painted
+from alignkit.show.keys import pressed
+from alignkit.show.metrics import achieved
 from alignkit.show.planned import show_plan
+from alignkit.show.progress import ASCII_BLOCKS, BLOCKS, NARROWEST, Progress, Running, fitting, ticking
 from alignkit.store.results import latest
 from alignkit.text import duration, line_width, number, plain, short, table
 
 EVERY = 15.0
 """Seconds between the lines of a running stage where nothing can be redrawn."""
 
-SHOWN = 5
-"""Metrics shown at once, at most."""
+LINES = 12
+"""Of a sample, at most."""
 
-WAITING = "starting (importing torch, about 5 s)"
+KEY = "s"
+"""Shows the last sample, and hides it."""
 
-
-@dataclass
-class Running:
-    """The stage that runs now, as far as its events tell."""
-
-    stage: str
-    method: str
-    since: float
-    first: Metrics | None = None
-    last: Metrics | None = None
-
-    def heard(self, metrics: Metrics) -> None:
-        self.first, self.last = self.first or metrics, metrics
-
-    @property
-    def progress(self) -> str:
-        """`120/400`, or what is known of it."""
-        if self.last is None:
-            return ""
-        return f"{self.last.step}/{self.last.of}" if self.last.of else f"step {self.last.step}"
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Judged by the pace since the first step that was seen, as a resumed stage does not start at one."""
-        if self.first is None or self.last is None or not self.last.of:
-            return None
-        steps, seconds = self.last.step - self.first.step, self.last.seconds - self.first.seconds
-        return seconds / steps * (self.last.of - self.last.step) if steps > 0 else None
-
-    @property
-    def metrics(self) -> list[str]:
-        """The metrics of the last step, the telling ones first."""
-        found = telling(self.last.values) if self.last else []
-        return [f"{name} {number(value)}" for name, value in found[:SHOWN]]
+TREND = re.compile(f"[{BLOCKS}]+")
 
 
 class Console:
     """Shows a run on standard error: `with Console(...) as console: run_plan(..., observers=[console])`.
 
-    After the run `closing()` gives the lines of the result.
+    After the run `closing()` gives the lines of the result. A quiet one tells warnings alone.
     """
 
     def __init__(
@@ -75,120 +48,140 @@ class Console:
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         every: float = EVERY,
+        quiet: bool = False,
     ) -> None:
-        self._stages = list(stages)
         self._file = file or sys.stderr
-        self._clock, self._every = clock, every
-        self._terminal = Terminal(file=self._file, highlight=False, soft_wrap=True)
-        self._running: Running | None = None
+        self._clock, self._every, self._quiet = clock, every, quiet
+        self._progress = Progress(stages, clock)
+        self._terminal = console_on(self._file)
+        self._unicode = self._terminal.encoding.startswith("utf")
+        self._sample_shown = False
+        self._all_reused = False
         self._spoke = clock()
-        self._waiting = ""
-        self.finished: dict[str, StageFinished] = {}
-        self.warnings: list[Warned] = []
-        live = self._file.isatty() and not self._terminal.is_dumb_terminal
+        self._lock = Lock()
+        """A terminal is redrawn by a thread of its own."""
+        self._resources = ExitStack()
+        self._keys: Callable[[], str] = str
+        live = self._file.isatty() and not self._terminal.is_dumb_terminal and not quiet
         self._live = Live(get_renderable=self.frame, console=self._terminal, transient=True) if live else None
 
     def __enter__(self) -> Self:
         if self._live:
-            self._live.start()
+            self._keys = self._resources.enter_context(pressed())
+            self._resources.enter_context(self._live)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._waiting = ""
-        if self._running and error:
-            self.say(self._now(self._running, "stopped"))
-        self._running = None
-        if self._live:
-            self._live.stop()
+        if self._progress.running and error:
+            self.say(self._now(self._progress.running, "stopped"))
+        self._resources.close()
 
     def say(self, line: str, style: str = "") -> None:
-        """Print a line above whatever moves."""
-        self._terminal.print(Text(plain(line), style=style))
+        """Print a line above whatever moves, unless it is quiet."""
+        if not self._quiet:
+            self._print(Text(plain(line), style=style))
+
+    def _print(self, line: Text) -> None:
+        self._terminal.print(line, soft_wrap=not self._live)
         self._spoke = self._clock()
 
     def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str]) -> None:
-        """Show the plan, and that it takes a moment to start if models are to be opened."""
-        for line in show_plan(plan, states, remarks, line_width(self._file)):
-            self.say(line)
-        self.say("")
-        left = [stage for stage in plan.stages if stage.wanted and not states[stage.name].startswith("finished")]
-        if any(stage.method.handles_models for stage in left):
-            self._waiting = WAITING
-            if not self._live:
-                self.say(WAITING)
+        """Show the plan, or in a line that nothing of it is left to do."""
+        wanted = [stage.name for stage in plan.stages if stage.wanted]
+        self._progress.reusable = [name for name in wanted if states[name].startswith("finished")]
+        if self._progress.reusable == wanted:
+            self.say(f"nothing to run: {_counted(len(wanted))} finished, and reused")
+            for name, remark in remarks.items():
+                self.say(f"{name}: {remark}")
+            self._all_reused = True
+        elif not self._quiet:
+            for line in painted(show_plan(plan, states, remarks, line_width(self._file))):
+                self._print(line)
+            self.say("")
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, StageStarted):
-            self._running, self._waiting = Running(event.stage, event.method, self._clock()), ""
-            self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
-        elif isinstance(event, Metrics):
-            self._heard(event)
-        elif isinstance(event, Warned):
-            self.warnings.append(event)
-            self.say(f"warning: {about(event)}", "yellow")
-        elif isinstance(event, StageFinished):
-            self._running = None
-            self.finished[event.stage] = event
-            self.say(outcome(event), "dim" if event.reused else "green")
+        waited = bool(self._progress.doing)
+        with self._lock:
+            self._progress.hear(event)
+        match event:
+            case StageStarted():
+                self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
+            case Metrics() if self._progress.running and self._is_time():
+                self.say(self._now(self._progress.running))
+            case Doing() if not self._live and (not waited or self._is_time()):
+                self.say(event.what)
+            case Stopping():
+                self.say(self._progress.stopping(), "bold yellow")
+            case Warned():
+                self._print(Text(plain(f"warning: {about(event)}"), "yellow"))
+            case StageFinished() if not self._all_reused:
+                self.say(outcome(event), "dim" if event.reused else "green")
 
-    def _heard(self, event: Metrics) -> None:
-        if self._running is None or self._running.stage != event.stage:
-            self._running = Running(event.stage, "", self._clock())
-        self._running.heard(event)
-        if not self._live and self._clock() - self._spoke >= self._every:
-            self.say(self._now(self._running))
+    def _is_time(self) -> bool:
+        """Return whether a line is due where nothing can be redrawn."""
+        return not self._live and self._clock() - self._spoke >= self._every
 
     def _now(self, running: Running, word: str = "") -> str:
-        left = running.seconds_left
-        eta = f"{duration(left)} left" if left is not None and not word else ""
-        facts = [running.progress, *running.metrics, eta]
+        facts = [running.progress, *running.figures, *([] if word else self._progress.times())]
         return f"{running.stage}: {', '.join(fact for fact in [word, *facts] if fact)}"
 
     def frame(self) -> RenderableType:
-        """Draw the running stage: where it stands in the recipe, how far it is, and its metrics."""
+        """Draw the running stage: where it stands in the recipe, how far it is, its figures and times."""
+        if KEY in self._keys():
+            self._sample_shown = not self._sample_shown
         width = self._terminal.width
-        if self._running is None:
-            return Text(self._waiting[:width], style="dim")
-        running, last = self._running, self._running.last
-        head = f"{self._place(running.stage)}{running.stage} {running.method} {running.progress}".rstrip()
-        left = running.seconds_left
-        time_told = f"{duration(left)} left" if left is not None else duration(self._clock() - running.since)
-        lines: list[RenderableType] = [Text(_fitting([head, time_told], width), style="bold")]
-        if last and last.of:
-            lines.append(Text(self._bar(last.step / last.of, min(60, width)), style="blue"))
-        if running.metrics:
-            lines.append(Text(_fitting(running.metrics, width)))
-        return Group(*lines)
+        with self._lock:
+            running, sample = self._progress.running, self._progress.sample
+            lines = self._stage_lines(running, width) if running else self._waiting_lines(width)
+            return Group(*lines, *(self._sample_lines(sample, width) if sample else []))
+
+    def _waiting_lines(self, width: int) -> list[Text]:
+        return [Text(fitting(self._progress.waiting() or [""], width), style="dim")]
+
+    def _stage_lines(self, running: Running, width: int) -> list[Text]:
+        now, of_run = self._clock(), self._progress.of_run()
+        facts = [self._progress.head(running), *(self._progress.of_stage() or [ticking(now - running.since)])]
+        lines = [Text(fitting(facts, width), style="bold")]
+        if running.phase:
+            facts = [running.phase, ticking(now - running.heard_at), *of_run]
+            lines.append(Text(fitting(facts, width), style="dim"))
+        elif running.last and running.last.of:
+            told = "".join(f"  {fact}" for fact in of_run)
+            room = min(60, width - len(told))
+            bar = self._bar(running.last.step / running.last.of, room if room >= NARROWEST else width)
+            lines.append(Text.assemble((bar, "blue"), (told if room >= NARROWEST else "", "dim")))
+        if figures := running.drawn(width, BLOCKS if self._unicode else ASCII_BLOCKS):
+            lines.append(Text(fitting(figures, width)))
+            lines[-1].highlight_regex(TREND, "cyan")
+        return lines
+
+    def _sample_lines(self, sample: Sample, width: int) -> list[Text]:
+        """Show a sample, or that there is one."""
+        if not self._sample_shown:
+            return [Text(fitting([f"{KEY}: show the last sample"], width), style="dim")]
+        cells = [(name, value if isinstance(value, str) else number(value)) for name, value in sample.row.items()]
+        rows = [(name, plain(" ".join(value.split()))) for name, value in cells]
+        return [Text(f"{sample.stage}: last sample", style="dim"), *map(Text, table(rows, width)[:LINES])]
 
     def _bar(self, share: float, width: int) -> str:
         """Draw how much is done, with characters that the terminal has."""
-        full, rest = ("━", "─") if self._terminal.encoding.startswith("utf") else ("#", "-")
+        full, rest = ("━", "─") if self._unicode else ("#", "-")
         done = round(min(1.0, share) * width)
         return full * done + rest * (width - done)
 
-    def _place(self, stage: str) -> str:
-        if stage not in self._stages:
-            return ""
-        return f"[{self._stages.index(stage) + 1} of {len(self._stages)}] "
-
     def closing(self, width: int | None, base: Path) -> list[str]:
         """Return the lines of the result: a table of the stages, and all warnings again."""
-        rows = [result_row(event, base) for event in self.finished.values()]
+        rows = [result_row(event, base) for event in self._progress.finished.values()]
         lines = table(rows, width, ("stage", "made", "time", "lies in", "before -> after"))
-        warnings = [("warning:", about(event)) for event in self.warnings]
+        warnings = [("warning:", about(event)) for event in self._progress.warnings]
         return [*lines, *table(warnings, width)]
 
 
-def _fitting(facts: Sequence[str], width: int) -> str:
-    """Put facts on one line, as many as fit."""
-    line = facts[0][:width]
-    for fact in facts[1:]:
-        if len(line) + 2 + len(fact) <= width:
-            line = f"{line}  {fact}"
-    return line
+def _counted(stages: int) -> str:
+    return "the stage is" if stages == 1 else f"all {stages} stages are"
 
 
 def about(event: Warned) -> str:

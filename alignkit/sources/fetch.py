@@ -1,7 +1,7 @@
 """Get sources onto this machine, and check their rows, before any model is loaded."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -41,8 +41,10 @@ class Fetched:
     """Warnings about its rows."""
 
 
-def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fetched]:
-    """Get sources, each to a folder of its own, and check all rows of records.
+def fetch(
+    sources: Iterable[Source], runs: Path, offline: bool, doing: Callable[[str], None] = lambda what: None
+) -> dict[str, Fetched]:
+    """Get sources, each to a folder of its own, and check all rows of records; `doing` is told which of them.
 
     What was fetched and checked before is not looked at again. Raises DataError, for all sources at once.
     """
@@ -50,8 +52,11 @@ def fetch(sources: Iterable[Source], runs: Path, offline: bool) -> dict[str, Fet
     errors: list[AlignkitError] = []
     for source in sources:
         try:
+            if source.how == "hub":
+                doing(f"fetching {source.name!r}")
             one = _fetch(source, runs, offline)
             if isinstance(one.artifact, Records):
+                doing(f"reading the rows of {source.name!r}")
                 found = check_source(source, one.artifact, rundir.cache_folder(runs))
                 one = replace(one, remarks=tuple(found.remarks()))
             fetched[source.name] = one

@@ -41,10 +41,10 @@ class Journal:
     def tell(self, event: Event) -> None:
         """Append one event as one line."""
         if isinstance(event, Metrics):
-            facts = {"step": event.step, "of": event.of, "values": _finite(event.values), "seconds": event.seconds}
+            facts = {"step": event.step, "of": event.of, "values": finite(event.values), "seconds": event.seconds}
             self._append(METRICS, facts)
         else:
-            self._append(EVENTS, _finite({k: v for k, v in to_json(event).items() if k != "stage"}))
+            self._append(EVENTS, finite({k: v for k, v in to_json(event).items() if k != "stage"}))
         if self._heard:
             self._heard(event)
 
@@ -77,14 +77,14 @@ def _end_line(descriptor: int) -> None:
         os.write(descriptor, b"\n")
 
 
-def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Replace NaN and infinity, which JSON does not have, by null."""
     return {key: _plain(value) for key, value in facts.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _finite(value)
+        return finite(value)
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,8 @@ stages/.locks/                      who works on what
 sources/                            sources that had to be written or unpacked
 index.html                          all runs with links to their reports
 cache/                              hashes and the like, safe to delete
-rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, report.html
+rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, events.jsonl,
+                                    report.html
 rlhf/latest                         a link to the one that began last
 rlhf-compare/2026-...               a comparison: the same, and comparison.json
 """
@@ -27,8 +28,8 @@ ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.jso
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
 RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
-OBSERVERS = "observers.log"
-"""In a run's folder: what observers have raised."""
+EVENTS, OBSERVERS = "events.jsonl", "observers.log"
+"""In a run's folder: what it has told, and what observers have raised."""
 SHORT = 8
 """Digits of a fingerprint that are shown, as in a stage's folder."""
 LATEST = "latest"

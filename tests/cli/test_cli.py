@@ -78,6 +78,13 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == "alignkit 0.1.0\n"
 
 
+def test_no_bar_is_drawn_into_a_pipe() -> None:
+    code = "from alignkit.cli import main; main(['--version'], standalone_mode=False); import tqdm; tqdm.tqdm(range(3))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr == ""
+
+
 def test_a_plan_is_shown_as_tables(alignkit: Alignkit) -> None:
     result = light(alignkit, "plan", "--set", "second.count.steps=9")
 

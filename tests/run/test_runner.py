@@ -84,7 +84,7 @@ def test_a_run_leaves_its_recipe_its_plan_and_its_report() -> None:
     result = run()
 
     assert sorted(path.name for path in result.folder.iterdir()) == [
-        "data.json", "plan.json", "recipe.toml", "report.html", "run.json",
+        "data.json", "events.jsonl", "plan.json", "recipe.toml", "report.html", "run.json",
     ]  # fmt: skip
     assert (result.folder / "recipe.toml").read_text() == RECIPE
 

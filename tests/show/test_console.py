@@ -6,9 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.contract.events import Event, Metrics, Result, StageFinished, StageStarted, Warned
-from alignkit.show.console import Console, Running
+from alignkit.contract.events import (
+    Doing,
+    Estimated,
+    Event,
+    Metrics,
+    Result,
+    Sample,
+    StageFinished,
+    StageStarted,
+    Stopping,
+    Warned,
+)
+from alignkit.show.colours import painted
+from alignkit.show.console import Console
 from alignkit.show.metrics import achieved, telling
+from alignkit.show.progress import ASCII_BLOCKS, MOST, Progress, Running, Trend
 from alignkit.text import duration, number, size
 
 FOLDER = "/somewhere/runs/stages/align-f8d922c0"
@@ -154,26 +167,24 @@ def test_a_terminal_shows_place_progress_time_left_and_figures(monkeypatch: pyte
     assert console == [
         "[3 of 4] align ppo 30/60  30 s left",
         "━" * 30 + "─" * 30,
-        "reward 0.5  KL 2  loss 1  tokens/s 12.3k",
+        "reward 0.5 ▁▁  KL 2 ▁▁  loss 1 ▁▁  tokens/s 12.3k",
     ]
 
 
 def test_a_narrow_terminal_shows_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     console = drawn(monkeypatch, columns=24, encoding="utf-8")
 
-    assert console == ["[3 of 4] align ppo 30/60", "━" * 12 + "─" * 12, "reward 0.5  KL 2  loss 1"]
+    assert console == ["[3 of 4] align ppo 30/60", "━" * 12 + "─" * 12, "reward 0.5 ▁▁  KL 2"]
 
 
 def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     console = drawn(monkeypatch, columns=40, encoding="ascii")
 
-    assert console[1] == "#" * 20 + "-" * 20
+    assert console[1:] == ["#" * 20 + "-" * 20, "reward 0.5 __  KL 2 __  loss 1"]
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, encoding: str) -> list[str]:
+def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, encoding: str, sample: bool = False) -> list[str]:
     """Draw a running stage on a terminal of that width, and give its lines."""
-    from rich.console import Console as Terminal
-
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     file = FakeTerminal()
@@ -181,8 +192,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, encoding: str) -> list[
     console = Console(["a", "b", "align", "c"], file)
     for event in events():
         console(event)
+    if sample:
+        console(Sample("align", {"prompt": "How was it? " * 20, "answer": "Lovely. " * 50}))
+    return lines_of(console, columns)
+
+
+def lines_of(console: Console, columns: int = 120) -> list[str]:
+    """Return the lines that a console draws now."""
+    from rich.console import Console as Page
+
     page = io.StringIO()
-    Terminal(file=page, width=columns).print(console.frame())
+    Page(file=page, width=columns).print(console.frame())
     return page.getvalue().splitlines()
 
 
@@ -210,19 +230,187 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_time_left_counts_from_the_first_step_that_was_seen() -> None:
     running = Running("align", "ppo", since=0.0)
 
-    running.heard(metrics(400, of=500, seconds=4.0))
-    running.heard(metrics(450, of=500, seconds=104.0))
+    running.heard(metrics(400, of=500, seconds=4.0), 0.0)
+    running.heard(metrics(450, of=500, seconds=104.0), 0.0)
 
-    assert running.seconds_left == 100.0
+    assert running.seconds_left(0.0) == 100.0
+
+
+def test_the_time_left_counts_down_while_a_step_is_taken_and_waits_for_one_that_is_late() -> None:
+    running = Running("align", "ppo", since=0.0)
+
+    running.heard(metrics(1, of=4, seconds=10.0), 10.0)
+    running.heard(metrics(2, of=4, seconds=20.0), 20.0)
+
+    assert [running.seconds_left(now) for now in (20.0, 24.0, 30.0, 99.0)] == [20.0, 16.0, 10.0, 10.0]
 
 
 def test_the_time_left_is_not_told_where_the_number_of_steps_is_unknown() -> None:
     running = Running("align", "ppo", since=0.0)
 
-    running.heard(metrics(1, of=None, seconds=1.0))
-    running.heard(metrics(2, of=None, seconds=2.0))
+    running.heard(metrics(1, of=None, seconds=1.0), 1.0)
+    running.heard(metrics(2, of=None, seconds=2.0), 2.0)
 
-    assert (running.progress, running.seconds_left) == ("step 2", None)
+    assert (running.progress, running.seconds_left(2.0)) == ("step 2", None)
+
+
+def test_before_there_are_steps_the_time_left_is_what_was_estimated() -> None:
+    running = Running("align", "ppo", since=5.0, estimate=Estimated("align", 60.0, 40.0))
+
+    assert [running.seconds_left(now) for now in (5.0, 25.0, 90.0)] == [60.0, 40.0, 0.0]
+
+
+def test_the_time_left_holds_what_is_estimated_for_measuring_after_the_last_step() -> None:
+    running = Running("align", "ppo", since=0.0, estimate=Estimated("align", 60.0, 40.0))
+
+    running.heard(metrics(1, of=3, seconds=5.0), 5.0)
+    running.heard(metrics(2, of=3, seconds=15.0), 15.0)
+    before_the_last = running.seconds_left(15.0)
+    running.heard(metrics(3, of=3, seconds=25.0), 25.0)
+
+    assert (before_the_last, running.seconds_left(25.0), running.seconds_left(29.0)) == (25.0, 15.0, 11.0)
+
+
+def test_a_trend_has_few_points_whatever_the_steps_and_keeps_its_shape() -> None:
+    trend = Trend()
+
+    for step in range(10_000):
+        trend.add(float(step))
+
+    assert len(trend.points) < MOST
+    assert trend.points == sorted(trend.points)
+    assert trend.drawn(8)[0] == "▁"
+    assert trend.drawn(8)[-1] == "█"
+    assert all(len(trend.drawn(room)) <= room for room in range(2, 30))
+
+
+def test_a_trend_is_drawn_between_its_lowest_and_its_highest_value() -> None:
+    trend = Trend([1.0, 2.0, float("nan"), 8.0])
+
+    assert (trend.drawn(9), trend.drawn(9, ASCII_BLOCKS)) == ("▁▂ █", "_. #")
+
+
+def test_a_trend_takes_whatever_a_method_tells() -> None:
+    trend = Trend()
+
+    for value in (1.0, float("inf"), -float("inf"), 1e308, 1e308, float("nan"), 2.0) * MOST:
+        trend.add(value)
+
+    assert set(trend.drawn(12)) <= {" ", *"▁▂▃▄▅▆▇█"}
+
+
+def test_a_terminal_shows_the_time_left_of_the_whole_run() -> None:
+    console = Console(["align", "scores"], io.StringIO(), Clock())
+
+    for event in (Estimated("align", 60.0, 40.0), Estimated("scores", 30.0, 0.0), started()):
+        console(event)
+
+    assert lines_of(console) == [
+        "[1 of 2] align ppo  1 min 00 s left",
+        "preparing models and rows  0 s  whole run: 1 min 30 s left",
+    ]
+
+
+def test_what_is_left_of_the_whole_run_is_corrected_by_how_long_stages_take() -> None:
+    console = Console(["align", "scores"], io.StringIO(), Clock())
+
+    console(Estimated("align", 100.2, 80.0))
+    console(Estimated("scores", 30.0, 0.0))
+    console(finished())
+
+    assert lines_of(console) == ["starting the next stage  0 s  whole run: 1 min 00 s left"]
+
+
+def test_a_stage_that_need_not_run_takes_no_time() -> None:
+    progress = Progress(["align", "scores"], Clock(), reusable=["scores"])
+
+    progress.hear(Estimated("align", 60.0, 40.0))
+    progress.hear(started())
+
+    assert progress.times() == ["1 min 00 s left"]
+
+
+def test_the_whole_run_is_not_told_where_a_stage_is_not_estimated() -> None:
+    console = Console(["align", "scores"], io.StringIO(), Clock())
+
+    for event in (Estimated("align", 60.0, 40.0), started()):
+        console(event)
+
+    assert lines_of(console)[0] == "[1 of 2] align ppo  1 min 00 s left"
+
+
+def test_before_a_stage_begins_it_is_told_what_is_being_done() -> None:
+    clock = Clock()
+    console = Console(["align"], FakeTerminal(), clock)
+
+    console(Doing("align", "importing torch"))
+    clock.seconds = 3.0
+
+    assert lines_of(console) == ["importing torch  3 s"]
+
+
+def test_a_pipe_is_told_what_is_being_done_once_and_then_every_so_often() -> None:
+    file, clock = io.StringIO(), Clock()
+
+    with Console(["align"], file, clock, every=15) as console:
+        for second in range(0, 20, 2):
+            clock.seconds = float(second)
+            console(Doing("align", f"checking stage {second}"))
+
+    assert file.getvalue().splitlines() == ["checking stage 0", "checking stage 16"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (0, "stopping; press Ctrl-C again to stop at once"),
+        (7, "stopping after this step; press Ctrl-C again to stop at once and lose the step"),
+    ],
+)
+def test_a_signal_is_acknowledged(steps: int, said: str) -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file) as console:
+        console(started())
+        if steps:
+            console(metrics(steps))
+        console(Stopping("align"))
+
+    assert file.getvalue().splitlines()[-1] == said
+
+
+def test_a_quiet_console_tells_warnings_alone() -> None:
+    file = io.StringIO()
+
+    with Console(["align"], file, quiet=True) as console:
+        for event in (Doing("align", "importing torch"), started(), Warned("align", "odd", "mend it"), finished()):
+            console(event)
+
+    assert file.getvalue() == "warning: align: odd; mend it\n"
+    assert console.closing(None, Path("/somewhere"))[1].startswith("align  Policy")
+
+
+def test_no_line_is_wider_than_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (20, 60, 80, 120):
+        assert max(map(len, drawn(monkeypatch, columns, "utf-8", sample=True))) <= columns
+
+
+def test_that_there_is_a_sample_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, 60, "utf-8", sample=True)[-1] == "s: show the last sample"
+
+
+def test_states_and_warnings_have_colours() -> None:
+    lines = ["a  sft  finished 12ab34cd", "b  ppo  will run", "c  ppo  resumes at step 3", "warning:  odd", "d  as is"]
+
+    styles = [[(str(span.style), text.plain[span.start : span.end]) for span in text.spans] for text in painted(lines)]
+
+    assert styles == [
+        [("green", "finished 12ab34cd")],
+        [("cyan", "will run")],
+        [("yellow", "resumes at step 3")],
+        [("yellow", "warning:")],
+        [],
+    ]
 
 
 def test_the_metrics_that_matter_come_first_under_everyday_names() -> None:
