@@ -190,11 +190,12 @@ def test_a_packaged_recipe_is_named_as_such(alignkit: Alignkit) -> None:
 def test_a_run_ends_with_its_results(alignkit: Alignkit) -> None:
     result = light(alignkit, "recipe", "--inline")
 
-    lines = [line.split() for line in result.stdout.splitlines()[-4:]]
+    lines = [line.split() for line in result.stdout.splitlines()[-5:]]
     assert [line[:2] for line in lines] == [
         ["stage", "made"],
         ["first", "Text"],
         ["second", "Text"],
+        ["verdict:", "Nothing"],
         ["report:", f"runs/light/{Path('runs/light/latest').readlink()}/report.html"],
     ]
     assert lines[1][-4:] == ["steps", "0", "->", "4"]

@@ -107,7 +107,7 @@ def test_a_run_that_is_over_shows_its_result_at_once(here: Path) -> None:
 
     assert done.returncode == 0
     assert done.stderr == f"watching {open_run('runs/light').id} (finished)\n"
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["stage", "first", "second", "report:"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["stage", "first", "second", "verdict:", "report:"]
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
 
 
