@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from alignkit.cli import authoring, housekeeping, looking, reporting, running
+from alignkit.cli import authoring, housekeeping, looking, reporting, running, using
 from alignkit.cli.printing import print_problems
 from alignkit.cli.running import ARGUMENTS
 from alignkit.errors import INTERRUPTED, AlignkitError
@@ -76,5 +76,7 @@ for command in (
     looking.verify,
     reporting.report,
     housekeeping.runs,
+    using.chat,
+    using.generate,
 ):
     main.add_command(command)

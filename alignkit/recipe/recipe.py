@@ -79,12 +79,16 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
 
     Raises RecipeError where it cannot be read at all; lesser mistakes are in `errors`.
     """
-    text = _text(path)
-    table = parse(text, path.name)
     given = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
+    return recipe_of_text(_text(path), path, given)
+
+
+def recipe_of_text(text: str, path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Read a recipe from the text of its file, which may have changed or gone since, as `read_recipe` does."""
+    table = parse(text, path.name)
     placed: dict[Keys, Any] = {}
     errors: list[RecipeError] = []
-    for key, value in given.items():
+    for key, value in overrides.items():
         try:
             _refuse_no_text(key, value)
             where = _place(table, key)
