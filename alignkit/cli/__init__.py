@@ -78,5 +78,6 @@ for command in (
     housekeeping.runs,
     using.chat,
     using.generate,
+    using.export,
 ):
     main.add_command(command)

@@ -30,11 +30,11 @@ TEMPERATURE = click.option(
 DRAWN_BY = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 
 
-def quieten() -> None:
-    """Open no connection, and show nothing of what libraries tell while they open models."""
+def quieten(*, offline: bool = True) -> None:
+    """Show nothing of what libraries tell while they open models, and open no connection unless that is meant."""
     from alignkit.environment import set_environment
 
-    set_environment(offline=True)
+    set_environment(offline)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -124,3 +124,31 @@ def opened_rewards(run: "KeptRun") -> "list[OpenReward]":
         if isinstance(one, ClosedReward):
             click.echo(plain(f"the reward {one.name} cannot be opened: {one.reason}"), err=True)
     return [one for one in rewards if isinstance(one, OpenReward)]
+
+
+@click.command()
+@RUN_POLICY
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--adapter", is_flag=True, help="Keep a LoRA adapter as one, where others can find its base.")
+@click.option("--gguf", is_flag=True, help="Also write model.gguf, with llama.cpp's converter.")
+@click.option("--ollama", is_flag=True, help="Also write a Modelfile, for: ollama create NAME -f DIR/Modelfile")
+@click.option("--push", "hub_name", metavar="NAME", help="Also upload it to the hub; a new repository is private.")
+@RUNS
+def export(name: str, folder: Path, adapter: bool, gguf: bool, ollama: bool, hub_name: str | None, runs: Path) -> None:
+    """Write a policy of RUN, by default the last one that it has made, into DIR, which is new or empty: merged weights,
+    tokenizer, and a model card with its lineage, figures and recipe."""
+    if adapter and (gguf or ollama):
+        raise RecipeError("only full weights can be converted", "--adapter", "leave out one of the two")
+    quieten(offline=hub_name is None)
+    from alignkit.use.export import Takeaway, take_away
+    from alignkit.use.run_policy import find_policy
+
+    written = take_away(find_policy(name, runs), folder, Takeaway(adapter, gguf, ollama))
+    click.echo(f"exported: {short(written, Path.cwd())}")
+    if hub_name:
+        from huggingface_hub import HfApi
+
+        from alignkit.use.export import push
+
+        push(folder, hub_name, HfApi())
+        click.echo(f"uploaded: {hub_name}")

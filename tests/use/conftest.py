@@ -20,7 +20,7 @@ result = ["plain", "chatty", "thin", "layered", "reward"]
 max_length = 96
 
 [sources]
-base  = { policy = "model" }
+base  = { policy = "hub/models--owner--tiny/snapshots/0123456789abcdef0123456789abcdef01234567" }
 demos = { demonstrations = "demos.jsonl" }
 chats = { demonstrations = "chats.jsonl" }
 pairs = { preferences = "pairs.jsonl" }
@@ -53,6 +53,7 @@ method = "reward"
 inputs = { policy = "base", pairs = "pairs" }
 reward = { epochs = 1, batch = 8 }
 """
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WORDS = ("food", "room", "staff", "day", "rain", "car", "bed", "tea", "door", "song", "lake", "film", "book", "shop")
 
 
@@ -64,7 +65,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
 def small_run(tiny_policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> KeptRun:
     """Run the recipe once for all tests; they read it, and change nothing."""
     folder = tmp_path_factory.mktemp("small")
-    shutil.copytree(tiny_policy.path, folder / "model")
+    shutil.copytree(tiny_policy.path, folder / "hub" / "models--owner--tiny" / "snapshots" / COMMIT)
     asked = [f"how was the {one} {other}" for one in WORDS for other in WORDS[:4]]
     write_rows(folder / "demos.jsonl", [{"prompt": one, "completion": " good and warm"} for one in asked])
     turns = [[{"role": "user", "content": one}, {"role": "assistant", "content": "good"}] for one in asked]
