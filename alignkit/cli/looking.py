@@ -34,8 +34,8 @@ from alignkit.cli.printing import (
     width,
 )
 from alignkit.cli.running import run_and_show
-from alignkit.errors import AlignkitError, RecipeError, StageError
-from alignkit.text import short, size, table
+from alignkit.errors import AlignkitError, RecipeError
+from alignkit.text import short
 
 if TYPE_CHECKING:
     from alignkit.estimate.examination import Examination

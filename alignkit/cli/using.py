@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alignkit.cli import completion
 from alignkit.cli.options import RUNS, options
 from alignkit.errors import RecipeError
 from alignkit.text import plain, short
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from alignkit.store.runs import KeptRun
     from alignkit.use.rewards import OpenReward
 
-RUN_POLICY = click.argument("name", metavar="RUN[:STAGE]")
+RUN_POLICY = click.argument("name", metavar="RUN[:STAGE]", shell_complete=completion.runs)
 LONGEST = click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.data.values import Form
-from alignkit.show.planned import SHORT
 from alignkit.show.verdict import verdict_on
+from alignkit.store.rundir import SHORT
 from alignkit.store.runs import KeptRun, KeptStage
 from alignkit.text import plain
 

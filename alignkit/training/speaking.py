@@ -14,9 +14,10 @@ from alignkit.training import rollouts
 from alignkit.training.answers import Model
 from alignkit.training.arithmetic import computing
 from alignkit.training.configs import positions, taught_length
-from alignkit.training.encoding import Prompt, prompt_ids, prompt_text
+from alignkit.training.encoding import Prompt, prompt_ids
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import load_policy
+from alignkit.training.row_texts import prompt_text
 from alignkit.training.tokenizers import stop_tokens
 
 UNREAD = "\ufffd"
