@@ -101,11 +101,13 @@ def generate(name: str, prompts: str, file: Path, **words: Any) -> None:
     quieten()
     from alignkit.training.speaking import Manner, open_speaker
     from alignkit.use.answer_file import AnswerFile, read_prompts
+    from alignkit.use.rewards import columns_kept
     from alignkit.use.run_policy import find_policy
 
     if words["greedy"] and words["answers"] > 1:
         raise RecipeError("greedy answers to one prompt are all the same", "--answers", "leave out one of the two")
-    found, rows = find_policy(name, words["runs"]), read_prompts(prompts)
+    found = find_policy(name, words["runs"])
+    rows = read_prompts(prompts, columns_kept(found.run))
     rewards = opened_rewards(found.run) if words["score"] else []
     manner = Manner(words["max_new_tokens"], 0.0 if words["greedy"] else words["temperature"], words["seed"])
     by = f"{found.stage.name} {found.stage.facts['artifact']['content'][:12]}"

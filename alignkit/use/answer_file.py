@@ -5,7 +5,7 @@ says who gave the answer and how it was drawn.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 
 from alignkit.contract.kinds import Prompts
 from alignkit.contract.reward_function import Answer
+from alignkit.data.files import rows_of
 from alignkit.data.records import Part, placed_rows
 from alignkit.errors import DataError, RecipeError
 from alignkit.sources.from_files import source_at
 from alignkit.training.encoding import Prompt
 from alignkit.training.speaking import Manner, Speaker
-from alignkit.use.rewards import OpenReward
+from alignkit.use.rewards import OpenReward, scored
 
 ANSWERS_AT_ONCE = 256
 """Which are drawn from the same random numbers, and written together."""
@@ -87,7 +88,11 @@ class AnswerFile:
         return len(rows)
 
     def _lines(self, answers: Sequence[Answer]) -> Iterator[str]:
-        scores = {reward.name: reward.score(answers) for reward in self.rewards}
+        scores = scored(self.rewards, answers)
+        for name, values in scores.items():
+            if isinstance(values, str):
+                remedy = "give the prompts the columns that it looks at, or leave out --score"
+                raise DataError(f"the reward {name} cannot score the answers ({values})", remedy=remedy)
         chat = self.speaker.form == "chat"
         for place, answer in enumerate(answers):
             row = {
@@ -101,11 +106,15 @@ class AnswerFile:
             yield json.dumps(row, ensure_ascii=False)
 
 
-def read_prompts(what: str) -> list[Mapping[str, Any]]:
-    """Read the prompts of a file, a folder or a pattern, in any format of prompts. Raises DataError."""
-    records = source_at(what, "prompts").artifact()
+def read_prompts(what: str, keep: Collection[str] = ()) -> list[Mapping[str, Any]]:
+    """Read the prompts of a file, a folder or a pattern, in any format of prompts, with those of the columns to `keep`
+    that the first row has. Raises DataError."""
+    source = source_at(what, "prompts")
+    records = source.artifact()
     assert isinstance(records, Prompts)
-    parts: list[Part] = [part.model_copy(update={"side": "train"}) for part in records.parts]
+    _, first = next(rows_of(source.files[0]))
+    more = {"side": "train", "keep": tuple(column for column in keep if column in first)}
+    parts: list[Part] = [part.model_copy(update=more) for part in records.parts]
     return [row for part in parts for _, row in placed_rows(part, "Prompts", Prompts.columns)]
 
 

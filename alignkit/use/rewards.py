@@ -75,6 +75,12 @@ def _reward(run: KeptRun, name: str, plugins: Plugins, offline: bool) -> Reward:
     return found
 
 
+def columns_kept(run: KeptRun) -> list[str]:
+    """Return the columns that the run's sources keep for rewards."""
+    sources = run.plan["sources"].values()
+    return list(dict.fromkeys(column for one in sources for column in one["options"].get("keep", ())))
+
+
 def scored(rewards: Sequence[OpenReward], answers: Sequence[Answer]) -> dict[str, list[float] | str]:
     """Return each reward's scores of these answers, or why it gives none."""
     found: dict[str, list[float] | str] = {}

@@ -1,6 +1,7 @@
 """Files of answers: whole, gone on with, and readable as rows."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ from click.testing import CliRunner, Result
 
 from alignkit.cli import main
 from alignkit.contract.kinds import Demonstrations
+from alignkit.contract.reward_function import Answer
 from alignkit.data.records import Part, read_side
+from alignkit.errors import DataError
 from alignkit.store.runs import KeptRun
+from alignkit.training.speaking import Manner, open_speaker
 from alignkit.use import answer_file
+from alignkit.use.answer_file import AnswerFile, read_prompts
+from alignkit.use.rewards import OpenReward
+from alignkit.use.run_policy import policy_of
 
 PROMPTS = [f"how was the {word}" for word in ("food", "tea", "room", "lake", "song")]
 
@@ -96,4 +103,26 @@ def test_a_policy_of_chats_is_asked_by_chats_and_one_of_text_refuses_them(small_
     assert refused.stderr == (
         "error: prompt 1: the prompt is a chat, and the policy has learnt from plain text; ask with text alone, or "
         "take a stage that has learnt from chats\n"
+    )
+
+
+def facts_of(answers: Sequence[Answer]) -> list[float]:
+    """Score by a column of the row."""
+    return [float(answer.row["fact"]) for answer in answers]
+
+
+def test_a_reward_gets_the_columns_that_the_run_keeps_and_says_where_they_lack(small_run: KeptRun, asked: Path) -> None:
+    asked.write_text("prompt,fact,other\nhow,3,x\nwhy,4,y\n")
+    found = policy_of(small_run, "plain")
+    speaker, reward = open_speaker(found.policy, found.form), OpenReward("facts", facts_of)
+    file = AnswerFile(speaker, [reward], Manner(max_new_tokens=4), 1, "plain")
+
+    list(file.write(Path("out.jsonl"), read_prompts(str(asked), ["fact", "gone"])))
+
+    assert [row["scores"] for row in rows_of(Path("out.jsonl"))] == [{"facts": 3.0}, {"facts": 4.0}]
+    with pytest.raises(DataError) as raised:
+        list(file.write(Path("less.jsonl"), read_prompts(str(asked))))
+    assert str(raised.value) == (
+        "the reward facts cannot score the answers (KeyError: 'fact'); "
+        "give the prompts the columns that it looks at, or leave out --score"
     )
