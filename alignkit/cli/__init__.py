@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from alignkit.cli import authoring, housekeeping, looking, reporting, running
+from alignkit.cli import authoring, checking, housekeeping, looking, reporting, running, using
 from alignkit.cli.printing import print_problems
 from alignkit.cli.running import ARGUMENTS
 from alignkit.errors import INTERRUPTED, AlignkitError
@@ -73,8 +73,12 @@ for command in (
     authoring.schema,
     authoring.new,
     looking.doctor,
-    looking.verify,
+    checking.verify,
     reporting.report,
     housekeeping.runs,
+    using.chat,
+    using.generate,
+    using.export,
+    checking.reproduce,
 ):
     main.add_command(command)

@@ -1,7 +1,7 @@
 """Commands that look at recipes, rows, methods and this machine, and change nothing."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ from alignkit.cli.printing import (
     width,
 )
 from alignkit.cli.running import run_and_show
-from alignkit.errors import AlignkitError, RecipeError, StageError
-from alignkit.text import short, size, table
+from alignkit.errors import AlignkitError, RecipeError
+from alignkit.text import short
 
 if TYPE_CHECKING:
     from alignkit.estimate.examination import Examination
@@ -181,39 +181,6 @@ def doctor(runs: Path, as_json: bool) -> None:
     click.echo("looking (importing torch, about 5 s)", err=True)
     found = report(runs)
     print_json(as_dict(found)) if as_json else click.echo(render(found))
-
-
-@click.command()
-@click.argument("what", metavar="[RUNS|RECIPE]", required=False, shell_complete=completion.recipes)
-@options(SET, SEED, RUNS, UNTIL, PLUGINS)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(what: str | None, as_json: bool, **selection: Any) -> None:
-    """Read every file of the finished stages, of RECIPE or of all in RUNS, and tell which are damaged."""
-    from alignkit.store.verification import verify
-
-    verdicts = list(verify(_finished_folders(what, selection)))
-    if as_json:
-        print_json([{"folder": str(one.folder), "bytes": one.size, "wrong": str(one.wrong or "")} for one in verdicts])
-    else:
-        states = ["damaged" if one.wrong else "as it was written" for one in verdicts]
-        rows = [(one.folder.name, size(one.size), state) for one, state in zip(verdicts, states, strict=True)]
-        print_lines(table(rows, width(), ("stage", "size", "state")) or ["no stage is finished"])
-    if wrong := [one.wrong for one in verdicts if one.wrong]:
-        raise StageError.of(wrong)
-
-
-def _finished_folders(what: str | None, selection: Mapping[str, Any]) -> list[Path]:
-    """List the finished stages in a folder of runs, or those of a recipe."""
-    from alignkit.recipe.packaged import find_recipe
-    from alignkit.store import rundir
-    from alignkit.store.results import finished_in
-
-    if what is None or Path(what).is_dir():
-        return list(finished_in(Path(what or selection["runs"]).resolve()))
-    stages = planned(find_recipe(what), **selection).stages
-    wanted = [stage for stage in stages if stage.wanted and stage.fingerprint]
-    folders = [rundir.stage_folder(selection["runs"].resolve(), one.name, str(one.fingerprint)) for one in wanted]
-    return [folder for folder in folders if folder.is_dir()]
 
 
 @click.command()

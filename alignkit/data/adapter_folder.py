@@ -7,7 +7,8 @@ from typing import Any
 ADAPTER = "adapter_config.json"
 """What PEFT writes beside an adapter's weights."""
 BESIDE = "base_path.json"
-"""Says where the base that an adapter names lies as seen from the adapter, for folders that are moved together."""
+"""Says where the base that an adapter names lay when it was saved, for an adapter that is moved alone. Earlier versions
+wrote how it is seen from the adapter, and its path into PEFT's file."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -24,8 +25,8 @@ def named_base(adapter: Path) -> tuple[str, str | None]:
 def base_folder(adapter: Path) -> Path | None:
     """Find the folder of the weights that an adapter belongs to; None where it is not on this machine.
 
-    That is its own `base/`, else the folder that it names, else what the local cache holds under the hub name, else
-    the one that lies where it lay beside the adapter when that was saved. ValueError where a file is no JSON.
+    That is its own `base/`, else the folder that it names, as seen from it, else what the local cache holds under the
+    hub name, else the one that lies where it lay when the adapter was saved. ValueError where a file is no JSON.
     """
     name, revision = named_base(adapter)
     near = [adapter / "base"] + ([adapter / name, Path(name)] if name else [])

@@ -83,7 +83,7 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
 
 
 def recipe_of(path: Path, text: str, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Recipe:
-    """Read a recipe of its text, as if it stood at the path."""
+    """Read a recipe of its text, as if it stood at the path, where it may be another by now, or none."""
     table = parse(text, path.name)
     given = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
     placed: dict[Keys, Any] = {}

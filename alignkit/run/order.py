@@ -94,13 +94,14 @@ def _joined(artifacts: Sequence[Artifact]) -> Sequence[Artifact]:
 
 def typed(role: Input, several: Sequence[Given]) -> Artifact | tuple[Artifact, ...] | None:
     """Make the input as the method takes it: an artifact, a tuple of them, or None where it was left out."""
-    artifacts = tuple(map(_artifact, several))
+    artifacts = tuple(map(artifact_of, several))
     if role.several:
         return artifacts
     return artifacts[0] if artifacts else None
 
 
-def _artifact(one: Given) -> Artifact:
+def artifact_of(one: Given) -> Artifact:
+    """Make an artifact of what an order says of it."""
     kind = kinds_by_name().get(one.kind)
     if kind is None:
         raise PluginError(f"no plugin that is loaded defines the kind {one.kind}")

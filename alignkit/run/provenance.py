@@ -5,14 +5,16 @@ import platform
 import resource
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from alignkit.contract.events import plain
+from alignkit.contract.kinds import Records
+from alignkit.data.values import Form, form_of
 from alignkit.plugins import Plugins
-from alignkit.run.order import Order
+from alignkit.run.order import Given, Order, artifact_of
 from alignkit.run.working_stage import WorkingStage
 
 LIBRARIES = ("alignkit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -27,6 +29,7 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "fingerprint": order.fingerprint,
         "settings": order.settings,
         "inputs": {role: [_named(one.kind, one.facts) for one in several] for role, several in order.inputs.items()},
+        "form": _form([one for several in order.inputs.values() for one in several]),
         "made_from": order.made_from,
         "seed": order.seed,
         "results": [plain(result) for result in stage.outcome],
@@ -46,6 +49,14 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
 
 def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
+
+
+def _form(inputs: Sequence[Given]) -> Form | None:
+    """Return whether the stage's rows are chats or plain text; None where it takes no rows."""
+    records = [one for one in map(artifact_of, inputs) if isinstance(one, Records)]
+    rows = (next(side(), None) for one in records for side in (one.train, one.held_out))
+    forms = {form_of(row) for row in rows if row is not None}
+    return ("chat" if "chat" in forms else "plain") if forms else None
 
 
 def memory_now() -> int:

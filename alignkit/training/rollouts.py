@@ -88,7 +88,7 @@ def sample_answers(
     """Draw one answer for each prompt from softmax(logits / temperature), nothing cut off and nothing else added.
 
     An answer ends with the first stop token, or after `max_new_tokens`. The draws depend on the generator (on the CPU)
-    alone, not on how prompts are grouped.
+    alone, not on how prompts are grouped. At the temperature 0 each token is the likeliest one.
     """
     draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -107,6 +107,23 @@ def sample_answers(
     answers = parallel.lists_of_all(answers, max_new_tokens, torch.int64)
     logprobs = parallel.lists_of_all(logprobs, max_new_tokens, torch.float64)
     return Sampled(answers, logprobs, [answer[-1] in stop for answer in answers])
+
+
+@torch.no_grad()
+def stream_answer(
+    model: PreTrainedModel,
+    prompt: Tokens,
+    *,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> Iterator[int]:
+    """Yield the tokens of the answer that `sample_answers` would give to this prompt alone, as they are drawn."""
+    draws = torch.rand(1, max_new_tokens, generator=generator)
+    way, _ = _grouped(model, [prompt], [0], max_new_tokens)
+    for drawn in _drawn(Decoding(model, [prompt], way), draws, stop, temperature):
+        yield drawn[0][1]
 
 
 def _grouped(
@@ -280,28 +297,39 @@ def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
 def _decode(
     decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Sample token by token, with log-probabilities; answers leave the batch as they end."""
+    """Sample answers, with the log-probabilities of their tokens."""
     answers: list[list[int]] = [[] for _ in draws]
     logprobs: list[list[float]] = [[] for _ in draws]
+    for drawn in _drawn(decoding, draws, stop, temperature):
+        for row, token, logprob in drawn:
+            answers[row].append(token)
+            logprobs[row].append(logprob)
+    return answers, logprobs
+
+
+def _drawn(
+    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
+) -> Iterator[list[tuple[int, int, float]]]:
+    """Yield of each place the rows that go on, each with its token and log-probability; they leave as they end."""
     open_rows = list(range(len(draws)))
     for place in range(draws.shape[1]):
         drawn, chances = draw(decoding.logits, temperature, draws[open_rows, place])  # (open,)
-        for row, token, logprob in zip(open_rows, drawn.tolist(), chances.log().tolist(), strict=True):
-            answers[row].append(token)
-            logprobs[row].append(logprob)
-        going_on = [i for i, row in enumerate(open_rows) if answers[row][-1] not in stop]
+        tokens = drawn.tolist()
+        yield list(zip(open_rows, tokens, chances.log().tolist(), strict=True))
+        going_on = [i for i, token in enumerate(tokens) if token not in stop]
         if not going_on or place + 1 == draws.shape[1]:
             break
         open_rows = [open_rows[i] for i in going_on]
         decoding.step(drawn[going_on], going_on)
-    return answers, logprobs
 
 
 def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a token for each row (n, v) by where its uniform number (n,) falls in the cumulative distribution.
 
-    Second come the probabilities of the tokens (n,).
+    Second come the probabilities of the tokens (n,). At the temperature 0 it is the likeliest one, for certain.
     """
+    if temperature == 0:
+        return logits.argmax(dim=-1), torch.ones(len(logits), device=logits.device)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]

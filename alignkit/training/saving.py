@@ -38,9 +38,10 @@ def save_policy(
 ) -> None:
     """Save a policy so that any tool opens it rightly, and prove it: the reloaded logits are compared.
 
-    An adapter is saved as one where a folder holds exactly its base; it names that by its path, or by its hub name and
-    commit where it comes from there. Where no folder does (another adapter was merged, the embedding grew), adapter
-    and base are merged and saved whole. `stands` is where the folder will be once it is renamed.
+    An adapter is saved as one where a folder holds exactly its base; it names that as seen from itself, so that both
+    can be moved together, or by its hub name and commit where it comes from there. Where no folder does (another
+    adapter was merged, the embedding grew), adapter and base are merged and saved whole. `stands` is where the folder
+    will be once it is renamed.
     """
     _save_stops(model, tokenizer, folder)
     _save(model, tokenizer, folder, stands or folder)
@@ -106,26 +107,26 @@ def _base_named(model: PeftModel) -> str:
 
 def _save_adapter(model: PeftModel, base: str, folder: Path, stands: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    file, named = folder / ADAPTER, _named(Path(base))
+    file, named = folder / ADAPTER, _named(Path(base), stands.resolve())
     told = read_json(file)
     for key in ("target_modules", "exclude_modules"):  # sets of PEFT's, in another order each time
         if isinstance(told.get(key), list):
             told[key] = sorted(told[key])
     file.write_text(json.dumps(told | named, indent=2, sort_keys=True), "utf-8")
-    beside = {"base": os.path.relpath(base, stands.resolve())}
-    (folder / BESIDE).write_text(json.dumps(named | beside) + "\n", "utf-8")
+    if not Path(base).is_relative_to(stands.resolve()):
+        (folder / BESIDE).write_text(json.dumps(named | {"base": base}) + "\n", "utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all blanks
 
 
-def _named(base: Path) -> dict[str, str]:
-    """Name an adapter's base as it is known everywhere: by its hub name and commit, if the hub's cache holds it."""
+def _named(base: Path, stands: Path) -> dict[str, str]:
+    """Name an adapter's base by its hub name and commit, if the hub's cache holds it, else as seen from the adapter."""
     kept, folder = base.parent.name, base.parent.parent.name
     if kept == "snapshots" and folder.startswith("models--"):
         return {
             "base_model_name_or_path": folder.removeprefix("models--").replace("--", "/"),
             "revision": base.name,
         }
-    return {"base_model_name_or_path": str(base)}
+    return {"base_model_name_or_path": os.path.relpath(base, stands)}
 
 
 def _save_merged(model: PeftModel, folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_what_a_chain_of_adapters_ends_in_is_saved_whole_and_the_next_one_names_
     assert [{file.name for file in files} & {"config.json"} for files in (first, second, third)] == [
         set(), {"config.json"}, set(),
     ]  # fmt: skip
-    assert named == str(second[0].parent)
+    assert (made.path / named).resolve() == second[0].parent.resolve()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_a_full_policy_is_reloaded_as_it_was(policy, tmp_path):
 def test_an_adapter_names_the_folder_of_its_base(policy, adapter):
     config = json.loads((adapter.path / "adapter_config.json").read_text())
 
-    assert config["base_model_name_or_path"] == str(policy.path)
+    assert (adapter.path / config["base_model_name_or_path"]).resolve() == policy.path.resolve()
+    assert not Path(config["base_model_name_or_path"]).is_absolute()
 
 
 def test_an_adapter_is_written_the_same_each_time(adapter):
@@ -87,11 +89,12 @@ def test_an_adapter_is_written_the_same_each_time(adapter):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's, at transformers
-def test_other_tools_open_an_adapter_rightly(policy, tmp_path):
+def test_other_tools_open_an_adapter_rightly_in_its_folder(policy, tmp_path, monkeypatch):
     model, tokenizer = load_policy(policy, lora=LoRA(rank=2))
     save_policy(stirred(model), tokenizer, tmp_path / "saved")
 
-    theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path / "saved")
+    theirs = AutoPeftModelForCausalLM.from_pretrained(".")
 
     same(logits(theirs), logits(model))
 
@@ -132,8 +135,36 @@ def test_an_adapter_that_is_moved_with_its_base_is_opened_where_it_now_lies(poli
     model, tokenizer = load_policy(opened(tmp_path / "here" / "model"), lora=LoRA(rank=2))
     save_policy(stirred(model), tokenizer, tmp_path / "here" / "adapter")
 
+    names = json.loads((tmp_path / "here" / "adapter" / "adapter_config.json").read_text())
+    assert names["base_model_name_or_path"] == "../model"
     (tmp_path / "here").rename(tmp_path / "there")
 
+    same(logits(load_policy(opened(tmp_path / "there" / "adapter"))[0]), logits(model))
+
+
+def test_an_adapter_that_is_moved_alone_is_opened_with_the_base_that_stays(policy, tmp_path):
+    model, tokenizer = load_policy(policy, lora=LoRA(rank=2))
+    save_policy(stirred(model), tokenizer, tmp_path / "here" / "deep" / "adapter")
+
+    (tmp_path / "here" / "deep" / "adapter").rename(tmp_path / "adapter")
+
+    same(logits(load_policy(opened(tmp_path / "adapter"))[0]), logits(model))
+
+
+def test_an_adapter_of_earlier_versions_which_names_its_base_by_its_path_is_opened_there_and_moved(policy, tmp_path):
+    here = tmp_path / "here"
+    shutil.copytree(policy.path, here / "model")
+    model, tokenizer = load_policy(opened(here / "model"), lora=LoRA(rank=2))
+    save_policy(stirred(model), tokenizer, here / "adapter")
+    file, name = here / "adapter" / "adapter_config.json", str(here / "model")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
+    beside = {"base_model_name_or_path": name, "base": "../model"}
+    (here / "adapter" / "base_path.json").write_text(json.dumps(beside))
+
+    there = logits(load_policy(opened(here / "adapter"))[0])
+    here.rename(tmp_path / "there")
+
+    same(there, logits(model))
     same(logits(load_policy(opened(tmp_path / "there" / "adapter"))[0]), logits(model))
 
 
