@@ -19,11 +19,12 @@ from alignkit.cli.options import (
     RUNS,
     SEED,
     SET,
+    TRACK,
     UNTIL,
-    changes_of,
     how_of,
     options,
     pinned_plan,
+    selection_of,
 )
 from alignkit.cli.printing import bold, print_json, print_lines, print_problems, print_results, printer, width
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError
@@ -46,7 +47,7 @@ SETTLED = (RecipeError.status, DataError.status, PluginError.status)
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
-@options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@options(SET, SEED, RUNS, UNTIL, AGAIN, TRACK, PLUGINS)
 @options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
@@ -71,7 +72,7 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, **words: Any) -> N
 @click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
-@options(SET, SEED, RUNS, AGAIN, PLUGINS)
+@options(SET, SEED, RUNS, AGAIN, TRACK, PLUGINS)
 @options(INLINE, MACHINE, OFFLINE)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
@@ -84,7 +85,7 @@ def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, 
 
     varied, methods = read_vary(words.pop("vary")), split(words.pop("methods") or "")
     asked = VariantRequest(words.pop("stage"), methods, varied, words.pop("seeds"))
-    how, selection = how_of(words), {"set": changes_of(words.pop("changes")), **words}
+    how, selection = how_of(words), selection_of(words)
     if only_plan:
         _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], how["again"], as_json)
         return

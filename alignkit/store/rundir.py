@@ -28,6 +28,8 @@ RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
 OBSERVERS = "observers.log"
 """In a run's folder: what observers have raised."""
+TRACKERS = "trackers"
+"""In a run's folder: what trackers write, and how far they are."""
 LATEST = "latest"
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
@@ -62,6 +64,16 @@ def lock_file(partial: Path) -> Path:
 
 def recipe_folder(runs: Path, recipe: str) -> Path:
     return runs / recipe
+
+
+def tracker_folder(run: Path, tracker: str) -> Path:
+    """Return where a tracker of a run writes."""
+    return run / TRACKERS / tracker
+
+
+def tracked_path(run: Path, tracker: str) -> Path:
+    """Return where is kept what a tracker of a run has taken."""
+    return run / TRACKERS / f"{tracker}.json"
 
 
 def report_path(run: Path) -> Path:
