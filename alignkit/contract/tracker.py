@@ -17,8 +17,8 @@ from typing import Protocol
 from alignkit.contract.names import check_offer, summary_of
 from alignkit.errors import PluginError
 
-Row = Mapping[str, str | float]
-"""One answer or example: texts, and numbers of them."""
+Table = Mapping[str, Sequence[str | float | None]]
+"""A table: columns of equal length, by name; None where a row has nothing there."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Tracker(Protocol):
         at the stage's last step. When this returns they are where a crash of the run does not reach them."""
         ...
 
-    def show(self, stage: str, rows: Sequence[Row]) -> None:
-        """Take the samples of a stage that is finished."""
+    def show(self, stage: str, samples: Table) -> None:
+        """Take the samples of a stage that is finished: texts, and numbers of them."""
         ...
 
     def finish(self, state: str) -> None:

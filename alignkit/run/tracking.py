@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from alignkit.contract.events import Event, Metrics, Sample, StageFinished, Warned
-from alignkit.contract.tracker import Row, TrackedRun, Tracker, TrackerFunction
+from alignkit.contract.tracker import TrackedRun, Tracker, TrackerFunction
 from alignkit.errors import one_line
 from alignkit.plan.plan import Plan
 from alignkit.run.follow import Observer
@@ -42,7 +42,7 @@ class TrackerThread:
         self._function, self._run, self._taken = tracker, run, taken
         self._steps: dict[str, int] = read_json(taken).get("steps", {})
         self._finished: list[str] = read_json(taken).get("finished", [])
-        self._samples: dict[str, list[Row]] = {}
+        self._samples: dict[str, list[Mapping[str, str | float]]] = {}
         self._waiting: Queue[Event | str] = Queue(LONGEST)
         self._busy_since, self._note_again = math.inf, 0.0
         self._error: BaseException | None = None
@@ -113,7 +113,8 @@ class TrackerThread:
             if figures := _results(event):
                 tracker.log(stage, last, figures)
             if rows := self._samples.pop(stage, ()):
-                tracker.show(stage, rows)
+                names = dict.fromkeys(name for row in rows for name in row)
+                tracker.show(stage, {name: [row.get(name) for row in rows] for name in names})
             self._finished.append(stage)
 
     def _note(self) -> None:

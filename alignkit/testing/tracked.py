@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from alignkit.contract.events import Event, Metrics, Result, Sample, StageFinished
-from alignkit.contract.tracker import Row, TrackedRun, TrackerFunction
+from alignkit.contract.tracker import TrackedRun, TrackerFunction
 from alignkit.run.tracking import PATIENCE, TrackerThread
 
 FIGURES: Mapping[str, Mapping[int, float]] = {
@@ -17,7 +17,7 @@ FIGURES: Mapping[str, Mapping[int, float]] = {
 }
 """Name -> step -> value, of the run that `track` tells of."""
 SETTINGS = {"seed": 17, "finetune/learning_rate": 1e-5, "finetune/lora": None, "finetune/kl.adaptive": True}
-SAMPLE: Row = {"prompt": "What | is it?\nSay.", "answer": "A test.", "reward": 0.5}
+SAMPLE: Mapping[str, str | float] = {"prompt": "What | is it?\nSay.", "answer": "A test.", "reward": 0.5}
 
 
 def track(tracker: TrackerFunction, folder: Path, name: str = "2026-01-01T00-00-00-0000") -> TrackedRun:

@@ -21,8 +21,8 @@ class Notebook:
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
         self._write("log", step, figures)
 
-    def show(self, stage: str, rows: Sequence[Mapping[str, str | float]]) -> None:
-        self._write("show", stage, rows)
+    def show(self, stage: str, samples: Mapping[str, Sequence[str | float | None]]) -> None:
+        self._write("show", stage, samples)
 
     def finish(self, state: str) -> None:
         self._write("finish", state)

@@ -70,7 +70,7 @@ def test_a_tracker_has_each_figure_of_an_interrupted_run_once(here: Path) -> Non
         ["tracked-2026-01-01T00-00-00-0000", resumed, SETTINGS] for resumed in (False, True)
     ]
     assert [note[1] for note in told if note[0] == "finish"] == ["stopped", "finished"]
-    assert [note[1:] for note in told if note[0] == "show"] == [["finetune", [SAMPLE]]]
+    assert [note[1:] for note in told if note[0] == "show"] == [["finetune", {k: [v] for k, v in SAMPLE.items()}]]
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -83,7 +83,7 @@ def test_a_run_is_tracked_with_its_settings_figures_results_and_samples(inline: 
     assert opened[3]["first/method"] == "count"
     assert figures(of(result))["first/loss"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert figures(of(result))["first/steps/after"] == [(3, 3.0)]
-    assert ["show", "first", [{"prompt": "how far?", "answer": "3"}]] in others
+    assert ["show", "first", {"prompt": ["how far?"], "answer": ["3"]}] in others
     assert last == ["finish", "finished"]
 
 
