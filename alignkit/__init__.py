@@ -90,6 +90,12 @@ if TYPE_CHECKING:
         Settings as Settings,
     )
     from alignkit.contract.stage import Stage as Stage
+    from alignkit.contract.tracker import (
+        TrackedRun as TrackedRun,
+        Tracker as Tracker,
+        TrackerFunction as TrackerFunction,
+        tracker as tracker,
+    )
     from alignkit.data.formats import Columns as Columns
     from alignkit.errors import (
         AlignkitError as AlignkitError,
@@ -124,6 +130,7 @@ _FROM = {
     "alignkit.contract.sampling_settings": "Generation GroupSettings KL RewardShape SamplingSettings",
     "alignkit.contract.settings": "LoRA Optimisation Precision Settings",
     "alignkit.contract.stage": "Stage",
+    "alignkit.contract.tracker": "TrackedRun Tracker TrackerFunction tracker",
     "alignkit.data.formats": "Columns",
     "alignkit.errors": "AlignkitError DataError JudgeError NotFiniteError PluginError RecipeError StageError",
     "alignkit.run.kept": "open_run",

@@ -22,6 +22,7 @@ from alignkit.contract.kinds import Artifact, source_words
 from alignkit.contract.method import Method
 from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import why_unusable
+from alignkit.contract.tracker import TrackerFunction
 from alignkit.errors import AlignkitError, PluginError, RecipeError, near_miss
 
 BUILT_IN = (
@@ -41,13 +42,14 @@ WELL_KNOWN = ("dpo", "ipo", "kto", "cpo", "orpo", "simpo", "rlaif", "remax", "ra
 
 CLASH_REMEDY = "uninstall one of them, or name the packages to load, with commas between, in ALIGNKIT_PLUGINS"
 
-Offer = Method | RewardFunction | JudgeFunction | JudgeScheme
+Offer = Method | RewardFunction | JudgeFunction | JudgeScheme | TrackerFunction
 OfferT = TypeVar("OfferT", bound=Offer)
 DECORATORS: Mapping[type[Offer], str] = {
     Method: "@method",
     RewardFunction: "@reward",
     JudgeFunction: "@judge",
     JudgeScheme: "@judge_scheme",
+    TrackerFunction: "@tracker",
 }
 
 
@@ -85,7 +87,7 @@ class Plugins:
     methods: Mapping[str, Method]
     rewards: Mapping[str, RewardFunction]
     origins: Mapping[str, Origin]
-    """`method:NAME`, `reward:NAME`, `judge:NAME` or `scheme:NAME` -> who offers it."""
+    """`method:NAME`, `reward:NAME`, `judge:NAME`, `scheme:NAME` or `tracker:NAME` -> who offers it."""
     clashes: Mapping[str, tuple[Origin, ...]]
     """Names that two or more packages offer, and alignkit itself does not."""
     shadowed: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class Plugins:
     judges: Mapping[str, JudgeFunction] = field(default_factory=dict)
     """Rules that compare."""
     schemes: Mapping[str, JudgeScheme] = field(default_factory=dict)
+    trackers: Mapping[str, TrackerFunction] = field(default_factory=dict)
     broken: tuple[Broken, ...] = ()
     heavy: tuple[Origin, ...] = ()
     """Packages that import torch merely by being loaded."""
@@ -137,6 +140,16 @@ class Plugins:
         """Return the rule of that name, or of that `PACKAGE:NAME`, that compares."""
         found = self.judges.get(name) or self.addressed.get(f"judge:{name}")
         return found if isinstance(found, JudgeFunction) else None
+
+    def tracker(self, name: str) -> TrackerFunction:
+        """Return the tracker of that name. Raise PluginError where two offer it, RecipeError where none does."""
+        if clash := self.clashes.get(f"tracker:{name}"):
+            raise PluginError(f"tracker {name!r} is offered by {' and by '.join(map(str, clash))}", remedy=CLASH_REMEDY)
+        if name in self.trackers:
+            return self.trackers[name]
+        error = self.lacks("tracker", name, list(self.trackers))
+        guessed = self.broken or near_miss(name, list(self.trackers))
+        raise error if guessed else RecipeError(error.problem, remedy=f"pip install alignkit-{name}")
 
     def lacks(self, noun: str, name: str, known: Sequence[str], stem: str = "", where: str = "") -> AlignkitError:
         """Make the error for an unknown name: a near miss, else the broken plugins, else what there is."""
@@ -192,7 +205,7 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
         f"{key.partition(':')[0]}:{origin.word}:{offer.name}": (origin, _of_package(offer, origin))
         for key, found in offers.items()
         for origin, offer in found
-        if not isinstance(offer, JudgeScheme) and origin.plugin not in BUILT_IN
+        if not isinstance(offer, JudgeScheme | TrackerFunction) and origin.plugin not in BUILT_IN
     }
     return Plugins(
         hooks,
@@ -205,6 +218,7 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
         addressed={address: offered for address, (_, offered) in addressed.items()},
         judges=_of_kind(first, JudgeFunction),
         schemes=_of_kind(first, JudgeScheme),
+        trackers=_of_kind(first, TrackerFunction),
         broken=tuple(broken),
         heavy=tuple(heavy),
         loaded=tuple(loaded),
@@ -306,10 +320,11 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
             (f"{'scheme' if isinstance(offer, JudgeScheme) else 'judge'}:{offer.name}", offer)
             for offer in _asked(hooks.hook.alignkit_judges, plugin, JudgeFunction, JudgeScheme)
         ),
+        *((f"tracker:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_trackers, plugin, TrackerFunction)),
     ]
     if origin.plugin not in BUILT_IN:
         for key, offer in offers:
-            if why := why_unusable(offer.settings):
+            if not isinstance(offer, TrackerFunction) and (why := why_unusable(offer.settings)):
                 noun, _, name = key.partition(":")
                 raise PluginError(f"the settings of its {noun} {name!r} cannot stand in a recipe: {why}")
     return offers

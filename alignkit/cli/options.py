@@ -33,6 +33,9 @@ PLUGINS = click.option(
 )
 SET = click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change the recipe: align.method=dpo")
 SEED = click.option("--seed", type=click.IntRange(min=0), help="Take another seed than the recipe's.")
+TRACK = click.option(
+    "--track", metavar="NAME", multiple=True, help="Send figures to this tracker, instead of those of the recipe."
+)
 UNTIL = click.option(
     "--until", metavar="STAGE", shell_complete=completion.stages, help="Run no more than this stage and what it needs."
 )
@@ -72,6 +75,13 @@ def changes_of(given: Sequence[str]) -> Mapping[str, str]:
     return changes
 
 
+def selection_of(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a command's words say of the plan, as `make_plan` takes it."""
+    tracked = list(words.get("track", ()))
+    changes = {**changes_of(words["changes"]), **({"trackers": tracked} if tracked else {})}
+    return {"set": changes, **{key: value for key, value in words.items() if key not in ("changes", "track")}}
+
+
 def how_of(words: dict[str, Any]) -> dict[str, Any]:
     """Take from a command's words how its stages are run."""
     machine, inline, again = machine_called(words.pop("machine")), words.pop("inline"), words.pop("again")
@@ -85,10 +95,10 @@ def machine_called(name: str | None) -> "Machine":
     return read_machine(name, Path.cwd()) if name else Machine()
 
 
-def planned(path: Path, *, changes: Sequence[str], **selection: Any) -> "Plan":
+def planned(path: Path, **selection: Any) -> "Plan":
     from alignkit.plan.planner import make_plan
 
-    return make_plan(path, set=changes_of(changes), **selection)
+    return make_plan(path, **selection_of(selection))
 
 
 def pinned_plan(path: Path, offline: bool, **selection: Any) -> "Plan":

@@ -20,11 +20,12 @@ from alignkit.cli.options import (
     RUNS,
     SEED,
     SET,
+    TRACK,
     UNTIL,
-    changes_of,
     how_of,
     options,
     pinned_plan,
+    selection_of,
 )
 from alignkit.cli.printing import (
     bold,
@@ -56,7 +57,7 @@ SETTLED = (RecipeError.status, DataError.status, PluginError.status)
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
-@options(SET, SEED, RUNS, UNTIL, AGAIN, PLUGINS)
+@options(SET, SEED, RUNS, UNTIL, AGAIN, TRACK, PLUGINS)
 @options(INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
@@ -81,7 +82,7 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **wor
 @click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
-@options(SET, SEED, RUNS, AGAIN, PLUGINS)
+@options(SET, SEED, RUNS, AGAIN, TRACK, PLUGINS)
 @options(INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
@@ -94,7 +95,7 @@ def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, 
 
     varied, methods = read_vary(words.pop("vary")), split(words.pop("methods") or "")
     asked = VariantRequest(words.pop("stage"), methods, varied, words.pop("seeds"))
-    how, selection = how_of(words), {"set": changes_of(words.pop("changes")), **words}
+    how, selection = how_of(words), selection_of(words)
     if only_plan:
         _show_comparison_plan(plan_comparison(recipe, asked, **selection), selection["runs"], how["again"], as_json)
         return

@@ -11,6 +11,7 @@ from alignkit.contract.events import Event
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Method
 from alignkit.contract.reward_function import RewardFunction
+from alignkit.contract.tracker import TrackerFunction
 
 GROUP = "alignkit"
 
@@ -46,6 +47,16 @@ def alignkit_judges() -> Iterable[JudgeFunction | JudgeScheme]:  # type: ignore[
     @hookimpl
     def alignkit_judges():
         return [shorter]
+    """
+
+
+@hookspec
+def alignkit_trackers() -> Iterable[TrackerFunction]:  # type: ignore[empty-body]  # a hook has no body
+    """Offer trackers, for `trackers = ["NAME"]`. Called like `alignkit_methods`.
+
+    @hookimpl
+    def alignkit_trackers():
+        return [tensorboard]
     """
 
 

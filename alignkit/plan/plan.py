@@ -8,6 +8,7 @@ from alignkit.contract.kinds import Artifact, Policy
 from alignkit.contract.method import Method
 from alignkit.contract.needs import Needs
 from alignkit.contract.settings import Settings
+from alignkit.contract.tracker import TrackerFunction
 from alignkit.plugins import Plugins
 from alignkit.recipe.recipe import Recipe
 from alignkit.sources.source import Source
@@ -57,6 +58,7 @@ class Plan:
     sources: Mapping[str, Source]
     plugins: Plugins
     plugin_files: tuple[Path, ...] = ()
+    trackers: tuple[TrackerFunction, ...] = ()
 
     def used_sources(self) -> list[Source]:
         """Return the sources that wanted stages take, in the recipe's order."""

@@ -19,7 +19,7 @@ from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_
 from alignkit.recipe.other_names import other_name
 from alignkit.recipe.packaged import find_recipe
 from alignkit.recipe.recipe import Recipe, combine, read_recipe
-from alignkit.recipe.requires import missing_packages
+from alignkit.recipe.requires import chosen_trackers, missing_packages
 from alignkit.recipe.toml import Keys
 from alignkit.recipe.validate import read_settings
 from alignkit.sources.lock_file import lock_path, read_lock
@@ -59,11 +59,12 @@ def plan_recipe(
     planner = _Planner(read, loaded, sources)
     stages = [stage for name in read.stages if (stage := planner.plan(name))]
     goals = [*_check_defaults(read, loaded), *_check_goals(read, until)]
-    if wrong := [*read.errors, *errors, *planner.errors, *goals]:
+    trackers, unknown = chosen_trackers(read, loaded)
+    if wrong := [*read.errors, *errors, *planner.errors, *goals, *unknown]:
         raise combine(wrong)
     wanted = _wanted(read, until, stages)
     marked = tuple(replace(stage, wanted=stage.name in wanted) for stage in stages)
-    return Plan(read, marked, sources, loaded, tuple(file.resolve() for file in files))
+    return Plan(read, marked, sources, loaded, tuple(file.resolve() for file in files), tuple(trackers))
 
 
 class _Planner:

@@ -69,6 +69,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
             "name": {"type": "string", "description": "The run's folder under runs/. Unset: the file's name."},
             "seed": {"type": "integer", "minimum": 0},
             "requires": {"type": "array", "items": {"type": "string"}, "description": "Packages that it needs."},
+            "trackers": _one_or_several() | {"description": "Where figures go besides the report."},
             "result": _one_or_several() | {"description": "The stages whose results are wanted. Unset: the last."},
             "defaults": {"type": "object", "properties": shared_settings},
             "sources": {"type": "object", "additionalProperties": _source(at, plugins.source_kinds)},

@@ -13,9 +13,9 @@ from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, 
 from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 from alignkit.store.rundir import RESERVED
 
-OVERRIDABLE = ("defaults", "seed", "name", "result", "requires")
+OVERRIDABLE = ("defaults", "seed", "name", "result", "requires", "trackers")
 """What `--set` may say besides keys of stages and sources."""
-KEYS = ("name", "seed", "requires", "defaults", "sources", "stage", "result")
+KEYS = ("name", "seed", "requires", "trackers", "defaults", "sources", "stage", "result")
 OWN_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 """What a stage or a source may be called."""
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,6 +38,8 @@ class Recipe:
     result: tuple[str, ...]
     requires: tuple[str, ...]
     overrides: Mapping[Keys, Any]
+    trackers: tuple[str, ...] = ()
+    """Where figures go besides the report; no stage's result depends on them."""
     errors: tuple[RecipeError, ...] = ()
     """What is wrong with its shape, to be told together with what else is wrong."""
 
@@ -103,7 +105,7 @@ def recipe_of(path: Path, text: str, overrides: Mapping[str, Any] | None = None,
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe without errors as `recipe_of_json` reads it, for another process."""
     tables = {"sources": recipe.sources, "stages": recipe.stages, "defaults": recipe.defaults}
-    words = {"result": recipe.result, "requires": recipe.requires}
+    words = {"result": recipe.result, "requires": recipe.requires, "trackers": recipe.trackers}
     overrides = [[list(keys), value] for keys, value in recipe.overrides.items()]
     plain = {"name": recipe.name, "path": str(recipe.path.resolve()), "text": recipe.text, "seed": recipe.seed}
     return {**plain, **tables, **words, "overrides": overrides}
@@ -111,7 +113,7 @@ def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_of_json(facts: Mapping[str, Any]) -> Recipe:
     """Return the recipe that `recipe_as_json` was given, whatever its file holds by now."""
-    words = {key: tuple(facts[key]) for key in ("result", "requires")}
+    words = {key: tuple(facts[key]) for key in ("result", "requires", "trackers")}
     overrides = {tuple(keys): value for keys, value in facts["overrides"]}
     return Recipe(**{**facts, **words, "path": Path(facts["path"]), "overrides": overrides})
 
@@ -206,6 +208,7 @@ def _shape(
         result=_words(table.get("result", ())),
         requires=_words(table.get("requires", ())),
         overrides=placed,
+        trackers=_words(table.get("trackers", ())),
     )
     return replace(recipe, errors=(*errors, *_shape_errors(recipe, table)))
 
@@ -233,7 +236,7 @@ def _shape_errors(recipe: Recipe, table: Mapping[str, Any]) -> Iterator[RecipeEr
     seed = table.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         yield RecipeError("seed must be a whole number, zero or more", recipe.where("seed"), "write seed = 17")
-    for key in ("result", "requires"):
+    for key in ("result", "requires", "trackers"):
         value = table.get(key, [])
         if not isinstance(value, list | str) or len(_words(value)) != (1 if isinstance(value, str) else len(value)):
             yield RecipeError(f"{key} must be a list of strings", recipe.where(key), f'write {key} = ["..."]')

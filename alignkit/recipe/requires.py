@@ -1,9 +1,11 @@
-"""The packages that a recipe requires."""
+"""The packages that a recipe requires, and those that its trackers do."""
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
-from alignkit.errors import RecipeError
+from alignkit.contract.tracker import TrackerFunction
+from alignkit.errors import AlignkitError, PluginError, RecipeError
+from alignkit.plugins import Plugins
 from alignkit.recipe.recipe import Recipe
 
 
@@ -29,3 +31,30 @@ def missing_packages(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(
                 f"the recipe needs {text!r}, and {wanted.name} {found} is installed", where, f"pip install {text!r}"
             )
+
+
+def chosen_trackers(recipe: Recipe, plugins: Plugins) -> tuple[list[TrackerFunction], list[AlignkitError]]:
+    """Return the trackers that a recipe names, and what is wrong with them: not offered, or its library is missing."""
+    found: list[TrackerFunction] = []
+    errors: list[AlignkitError] = []
+    for name in dict.fromkeys(recipe.trackers):
+        try:
+            found.append(plugins.tracker(name))
+            _check_library(name, plugins)
+        except AlignkitError as error:
+            errors.append(type(error)(error.problem, recipe.where("trackers"), error.remedy))
+    return found, errors
+
+
+def _check_library(name: str, plugins: Plugins) -> None:
+    """Raise PluginError where a package that a tracker's own package requires is not installed."""
+    from packaging.requirements import Requirement
+
+    origin = plugins.origins[f"tracker:{name}"]
+    for line in requires(origin.package) or () if origin.file is None else ():
+        wanted = Requirement(line)
+        try:
+            version(wanted.name)
+        except PackageNotFoundError:
+            problem = f"the tracker {name!r} needs {wanted.name}, which is not installed"
+            raise PluginError(problem, remedy=f"pip install {str(wanted)!r}") from None

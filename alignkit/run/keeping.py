@@ -64,7 +64,7 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state, status, problem = _end(error)
+        state, status, problem = end_of(error)
         del self._facts["process"]
         self._facts |= {"state": state, "ended": _now(), "status": status, "problem": problem}
         try:
@@ -101,7 +101,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _end(error: BaseException | None) -> tuple[str, int, str]:
+def end_of(error: BaseException | None) -> tuple[str, int, str]:
     """Return how a run ended: its state, its exit status, and what was wrong."""
     if error is None:
         return "finished", 0, ""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import check_again, reuse
 from alignkit.run.stopping import Left, Stop, noting_signals
+from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
 from alignkit.show.notebook import NotebookView, in_notebook
 from alignkit.show.result_page import result_page
@@ -195,8 +197,10 @@ def run_plan(
         launcher = resources.enter_context(
             Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
         )
-        watching: list[Observer] = [*observers, EventLog(record.folder), record]
+        trackers = start_trackers(plan, record.folder, offline)
+        watching: list[Observer] = [*observers, EventLog(record.folder), record, *trackers]
         tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
+        resources.push(partial(end_trackers, trackers, plan.stages[-1].name, tell))
         hashes = FileHashes(rundir.file_hashes(folder))
         run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
         results = tuple(run.stages())

@@ -70,6 +70,12 @@ def scorers(plugins: Plugins) -> list[Scorer]:
     ]
 
 
+def trackers_of(plugins: Plugins) -> list[tuple[str, str, str]]:
+    """Return the name, the package and the summary of each tracker."""
+    offered = sorted(plugins.trackers.items())
+    return [(name, str(plugins.origins[f"tracker:{name}"]), one.summary) for name, one in offered]
+
+
 def find_scorer(plugins: Plugins, name: str) -> Scorer | None:
     """Find a reward or a judge by its address (`function:NAME`, `rule:NAME`, `SCHEME:`) or its name."""
     found = {scorer.address.partition('"')[2].rstrip('".'): scorer for scorer in reversed(scorers(plugins))}
@@ -89,11 +95,13 @@ def describe_scorer(scorer: Scorer, width: int | None) -> list[str]:
 
 
 def list_methods(plugins: Plugins, width: int | None) -> list[str]:
-    """Return the lines of `alignkit methods`: methods, rewards and judges, clashes, and what is wrong with plugins."""
+    """Return the lines of `alignkit methods`: what there is by kind, clashes, and what is wrong with plugins."""
     rows = [(m.name, signature(m), _origin(plugins, m), m.summary) for _, m in sorted(plugins.methods.items())]
     lines = table(rows, width, ("method", "takes -> makes", "from", "what it does"))
     if others := [(s.address, s.origin, s.summary) for s in scorers(plugins)]:
         lines += ["", *table(others, width, ("reward or judge", "from", "what it does"))]
+    if trackers := trackers_of(plugins):
+        lines += ["", *table(trackers, width, ("tracker", "from", "what it does"))]
     return lines + [line for text in _complaints(plugins) for line in ["", *table([("!", text)], width)]]
 
 
@@ -201,6 +209,7 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
     return {
         "methods": [as_dict(plugins, method) for _, method in sorted(plugins.methods.items())],
         "rewards and judges": [asdict(one) for one in scorers(plugins)],
+        "trackers": [dict(zip(("name", "from", "summary"), one, strict=True)) for one in trackers_of(plugins)],
         "clashes": {key: list(map(str, origins)) for key, origins in plugins.clashes.items()},
         "not taken": {key: list(map(str, origins)) for key, origins in plugins.shadowed.items()},
         "broken": {str(broken.origin): broken.reason for broken in plugins.broken},

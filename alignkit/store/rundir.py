@@ -32,6 +32,8 @@ EVENTS, OBSERVERS = "events.jsonl", "observers.log"
 """In a run's folder: what it has told, and what observers have raised."""
 SHORT = 8
 """Digits of a fingerprint that are shown, as in a stage's folder."""
+TRACKERS = "trackers"
+"""In a run's folder: what trackers write, and how far they are."""
 LATEST = "latest"
 RESERVED = ("stages", "sources", "cache")
 """Folders under `runs/` beside those of the recipes, so no recipe can have these names."""
@@ -91,6 +93,16 @@ def scrapped(folder: Path) -> Path:
 
 def recipe_folder(runs: Path, recipe: str) -> Path:
     return runs / recipe
+
+
+def tracker_folder(run: Path, tracker: str) -> Path:
+    """Return where a tracker of a run writes."""
+    return run / TRACKERS / tracker
+
+
+def tracked_path(run: Path, tracker: str) -> Path:
+    """Return where is kept what a tracker of a run has taken."""
+    return run / TRACKERS / f"{tracker}.json"
 
 
 def report_path(run: Path) -> Path:

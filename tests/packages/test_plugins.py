@@ -106,7 +106,8 @@ BROKEN = [
     ),
     (
         "from alignkit import hookimpl\n@hookimpl\ndef zebra():\n    return []",
-        "there is no hook 'zebra'; the hooks are alignkit_methods, alignkit_rewards, alignkit_judges, alignkit_event",
+        "there is no hook 'zebra'; the hooks are alignkit_methods, alignkit_rewards, alignkit_judges, "
+        "alignkit_trackers, alignkit_event",
     ),
     ("def alignkit_methods():\n    return []", "alignkit_methods is not marked as a hook; put @hookimpl above it"),
     (

@@ -64,6 +64,13 @@ def test_the_first_run_installs_core_and_plugins_by_one_command_under_the_constr
     )
 
 
+def test_a_plugin_that_brings_much_is_left_to_be_installed_by_hand(checkout: Path) -> None:
+    (checkout / "plugins" / "alignkit-wandb").mkdir()
+    (checkout / "plugins" / "alignkit-wandb" / "pyproject.toml").write_text("[project]\n")
+
+    assert not any("wandb" in call for call in bootstrap(checkout)[2])
+
+
 def test_a_repeat_does_nothing_and_says_nothing(checkout: Path) -> None:
     bootstrap(checkout)
 

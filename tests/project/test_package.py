@@ -71,7 +71,7 @@ def test_the_wheel_says_that_it_is_typed_and_brings_its_licence(wheel: ZipFile) 
     assert {"alignkit/py.typed", f"alignkit-{VERSION}.dist-info/licenses/LICENSE"} <= set(wheel.namelist())
 
 
-@pytest.mark.parametrize("plugin", ["alignkit-dpo", "alignkit-rlaif", "alignkit-trl"])
+@pytest.mark.parametrize("plugin", [path.parent.name for path in sorted(ROOT.glob("plugins/*/pyproject.toml"))])
 def test_a_plugin_that_is_published_brings_its_licence(plugin: str) -> None:
     folder = ROOT / "plugins" / plugin
 
