@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY := passive
 bin := .venv/bin
 caches := .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test slow real lint format docs coverage mutants bench build clean setup
+.PHONY: help demo test slow real lint format docs site coverage mutants bench build clean setup
 
 help:
 	@echo "make demo      run the whole chain (CLM, SFT, reward model, PPO) on the embedded data"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      check style and types"
 	@echo "make format    mend style, as far as that can be done without you"
 	@echo "make docs      write the generated parts of the pages anew"
+	@echo "make site      build the pages as a site into build/site (Sphinx is fetched)"
 	@echo "make coverage  run the tests, and show which lines none of them runs"
 	@echo "make mutants   change the code in small ways, and show which changes no test notices (an hour or two)"
 	@echo "make bench     run the short benchmarks (about 5 minutes; TRL 1.12.0 is fetched into build/)"
@@ -45,6 +46,10 @@ format: setup
 
 docs: setup
 	$(bin)/cog -r $$(grep -lr --include='*.md' -F '[[[cog' *.md docs)
+
+site: setup
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(bin)/python -m sphinx -W -n --keep-going -q -b html docs build/site
 
 coverage: setup
 	$(bin)/python -m pytest -n logical --dist worksteal --cov --cov-report term-missing:skip-covered --cov-report html

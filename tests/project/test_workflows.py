@@ -44,7 +44,7 @@ def test_clean_keeps_results_and_the_environment(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["ci", "nightly"])
+@pytest.mark.parametrize("name", ["ci", "docs", "nightly"])
 def test_a_workflow_runs_targets_that_there_are(name: str) -> None:
     jobs = read_yaml(f".github/workflows/{name}.yml")["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if step.get("run", "").startswith("make ")]
