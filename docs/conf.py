@@ -37,7 +37,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # types of other packages have no page
 
 
 def read_as_a_site(app: "Sphinx", page: str, source: list[str]) -> None:
-    """Let links to files outside of docs/ lead to the repository, and list the decisions below their index."""
+    """Let links to files outside of docs/ lead to the repository, and list a folder's pages below its index."""
     here = (ROOT / "docs" / page).parent
 
     def elsewhere(link: "re.Match[str]") -> str:
@@ -45,8 +45,8 @@ def read_as_a_site(app: "Sphinx", page: str, source: list[str]) -> None:
         return f"]({SOURCE}/{file.relative_to(ROOT)}" if file.exists() else link[0]
 
     source[0] = re.sub(r"\]\(((?:\.\./)+(?!docs/)[^)#]+)", elsewhere, source[0])
-    if page == "decisions/README":
-        source[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n0*\n```\n"
+    if page.endswith("/README"):
+        source[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
 
 
 def setup(app: "Sphinx") -> None:
