@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/alignkit/alignkit/blob/main"
 
 project = "alignkit"
-author = "The alignkit authors"
+author = copyright = "The alignkit authors"  # noqa: A001  # Sphinx names it so
 version = release = version_of("alignkit")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinxcontrib.mermaid"]
 exclude_patterns = ["figures"]
 myst_enable_extensions = ["dollarmath"]
-myst_fence_as_directive = ["mermaid"]
+myst_fence_as_directive = ["math", "mermaid"]  # as GitHub reads them
 myst_heading_anchors = 4
 
 html_theme = "furo"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
@@ -27,7 +29,7 @@ def flat(tokens: list[Token]) -> Iterator[Token]:
 def links(page: Path) -> list[str]:
     tokens = flat(MARKDOWN.parse(page.read_text("utf-8")))
     found = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in tokens]
-    return [link for link in found if link and not re.match(r"[a-z]+:", link)]
+    return [unquote(link) for link in found if link and not re.match(r"[a-z]+:", link)]
 
 
 @cache
@@ -47,6 +49,13 @@ def leads_nowhere(page: Path, link: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert [link for link in links(page) if leads_nowhere(page, link)] == []
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "index.md").read_text("utf-8").splitlines()
+
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert sorted(page for page in pages if page not in contents) == []
 
 
 def test_a_link_to_no_file_or_no_heading_is_found() -> None:
@@ -69,6 +78,26 @@ def test_a_package_index_gets_a_readme_whose_links_are_absolute(monkeypatch: pyt
     )
     shown = [str(token.attrs.get("href") or token.attrs.get("src") or "#") for token in flat(MARKDOWN.parse(text))]
     assert [link for link in shown if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_console_is_drawn_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from pictures import WIDTH, draw_console
+
+    texts = "".join(ElementTree.fromstring(draw_console(f"[1 of 5] pretrain\n{'x' * 200}")).itertext())
+
+    assert "[1\xa0of\xa05]\xa0pretrain" in texts
+    assert "x" * (WIDTH - 1) in texts
+    assert "x" * WIDTH not in texts
+
+
+def test_pictures_are_small_and_the_drawn_ones_stand_alone() -> None:
+    pictures = sorted((ROOT / "docs" / "pictures").iterdir())
+
+    assert [picture.name for picture in pictures] == ["chain.svg", "console.svg", "report.png"]
+    assert [picture.name for picture in pictures if picture.stat().st_size > 300_000] == []
+    for picture in pictures[:2]:
+        assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 @pytest.mark.timeout(600)
