@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY := passive
 bin := .venv/bin
 caches := .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test slow real lint format docs coverage mutants bench build clean setup
+.PHONY: help demo test slow real lint format docs site pictures coverage mutants bench build clean setup
 
 help:
 	@echo "make demo      run the whole chain (CLM, SFT, reward model, PPO) on the embedded data"
@@ -14,10 +14,12 @@ help:
 	@echo "make lint      check style and types"
 	@echo "make format    mend style, as far as that can be done without you"
 	@echo "make docs      write the generated parts of the pages anew"
+	@echo "make site      build the pages as a site into build/site (Sphinx is fetched)"
+	@echo "make pictures  draw docs/pictures/ from a run of the demo"
 	@echo "make coverage  run the tests, and show which lines none of them runs"
 	@echo "make mutants   change the code in small ways, and show which changes no test notices (an hour or two)"
 	@echo "make bench     run the short benchmarks (about 5 minutes; TRL 1.12.0 is fetched into build/)"
-	@echo "make build     build the sdist and the wheel into dist/"
+	@echo "make build     build sdists and wheels of the core and the packages beside it into dist/"
 	@echo "make clean     remove what was built, and caches; runs/ and .venv/ stay"
 	@echo "make setup     only set up .venv (PYTHON=... with another interpreter than python3)"
 
@@ -46,6 +48,13 @@ format: setup
 docs: setup
 	$(bin)/cog -r $$(grep -lr --include='*.md' -F '[[[cog' *.md docs)
 
+site: setup
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(bin)/python -m sphinx -W -n --keep-going -q -b html docs build/site
+
+pictures: setup
+	$(bin)/python scripts/pictures.py
+
 coverage: setup
 	$(bin)/python -m pytest -n logical --dist worksteal --cov --cov-report term-missing:skip-covered --cov-report html
 
@@ -60,7 +69,7 @@ bench: setup
 	$(bin)/python benchmarks/estimates.py --methods sft reward ppo --sizes 0
 
 build: setup
-	$(bin)/python -m build --no-isolation
+	for package in . plugins/alignkit-*; do $(bin)/python -m build --no-isolation --outdir dist $$package || exit; done
 
 clean:
 	rm -rf build dist plugins/*/dist plugins/*/build $(caches)

@@ -82,7 +82,7 @@ def test_a_plugin_that_is_published_brings_its_licence(plugin: str) -> None:
 def test_the_sdist_holds_what_a_distributor_needs_to_build_and_test(sdist: set[str]) -> None:
     alone = {
         *("pyproject.toml", "constraints.txt", "Makefile", ".pre-commit-config.yaml", "LICENSE", "CITATION.cff"),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "hatch_build.py"),
     }
 
     folders = ("tests", "benchmarks", "recipes", "scripts", "docs", ".github")
@@ -99,7 +99,19 @@ def test_the_metadata_says_what_the_project_says(metadata: Message) -> None:
         "Requires-Python": ">=3.11",
         "License-Expression": "Apache-2.0",
     }
-    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = str(metadata.get_payload())
+    assert readme.startswith("# alignkit\n")
+    assert "](docs/" not in readme
+    assert set(metadata.get_all("Project-URL", [])) == {f"{name}, {url}" for name, url in PROJECT["urls"].items()}
+
+
+def test_every_package_beside_it_is_an_extra_and_all_are_one() -> None:
+    packages = {path.parent.name for path in ROOT.glob("plugins/alignkit-*/pyproject.toml")}
+    extras = {package.removeprefix("alignkit-") for package in packages}
+
+    named = {Requirement(line).name for extra in extras for line in PROJECT["optional-dependencies"][extra]}
+    assert named == packages
+    assert Requirement(*PROJECT["optional-dependencies"]["all"]).extras == extras
 
 
 def test_the_wheel_requires_the_floors(metadata: Message) -> None:

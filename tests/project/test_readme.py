@@ -1,6 +1,7 @@
 """Pages show what the code says: generated parts are up to date, and the README has the two commands."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,13 @@ def test_every_hook_is_documented_for_authors() -> None:
 
     hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
     assert [name for name in hooks if f"`{name}(" not in page] == []
+
+
+def test_the_chinese_readme_has_the_blocks_of_the_english_one_and_both_name_each_other() -> None:
+    english, chinese = ((HERE / name).read_text("utf-8") for name in ("README.md", "README.zh.md"))
+    block = re.compile(r"<!-- \[\[\[cog.*?<!-- \[\[\[end\]\]\] -->|^```\w+$.*?^```$", re.MULTILINE | re.DOTALL)
+
+    assert block.findall(chinese) == block.findall(english)
+    assert re.findall("^## ", chinese, re.MULTILINE) == re.findall("^## ", english, re.MULTILINE)
+    assert "](README.zh.md)" in english
+    assert "](README.md)" in chinese

@@ -1,5 +1,6 @@
 """What contributors and CI rely on: the targets of make, the workflows, and the versions that they name."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -44,13 +45,36 @@ def test_clean_keeps_results_and_the_environment(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["ci", "nightly"])
+@pytest.mark.parametrize("name", ["ci", "docs", "nightly", "release"])
 def test_a_workflow_runs_targets_that_there_are(name: str) -> None:
     jobs = read_yaml(f".github/workflows/{name}.yml")["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if step.get("run", "").startswith("make ")]
 
     assert runs
     assert {run.removeprefix("make ") for run in runs} <= set(TARGETS)
+
+
+def test_a_release_builds_every_package_and_needs_no_password() -> None:
+    jobs = read_yaml(".github/workflows/release.yml")["jobs"]
+
+    assert re.search(r"^build: setup\n\tfor package in \. plugins/alignkit-\*;", MAKEFILE, re.MULTILINE)
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert not re.search(
+        "secrets|password", (ROOT / ".github/workflows/release.yml").read_text("utf-8").split("jobs:")[1]
+    )
+
+
+def test_the_container_has_every_package_beside_the_core() -> None:
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    packages = sorted(path.parent.name for path in ROOT.glob("plugins/alignkit-*/pyproject.toml"))
+
+    assert re.findall(r"\./plugins/(\S+)", text) == packages
+
+
+def test_the_development_container_is_set_up_by_a_target_that_there_is() -> None:
+    told = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
+
+    assert told["postCreateCommand"].removeprefix("make ") in TARGETS
 
 
 def test_every_python_that_the_metadata_names_is_tested() -> None:
