@@ -13,7 +13,7 @@ from alignkit.text import plain, short
 
 if TYPE_CHECKING:
     from alignkit.store.runs import KeptRun
-    from alignkit.use.rewards import OpenReward
+    from alignkit.use.run_rewards import OpenReward
 
 RUN_POLICY = click.argument("name", metavar="RUN[:STAGE]", shell_complete=completion.runs)
 LONGEST = click.option(
@@ -64,13 +64,13 @@ def chat(
     from: a chat, or plain text, where each line stands by itself. In a pipe each line is a prompt."""
     quieten()
     from alignkit.training.speaking import Manner, open_speaker
-    from alignkit.use.conversation import Asked, Conversation
+    from alignkit.use.conversation import AskedPolicy, Conversation
     from alignkit.use.run_policy import find_policy, policy_of
 
     first = find_policy(name, runs)
     chosen = [first, policy_of(first.run, other)] if other else [first]
     rewards = opened_rewards(first.run) if other else []
-    asked = [Asked(one.stage.name, open_speaker(one.policy, one.form)) for one in chosen]
+    asked = [AskedPolicy(one.stage.name, open_speaker(one.policy, one.form)) for one in chosen]
     as_what = "as a chat" if first.form == "chat" else "as plain text, each line by itself"
     click.echo(f"{first.name}, asked {as_what}; /help lists commands", err=True)
     manner = Manner(max_new_tokens, temperature, seed)
@@ -101,8 +101,8 @@ def generate(name: str, prompts: str, file: Path, **words: Any) -> None:
     quieten()
     from alignkit.training.speaking import Manner, open_speaker
     from alignkit.use.answer_file import AnswerFile, read_prompts
-    from alignkit.use.rewards import columns_kept
     from alignkit.use.run_policy import find_policy
+    from alignkit.use.run_rewards import columns_kept
 
     if words["greedy"] and words["answers"] > 1:
         raise RecipeError("greedy answers to one prompt are all the same", "--answers", "leave out one of the two")
@@ -120,7 +120,7 @@ def generate(name: str, prompts: str, file: Path, **words: Any) -> None:
 
 def opened_rewards(run: "KeptRun") -> "list[OpenReward]":
     """Open a run's rewards, and tell which cannot be opened."""
-    from alignkit.use.rewards import ClosedReward, OpenReward, rewards_of
+    from alignkit.use.run_rewards import ClosedReward, OpenReward, rewards_of
 
     rewards = list(rewards_of(run))
     for one in rewards:

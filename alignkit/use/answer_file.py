@@ -19,7 +19,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.sources.from_files import source_at
 from alignkit.training.encoding import Prompt
 from alignkit.training.speaking import Manner, Speaker
-from alignkit.use.rewards import OpenReward, scored
+from alignkit.use.run_rewards import OpenReward, scored
 
 ANSWERS_AT_ONCE = 256
 """Which are drawn from the same random numbers, and written together."""

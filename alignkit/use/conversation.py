@@ -18,7 +18,7 @@ from alignkit.contract.reward_function import Answer
 from alignkit.errors import AlignkitError
 from alignkit.text import number, plain
 from alignkit.training.speaking import Manner, Speaker
-from alignkit.use.rewards import OpenReward, scored
+from alignkit.use.run_rewards import OpenReward, scored
 
 HELP = """\
 /again   answer the same prompt once more, with other random numbers
@@ -28,14 +28,14 @@ HELP = """\
 /quit    leave, as the end of the input does"""
 
 
-class Asked(NamedTuple):
+class AskedPolicy(NamedTuple):
     """One of those who are asked."""
 
     name: str
     speaker: Speaker
 
 
-class Given(NamedTuple):
+class GivenAnswer(NamedTuple):
     """An answer, and who gave it."""
 
     name: str
@@ -46,7 +46,7 @@ class Given(NamedTuple):
 class Conversation:
     """What has been said, by whom, and what may be saved of it."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[AskedPolicy]
     """One, or two side by side; the conversation goes on with the answers of the first."""
     rewards: Sequence[OpenReward]
     manner: Manner
@@ -55,7 +55,7 @@ class Conversation:
     turns: list[Mapping[str, Any]] = field(default_factory=list)
     """Before the newest prompt."""
     prompt: str | None = None
-    given: list[Given] = field(default_factory=list)
+    answers: list[GivenAnswer] = field(default_factory=list)
     """The answers to the newest prompt."""
     count: int = 0
     """Answers asked for so far: no two are drawn with the same random numbers."""
@@ -72,7 +72,7 @@ class Conversation:
             except KeyboardInterrupt:
                 self._say("interrupted; /quit leaves")
             except AlignkitError as error:
-                self._say(f"error: {error}")
+                self._say(f"error: {error}{'; /clear begins a new conversation' if self.turns else ''}")
 
     def _heed(self, line: str, word: str) -> None:
         if not word:
@@ -80,7 +80,7 @@ class Conversation:
         if word == "/help":
             self._say(HELP.format(file=self.file))
         elif word == "/clear":
-            self.turns, self.prompt, self.given = [], None, []
+            self.turns, self.prompt, self.answers = [], None, []
         elif word == "/save":
             self._save()
         elif word == "/again":
@@ -91,9 +91,9 @@ class Conversation:
             self._ask(line)
 
     def _ask(self, line: str) -> None:
-        if self.prompt is not None and self.given:
-            self.turns += [_turn("user", self.prompt), _turn("assistant", self.given[-len(self.asked)].answer.text)]
-        self.prompt, self.given = line, []
+        if self.prompt is not None and self.answers:
+            self.turns += [_turn("user", self.prompt), _turn("assistant", self.answers[-len(self.asked)].answer.text)]
+        self.prompt, self.answers = line, []
         self._answer()
 
     def _again(self) -> None:
@@ -109,16 +109,16 @@ class Conversation:
         return {"prompt": self.prompt}
 
     def _answer(self) -> None:
-        shown = Shown([one.name for one in self.asked])
+        display = AnswerDisplay([one.name for one in self.asked])
         place, self.count = self.count, self.count + 1
         prompts = [one.speaker.asked(self._row(one.speaker), self.manner) for one in self.asked]
-        with shown:
-            found = list[Given]()
+        with display:
+            found = list[GivenAnswer]()
             for column, (one, prompt) in enumerate(zip(self.asked, prompts, strict=True)):
-                answer = shown_to_its_end(shown, column, one.speaker.stream(prompt, self.manner, place))
-                found.append(Given(one.name, answer))
-                shown.end(column, self._scores(answer))
-        self.given += found
+                answer = shown_to_its_end(display, column, one.speaker.stream(prompt, self.manner, place))
+                found.append(GivenAnswer(one.name, answer))
+                display.end(column, self._scores(answer))
+        self.answers += found
 
     def _scores(self, answer: Answer) -> str:
         parts = scored(self.rewards, [answer])
@@ -126,8 +126,8 @@ class Conversation:
         return ", ".join([*told, *([] if answer.finished else ["cut at its length limit"])])
 
     def _save(self) -> None:
-        first, second = (one.answer.text for one in self.given[-2:]) if len(self.given) > 1 else ("", "")
-        if len(self.given) < 2:
+        first, second = (one.answer.text for one in self.answers[-2:]) if len(self.answers) > 1 else ("", "")
+        if len(self.answers) < 2:
             self._say("a preference needs two answers to one prompt: /again gives another one, --vs asks two policies")
         elif first.strip() == second.strip() or not (first.strip() and second.strip()):
             self._say("the two answers do not differ, or one is empty: nothing is learnt from that; /again")
@@ -139,7 +139,7 @@ class Conversation:
 
     def _better(self) -> str | None:
         """Ask which of the two newest answers is better; None: neither."""
-        names = [one.name for one in self.given[-2:]]
+        names = [one.name for one in self.answers[-2:]]
         told = (
             f"which is better: 1 ({names[0]}) or 2 ({names[1]})? "
             if names[0] != names[1]
@@ -162,17 +162,17 @@ def _turn(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def shown_to_its_end(shown: "Shown", column: int, stream: Any) -> Answer:
+def shown_to_its_end(display: "AnswerDisplay", column: int, stream: Any) -> Answer:
     """Show an answer as it comes, and return it."""
     while True:
         try:
-            shown.add(column, next(stream))
+            display.add(column, next(stream))
         except StopIteration as end:
             answer: Answer = end.value
             return answer
 
 
-class Shown:
+class AnswerDisplay:
     """Answers as they come: one streams, two stand side by side on a terminal and below each other elsewhere."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -181,7 +181,7 @@ class Shown:
         console = Console(highlight=False)
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="visible") if self._beside else None
 
-    def __enter__(self) -> "Shown":
+    def __enter__(self) -> "AnswerDisplay":
         if self._live:
             self._live.__enter__()
         return self

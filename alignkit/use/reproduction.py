@@ -14,7 +14,7 @@ from alignkit.show.run_diff import Circumstance, SourcePair, diff_runs
 from alignkit.sources.lock_file import lock_path, write_lock
 from alignkit.store.runs import KeptRun, KeptStage
 from alignkit.text import number, table
-from alignkit.use.rewards import plan_again
+from alignkit.use.run_rewards import plan_again
 
 NEAR = 0.01
 """The share by which a figure without an interval may differ."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from alignkit import run_recipe
 from alignkit.contract.kinds import Policy
+from alignkit.plan.planner import make_plan
+from alignkit.run.runner import run_plan
 from alignkit.store.runs import KeptRun, open_run
 
 RECIPE = """
@@ -72,4 +73,5 @@ def small_run(tiny_policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> 
     write_rows(folder / "chats.jsonl", [{"messages": chat} for chat in turns])
     write_rows(folder / "pairs.jsonl", [{"prompt": one, "chosen": " good", "rejected": " bad day"} for one in asked])
     (folder / "small.toml").write_text(RECIPE)
-    return open_run(run_recipe(folder / "small.toml", runs=folder / "runs", inline=True).folder)
+    plan = make_plan(folder / "small.toml", runs=folder / "runs")
+    return open_run(run_plan(plan, runs=folder / "runs", inline=True).folder)

@@ -17,8 +17,8 @@ from alignkit.store.runs import KeptRun
 from alignkit.training.speaking import Manner, open_speaker
 from alignkit.use import answer_file
 from alignkit.use.answer_file import AnswerFile, read_prompts
-from alignkit.use.rewards import OpenReward
 from alignkit.use.run_policy import policy_of
+from alignkit.use.run_rewards import OpenReward
 
 PROMPTS = [f"how was the {word}" for word in ("food", "tea", "room", "lake", "song")]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -160,6 +161,7 @@ def on_a_terminal(run: KeptRun, folder: Path, *words: str) -> Iterator[Terminal]
         os.close(terminal.ours)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_answers_stand_side_by_side_and_the_better_one_is_saved_by_a_key(
     small_run: KeptRun, tmp_path: Path
 ) -> None:
@@ -174,17 +176,20 @@ def test_on_a_terminal_answers_stand_side_by_side_and_the_better_one_is_saved_by
         terminal.until("> ")
         terminal.type("/quit\n")
 
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(60) == 0
     assert any("plain" in line and "thin" in line for line in beside.splitlines())
     row = json.loads((tmp_path / "preferences.jsonl").read_text())
     assert row["prompt"] == "how was the food"
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_waits_for_a_line_ends_it(small_run: KeptRun, tmp_path: Path) -> None:
     with on_a_terminal(small_run, tmp_path, "small:plain") as terminal:
+        while psutil.Process(terminal.process.pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.05)
         terminal.process.send_signal(signal.SIGINT)
 
-        assert terminal.process.wait(30) == INTERRUPTED
+        assert terminal.process.wait(60) == INTERRUPTED
 
 
 def test_a_signal_while_it_answers_ends_the_answer_alone() -> None:
