@@ -19,13 +19,14 @@ def prepare(preparation: Preparation) -> None:
     """Write a source that takes torch to write."""
 
     def write(folder: Path) -> None:
-        if preparation.file:
-            from alignkit.training.saving import unpack
+        from alignkit.training.saving import as_readable_as_others, unpack
 
+        if preparation.file:
             unpack(preparation.file, folder)
         else:
             from alignkit.demo.tiny import write_tiny
 
             write_tiny(folder)
+            as_readable_as_others(folder)
 
     rundir.prepare(preparation.folder, write)

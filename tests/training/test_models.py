@@ -26,9 +26,11 @@ from alignkit.contract.kinds import FunctionReward, Policy, Reward, RewardModel
 from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, PluginError, RecipeError
+from alignkit.sources.fetch import Preparation
 from alignkit.training.classifiers import as_read
 from alignkit.training.configs import positions_of
 from alignkit.training.models import load_critic, load_for_reward_training, load_policy, load_reward_model, score_head
+from alignkit.training.prepare import prepare
 from alignkit.training.saving import save_policy, save_reward, unpack
 from alignkit.training.tokenizers import PLAIN_TEMPLATE, stop_tokens
 from alignkit.training.weight_files import check_model_folder
@@ -187,6 +189,13 @@ def test_weights_are_as_readable_as_the_files_beside_them(policy, tmp_path, lora
     save_policy(model, tokenizer, tmp_path / "saved")
 
     modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1
+
+
+def test_the_built_in_model_is_as_readable_as_the_files_beside_it(tmp_path):
+    prepare(Preparation(file=None, folder=tmp_path / "runs" / "sources" / "base"))
+
+    modes = {file.stat().st_mode for file in (tmp_path / "runs" / "sources" / "base").iterdir()}
     assert len(modes) == 1
 
 
