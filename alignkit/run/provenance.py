@@ -54,7 +54,7 @@ def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _form(inputs: Sequence[Given]) -> Form | None:
     """Return whether the stage's rows are chats or plain text; None where it takes no rows."""
     records = [one for one in map(artifact_of, inputs) if isinstance(one, Records)]
-    rows = (next(side(), None) for one in records for side in (one.train, one.held_out))
+    rows = (next(one.train(), None) or next(one.held_out(), None) for one in records)
     forms = {form_of(row) for row in rows if row is not None}
     return ("chat" if "chat" in forms else "plain") if forms else None
 

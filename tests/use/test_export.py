@@ -95,6 +95,7 @@ print([greedy(model.eval(), tokenizer, prompt) for prompt in PROMPTS])
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_opens_with_peft_where_its_base_is_known(small_run: KeptRun, export: Export) -> None:
     done = export("small:thin", "out", "--adapter")
 

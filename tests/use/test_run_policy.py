@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import StageError
+from alignkit.errors import RecipeError
 from alignkit.store.durable import read_json
 from alignkit.store.runs import KeptRun
 from alignkit.use.run_policy import find_policy, form_of_stage
@@ -53,6 +54,8 @@ def test_a_stage_that_makes_no_policy_is_refused(small_run: KeptRun, name: str, 
     assert str(raised.value) == f"{small_run.id}: {said}"
 
 
-def test_where_nothing_is_kept_that_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="no run is kept here"):
-        find_policy("small", tmp_path)
+def test_where_no_such_run_is_kept_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        find_policy("small:plain", tmp_path)
+
+    assert str(raised.value) == f"small: no run is called so; `alignkit runs` lists those in {tmp_path}"
