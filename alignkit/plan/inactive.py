@@ -13,6 +13,7 @@ from alignkit.contract.method import STAGE_KEYS, Method
 from alignkit.contract.settings import SHARED, LoRA, Optimisation, Precision, Settings
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plugins import WELL_KNOWN, Plugins
+from alignkit.recipe.other_names import other_name
 from alignkit.recipe.recipe import Recipe
 from alignkit.recipe.toml import Keys
 from alignkit.recipe.validate import read_settings
@@ -83,6 +84,8 @@ def _near(key: str, plugins: Plugins) -> str:
 def _advice(method: Method, key: str, plugins: Plugins) -> str:
     if key in method.settings.model_fields:
         return f"settings stand under the method's name: {method.name}.{key}"
+    if name := other_name(key, method.settings):
+        return f"{name}; settings stand under the method's name: {method.name}.NAME"
     if near := _near(key, plugins):
         return near
     if near := near_miss(key, list(method.settings.model_fields)):

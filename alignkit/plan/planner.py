@@ -16,6 +16,7 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_seed
+from alignkit.recipe.other_names import other_name
 from alignkit.recipe.packaged import find_recipe
 from alignkit.recipe.recipe import Recipe, combine, read_recipe
 from alignkit.recipe.requires import missing_packages
@@ -212,7 +213,9 @@ def _check_defaults(recipe: Recipe, plugins: Plugins) -> Iterator[RecipeError]:
     known = {*SHARED, *(key for method in plugins.methods.values() for key in method.settings.model_fields)}
     for key in recipe.defaults:
         if key not in known:
-            hint = near_miss(key, sorted(known)) or "they hold settings of methods, such as max_length"
+            kinds = (method.settings for method in plugins.methods.values())
+            named = next((name for kind in kinds if (name := other_name(key, kind))), "")
+            hint = named or near_miss(key, sorted(known)) or "they hold settings of methods, such as max_length"
             yield RecipeError(f"defaults.{key}: no method has this setting", recipe.where("defaults", key), hint)
 
 

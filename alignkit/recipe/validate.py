@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from alignkit.contract.settings import Settings, over_default
 from alignkit.errors import Problem, RecipeError, near_miss
+from alignkit.recipe.other_names import other_name
 from alignkit.recipe.toml import Keys
 
 S = TypeVar("S", bound=Settings)
@@ -98,10 +99,11 @@ def _keys(kind: type[Settings], detail: ErrorDetails) -> Keys:
 
 
 def _unknown(kind: type[Settings], keys: Keys, where: str, name: str) -> Problem:
+    group = kind
     for key in keys[:-1]:
-        kind = _group(kind.model_fields[key]) or kind
-    known = list(kind.model_fields)
-    hint = near_miss(keys[-1], known) or f"there are {', '.join(known) or 'none'}"
+        group = _group(group.model_fields[key]) or group
+    known = list(group.model_fields)
+    hint = other_name(keys[-1], kind) or near_miss(keys[-1], known) or f"there are {', '.join(known) or 'none'}"
     return Problem(f"{name}: unknown setting", where, hint)
 
 
