@@ -32,6 +32,7 @@ BUILT_IN = (
     "alignkit.methods.grpo",
     "alignkit.methods.rloo",
     "alignkit.methods.evaluate",
+    "alignkit.methods.rule_rewards",
     "alignkit.demo.gold",
 )
 

@@ -21,6 +21,8 @@ class Answer:
     """It ended by itself; otherwise it was cut at its length limit."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The prompt's row: its `prompt` as it stood in the source, and the columns that the source keeps."""
+    tokens: int | None = None
+    """How many tokens were sampled; None where nobody has counted them."""
 
 
 Score = Callable[[Sequence[Answer]], list[float]]

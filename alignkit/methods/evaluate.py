@@ -243,8 +243,8 @@ def _write(drawn: Sequence[Drawn], folder: Path) -> None:
 def _read(drawn: Drawn, prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> PolicyAnswers:
     texts = tokenizer.batch_decode(drawn.tokens, skip_special_tokens=True)
     answers = [
-        Answer(prompt.text, text, done, prompt.row)
-        for prompt, text, done in zip(prompts, texts, drawn.finished, strict=True)
+        Answer(prompt.text, text, done, prompt.row, len(answer))
+        for prompt, text, done, answer in zip(prompts, texts, drawn.finished, drawn.tokens, strict=True)
     ]
     return PolicyAnswers(answers, [prompt.ids for prompt in prompts], drawn, tokenizer.get_vocab())
 

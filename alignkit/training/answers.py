@@ -137,6 +137,7 @@ def sample_answers(
     model.train(was_training)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     made = [
-        Answer(prompt.text, text, done, prompt.row) for prompt, text, done in zip(asked, texts, finished, strict=True)
+        Answer(prompt.text, text, done, prompt.row, len(answer))
+        for prompt, text, done, answer in zip(asked, texts, finished, tokens, strict=True)
     ]
     return [made[start : start + answers] for start in range(0, len(made), answers)]

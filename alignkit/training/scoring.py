@@ -64,8 +64,8 @@ def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTraine
     """Decode what was sampled, without special tokens."""
     texts = tokenizer.batch_decode(rollout.answers, skip_special_tokens=True)
     return [
-        Answer(prompts[row].text, text, finished, prompts[row].row)
-        for row, text, finished in zip(rollout.rows, texts, rollout.finished, strict=True)
+        Answer(prompts[row].text, text, finished, prompts[row].row, len(tokens))
+        for row, text, finished, tokens in zip(rollout.rows, texts, rollout.finished, rollout.answers, strict=True)
     ]
 
 
