@@ -79,7 +79,11 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None, seed: in
 
     Raises RecipeError where it cannot be read at all; lesser mistakes are in `errors`.
     """
-    text = _text(path)
+    return recipe_of(path, _text(path), overrides, seed)
+
+
+def recipe_of(path: Path, text: str, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Recipe:
+    """Read a recipe of its text, as if it stood at the path."""
     table = parse(text, path.name)
     given = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
     placed: dict[Keys, Any] = {}

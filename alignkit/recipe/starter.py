@@ -21,7 +21,12 @@ def write_starter(template: str, path: Path | None = None) -> Path:
         hint = near_miss(template, list(packaged)) or f"the templates are {', '.join(packaged)}"
         raise RecipeError(f"there is no template {template!r}", "--template", hint)
     path = path or Path(f"{template}.toml")
-    text = starter(packaged[template].read_text("utf-8"), path)
+    write_new(path, starter(packaged[template].read_text("utf-8"), path))
+    return path
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a recipe. Raise RecipeError where there is such a file, and DiskError where none can be written."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -33,7 +38,6 @@ def write_starter(template: str, path: Path | None = None) -> Path:
         raise DiskError(
             f"the recipe cannot be written ({error.strerror})", str(path), "choose another place"
         ) from error
-    return path
 
 
 def write_schema(schema: Mapping[str, Any], folder: Path) -> Path:

@@ -218,7 +218,7 @@ class Resolver:
         path = (self._base(self.word) / Path(address).expanduser()).resolve()
         named = self.entry.named
         if not path.exists():
-            raise DataError(f"{named}: there is no {address!r}", self.where, _sibling(path))
+            raise DataError(f"{named}: there is no {address!r}", self.where, _elsewhere(path, address))
         if path.is_file() and path.suffix == ".gguf" and self.kind is Policy:
             return self._made(address, "gguf", ["gguf", self.hashes.of(path), self._options()], files=(path,))
         if path.is_file():
@@ -272,7 +272,7 @@ class Resolver:
             found = files_matching(inner, self._base(key))
             problem, remedy = f"{named}: no file matches {address!r}", "check the pattern"
         else:
-            found, problem, remedy = [], f"{named}: there is no file {address!r}", _sibling(path)
+            found, problem, remedy = [], f"{named}: there is no file {address!r}", _elsewhere(path, address)
         if not found:
             raise DataError(problem, self.entry.where(key), remedy)
         return Expanded(tuple(sorted(map(whole_path, found))))
@@ -312,9 +312,17 @@ def split_name(said: str | None) -> str | None:
     return (match["name"] if match else None) or None
 
 
-def _sibling(path: Path) -> str:
+def _elsewhere(path: Path, address: str) -> str:
+    """Return where what is not at a path may be: beside it under another name, or on the hub."""
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    return near_miss(path.name, names) or f"it was looked for as {path}"
+    hub = f'if it is on the hub, write "hf:{address}"' if is_hub_name(address) and not names else ""
+    return near_miss(path.name, names) or hub or f"it was looked for as {path}"
+
+
+def is_hub_name(address: str) -> bool:
+    """Return whether an address looks like a name on the hub, not like that of a file."""
+    named = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", address, re.ASCII)
+    return bool(named) and not format_of(Path(address))
 
 
 def _peek(source: Source) -> None:

@@ -90,7 +90,7 @@ def source_of(
         raise RecipeError(
             f"there is no kind {word!r}", "--as", near_miss(word, list(known)) or f"use {', '.join(known)}"
         )
-    found = word or next((name for name in ORDER if _reads(files[0], known[name])), None)
+    found = word or next((name for name in ORDER if reads(files[0], known[name])), None)
     if found is None:
         _, row = next(rows_of(files[0]))  # raises what is wrong with the file itself
         remedy = "say what it holds with --as, or which columns are which in a recipe (sources.NAME.columns)"
@@ -131,6 +131,7 @@ def write_fixed(source: Source, path: Path) -> tuple[int, int]:
     return len(seen), left_out
 
 
-def _reads(path: Path, kind: type[Records]) -> bool:
+def reads(path: Path, kind: type[Records]) -> bool:
+    """Return whether a file's first row is of a kind, by its columns and by what tells in its content."""
     part = Part(name=path.name, paths=(path,))
     return kind.__name__ in SHAPES and is_meant(part, kind.__name__, kind.columns)
