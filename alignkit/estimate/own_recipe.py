@@ -283,11 +283,24 @@ def fitted(wish: Wish, draft: Plan) -> Fit:
     desk, errors = desk_for(draft, wish.runs, offline=True)
     if errors:
         raise DataError.of([problem for error in errors for problem in error.problems])
+    _check_forms(desk)
     fit = _shares(desk)
     try:
         return _by_tokens(_pinned(wish, desk), fit)
     except AlignkitError:
         return _by_characters(wish, desk, fit)
+
+
+def _check_forms(desk: Desk) -> None:
+    """Refuse chats and plain text of one kind, which no stage joins."""
+    forms: dict[tuple[str, bool], str] = {}
+    for name, audit in desk.audits.items():
+        source = desk.plan.sources[name]
+        forms.setdefault((source.word, audit.chats), source.address)
+    for (word, chats), address in forms.items():
+        if chats and (word, False) in forms:
+            problem = f"{address} holds chats, and {forms[word, False]} plain text"
+            raise RecipeError(problem, remedy="write all rows in one form, or give those of one")
 
 
 def _records(desk: Desk) -> list[tuple[str, Records]]:

@@ -145,6 +145,8 @@ def test_what_two_kinds_fit_is_asked_or_refused(init: Init) -> None:
          'if it lies on the hub, write a source of it: "hf:owner/rows"'),
         (["--model", "model", "prompts:prompts.txt"], "prompts alone teach nothing; "
          "give demonstrations, pairs, ratings or text, too"),
+        (["--model", "model", "demos.jsonl", "demonstrations:ratings.jsonl"], "demos.jsonl holds chats, and "
+         "ratings.jsonl plain text; write all rows in one form, or give those of one"),
         (["--model", "model", "--online", "demos.jsonl"], "--online: a reward is learnt from pairs, "
          "and none are given; leave it out, or give pairs"),
     ],
