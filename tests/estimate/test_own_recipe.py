@@ -73,6 +73,10 @@ def methods() -> dict[str, str]:
             ["--online", "demos.jsonl", "pairs.csv", "prompts:prompts.txt"],
             {"finetune": "sft", "reward": "reward", "align": "ppo", "scores": "evaluate"},
         ),
+        (
+            ["--online", "demos.jsonl", "pairs.csv", "ratings.jsonl"],
+            {"finetune": "sft", "reward": "reward", "align": "ppo", "judged": "kto", "scores": "evaluate"},
+        ),
         (["ratings.jsonl"], {"align": "kto", "scores": "evaluate"}),
         (["text:corpus.txt"], {"pretrain": "clm"}),
         (["text:corpus.txt", "demos.jsonl"], {"pretrain": "clm", "finetune": "sft", "scores": "evaluate"}),
