@@ -165,16 +165,17 @@ def chain(wish: Wish, sources: Mapping[str, OwnFile]) -> Iterator[StagePart]:
         if names[word]:
             method, role = learner(wish.plugins, word)
             yield StagePart(stage, method.name, f"{does} what {_listed(names[word])} hold", {role: names[word]})
-    if names["preferences"] and (wish.online or not _offers(wish.plugins, "preferences")):
+    online = wish.online or not _offers(wish.plugins, "preferences")
+    if names["preferences"] and online:
         method, role = learner(wish.plugins, "preferences", RewardModel)
         yield StagePart("reward", method.name, "learns from pairs which answer is better", {role: names["preferences"]})
-        yield StagePart("align", "ppo", "answers prompts, and learns from the reward of its answers")
-    else:
-        for word, stage in (("preferences", "align"), ("ratings", "judge" if names["preferences"] else "align")):
-            if names[word]:
-                method, role = learner(wish.plugins, word)
-                why = f"learns from {word} directly; --set {stage}.method=NAME swaps it"
-                yield StagePart(stage, method.name, why, {role: names[word]})
+        asked = {"prompts": names["prompts"]} if names["prompts"] else {}
+        yield StagePart("align", "ppo", "answers prompts, and learns from the reward of its answers", asked)
+    for word, stage in (("preferences", "align"), ("ratings", "judged" if names["preferences"] else "align")):
+        if names[word] and not (word == "preferences" and online):
+            method, role = learner(wish.plugins, word)
+            why = f"learns from {word} directly; --set {stage}.method=NAME swaps it"
+            yield StagePart(stage, method.name, why, {role: names[word]})
 
 
 def _offers(plugins: Plugins, word: str) -> bool:
@@ -200,16 +201,14 @@ def written(wish: Wish, sources: Mapping[str, OwnFile], fit: Fit) -> str:
         lines += [_assign("settings.target", fit.words, "words of your middle answer: nearer to it is better")]
     if defaults := list(_defaults(fit)):
         lines += ["", "[defaults]", *(_assign(*one) for one in defaults)]
-    for stage in [*stages, *_scores(wish, sources, policies, judged, fit)]:
+    for stage in [*stages, *_scores(sources, policies, judged, fit)]:
         lines += ["", f"[stage.{stage.name}]", _assign("method", stage.method, stage.why)]
         lines += [_assign(f"inputs.{role}", list(given), "") for role, given in stage.inputs.items()]
         lines += [_assign(f"{stage.method}.{key}", value, why) for key, value, why in stage.lines]
     return "\n".join(lines) + "\n"
 
 
-def _scores(
-    wish: Wish, sources: Mapping[str, OwnFile], policies: Sequence[str], judged: bool, fit: Fit
-) -> Iterator[StagePart]:
+def _scores(sources: Mapping[str, OwnFile], policies: Sequence[str], judged: bool, fit: Fit) -> Iterator[StagePart]:
     """Yield the stage that measures the start and the end, where there are prompts to ask."""
     prompts = [name for name, file in sources.items() if file.word == "prompts"]
     if not prompts:
@@ -283,11 +282,24 @@ def fitted(wish: Wish, draft: Plan) -> Fit:
     desk, errors = desk_for(draft, wish.runs, offline=True)
     if errors:
         raise DataError.of([problem for error in errors for problem in error.problems])
+    _check_forms(desk)
     fit = _shares(desk)
     try:
         return _by_tokens(_pinned(wish, desk), fit)
     except AlignkitError:
         return _by_characters(wish, desk, fit)
+
+
+def _check_forms(desk: Desk) -> None:
+    """Refuse chats and plain text of one kind, which no stage joins."""
+    forms: dict[tuple[str, bool], str] = {}
+    for name, audit in desk.audits.items():
+        source = desk.plan.sources[name]
+        forms.setdefault((source.word, audit.chats), source.address)
+    for (word, chats), address in forms.items():
+        if chats and (word, False) in forms:
+            problem = f"{address} holds chats, and {forms[word, False]} plain text"
+            raise RecipeError(problem, remedy="write all rows in one form, or give those of one")
 
 
 def _records(desk: Desk) -> list[tuple[str, Records]]:

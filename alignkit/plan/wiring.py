@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.contract.kinds import Artifact, Reward, can_be_opened
+from alignkit.contract.kinds import Artifact, Policy, Reward, can_be_opened
 from alignkit.contract.method import Input, Method
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plugins import Plugins
@@ -152,9 +152,11 @@ def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
     if wanted.optional and not wanted.several:
         return ()
     made = [name for name, kind in offers.stages.items() if wanted.takes(kind)]
+    given = [name for name, kind in offers.sources.items() if wanted.takes(kind)]
+    if made and wanted.several and wanted.kinds == (Policy,) and len(given) == 1:
+        return (given[0], made[-1])  # what compares policies compares the end with the start
     if made:
         return (made[-1],)
-    given = [name for name, kind in offers.sources.items() if wanted.takes(kind)]
     if len(given) == 1:
         return (given[0],)
     if given:

@@ -73,6 +73,10 @@ def methods() -> dict[str, str]:
             ["--online", "demos.jsonl", "pairs.csv", "prompts:prompts.txt"],
             {"finetune": "sft", "reward": "reward", "align": "ppo", "scores": "evaluate"},
         ),
+        (
+            ["--online", "demos.jsonl", "pairs.csv", "ratings.jsonl"],
+            {"finetune": "sft", "reward": "reward", "align": "ppo", "judged": "kto", "scores": "evaluate"},
+        ),
         (["ratings.jsonl"], {"align": "kto", "scores": "evaluate"}),
         (["text:corpus.txt"], {"pretrain": "clm"}),
         (["text:corpus.txt", "demos.jsonl"], {"pretrain": "clm", "finetune": "sft", "scores": "evaluate"}),
@@ -145,6 +149,8 @@ def test_what_two_kinds_fit_is_asked_or_refused(init: Init) -> None:
          'if it lies on the hub, write a source of it: "hf:owner/rows"'),
         (["--model", "model", "prompts:prompts.txt"], "prompts alone teach nothing; "
          "give demonstrations, pairs, ratings or text, too"),
+        (["--model", "model", "demos.jsonl", "demonstrations:ratings.jsonl"], "demos.jsonl holds chats, and "
+         "ratings.jsonl plain text; write all rows in one form, or give those of one"),
         (["--model", "model", "--online", "demos.jsonl"], "--online: a reward is learnt from pairs, "
          "and none are given; leave it out, or give pairs"),
     ],

@@ -35,11 +35,22 @@ def test_sources_of_rows_are_put_together(desk: Desk) -> None:
 def test_an_optional_input_is_wired_only_by_name(desk: Desk) -> None:
     text = f"{CHAIN}[stage.table]\nmethod = 'measure'\n"
 
-    assert desk.plan(text).stage("table").inputs == {"policies": ("align",)}
-    assert desk.plan(f"{text}inputs.against = 'first'").stage("table").inputs == {
-        "policies": ("align",),
-        "against": ("first",),
-    }
+    assert "against" not in desk.plan(text).stage("table").inputs
+    assert desk.plan(f"{text}inputs.against = 'first'").stage("table").inputs["against"] == ("first",)
+
+
+def test_what_compares_policies_takes_the_start_and_the_end(desk: Desk) -> None:
+    text = f"{CHAIN}[stage.table]\nmethod = 'measure'\n"
+
+    assert desk.plan(text).stage("table").inputs == {"policies": ("base", "align")}
+
+
+def test_which_of_two_sources_is_the_start_is_not_guessed(desk: Desk) -> None:
+    text = f"[sources.other]\npolicy = 'builtin:tiny'\n{CHAIN}[stage.table]\nmethod = 'measure'\n"
+
+    plan = desk.plan(text, {"first.inputs": {"policy": "base"}, "judged.inputs": {"policy": "first"}})
+
+    assert plan.stage("table").inputs == {"policies": ("align",)}
 
 
 def test_several_inputs_are_a_list_in_its_order(desk: Desk) -> None:
