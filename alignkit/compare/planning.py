@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.compare.variants import Variant, VariantRequest, compared_stage, stage_names, variants_of
-from alignkit.contract.kinds import Policy, Prompts, Reward
+from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
@@ -188,9 +188,11 @@ class _Writer:
             },
             scores: self._scores(contenders, measuring, deciding, trained),
         }
+        others = dict(self._other_measures(contenders))
+        stages |= others
         overrides = {**self.base.overrides, **{k: v for c in contenders for k, v in self._moved(c)}}
         name = f"{self.base.name}-compare"
-        recipe = replace(self.base, name=name, stages=stages, result=(scores,), overrides=overrides)
+        recipe = replace(self.base, name=name, stages=stages, result=(scores, *others), overrides=overrides)
         plan = self._plan(recipe, scores, measuring is None, ground)
         decides = deciding or plan.stage(scores).inputs["rewards"]
         return ComparisonPlan(
@@ -286,6 +288,19 @@ class _Writer:
         told = {**own.get(EVALUATE, {}), **({"deciding": list(deciding)} if deciding else {})}
         kept = {key: value for key, value in own.items() if key not in ("gates", EVALUATE)}
         return {**kept, "method": EVALUATE, "inputs": {k: v for k, v in inputs.items() if v}, EVALUATE: told}
+
+    def _other_measures(self, contenders: Sequence[Contender]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the recipe's other stages that measure several policies, the compared one among them: what they
+        measure of it, they measure of the start and of every variant."""
+        variants = [name for contender in contenders for name in contender.stages]
+        for stage in self.planned[0].stages:
+            roles = [role for role, names in stage.inputs.items() if self.stage in names]
+            if stage.method.name == EVALUATE or not stage.wanted or not issubclass(stage.made, Scores) or not roles:
+                continue
+            if stage.method.consumes[roles[0]].several:
+                table = self._wired(stage, self.base.stages[stage.name])
+                inputs = {**table["inputs"], roles[0]: [self.start, *variants]}
+                yield stage.name, {**{k: v for k, v in table.items() if k != "gates"}, "inputs": inputs}
 
     def _prompts(self) -> tuple[str, ...]:
         """Return the prompts that a variant learns from, if one does: their held-out side is what is asked."""

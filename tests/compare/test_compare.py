@@ -28,7 +28,8 @@ from collections.abc import Sequence
 
 from pydantic import NonNegativeFloat
 
-from alignkit import Answer, Policy, Preferences, Prompts, Reward, Settings, Stage, Text, hookimpl, method, reward
+from alignkit import Answer, Policy, Preferences, Prompts, Reward, Scores, Settings, Stage, Text
+from alignkit import hookimpl, method, reward
 from alignkit.kit import load_policy
 
 
@@ -88,6 +89,14 @@ def tell(settings: Nothing, stage: Stage, *, policy: Policy) -> Text:
     return stage.save_rows(Text, [{"text": "so"}])
 
 
+@method("survey")
+def survey(settings: Nothing, stage: Stage, *, policies: tuple[Policy, ...]) -> Scores:
+    """Measure policies in another way."""
+    for policy in policies[1:]:
+        stage.result(f"size {policy.name}", 1.0, 2.0)
+    return stage.save_rows(Scores, [{"policy": policy.name} for policy in policies])
+
+
 @reward("brief")
 def brief(answers: Sequence[Answer], settings: Nothing) -> list[float]:
     """Prefer short answers."""
@@ -102,7 +111,7 @@ def vowels(answers: Sequence[Answer], settings: Nothing) -> list[float]:
 
 @hookimpl
 def alignkit_methods():
-    return [tune, lift, shift, rank, create, tell]
+    return [tune, lift, shift, rank, create, tell, survey]
 
 
 @hookimpl
@@ -179,6 +188,30 @@ def test_every_variant_is_a_stage_under_every_seed_and_one_stage_measures_all(de
         "prompts": ("prompts",),
     }
     assert all(stage.inputs["policy"] == ("start",) for stage in wanted[1:-1])
+
+
+SURVEYED = f"""result = ["measured", "tax"]
+{RECIPE}
+[stage.tax]
+method = "survey"
+inputs.policies = ["start", "align"]
+gates."size align".max = 1
+"""
+
+
+def test_other_stages_that_measure_the_compared_one_measure_every_variant(desk: Path) -> None:
+    made = planned("lift,shift", recipe=SURVEYED)
+
+    tax = made.plan.stage("tax")
+    assert tax.wanted
+    assert tax.inputs == {"policies": ("start", "align", "align-shift-s1")}
+    assert tax.gates == {}
+
+
+def test_a_measure_that_the_recipe_does_not_want_is_left_out_of_a_comparison(desk: Path) -> None:
+    made = planned("lift,shift", recipe=SURVEYED.replace(', "tax"]', "]"))
+
+    assert "tax" not in [stage.name for stage in made.plan.stages]
 
 
 def test_variants_have_the_same_seeds_and_other_stages_keep_theirs(desk: Path) -> None:

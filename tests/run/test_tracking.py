@@ -73,6 +73,16 @@ def test_a_tracker_has_each_figure_of_an_interrupted_run_once(here: Path) -> Non
     assert [note[1:] for note in told if note[0] == "show"] == [["finetune", {k: [v] for k, v in SAMPLE.items()}]]
 
 
+def test_the_tracker_of_the_page_works(here: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text("utf-8")
+    (here / "csv_tracker.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+
+    run = track(load_plugins([here / "csv_tracker.py"]).tracker("csv"), here)
+
+    lines = (run.folder / "figures.csv").read_text().splitlines()
+    assert lines == [f"{step},{name},{value}" for name, values in FIGURES.items() for step, value in values.items()]
+
+
 @pytest.mark.parametrize("inline", [True, False])
 def test_a_run_is_tracked_with_its_settings_figures_results_and_samples(inline: bool) -> None:
     result = run(inline=inline)

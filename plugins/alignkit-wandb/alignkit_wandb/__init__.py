@@ -19,6 +19,7 @@ class WandbRun:
     """Sends figures to a run of wandb."""
 
     def __init__(self, run: TrackedRun) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         online = not run.offline and os.environ.get("WANDB_MODE", "online") == "online"
