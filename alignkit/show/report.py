@@ -145,9 +145,14 @@ def pages(*rooms: str) -> "Environment":
     here = Path(__file__).parent
     folder = FileSystemLoader([here, *(here.with_name(room) for room in rooms)])
     found = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    told = (number, duration, size, read_as, plain, shortened, tokens, concerns)
+    told = (number, duration, size, read_as, plain, shortened, tokens, concerns, arrows)
     found.filters |= {function.__name__: function for function in told}
     return found
+
+
+def arrows(text: str) -> str:
+    """Write arrows as one character, which no line breaks in two."""
+    return text.replace("->", "\N{RIGHTWARDS ARROW}")
 
 
 def style() -> Markup:
