@@ -15,6 +15,23 @@ from alignkit.text import number
 FIRST = 6
 """Curves that are shown at once; the others are folded."""
 
+MATTER = (
+    "objective/scores",
+    "objective/kl",
+    "length",
+    "eos_rate",
+    "objective/entropy",
+    "val/explained_var",
+    "loss",
+    "accuracy",
+    "rewards/accuracies",
+    "margin",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+"""The metrics that tell whether a run goes well, the most telling first; after them come others that have a label."""
+
 TOGETHER = ("logps", "rewards", "start_logps")
 """Of these metrics the one of the chosen answers and the one of the rejected ones stand in one chart."""
 
@@ -50,7 +67,7 @@ def curves_of(metrics: Sequence[Metrics], most: int) -> list[Picture]:
 def ordered(names: Collection[str]) -> list[tuple[str, str, str]]:
     """Return metrics in the order in which they are shown, those that matter first: name, and title and label of its
     chart, which are the same where people have no other word for it."""
-    known = [name for name in LABELS if name in names]
+    known = [name for name in dict.fromkeys([*MATTER, *LABELS]) if name in names]
     last = [name for name in SECONDARY if name in names]
     return [(name, name, LABELS.get(name, name)) for name in [*known, *sorted({*names} - {*known} - {*last}), *last]]
 
