@@ -197,10 +197,13 @@ def new_run(runs: Path, recipe: str, text: str, plan: Mapping[str, Any], facts: 
 
 
 def _new_folder(recipe: Path) -> Path:
-    """Make a folder that no other run has."""
+    """Make a folder that no other run has, and whose name comes after those of earlier runs of the same second."""
     recipe.mkdir(parents=True, exist_ok=True)
     while True:
-        folder = recipe / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+        second = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
+        taken = [int(path.name[-4:], 16) for path in recipe.glob(f"{second}-????") if TIMED.fullmatch(path.name)]
+        number = max(taken) + 1 if taken else secrets.randbelow(0x8000)
+        folder = recipe / f"{second}-{number:04x}"
         with suppress(FileExistsError):
             folder.mkdir()
             return folder

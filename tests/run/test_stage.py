@@ -185,14 +185,14 @@ def test_the_test_kit_opens_what_a_plugin_file_offers(tmp_path: Path) -> None:
     file.write_text(
         "from alignkit import Settings, hookimpl, reward\n"
         "class Plain(Settings): pass\n"
-        "@reward('length')\n"
-        "def length(answers, settings: Plain):\n"
+        "@reward('words')\n"
+        "def words(answers, settings: Plain):\n"
         "    return [0.0 for _ in answers]\n"
         "@hookimpl\n"
         "def alignkit_rewards():\n"
-        "    return [length]\n"
+        "    return [words]\n"
     )
-    given = FunctionReward(name="gold", fingerprint="0", path=tmp_path, function="length")
+    given = FunctionReward(name="gold", fingerprint="0", path=tmp_path, function="words")
 
     assert RecordingStage(tmp_path / "stage", plugin_files=[file]).open_reward(given)([]) == []
 

@@ -14,6 +14,7 @@ import pytest
 from alignkit import StageError, Text, Warned, open_run as open_kept, run_recipe
 from alignkit.errors import RecipeError
 from alignkit.show.report import write_report
+from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 from alignkit.store.runs import KeptRun, kept_runs, open_run, this_process
 
@@ -320,3 +321,10 @@ def test_a_run_that_was_killed_has_died_and_one_that_was_asked_to_end_was_stoppe
     kept = kept_runs(Path("runs"))
     assert [one.state for one in kept] == ["died", "stopped"]
     assert kept[1].facts["status"] == 143
+
+
+def test_runs_of_one_second_lie_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    begun = [rundir.new_run(tmp_path, "light", "", {}, {"n": n}) for n in range(30)]
+
+    assert [folder.name for folder in begun] == sorted(folder.name for folder in begun)
+    assert rundir.run_folders(tmp_path / "light") == [folder.resolve() for folder in begun]
