@@ -43,6 +43,8 @@ def init(path: str | None, files: Sequence[str], template: str, model: str | Non
         files, path = (path, *files), None
     if files:
         target = write_own(Path(path or "mine.toml"), files, model, plugins, runs, online=online)
+    elif model or online:
+        raise RecipeError("no file of rows is named", "alignkit init", "name your files after the recipe's name")
     else:
         target = write_starter(template, Path(path) if path else None)
     write_schema(recipe_schema(plugins), target.parent)

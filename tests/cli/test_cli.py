@@ -593,3 +593,12 @@ def test_a_table_that_is_too_wide_becomes_blocks() -> None:
 
 def test_a_table_of_nothing_has_no_lines() -> None:
     assert table([], 30, ("x", "words")) == []
+
+
+@pytest.mark.parametrize("words", [("--model", "builtin:tiny"), ("--online",)])
+def test_init_of_no_files_refuses_what_is_about_files(alignkit: Alignkit, words: tuple[str, ...]) -> None:
+    result = alignkit("init", "mine.toml", *words)
+
+    assert result.exit_code == 2
+    assert "no file of rows is named; name your files after the recipe's name" in result.stderr
+    assert not Path("mine.toml").exists()
