@@ -1,5 +1,6 @@
 """The environment that libraries are used in: quiet, telling nobody anything, and offline if so asked."""
 
+import logging
 import os
 
 ENVIRONMENT = {
@@ -16,6 +17,7 @@ ENVIRONMENT = {
 
 def set_environment(offline: bool) -> None:
     """Make libraries quiet, and offline if so asked. Only has full effect before they are imported."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells what it lacks of kernels, wherever it is found
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if offline:

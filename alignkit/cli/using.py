@@ -1,6 +1,5 @@
 """Commands that use what a kept run has made."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ def quieten(*, offline: bool = True) -> None:
     from alignkit.environment import set_environment
 
     set_environment(offline)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped

@@ -6,7 +6,6 @@ In 8 bits a moment is one of 256 numbers of a table, times the largest of its bl
 
 import importlib.metadata
 import importlib.util
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -46,7 +45,6 @@ def adamw(
         )
     _check_installed()
     sharding.refuse("an optimiser with 8-bit states", WHERE)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells what it lacks for 4-bit weights
     from bitsandbytes.optim import AdamW8bit
 
     made: torch.optim.Optimizer = AdamW8bit(
