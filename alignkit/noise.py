@@ -53,12 +53,9 @@ def is_share(*several: Sequence[float]) -> bool:
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Return the 95 % interval around a mean over rows; None where a single row, or a value that is not finite, says
     nothing of the spread."""
-    if not values or not all(map(math.isfinite, values)):
-        return None
-    mean = fmean(values)
-    if is_share(values):
-        return wilson(mean, len(values))
-    return _around(mean, stdev(values) / math.sqrt(len(values)), len(values)) if len(values) > 1 else None
+    if values and is_share(values):
+        return wilson(fmean(values), len(values))
+    return mean_interval_of_any(values)
 
 
 def change_interval(before: Sequence[float] | float, after: Sequence[float]) -> Interval | None:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_vs_trl import machine
-from transformers import AutoModelForCausalLM
 
 from alignkit.contract.events import Event, Metrics
-from alignkit.contract.kinds import Policy
 from alignkit.contract.method import Method
 from alignkit.errors import RecipeError
 from alignkit.plugins import load_plugins
-from alignkit.testing import RecordingStage, run_method, write_inputs, write_tiny_policy
+from alignkit.testing import RecordingStage, run_method, write_inputs
+from alignkit.testing.examples import write_tied_policy
 from alignkit.testing.processes import run_in_processes
 
 Figures = list[dict[str, float]]
@@ -85,7 +84,7 @@ def compared(method: Method, settings: Mapping[str, Any], weights: str) -> dict[
     given = {"learning_rate": 1e-3, "precision": "fp32", **settings, **lora}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        policy = {"policy": tied_policy(folder / "tied")} if "tied" in weights else {}
+        policy = {"policy": write_tied_policy(folder / "tied")} if "tied" in weights else {}
         inputs, stage = write_inputs(method, folder / "inputs", policy), RecordingStage(folder / "stage")
         run_method(method, given, stage, **inputs)
         one, ways = steps_of(stage.events), dict[str, Difference | None]()
@@ -97,16 +96,6 @@ def compared(method: Method, settings: Mapping[str, Any], weights: str) -> dict[
                 continue
             ways[way] = difference(one, steps_of(told))
     return {"steps": one, **{way: found and found._asdict() for way, found in ways.items()}}
-
-
-def tied_policy(folder: Path) -> Policy:
-    """Write a tiny policy with one matrix for embedding and head."""
-    policy = write_tiny_policy(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(policy.path)
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    model.save_pretrained(policy.path)
-    return policy
 
 
 def steps_of(events: Sequence[Event]) -> Figures:

@@ -1,5 +1,6 @@
 """Commands that show what a run that is kept has come to; they train nothing."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def report(run: str, runs: Path, opened: bool, as_json: bool) -> None:
     from alignkit.compare.comparison import report_comparison
     from alignkit.contract.events import plain
     from alignkit.show.report import write_report
-    from alignkit.show.verdict import as_plain, verdict_on
+    from alignkit.show.verdict import verdict_on
     from alignkit.store.runs import find_run
 
     found = find_run(run, runs)
@@ -33,7 +34,7 @@ def report(run: str, runs: Path, opened: bool, as_json: bool) -> None:
     if as_json:
         figures = {stage.name: [plain(one) for one in stage.results] for stage in found.stages if stage.wanted}
         facts = {"run": found.id, "state": found.state, "report": str(found.report)}
-        print_json({**facts, "verdict": as_plain(verdict), "figures": figures, "comparison": dict(found.comparison)})
+        print_json({**facts, "verdict": asdict(verdict), "figures": figures, "comparison": dict(found.comparison)})
     else:
         click.echo(found.comparison["conclusion"] if found.comparison else verdict.lead)
         click.echo(f"report: {short(found.report, Path.cwd())}")

@@ -15,6 +15,7 @@ from alignkit.data.records import key_of, on_held_out_side
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.estimate.desk import Desk, desk_for
+from alignkit.noise import ENOUGH_ROWS
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import plan_recipe
@@ -33,8 +34,6 @@ CHARACTERS = 3
 STEP = 32
 """Lengths are multiples of this."""
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
-ENOUGH = 30
-"""Held-out prompts that a share should give, where there are that many to spare."""
 NAMES = {
     "text": "corpus",
     "demonstrations": "demos",
@@ -316,7 +315,7 @@ def _shares(desk: Desk) -> Fit:
         keys |= {key_of(row) for row in rows} if word == "prompts" else set()
         words += [len(text.split()) for row in rows for text in _answers(row)]
     aside = [sum(on_held_out_side(key, share) for key in keys) for share in SHARES]
-    wanted = max(1, min(ENOUGH, len(keys) // 5))
+    wanted = max(1, min(ENOUGH_ROWS, len(keys) // 5))
     place = next((place for place, count in enumerate(aside) if count >= wanted), len(SHARES) - 1)
     prompts = aside[place] if keys and aside[place] < 256 else None
     middle = sorted(words)[len(words) // 2] if words else 50

@@ -44,19 +44,20 @@ class RunRecord:
     def __init__(self, plan: Plan, runs: Path, arguments: Sequence[str] = ()) -> None:
         """Begin a run; `arguments` are those of its command. Raises DiskError where `runs` cannot be written to."""
         self._plan, self._runs = plan, runs.resolve()
+        kept = as_kept(plan)
         self._facts: dict[str, Any] = {
             "state": "running",
             "process": this_process(),
             "began": _now(),
             "arguments": list(arguments),
             "methods": {stage.name: stage.method.name for stage in plan.stages if stage.wanted},
-            "made_of": hash_but_seed(as_kept(plan)),
+            "made_of": hash_but_seed(kept),
             "stages": {},
             "versions": versions(),
             "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
         }
         self._show_again = time.monotonic() + SHOWN_EVERY
-        self.folder = rundir.new_run(self._runs, plan.recipe.name, plan.recipe.text, as_kept(plan), self._facts)
+        self.folder = rundir.new_run(self._runs, plan.recipe.name, plan.recipe.text, kept, self._facts)
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.contract.events import Doing, Estimated, Result, StageFailed, StageFinished, Stopping, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
-from alignkit.errors import AlignkitError, Problem, RecipeError, StageError
+from alignkit.errors import AlignkitError, Problem, RecipeError
 from alignkit.estimate import preflight
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
@@ -39,7 +39,7 @@ from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
-from alignkit.store.runs import KeptRun
+from alignkit.store.runs import KeptRun, stage_called
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -92,11 +92,7 @@ class RunResult:
 
     def stage(self, name: str) -> StageResult:
         """Return one stage's result. Raises StageError where no stage of that name was wanted."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        known = ", ".join(stage.name for stage in self.stages)
-        raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
+        return stage_called(name, self.stages)
 
     def artifact(self, name: str) -> Artifact:
         """Return what a stage made, as `load_policy` takes it."""

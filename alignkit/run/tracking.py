@@ -40,8 +40,9 @@ class TrackerThread:
         """Begin; `taken` is the file of what the tracker has had."""
         self.__name__ = f"tracker {tracker.name}"
         self._function, self._run, self._taken = tracker, run, taken
-        self._steps: dict[str, int] = read_json(taken).get("steps", {})
-        self._finished: list[str] = read_json(taken).get("finished", [])
+        had = read_json(taken)
+        self._steps: dict[str, int] = had.get("steps", {})
+        self._finished: list[str] = had.get("finished", [])
         self._samples: dict[str, list[Mapping[str, str | float]]] = {}
         self._waiting: Queue[Event | str] = Queue(LONGEST)
         self._busy_since, self._note_again = math.inf, 0.0

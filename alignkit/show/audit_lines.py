@@ -82,7 +82,7 @@ def show_preview(stage: str, source: str, found: Preview, *, colour: bool) -> li
     """Return the lines on what a stage gets of a source: tokens, what does not fit, rows as the model sees them."""
     lines = [
         f"{stage} takes {source}: {tokens(found)}",
-        *(f"  {line}" for line in _bars(token_lengths(found))),
+        *(f"  {line}" for line in _bars([(f"up to {bound} tokens", rows) for bound, rows in token_lengths(found)])),
         *(f"  !  {line}" for line in concerns(found)),
     ]
     for sample in found.samples:
@@ -103,9 +103,9 @@ def tokens(found: Preview) -> str:
     )
 
 
-def token_lengths(found: Preview) -> list[tuple[str, int]]:
-    """Return the bars of the histogram of tokens."""
-    return [(f"up to {16 << place} tokens", rows) for place, rows in enumerate(found.lengths)]
+def token_lengths(found: Preview) -> list[tuple[int, int]]:
+    """Return the histogram of tokens: the most that rows of a bar have, and how many rows there are."""
+    return [(16 << place, rows) for place, rows in enumerate(found.lengths)]
 
 
 def concerns(found: Preview) -> Iterator[str]:

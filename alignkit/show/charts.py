@@ -67,11 +67,16 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     if not high - low > abs(high) * 1e-12 + TINY:
         space = abs(low) / 10 or 1.0
         low, high = low - space, high + space
-    power = 10.0 ** floor(log10((high - low) / TICKS))
-    step = next(power * times for times in (1, 2, 5, 10) if power * times * TICKS >= (high - low) * 0.999)
+    step = _round_step((high - low) / TICKS)
     step = max(1.0, step) if whole else step
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
     return [float(f"{place * step:.12g}") for place in range(first, max(last, first + 1) + 1)]
+
+
+def _round_step(least: float) -> float:
+    """Return 1, 2 or 5 times a power of ten: the smallest that is no smaller."""
+    power = 10.0 ** floor(log10(least))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= least * 0.999)
 
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Markup:
@@ -120,9 +125,7 @@ def histogram(values: Sequence[float], bins: int = 20) -> list[tuple[str, float]
     if not finite:
         return []
     low, high = min(finite), max(finite)
-    step = (high - low) / bins or 1.0
-    power = 10.0 ** floor(log10(step))
-    step = next(power * times for times in (1, 2, 5, 10) if power * times >= step * 0.999)
+    step = _round_step((high - low) / bins or 1.0)
     first = floor(low / step)
     counts = [0] * (floor(high / step) - first + 1)
     for value in finite:

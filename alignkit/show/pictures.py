@@ -115,7 +115,7 @@ def _margins(rows: Mapping[str, Sequence[float]]) -> Iterator[Picture]:
     margins = rows.get("margin")
     if not margins:
         return
-    right = fmean(0.5 if margin == 0 else float(margin > 0) for margin in margins)
+    right = fmean(map(_right, margins))
     bars = histogram(margins)
     told = f"{right:.0%} of {len(margins)} pairs lie above 0, where the chosen answer scores higher"
     yield Picture("Margins", bar_chart("Margins", bars, Axis("chosen less rejected"), Axis("pairs", whole=True)), told)
@@ -124,13 +124,18 @@ def _margins(rows: Mapping[str, Sequence[float]]) -> Iterator[Picture]:
         yield _by_length(margins, longer)
 
 
+def _right(margin: float) -> float:
+    """Return whether a pair is told rightly by its margin: 1 or 0, and 1/2 for a tie."""
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
 def _calibration(margins: Sequence[float]) -> Picture:
     """How often it is right, by how sure it is: sigmoid of the margin's size, as Bradley and Terry have it."""
     bins: dict[int, list[tuple[float, float]]] = {}
     for margin in margins:
         sure = 1 / (1 + exp(-min(abs(margin), 700.0)))
         place = min(CONFIDENCE_BINS - 1, int((sure - 0.5) * 2 * CONFIDENCE_BINS))
-        bins.setdefault(place, []).append((sure, 0.5 if margin == 0 else float(margin > 0)))
+        bins.setdefault(place, []).append((sure, _right(margin)))
     points = [tuple(map(fmean, zip(*bins[place], strict=True))) for place in sorted(bins)]
     off = sum(len(bins[place]) * abs(x - y) for place, (x, y) in zip(sorted(bins), points, strict=True)) / len(margins)
     measured = Series("it is right", [(x, y) for x, y in points], "path" if len(points) > 1 else "dots")
@@ -150,7 +155,7 @@ def _by_length(margins: Sequence[float], longer: Sequence[float]) -> Picture:
     size = max(1, -(-len(order) // LENGTH_BINS))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     bars = [
-        (f"{number(part[0][0])} to {number(part[-1][0])}", fmean(0.5 if m == 0 else float(m > 0) for _, m in part))
+        (f"{number(part[0][0])} to {number(part[-1][0])}", fmean(_right(margin) for _, margin in part))
         for part in parts
     ]
     axes = Axis("tokens by which the chosen answer is longer"), Axis("accuracy", ends=(0.0, 1.0))

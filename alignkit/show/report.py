@@ -80,15 +80,14 @@ def _page_of(run: KeptRun, stage: KeptStage, points: int) -> StagePage:
     )
 
 
-def _lengths(counted: Sequence[tuple[str, int]], unit: str) -> Picture:
-    """Draw how many rows are of which length; `up to 64 tokens` is written as 64."""
-    bars = [("".join(filter(str.isdigit, name)) or name, float(rows)) for name, rows in counted]
+def _lengths(counted: Sequence[tuple[int, int]], unit: str) -> Picture:
+    """Draw how many rows are at most how long."""
+    bars = [(str(bound), float(rows)) for bound, rows in counted]
     return Picture("Lengths", bar_chart("Lengths", bars, Axis(f"{unit}, up to"), Axis("rows", whole=True)))
 
 
 def _drawn(audit: Audit) -> list[Picture]:
     """Draw what an audit found: lengths, and how the rows stand to each other."""
-    names = [*map(str, LENGTHS), str(audit.longest)]
     found = {
         "learnt": audit.rows,
         "held out": audit.held_out,
@@ -102,7 +101,7 @@ def _drawn(audit: Audit) -> list[Picture]:
         "Rows", [(name, float(count)) for name, count in found.items()], Axis(""), Axis("rows", whole=True)
     )
     return [
-        _lengths(list(zip(names, audit.lengths, strict=True)), "characters of a row"),
+        _lengths(list(zip((*LENGTHS, audit.longest), audit.lengths, strict=True)), "characters of a row"),
         Picture("Rows", rows, told),
     ]
 

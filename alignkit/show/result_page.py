@@ -1,13 +1,13 @@
 """What a run came to, as a notebook shows it: a piece of HTML with its stages, warnings and a few answers."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from alignkit.show.console import about
 from alignkit.show.metrics import achieved
+from alignkit.show.report import pages
 from alignkit.show.verdict import verdict_on
 from alignkit.store.runs import KeptRun
-from alignkit.text import duration, number, plain
+from alignkit.text import number, plain
 
 SAMPLES = 3
 """Answers that are shown."""
@@ -17,12 +17,9 @@ LETTERS = 400
 
 def result_page(run: KeptRun) -> str:
     """Return a run as a piece of HTML, the verdict on it first."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {function.__name__: function for function in (about, achieved, cut, duration)}
-    text: str = page.get_template("result.html").render(
+    templates = pages()
+    templates.filters |= {function.__name__: function for function in (about, achieved, cut)}
+    text: str = templates.get_template("result.html").render(
         run=run,
         verdict=verdict_on(run),
         stages=[stage for stage in run.stages if stage.wanted],

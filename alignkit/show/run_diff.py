@@ -112,7 +112,7 @@ def _stages(name: str, one: KeptStage | None, other: KeptStage | None) -> StageP
 
 def _settings(one: KeptStage, other: KeptStage) -> Iterator[SettingPair]:
     """Yield the settings that are otherwise. What only one of two methods has is told where it is not its default."""
-    ours, theirs = ({_name(setting, stage): setting for setting in stage.settings} for stage in (one, other))
+    ours, theirs = ({_name(setting): setting for setting in stage.settings} for stage in (one, other))
     if one.seed != other.seed:
         yield SettingPair(one.name, "seed", str(one.seed), str(other.seed))
     for name in dict.fromkeys(chain(ours, theirs)):
@@ -121,7 +121,7 @@ def _settings(one: KeptStage, other: KeptStage) -> Iterator[SettingPair]:
             yield SettingPair(one.name, name, a.value if a else "", b.value if b else "")
 
 
-def _name(setting: KeptSetting, stage: KeptStage) -> str:
+def _name(setting: KeptSetting) -> str:
     """Return what a setting is called below its method, whichever that is."""
     return setting.key.partition(".")[2]
 

@@ -8,8 +8,7 @@ by another name, a policy that nothing held to its start, or a reward that rose 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from alignkit.contract.events import Result
 from alignkit.noise import over_seeds
@@ -63,11 +62,6 @@ def verdict_of(stages: Sequence[MeasuredStage], state: str = "finished") -> RunV
 
 
 _ENDED = {"failed": "failed", "stopped": "was stopped", "died": "ended without a word"}
-
-
-def as_plain(verdict: RunVerdict) -> dict[str, Any]:
-    """Return a verdict as plain JSON values."""
-    return asdict(verdict)
 
 
 def _measured(stage: KeptStage, others: Sequence[KeptRun]) -> MeasuredStage:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from alignkit.contract.events import Event, Metrics, Result, Rows, Sample, Warned, result_of
 from alignkit.contract.kinds import Artifact, kinds_by_name
@@ -363,11 +363,7 @@ class KeptRun:
 
     def stage(self, name: str) -> KeptStage:
         """Return one of its stages. Raises StageError where it has none of that name."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        known = ", ".join(stage.name for stage in self.stages)
-        raise StageError(f"this run has no stage {name!r}", remedy=f"it has {known}")
+        return stage_called(name, self.stages)
 
     def artifact(self, name: str) -> Artifact:
         """Return what a stage made, as `load_policy` takes it. Raises StageError where that is not there."""
@@ -401,6 +397,24 @@ class KeptRun:
     def warnings(self) -> tuple[Warned, ...]:
         """What a person should act on, stage by stage."""
         return tuple(warning for stage in self.stages for warning in stage.warnings)
+
+
+class Named(Protocol):
+    """Whatever has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def stage_called(name: str, stages: Sequence[NamedT]) -> NamedT:
+    """Return the stage of a run that has this name. Raises StageError where none has."""
+    for stage in stages:
+        if stage.name == name:
+            return stage
+    raise StageError(f"this run has no stage {name!r}", remedy=f"it has {', '.join(stage.name for stage in stages)}")
 
 
 def _figure(stage: KeptStage, result: Result) -> dict[str, Any]:

@@ -71,6 +71,18 @@ def write_tiny_policy(folder: Path, seed: int = 0) -> Policy:
     return Policy(name="tiny", fingerprint="0", path=folder)
 
 
+def write_tied_policy(folder: Path) -> Policy:
+    """Write the tiny policy with one matrix for embedding and head."""
+    from transformers import AutoModelForCausalLM
+
+    policy = write_tiny_policy(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy.path)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(policy.path)
+    return policy
+
+
 def write_tiny_reward(folder: Path) -> RewardModel:
     """Write a reward model of the same shape and tokens, which scores at random."""
     import torch

@@ -140,12 +140,8 @@ class Conversation:
     def _better(self) -> str | None:
         """Ask which of the two newest answers is better; None: neither."""
         names = [one.name for one in self.answers[-2:]]
-        told = (
-            f"which is better: 1 ({names[0]}) or 2 ({names[1]})? "
-            if names[0] != names[1]
-            else ("which is better: 1 (the earlier) or 2 (the later)? ")
-        )
-        reply = next(lines(told), "").strip()
+        first, second = names if names[0] != names[1] else ("the earlier", "the later")
+        reply = next(lines(f"which is better: 1 ({first}) or 2 ({second})? "), "").strip()
         if reply in ("1", "2"):
             return reply
         self._say("nothing is saved: 1 or 2 was expected")

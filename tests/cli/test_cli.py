@@ -4,43 +4,23 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from light_recipes import PLUGIN, Alignkit, command_line, light_recipe
 
-from alignkit.cli import Commands, main
+from alignkit.cli import Commands
 from alignkit.errors import Problem, RecipeError
 from alignkit.text import table
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-count.steps = 4
-[stage.second]
-method = "shout"
-[stage.spare]
-method = "count"
-"""
-
-Alignkit = Callable[..., Result]
+RECIPE = light_recipe(first="count.steps = 4", spare=True)
 
 
 @pytest.fixture
 def alignkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alignkit:
-    """Call the command line in a folder of the test's own, with a recipe and its plugin beside it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALIGNKIT_PLUGINS", "")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    (tmp_path / "light.toml").write_text(RECIPE)
-    (tmp_path / "methods.py").write_text(PLUGIN.read_text())
-    return lambda *words: CliRunner().invoke(main, [str(word) for word in words], prog_name="alignkit")
+    return command_line(RECIPE, tmp_path, monkeypatch)
 
 
 def light(alignkit: Alignkit, command: str, *more: str) -> Result:

@@ -4,42 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
-from click.testing import CliRunner, Result
+from light_recipes import Alignkit, command_line, light_recipe
 
 from alignkit.cli import main
 from alignkit.store.runs import open_run
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-result = "second"
-[stage.first]
-method = "count"
-count.steps = 4
-[stage.second]
-method = "shout"
-inputs.text = "first"
-"""
-
-Alignkit = Callable[..., Result]
+RECIPE = light_recipe(top='result = "second"', first="count.steps = 4", second='inputs.text = "first"')
 
 
 @pytest.fixture
 def alignkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alignkit:
-    """Call the command line in a folder of the test's own, with a recipe and its plugin beside it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALIGNKIT_PLUGINS", "")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    (tmp_path / "light.toml").write_text(RECIPE)
-    (tmp_path / "methods.py").write_text(PLUGIN.read_text())
-    return lambda *words: CliRunner().invoke(main, [str(word) for word in words], prog_name="alignkit")
+    return command_line(RECIPE, tmp_path, monkeypatch)
 
 
 def run(alignkit: Alignkit, *more: str, recipe: str = "light.toml") -> str:

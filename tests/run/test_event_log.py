@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from light_recipes import PLUGIN, light_recipe
 from terminal import on_terminal
 
 from alignkit import Metrics, StageFinished, StageStarted, run_recipe
@@ -17,18 +18,7 @@ from alignkit.run.event_log import EventLog, followed
 from alignkit.store import rundir
 from alignkit.store.runs import open_run
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-count.steps = {steps}
-count.seconds = 0.1
-[stage.second]
-method = "shout"
-"""
+RECIPE = light_recipe(first="count.steps = {steps}\ncount.seconds = 0.1")
 ALIGNKIT = [sys.executable, "-m", "alignkit"]
 
 

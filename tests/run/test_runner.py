@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from light_recipes import PLUGIN, desk_with, dotted, light_recipe
 
 from alignkit import (
     Event,
@@ -40,28 +41,17 @@ from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
 from alignkit.store.results import find_finished
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-[stage.second]
-method = "shout"
-"""
+RECIPE = light_recipe()
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, with a recipe in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "light.toml").write_text(RECIPE)
-    return tmp_path
+    return desk_with(RECIPE, tmp_path, monkeypatch)
 
 
 def plan(**overrides: object) -> Plan:
-    return make_plan("light.toml", set={k.replace("__", "."): v for k, v in overrides.items()}, plugins=[PLUGIN])
+    return make_plan("light.toml", set=dotted(overrides), plugins=[PLUGIN])
 
 
 def run(made: Plan | None = None, **more: Any) -> RunResult:

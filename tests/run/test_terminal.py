@@ -8,9 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from light_recipes import PLUGIN
 from terminal import Terminal, on_terminal
-
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 
 SHOUT = '[stage.second]\nmethod = "shout"\n'
 STEPS = '[stage.first]\nmethod = "count"\ncount.steps = {steps}\ncount.seconds = {seconds}\n' + SHOUT

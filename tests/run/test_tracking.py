@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from light_recipes import desk_with, light_recipe
 
 from alignkit import Event, StageError, Warned, run_recipe
 from alignkit.cli import main
@@ -22,23 +23,13 @@ from alignkit.testing import FIGURES, SAMPLE, SETTINGS, track
 
 LIGHT = Path(__file__).parents[1] / "light"
 PLUGINS = [LIGHT / "methods.py", LIGHT / "trackers.py"]
-RECIPE = """
-name = "light"
-seed = 1
-trackers = ["notebook"]
-[stage.first]
-method = "count"
-[stage.second]
-method = "shout"
-"""
+RECIPE = light_recipe(top='trackers = ["notebook"]')
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, with a recipe in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "light.toml").write_text(RECIPE)
-    return tmp_path
+    return desk_with(RECIPE, tmp_path, monkeypatch)
 
 
 def run(changes: dict[str, Any] | None = None, **more: Any) -> RunResult:

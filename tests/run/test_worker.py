@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from light_recipes import PLUGIN
 
 from alignkit import Demonstrations, Event, Metrics, Policy, Result, Rows, Sample, StageStarted, Text, Warned
 from alignkit.contract.events import from_json, to_json
@@ -33,7 +34,6 @@ from alignkit.store.locks import hold
 from alignkit.store.results import Finished, find_finished
 from alignkit.training.models import load_policy
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
 PRINT = "f8d922c0" + "0" * 56
 
 

@@ -5,23 +5,13 @@ from typing import Any
 
 import nbformat
 import pytest
+from light_recipes import PLUGIN, light_recipe
 from nbclient import NotebookClient
 
 from alignkit import run_recipe
 from alignkit.show.notebook import in_notebook
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-count.steps = 20
-count.seconds = 0.05
-[stage.second]
-method = "shout"
-"""
+RECIPE = light_recipe(first="count.steps = 20\ncount.seconds = 0.05")
 
 TAGS = """
 from alignkit import Settings, Stage, Text, hookimpl, method

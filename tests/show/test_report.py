@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_recipes import PLUGIN, desk_with, light_recipe
 
 from alignkit.contract.events import Metrics, Result, Sample, StageFinished, Warned
 from alignkit.errors import StageError
@@ -24,20 +25,7 @@ from alignkit.store import rundir
 from alignkit.store.journal import Journal
 from alignkit.store.runs import open_run
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-count.steps = 5
-gates.steps.min = 1
-[stage.second]
-method = "shout"
-[stage.spare]
-method = "count"
-"""
+RECIPE = light_recipe(first="count.steps = 5\ngates.steps.min = 1", spare=True)
 
 FACTS = {
     "stage": "first",
@@ -57,8 +45,7 @@ FACTS = {
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "light.toml").write_text(RECIPE)
+    desk_with(RECIPE, tmp_path, monkeypatch)
     return make_plan("light.toml", until="second", plugins=[PLUGIN])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_recipes import PLUGIN, desk_with, dotted, light_recipe
 
 from alignkit import StageError, Text, Warned, open_run as open_kept, run_recipe
 from alignkit.errors import RecipeError
@@ -18,32 +19,18 @@ from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
 from alignkit.store.runs import KeptRun, kept_runs, open_run, this_process
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-[stage.second]
-method = "shout"
-[stage.spare]
-method = "count"
-"""
+RECIPE = light_recipe(spare=True)
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, with a recipe in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "light.toml").write_text('result = "second"\n' + RECIPE)
-    return tmp_path
+    return desk_with('result = "second"\n' + RECIPE, tmp_path, monkeypatch)
 
 
 def run(**changes: Any) -> KeptRun:
     """Run the recipe, and open what is kept of that."""
-    overrides = {key.replace("__", "."): value for key, value in changes.items()}
-    return open_run(run_recipe("light.toml", set=overrides, inline=True, plugins=[PLUGIN]).folder)
+    return open_run(run_recipe("light.toml", set=dotted(changes), inline=True, plugins=[PLUGIN]).folder)
 
 
 def facts_of(kept: KeptRun, **changes: Any) -> KeptRun:

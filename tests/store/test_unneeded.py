@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from light_recipes import PLUGIN, desk_with, dotted, light_recipe
 
 from alignkit import StageError, Text, run_recipe
 from alignkit.data.records import Part
@@ -22,34 +23,21 @@ from alignkit.store.results import finish
 from alignkit.store.runs import KeptRun, open_run, remove_run, this_process
 from alignkit.store.unneeded import remove, unneeded
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-[stage.first]
-method = "count"
-[stage.second]
-method = "shout"
-"""
+RECIPE = light_recipe()
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, with a recipe in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "light.toml").write_text(RECIPE)
-    return tmp_path
+    return desk_with(RECIPE, tmp_path, monkeypatch)
 
 
 def planned(**changes: object) -> Plan:
-    overrides = {key.replace("__", "."): value for key, value in changes.items()}
-    return make_plan("light.toml", set=overrides, plugins=[PLUGIN])
+    return make_plan("light.toml", set=dotted(changes), plugins=[PLUGIN])
 
 
 def run(**changes: object) -> KeptRun:
-    overrides = {key.replace("__", "."): value for key, value in changes.items()}
-    return open_run(run_recipe("light.toml", set=overrides, inline=True, plugins=[PLUGIN]).folder)
+    return open_run(run_recipe("light.toml", set=dotted(changes), inline=True, plugins=[PLUGIN]).folder)
 
 
 def collected(runs: Path = Path("runs")) -> set[str]:

@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from counted import counted
-from transformers import AutoModelForCausalLM
 
 from alignkit import Method
 from alignkit.contract.events import Metrics
-from alignkit.contract.kinds import Artifact, Policy
+from alignkit.contract.kinds import Artifact
 from alignkit.errors import RecipeError
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
 from alignkit.methods.ppo import ppo
 from alignkit.methods.rloo import rloo
 from alignkit.testing import RecordingStage, run_method, weights_of, write_inputs
-from alignkit.testing.examples import write_tiny_policy
+from alignkit.testing.examples import write_tied_policy
 from alignkit.testing.processes import run_in_processes
 from alignkit.training import parallel
 
@@ -68,19 +67,9 @@ CASES: dict[str, tuple[Method, Mapping[str, Any]]] = {
 @pytest.fixture(scope="module", params=CASES)
 def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     (method, settings), folder = CASES[request.param], tmp_path_factory.mktemp("alone")
-    given = {"policy": tied_policy(folder / "tied")} if "tied" in request.param else {}
+    given = {"policy": write_tied_policy(folder / "tied")} if "tied" in request.param else {}
     inputs, stage = write_inputs(method, folder / "inputs", given), RecordingStage(folder / "stage")
     return Alone(method, settings, inputs, run_method(method, settings, stage, **inputs), figures(stage.events))
-
-
-def tied_policy(folder: Path) -> Policy:
-    """Write the tiny policy with one matrix for embedding and head."""
-    policy = write_tiny_policy(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(policy.path)
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    model.save_pretrained(policy.path)
-    return policy
 
 
 @pytest.mark.parametrize("world", WORLDS)

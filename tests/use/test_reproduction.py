@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from light_recipes import PLUGIN, light_recipe
 
 from alignkit import run_recipe
 from alignkit.cli import main
@@ -15,19 +16,7 @@ from alignkit.store.durable import read_json, write_json
 from alignkit.store.runs import KeptRun, open_run
 from alignkit.use.reproduction import RepeatedStage, _within, compare_runs
 
-PLUGIN = Path(__file__).parents[1] / "light" / "methods.py"
-
-RECIPE = """
-name = "light"
-seed = 1
-result = "second"
-[stage.first]
-method = "count"
-[stage.second]
-method = "shout"
-[stage.spare]
-method = "count"
-"""
+RECIPE = light_recipe(top='result = "second"', spare=True)
 
 
 @pytest.fixture
