@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         sampling_needs as sampling_needs,
         trainer_needs as trainer_needs,
     )
+    from alignkit.contract.paper import Paper as Paper
     from alignkit.contract.reward_function import (
         Answer as Answer,
         RewardFunction as RewardFunction,
@@ -125,6 +126,7 @@ _FROM = {
         "EvaluationNeeds Needs PackedNeeds PairNeeds RowNeeds SamplingNeeds TrainerNeeds group_needs "
         "packed_needs pair_needs sampling_needs trainer_needs"
     ),
+    "alignkit.contract.paper": "Paper",
     "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
     "alignkit.contract.row_settings": "DemonstrationSettings RowSettings ScoreSettings TrainingSettings",
     "alignkit.contract.sampling_settings": "Generation GroupSettings KL RewardShape SamplingSettings",

@@ -154,6 +154,8 @@ class Plugins:
     def lacks(self, noun: str, name: str, known: Sequence[str], stem: str = "", where: str = "") -> AlignkitError:
         """Make the error for an unknown name: a near miss, else the broken plugins, else what there is."""
         problem = f"{stem}no plugin offers a {noun} {name!r}"
+        if noun == "method" and (ours := self._of_paper(name)):
+            return RecipeError(problem, where, ours)
         if name not in WELL_KNOWN and (close := near_miss(name, known)):
             return RecipeError(problem, where, close)
         if self.broken:
@@ -163,6 +165,11 @@ class Plugins:
             return PluginError(problem, where, remedy)
         there = f"there are {', '.join(sorted(known)) or 'none'}"
         return RecipeError(problem, where, f"{there}; {self._elsewhere(noun, name)}")
+
+    def _of_paper(self, name: str) -> str:
+        """Return which methods are those of a paper of this name; nothing where none is."""
+        found = [one.name for one in self.methods.values() if any(paper.is_called(name) for paper in one.papers)]
+        return f"it is {' or '.join(found)} with settings that `alignkit methods {name}` shows" if found else ""
 
     def _elsewhere(self, noun: str, name: str) -> str:
         """Return which package an unknown name is of: one whose names begin alike, else perhaps one of that name."""

@@ -141,13 +141,16 @@ def data(ctx: click.Context, /, files: Sequence[str], fixed: Path | None, as_jso
 
 @click.command()
 @click.argument("name", required=False, shell_complete=completion.methods)
+@click.option("--papers", is_flag=True, help="List the papers, each with the method and the settings that are its own.")
 @PLUGINS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
-    """List all methods, rewards and judges, or tell what one takes, makes and can be told."""
+def methods(name: str | None, papers: bool, plugins: Sequence[Path], as_json: bool) -> None:
+    """List all methods, rewards and judges, or tell what one takes, makes and can be told. NAME may be a paper's, too,
+    such as `ipo` or `2310.12036`."""
     from dataclasses import asdict
 
     from alignkit.plugins import load_plugins
+    from alignkit.show.literature import describe_paper, list_papers, paper_as_dict, papers_called, papers_of
     from alignkit.show.offered import (
         all_as_dict,
         as_dict,
@@ -159,12 +162,21 @@ def methods(name: str | None, plugins: Sequence[Path], as_json: bool) -> None:
     )
 
     loaded = load_plugins(plugins)
+    if papers:
+        rows = papers_called(loaded, name) if name else papers_of(loaded)
+        print_json([paper_as_dict(*row) for row in rows]) if as_json else print_lines(list_papers(rows, width()))
+        return
     if name is None:
         print_json(all_as_dict(loaded)) if as_json else print_lines(list_methods(loaded, width()))
         return
     scorer = find_scorer(loaded, name) if name not in loaded.methods else None
     if scorer:
         print_json(asdict(scorer)) if as_json else print_lines(describe_scorer(scorer, width()))
+        return
+    found = papers_called(loaded, name) if name not in loaded.methods and ":" not in name else []
+    if found:
+        told = (line for row in found for line in [*describe_paper(*row, width()), ""])
+        print_json([paper_as_dict(*row) for row in found]) if as_json else print_lines(told)
         return
     method = find_method(loaded, name)
     print_json(as_dict(loaded, method)) if as_json else print_lines(describe_method(loaded, method, width()))

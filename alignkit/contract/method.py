@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from alignkit.contract.kinds import Artifact, Records, Scores
 from alignkit.contract.names import summary_of, why_not
 from alignkit.contract.needs import Needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.settings import SHARED, Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, one_line
@@ -62,6 +63,8 @@ class Method:
     results: tuple[str, ...] = ()
     """The names of the results that it may tell; a role in braces stands for each of that role's artifacts, any other
     word in braces for any text. Empty: it does not say."""
+    papers: tuple[Paper, ...] = ()
+    """The papers whose method it is, each with the settings that make it so."""
     package: str = ""
     """Who offers it, where a recipe said so, as in `method = "alignkit-x:sft"`."""
 
@@ -115,13 +118,14 @@ def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
 
 
 def method(
-    name: str, *, needs: OfferNeeds | None = None, results: Sequence[str] = ()
+    name: str, *, needs: OfferNeeds | None = None, results: Sequence[str] = (), papers: Sequence[Paper] = ()
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
     `needs` tells from its settings which of our loops it runs and how (`trainer_needs`, `pair_needs`,
     `sampling_needs`, or a function of its own), so that `alignkit check` can estimate what it will take. `results` are
-    the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan.
+    the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan. `papers` are
+    those whose method it is, by which `alignkit methods` finds it, too.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
@@ -140,7 +144,11 @@ def method(
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         told = _results(name, function, results)
-        made = Method(name, summary_of(function), settings, consumes, produces, function, needs, told)
+        for paper in papers:
+            if why := paper.why_not_of(settings):
+                raise _wrong(name, function, f"the settings of paper {paper.name!r} are not its own: {why}")
+        described = (name, summary_of(function), settings, consumes, produces, function)
+        made = Method(*described, needs, told, tuple(papers))
         if all(not field.is_required() for field in settings.model_fields.values()):
             with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
                 made.needs(settings())  # so that a package that is wrong says so when it is loaded

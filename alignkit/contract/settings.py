@@ -101,7 +101,7 @@ def why_unusable(kind: type[Settings]) -> str:
     except PydanticUserError as error:
         return error.message
     except ValidationError as error:
-        if wrong := _but_missing(error):
+        if wrong := but_missing(error):
             return wrong
     try:
         dumped = kind.model_construct().model_dump(mode="json")  # as an order has it
@@ -109,10 +109,10 @@ def why_unusable(kind: type[Settings]) -> str:
     except (PydanticSerializationError, UnicodeDecodeError) as error:
         return str(error)
     except ValidationError as error:
-        return _but_missing(error)
+        return but_missing(error)
 
 
-def _but_missing(error: ValidationError) -> str:
+def but_missing(error: ValidationError) -> str:
     """Word the first mistake that is not a setting which a recipe must give."""
     wrong = next((detail for detail in error.errors(include_url=False) if detail["type"] != "missing"), None)
     return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}" if wrong else ""

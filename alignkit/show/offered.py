@@ -167,10 +167,16 @@ def describe_method(plugins: Plugins, method: Method, width: int | None) -> list
         f"takes{'' if takes else ' nothing'}",
         *table(takes, width),
         *table([("makes", method.produces.__name__)], width),
+        *_papers(method, width),
         "",
         *(table(settings, width, ("setting", "default", "type", "")) or ["It has no settings."]),
         *_where_shared(method, width),
     ]
+
+
+def _papers(method: Method, width: int | None) -> list[str]:
+    rows = [(f"  {paper.name}", f"{paper.title} ({paper.source})") for paper in method.papers]
+    return ["papers (their settings: alignkit methods --papers)", *table(rows, width)] if rows else []
 
 
 def _how(given: Input) -> str:
@@ -200,6 +206,7 @@ def as_dict(plugins: Plugins, method: Method) -> dict[str, Any]:
             for role, given in method.consumes.items()
         },
         "makes": method.produces.__name__,
+        "papers": [asdict(paper) for paper in method.papers],
         "settings": [asdict(setting) for setting in settings_of(method)],
     }
 

@@ -1,0 +1,70 @@
+"""Papers in words: which method of ours is that of a paper, and what a recipe says to have it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from alignkit.contract.method import Method
+from alignkit.contract.paper import Paper
+from alignkit.plugins import Plugins
+from alignkit.show.offered import in_toml
+from alignkit.text import table
+
+
+def papers_of(plugins: Plugins) -> list[tuple[Paper, Method]]:
+    """Return all papers with their methods, by name."""
+    methods = plugins.methods.values()
+    return sorted(((paper, one) for one in methods for paper in one.papers), key=lambda row: (row[0].name, row[1].name))
+
+
+def papers_called(plugins: Plugins, name: str) -> list[tuple[Paper, Method]]:
+    """Return the papers of this name or source, such as `dapo` or `2503.14476`, with their methods."""
+    return [(paper, method) for paper, method in papers_of(plugins) if paper.is_called(name)]
+
+
+def list_papers(found: Iterable[tuple[Paper, Method]], width: int | None) -> list[str]:
+    """Return the lines of `alignkit methods --papers`."""
+    rows = [(p.name, m.name, p.source, "\n".join([p.title, *_told(p, m)])) for p, m in found]
+    return table(rows, width, ("paper", "method", "source", "title, and what a stage says"))
+
+
+def describe_paper(paper: Paper, method: Method, width: int | None) -> list[str]:
+    """Return the lines of `alignkit methods NAME` for a paper's name: where it is, and how a recipe says it."""
+    rows = [(paper.name, f"{paper.title} ({paper.source})"), ("method", f"{method.name}: {method.summary}")]
+    differs = [("differs", paper.differs)] if paper.differs else []
+    return [*table([*rows, *differs], width), "", f'method = "{method.name}"', *_told(paper, method)]
+
+
+def paper_as_dict(paper: Paper, method: Method) -> dict[str, Any]:
+    """Return a paper as plain JSON values."""
+    told = {"paper": paper.name, "title": paper.title, "source": paper.source, "method": method.name}
+    return {**told, "settings": dict(paper.settings), "differs": paper.differs}
+
+
+def papers_in_markdown(plugins: Plugins) -> str:
+    """Return the table of all papers for a page."""
+    head = ("| name | paper | method | settings | what differs |", "|---|---|---|---|---|")
+    return "\n".join([*head, *(_row(*found) for found in papers_of(plugins))])
+
+
+def _row(paper: Paper, method: Method) -> str:
+    said = "<br>".join(f"`{line}`" for line in _told(paper, method))
+    where = f"{paper.title} ({_linked(paper.source)})"
+    return f"| `{paper.name}` | {where} | `{method.name}` | {said} | {paper.differs} |"
+
+
+def _linked(source: str) -> str:
+    number = source.removeprefix("arXiv ")
+    return source if number == source else f"[{source}](https://arxiv.org/abs/{number})"
+
+
+def _told(paper: Paper, method: Method) -> list[str]:
+    """Return what a stage says besides its method: `grpo.preset = "dapo"`."""
+    return [f"{key} = {value}" for key, value in _flat(f"{method.name}.", paper.settings)]
+
+
+def _flat(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", in_toml(value)
