@@ -15,6 +15,7 @@ from alignkit import (
     Answer,
     Demonstrations,
     Judge,
+    Paper,
     Policy,
     Preferences,
     Prompts,
@@ -38,7 +39,18 @@ class CritiqueSettings(JudgingSettings):
     """Who writes critique and revision: the policy itself, as in the paper, or the judge, where it can write."""
 
 
-@method("critique", results=RESULTS)
+@method(
+    "critique",
+    results=RESULTS,
+    papers=(
+        Paper(
+            "critique-revision",
+            "Constitutional AI: Harmlessness from AI Feedback",
+            "arXiv 2212.08073",
+            differs="a revision is kept where a judge prefers it, as a pair; `revise` makes demonstrations of them",
+        ),
+    ),
+)
 def critique(
     settings: CritiqueSettings,
     stage: Stage,

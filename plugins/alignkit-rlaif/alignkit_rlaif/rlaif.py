@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from alignkit import Answer, Judge, JudgeClient, Policy, Preferences, Prompts, Stage, Text, method
+from alignkit import Answer, Judge, JudgeClient, Paper, Policy, Preferences, Prompts, Stage, Text, method
 from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import AnswerPair, Judging, JudgingSettings, drawn, fitting, label, room_of
 from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
@@ -32,7 +32,24 @@ class RLAIFSettings(JudgingSettings):
     """Which of them are compared: each answer once, or all with all, which is 6 pairs of 4 answers instead of 2."""
 
 
-@method("rlaif", results=RESULTS)
+@method(
+    "rlaif",
+    results=RESULTS,
+    papers=(
+        Paper(
+            "rlaif",
+            "RLAIF vs. RLHF: Scaling Reinforcement Learning from Human Feedback with AI Feedback",
+            "arXiv 2309.00267",
+            differs="no rationale is asked for before the verdict",
+        ),
+        Paper(
+            "constitutional-ai",
+            "Constitutional AI: Harmlessness from AI Feedback",
+            "arXiv 2212.08073",
+            differs="its second half: pairs by a judge and a `constitution`; `critique` and `revise` are the first",
+        ),
+    ),
+)
 def rlaif(
     settings: RLAIFSettings,
     stage: Stage,
@@ -46,7 +63,18 @@ def rlaif(
     return preferences(settings, stage, policy, prompts, lambda: stage.open_judge(judge), constitution)
 
 
-@method("self-rlaif", results=RESULTS)
+@method(
+    "self-rlaif",
+    results=RESULTS,
+    papers=(
+        Paper(
+            "self-rewarding",
+            "Self-Rewarding Language Models",
+            "arXiv 2401.10020",
+            differs="one round, and the policy compares two answers, where the paper's rates each by itself",
+        ),
+    ),
+)
 def self_rlaif(
     settings: RLAIFSettings,
     stage: Stage,
