@@ -78,7 +78,7 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **wor
     shell_complete=completion.stages,
     help="The stage to compare; unset: the last one that makes a policy.",
 )
-@click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods.")
+@click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods, or papers (ipo, dapo).")
 @click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")

@@ -96,7 +96,7 @@ def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequenc
             given = f"{stage}.method" in variant.changes
             raise RecipeError(
                 f"stage {stage!r}: {method.name} makes {method.produces.__name__}, and only policies are compared",
-                f"--methods {method.name}" if given else base.where("stage", stage),
+                f"--methods {variant.asked}" if given else base.where("stage", stage),
                 "choose another with --stage or --methods",
             )
 
@@ -158,7 +158,7 @@ def _alike(stage: PlannedStage) -> tuple[str, str, Mapping[str, tuple[str, ...]]
 
 def _brought(variant: Variant) -> str:
     """Return which option brought a variant."""
-    varied = [key for key in variant.changes if key != f"{variant.stage}.method"]
+    varied = [key for key in variant.changes if key not in (f"{variant.stage}.method", *variant.of_paper)]
     return f"--vary {varied[-1]}" if varied else "--methods"
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -12,6 +12,7 @@ from alignkit.contract.names import NAME
 from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.recipe import Recipe
+from alignkit.show.literature import papers_called
 
 LONGEST = 34
 """Letters of a variant's stage name; the number of the seed comes behind."""
@@ -24,7 +25,8 @@ class VariantRequest:
     stage: str | None = None
     """Unset: the one that `vary` names, else the last one that makes a policy."""
     methods: Sequence[str] = ()
-    """Unset: the methods whose settings vary, else the recipe's own."""
+    """Methods, or papers, whose method with their settings is meant. Unset: the methods whose settings vary, else the
+    recipe's own."""
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: int = 1
 
@@ -37,13 +39,23 @@ class Variant:
     """The stage that is compared."""
     method: str
     changes: Mapping[str, Any]
-    """Key as for `--set` -> value: the method, if it was asked for, and what varies."""
+    """Key as for `--set` -> value: the method, if it was asked for, what is a paper's, and what varies."""
+    paper: str = ""
+    """The paper that was asked for instead of a method."""
+    of_paper: tuple[str, ...] = ()
+    """The keys that are the paper's."""
+
+    def varied(self, changes: Mapping[str, Any]) -> "Variant":
+        """Return it with further changes, which go before what is the paper's."""
+        own = tuple(key for key in self.of_paper if key not in changes)
+        return replace(self, changes={**self.changes, **changes}, of_paper=own)
 
     @property
     def label(self) -> str:
-        """How it is called in tables: `dpo beta=0.05`."""
+        """How it is called in tables: `dpo beta=0.05`; that of a paper by its name."""
         own = (f"{self.stage}.{self.method}.", f"{self.stage}.")
-        return " ".join([self.method, *(f"{_short(key, own)}={_text(value)}" for key, value in self._varied)])
+        varied = (f"{_short(key, own)}={_text(value)}" for key, value in self._varied)
+        return " ".join([self.asked, *varied])
 
     @property
     def slug(self) -> str:
@@ -53,14 +65,21 @@ class Variant:
         return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 7]}-{digest(words)}"
 
     @property
+    def asked(self) -> str:
+        """What `--methods` called it."""
+        return self.paper or self.method
+
+    @property
     def _varied(self) -> Iterator[tuple[str, Any]]:
-        return ((key, value) for key, value in self.changes.items() if key != f"{self.stage}.method")
+        own = (f"{self.stage}.method", *self.of_paper)
+        return ((key, value) for key, value in self.changes.items() if key not in own)
 
     def blamed(self, problem: Problem) -> Problem:
         """Return where a mistake stands: on the command line it was no `--set` that brought it."""
         for key, value in self.changes.items():
             if problem.where == f"--set {key}":
-                given = f"--methods {value}" if key == f"{self.stage}.method" else f"--vary {key}={_text(value)}"
+                asked = key == f"{self.stage}.method" or key in self.of_paper
+                given = f"--methods {self.asked}" if asked else f"--vary {key}={_text(value)}"
                 return Problem(problem.problem, given, problem.remedy)
         return problem
 
@@ -159,24 +178,34 @@ def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: 
     own = str(recipe.stages[stage].get("method", stage))
     known = {*plugins.methods, *WELL_KNOWN}
     belongs = {key: parts[1] for key in asked.vary if len(parts := key.split(".")) > 2 and parts[1] in known}
-    methods = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]
+    named = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]
+    starts = [_named(name, own, plugins, stage) for name in named]
     for key, method in belongs.items():
-        if method not in methods:
-            remedy = f"write --methods {','.join([*methods, method])}"
+        if method not in [start.method for start in starts]:
+            remedy = f"write --methods {','.join([*named, method])}"
             raise RecipeError(f"{method} is not among the methods that are compared", f"--vary {key}", remedy)
     return [
-        Variant(stage, method, changes)
-        for method in methods
-        for changes in _grid(
-            stage, method, own, {k: v for k, v in asked.vary.items() if belongs.get(k) in (None, method)}
-        )
+        start.varied(changes)
+        for start in starts
+        for changes in _grid({k: v for k, v in asked.vary.items() if belongs.get(k) in (None, start.method)})
     ]
 
 
-def _grid(stage: str, method: str, own: str, vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def _named(name: str, own: str, plugins: Plugins, stage: str) -> Variant:
+    """Return the variant of a method's name, or of a paper's, before anything varies."""
+    found = papers_called(plugins, name) if name not in plugins.methods and ":" not in name else []
+    if len(found) > 1:
+        among = " or ".join(method.name for _, method in found)
+        raise RecipeError(f"{name!r} is the paper of several methods", f"--methods {name}", f"write {among}")
+    method = found[0][1].name if found else name
+    settings = found[0][0].keys(f"{stage}.{method}") if found else {}
     head = {} if method == own else {f"{stage}.method": method}
+    return Variant(stage, method, {**head, **settings}, found[0][0].name if found else "", tuple(settings))
+
+
+def _grid(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for values in product(*vary.values()):
-        yield head | dict(zip(vary, values, strict=True))
+        yield dict(zip(vary, values, strict=True))
 
 
 def stage_names(variants: Sequence[Variant], taken: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Papers: of which paper a method is, and with which of its settings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,3 +41,12 @@ class Paper:
         except ValidationError as error:
             return but_missing(error)
         return ""
+
+    def keys(self, prefix: str) -> dict[str, Any]:
+        """Return its settings under the keys that a stage gives them: `{"grpo.kl.coef": 0.0}`."""
+        return dict(_flat(prefix, self.settings))
+
+
+def _flat(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        yield from _flat(f"{prefix}.{key}", value) if isinstance(value, Mapping) else [(f"{prefix}.{key}", value)]

@@ -1,6 +1,6 @@
 """Papers in words: which method of ours is that of a paper, and what a recipe says to have it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from alignkit.contract.method import Method
@@ -59,12 +59,4 @@ def _linked(source: str) -> str:
 
 def _told(paper: Paper, method: Method) -> list[str]:
     """Return what a stage says besides its method: `grpo.preset = "dapo"`."""
-    return [f"{key} = {value}" for key, value in _flat(f"{method.name}.", paper.settings)]
-
-
-def _flat(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(f"{prefix}{key}.", value)
-        else:
-            yield f"{prefix}{key}", in_toml(value)
+    return [f"{key} = {in_toml(value)}" for key, value in paper.keys(method.name).items()]

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pydantic import NonNegativeFloat
 
 from alignkit import Answer, Policy, Preferences, Prompts, Reward, Scores, Settings, Stage, Text
-from alignkit import hookimpl, method, reward
+from alignkit import Paper, hookimpl, method, reward
 from alignkit.kit import load_policy
 
 
@@ -66,13 +66,16 @@ def lift(settings: Push, stage: Stage, *, policy: Policy, rewards: tuple[Reward,
     return pushed(settings, stage, policy)
 
 
-@method("shift")
+@method("shift", papers=(
+    Paper("tiny-shift", "Small Steps", "arXiv 2501.00001", {"far": 0.01}),
+    Paper("shared", "Of Two", "arXiv 2501.00002"),
+))
 def shift(settings: Push, stage: Stage, *, policy: Policy) -> Policy:
     """Do without rewards."""
     return pushed(settings, stage, policy)
 
 
-@method("rank")
+@method("rank", papers=(Paper("shared", "Of Two", "arXiv 2501.00002"),))
 def rank(settings: Push, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Learn from pairs."""
     return pushed(settings, stage, policy)
@@ -265,6 +268,23 @@ def test_a_grid_has_every_combination_and_own_settings_vary_only_for_their_metho
     ]
 
 
+def test_a_paper_is_compared_by_its_name_with_the_settings_that_are_its_own(desk: Path) -> None:
+    made = planned("lift,tiny-shift")
+
+    assert [contender.variant.label for contender in made.contenders] == ["lift", "tiny-shift"]
+    stage = made.plan.stage("align-tiny-shift-s1")
+    assert (stage.method.name, stage.settings.model_dump()["far"]) == ("shift", 0.01)  # the recipe's own is 0.3
+
+
+def test_what_varies_goes_before_what_is_the_papers(desk: Path) -> None:
+    made = planned("2501.00001", "align.shift.far=0.5,0.6", "align.shift.note=a")
+
+    assert [contender.variant.label for contender in made.contenders] == [
+        "tiny-shift far=0.5 note=a",
+        "tiny-shift far=0.6 note=a",
+    ]
+
+
 def test_what_varies_is_typed_as_with_set(desk: Path) -> None:
     made = planned("", "align.lift.note=1.50,2")
 
@@ -402,6 +422,15 @@ def test_values_are_split_outside_brackets_and_quotes(text: str, parts: list[str
             ["--methods", "lift,tell"],
             ["--methods tell: stage 'align': tell makes Text, and only policies are compared; choose another with "
              "--stage or --methods"],
+        ),
+        (
+            ["--methods", "lift,shared"],
+            ["--methods shared: 'shared' is the paper of several methods; write rank or shift"],
+        ),
+        (
+            ["--methods", "tiny-shift,shift", "--set", "align.shift.far=0.01"],
+            ["--methods: stage 'align': the variants 'tiny-shift' and 'shift' are the same; leave one out, or vary a "
+             "setting that the method has"],
         ),
         (
             ["--methods", "create"],
