@@ -1,9 +1,13 @@
 """The example plugins are what their page says: short, installable, and right."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignkit.contract.events import Metrics, Result, StageFailed, StageFinished, Warned
 from alignkit.contract.judges import Question
 from alignkit.contract.reward_function import Answer
 from alignkit.errors import DataError
@@ -61,6 +66,7 @@ dr_grpo = module("alignkit_dr_grpo").dr_grpo
 best_of_n = module("alignkit_best_of_n").best_of_n
 arithmetic = module("alignkit_arithmetic")
 concise = module("alignkit_concise")
+webhook = module("alignkit_webhook")
 
 
 class TestORPO(conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["lora.rank=4"])):
@@ -166,3 +172,46 @@ def test_concise_prefers_what_is_short_and_finished(
     question = Question(Answer("Why?", *first), Answer("Why?", *second))
 
     assert concise.concise([question], concise.ConciseSettings()) == [pytest.approx(chance, abs=1e-3)]
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a webhook of this machine was told."""
+    texts: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("ALIGNKIT_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hook")
+        yield texts
+        server.shutdown()
+
+
+def test_a_webhook_is_told_how_stages_end(received: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = (Result("align", "reward", 0.25, 0.5), Result("align", "kl", None, 1.0))
+    events = (
+        Metrics("align", 1, 2, {"loss": 0.5}),
+        Warned("align", "KL is high", "raise kl.coef"),
+        Warned("align", "KL is high", "raise kl.coef", replayed=True),
+        StageFinished("sft", "sft", "Policy", "there", 1.0, reused=True),
+        StageFinished("align", "ppo", "Policy", "there", 9.0, results=results),
+        StageFailed("scores", "out of memory", "take less", 1),
+    )
+    for event in events:
+        webhook.alignkit_event(event)
+    monkeypatch.delenv("ALIGNKIT_WEBHOOK")
+    webhook.alignkit_event(events[-1])
+
+    assert received == [
+        "align warns: KL is high; raise kl.coef",
+        "align (ppo) is finished\nreward: 0.25 -> 0.5\nkl: 1",
+        "scores failed: out of memory; take less",
+    ]
