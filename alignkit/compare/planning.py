@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.compare.variants import Variant, VariantRequest, compared_stage, stage_names, variants_of
+from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.plan.plan import Plan, PlannedStage
@@ -248,7 +249,7 @@ class _Writer:
         return {**{key: value for key, value in table.items() if key != "gates"}, "seed": seed}
 
     def _wired(self, stage: PlannedStage, table: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = {role: list(names) for role, names in stage.inputs.items()}
+        inputs = {role: list(names) for role, names in stage.inputs.items() if role != COSTS}
         return {**table, "method": stage.method.name, "inputs": inputs}
 
     def _trained(self) -> list[str]:

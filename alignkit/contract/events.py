@@ -11,6 +11,8 @@ SampleKind = Literal["best", "worst", ""]
 """`best` and `worst` by what came of them; empty: drawn without looking."""
 Better = Literal["higher", "lower", ""]
 """Which way a result is better; empty: neither is."""
+Bounds = tuple[float | None, float | None]
+"""The least and the most that something may be; None where there is no such bound."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,25 @@ class Result:
     better: Better = ""
     replayed: bool = False
     """It was told by an attempt before this one, which was interrupted."""
+    bounds: Bounds | None = None
+    """The least and the most that `after` may be, where a constraint says so."""
+
+    @property
+    def holds(self) -> bool | None:
+        """Return whether it keeps its bounds: its interval is not wholly outside of them; None where it has none."""
+        if self.bounds is None or self.after is None:
+            return None
+        (low, high), (least, most) = self.interval or (self.after, self.after), self.bounds
+        return (least is None or high >= least) and (most is None or low <= most)
 
 
 class Certainty(TypedDict, total=False):
-    """How sure a result is, and which way it is better: the fields of `Result` of these names."""
+    """How sure a result is, which way it is better, and its bounds: the fields of `Result` of these names."""
 
     interval: Interval | None
     change: Interval | None
     better: Better
+    bounds: Bounds | None
 
 
 @dataclass(frozen=True)
@@ -193,5 +206,5 @@ def from_json(row: Mapping[str, Any]) -> Event:
 
 def result_of(facts: Mapping[str, Any]) -> Result:
     """Read a result back from its fields as JSON holds them."""
-    ends = {key: tuple(facts[key]) for key in ("interval", "change") if facts.get(key)}
+    ends = {key: tuple(facts[key]) for key in ("interval", "change", "bounds") if facts.get(key)}
     return Result(**{**facts, **ends})

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignkit.contract.constraint import Constraint
 from alignkit.contract.reward_function import Score
 from alignkit.data.records import Part, Record, Row, read_side
 from alignkit.data.values import FURTHER
@@ -111,6 +112,8 @@ class Reward(Artifact):
 
     weight: float = 1.0
     """Its share where several rewards are added up."""
+    constraint: Constraint | None = None
+    """The bound on its mean, where a method gets it as a cost."""
 
     def open(self, cache: Path | None) -> Score:
         """Return what scores answers: a package's own kind of reward says it here, else no method can use it.

@@ -11,7 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from alignkit.contract.kinds import Artifact, Records, Scores
+from alignkit.contract.constraint import COSTS
+from alignkit.contract.kinds import Artifact, Records, Reward, Scores
 from alignkit.contract.names import summary_of, why_not
 from alignkit.contract.needs import Needs
 from alignkit.contract.paper import Paper
@@ -21,7 +22,7 @@ from alignkit.errors import PluginError, one_line
 
 ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
 """A word in braces in the name of a result, once what is special in it is escaped."""
-STAGE_KEYS = ("method", "inputs", "gates", "seed", *SHARED)
+STAGE_KEYS = ("method", "inputs", "constraints", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
 
 OfferNeeds = Callable[[Any], Needs]
@@ -72,6 +73,11 @@ class Method:
     def address(self) -> str:
         """What finds it: its name, after its package where a recipe said so."""
         return f"{self.package}:{self.name}" if self.package else self.name
+
+    @property
+    def takes_constraints(self) -> bool:
+        """It keeps bounds on the means of rewards."""
+        return COSTS in self.consumes
 
     @property
     def handles_models(self) -> bool:
@@ -128,7 +134,8 @@ def method(
     those whose method it is, by which `alignkit methods` finds it, too.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
-    `tuple[Kind, ...]` (with `= ()` it may be empty). Raises PluginError where the signature says anything else.
+    `tuple[Kind, ...]` (with `= ()` it may be empty). `costs: tuple[Reward, ...] = ()` are what a recipe bounds under
+    `constraints`, each with its `constraint`. Raises PluginError where the signature says anything else.
     """
 
     def wrap(function: Callable[..., Any]) -> Method:
@@ -209,4 +216,6 @@ def _input(name: str, function: Callable[..., Any], parameter: inspect.Parameter
         raise _wrong(name, function, f"its input {role!r} can only default to {left_out}")
     if optional != (default is None):
         raise _wrong(name, function, f"its input {role!r} must be `Kind | None = None` to be optional")
+    if role == COSTS and (kinds != (Reward,) or not several or default != ()):
+        raise _wrong(name, function, "its input 'costs', what a recipe bounds, must be `tuple[Reward, ...] = ()`")
     return Input(role, kinds, several, optional or default == ())

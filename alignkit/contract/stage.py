@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
-from alignkit.contract.events import Better, Certainty, SampleKind
+from alignkit.contract.events import Better, Bounds, Certainty, SampleKind
 from alignkit.contract.judges import JudgeClient
 from alignkit.contract.kinds import Judge, Policy, Records, Reward, RewardModel, Scores
 from alignkit.contract.reward_function import Score
@@ -76,8 +76,8 @@ class Stage(Protocol):
         """Report a result: what a measure was before and after, and what anybody reaches without learning.
 
         The more the better, where there is a `floor`: a result that is not above it is warned of. `rows` says on how
-        many held-out rows it was measured; where they are few, people are told so. `interval`, `change` and `better`
-        are those of `alignkit.Result`; `measure` finds them out.
+        many held-out rows it was measured; where they are few, people are told so. `interval`, `change`, `better`
+        and `bounds` are those of `alignkit.Result`; `measure` finds them out.
         """
         ...
 
@@ -88,6 +88,7 @@ class Stage(Protocol):
         after: Sequence[float],
         floor: float | None = None,
         better: Better = "higher",
+        bounds: Bounds | None = None,
     ) -> None:
         """Report a result that was measured row by row, with its 95 % interval and that of its change.
 

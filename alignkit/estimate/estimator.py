@@ -213,7 +213,7 @@ class Estimator:
         return self._configs[source]
 
     def _reward_configs(self, stage: PlannedStage) -> Iterator[Any]:
-        for name in stage.taken:
+        for name in dict.fromkeys(stage.taken):
             if name in self.plan.sources:
                 if issubclass(self.plan.sources[name].kind, RewardModel):
                     yield self._config(name)

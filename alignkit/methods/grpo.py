@@ -66,16 +66,22 @@ class GRPOSettings(GroupSettings):
     (DAPO); or over as many as answers may have, so that length pays nowhere (Dr. GRPO)."""
 
 
-@method("grpo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("grpo", needs=group_needs, results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"))
 def grpo(
-    settings: GRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
+    settings: GRPOSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+    costs: tuple[Reward, ...] = (),
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the other answers to its prompt."""
     from alignkit.training.layouts import Around
     from alignkit.training.updates import Roles, open_loop
 
     around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around)
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs), around)
     train(loop)
     return finish()
 
@@ -91,7 +97,9 @@ def train(loop: Loop[GRPOSettings]) -> None:
         seen = update.read(rollout, update.score(rollout))
         advantages = losses.group_advantages(seen.scores, settings.answers, settings.scale)  # (n,)
         equal = {"val/groups_without_signal": float(losses.share_of_equal_groups(seen.scores, settings.answers))}
-        objective = partial(policy_loss, settings, loop.state.kl_coef)
+        # Divided by a deviation, advantages have the same size whatever costs take off, and so has the pull.
+        kl_coef = seen.kl_coef if settings.scale == "none" else loop.state.kl_coef
+        objective = partial(policy_loss, settings, kl_coef)
         update.done({**seen.metrics, **equal, **step_policy(update, seen.experience(advantages), objective)})
 
 

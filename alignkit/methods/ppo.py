@@ -108,9 +108,15 @@ def needs(settings: PPOSettings) -> SamplingNeeds:
     )
 
 
-@method("ppo", needs=needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("ppo", needs=needs, results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"))
 def ppo(
-    settings: PPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
+    settings: PPOSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+    costs: tuple[Reward, ...] = (),
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
     from alignkit.training.layouts import Around
@@ -121,7 +127,9 @@ def ppo(
         layout="separate" if settings.layout == "separate" else "shared",
         trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around, settings.critic.learning_rate)
+    loop, finish = open_loop(
+        settings, stage, Roles(policy, rewards, prompts, costs), around, settings.critic.learning_rate
+    )
     train(loop)
     return finish()
 
@@ -135,7 +143,7 @@ def train(loop: Loop[PPOSettings]) -> None:
         rollout = update.sample()
         seen = update.read(rollout, update.score(rollout))
 
-        rewards = losses.token_rewards(seen.scores, seen.kl, seen.mask, loop.state.kl_coef)  # (n, t)
+        rewards = losses.token_rewards(seen.scores, seen.kl, seen.mask, seen.kl_coef)  # (n, t)
         if settings.reward.whiten:
             rewards = losses.whiten(rewards, seen.mask, shift_mean=False)
         values = values_of(seen)

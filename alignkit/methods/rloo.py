@@ -44,16 +44,22 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", needs=group_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method("rloo", needs=group_needs, results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"))
 def rloo(
-    settings: RLOOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
+    settings: RLOOSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+    costs: tuple[Reward, ...] = (),
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the mean of the others to its prompt."""
     from alignkit.training.layouts import Around
     from alignkit.training.updates import Roles, open_loop
 
     around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around)
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs), around)
     train(loop)
     return finish()
 
@@ -67,7 +73,7 @@ def train(loop: Loop[RLOOSettings]) -> None:
     for update in loop.updates():
         rollout = update.sample()
         seen = update.read(rollout, update.score(rollout))
-        rewards = seen.scores - loop.state.kl_coef * seen.kl.sum(dim=1)  # (n,)
+        rewards = seen.scores - seen.kl_coef * seen.kl.sum(dim=1)  # (n,)
         advantages = losses.leave_one_out_advantages(rewards, settings.answers)
         equal = {"val/groups_without_signal": float(losses.share_of_equal_groups(seen.scores, settings.answers))}
         objective = partial(policy_loss, settings)

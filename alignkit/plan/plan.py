@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alignkit.contract.constraint import Constraint
 from alignkit.contract.kinds import Artifact, Policy
 from alignkit.contract.method import Method
 from alignkit.contract.needs import Needs
@@ -33,6 +34,8 @@ class PlannedStage:
     """Settings, roles and gates that only another method of this stage has."""
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Result -> {"min": x, "max": y}."""
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    """Reward -> the bound that its mean must keep while the stage learns."""
 
     @property
     def taken(self) -> list[str]:

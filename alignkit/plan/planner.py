@@ -11,6 +11,7 @@ from alignkit.contract.kinds import Artifact
 from alignkit.contract.method import Method
 from alignkit.contract.settings import SHARED, Settings, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
+from alignkit.plan.costs import constraints_of
 from alignkit.plan.inactive import standing_by
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.wiring import Offers, Wires, wire
@@ -89,6 +90,8 @@ class _Planner:
         settings = self._settings(name, method)
         seed, gates, wires = self._seed(name), self._gates(name), self._wires(name, method)
         self._check_gates(name, method, gates, wires)
+        constraints, wrong = constraints_of(self.recipe, name, method, wires, self.plugins)
+        self.errors += wrong
         self.made[name] = method.produces
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
@@ -96,8 +99,10 @@ class _Planner:
         code = code_identity(self.plugins.origins[f"method:{method.address}"], method.module)
         inputs = {role: [self.prints.get(source) for source in names] for role, names in wires.items()}
         stored = settings.model_dump(mode="json")
-        self.prints[name] = fingerprint = stage_fingerprint(method.name, code, stored, seed, inputs)
-        return PlannedStage(name, method, settings, wires, seed, fingerprint, True, tuple(standing), gates)
+        bounds = {cost: constraint.model_dump(mode="json") for cost, constraint in constraints.items()}
+        self.prints[name] = fingerprint = stage_fingerprint(method.name, code, stored, seed, inputs, bounds)
+        waiting = tuple(standing)
+        return PlannedStage(name, method, settings, wires, seed, fingerprint, True, waiting, gates, constraints)
 
     def _refuse(self, problem: str, where: str, remedy: str) -> None:
         self.errors.append(RecipeError(problem, where, remedy))

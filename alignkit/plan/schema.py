@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from alignkit.contract.constraint import Constraint
 from alignkit.contract.kinds import Artifact, Records
 from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
@@ -19,7 +20,7 @@ Schema = dict[str, Any]
 def recipe_schema(plugins: Plugins) -> Schema:
     """Make the JSON Schema of recipes, as these plugins read them."""
     kinds: list[type[Settings]] = [method.settings for method in plugins.methods.values()]
-    kinds += [Shared, RecordOptions, PolicyOptions]
+    kinds += [Shared, RecordOptions, PolicyOptions, Constraint]
     references, shared = models_json_schema([(described(kind), "validation") for kind in dict.fromkeys(kinds)])
     definitions: Schema = shared["$defs"]
     at: dict[Any, Schema] = {kind: _resolved(reference, definitions) for (kind, _), reference in references.items()}
@@ -41,6 +42,11 @@ def recipe_schema(plugins: Plugins) -> Schema:
                 "description": "Role -> the source or stage that is taken, or a list of them.",
                 "type": "object",
                 "additionalProperties": _one_or_several(),
+            },
+            "constraints": {
+                "description": "Reward -> the bound that its mean over answers must keep while the stage learns.",
+                "type": "object",
+                "additionalProperties": at[Constraint],
             },
             "gates": {
                 "description": "Result -> the bounds that it must lie in, else the run stops.",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Artifact, Policy, Reward, can_be_opened
 from alignkit.contract.method import Input, Method
 from alignkit.errors import RecipeError, near_miss
@@ -35,18 +36,33 @@ class Taker:
     stage: str
     method: Method
     offers: Offers
+    bounded: frozenset[str] = frozenset()
+    """What it constrains, which is a reward only where the recipe names it as one."""
+
+    def key(self, role: str) -> str:
+        """Return where a recipe names what is taken as this."""
+        return "constraints" if role == COSTS else f"inputs.{role}"
 
 
 def wire(
     recipe: Recipe, stage: str, method: Method, offers: Offers, plugins: Plugins
 ) -> tuple[Wires, list[RecipeError]]:
     """Connect all inputs of a stage; give the wires and what is wrong."""
-    named = recipe.stages[stage].get("inputs", {})
+    named = {**recipe.stages[stage].get("inputs", {})}
+    bounded = recipe.stages[stage].get("constraints", {})
     wires: Wires = {}
     errors: list[RecipeError] = []
-    taker = Taker(recipe, stage, method, offers)
+    taker = Taker(recipe, stage, method, offers, frozenset(bounded) if isinstance(bounded, dict) else frozenset())
+    if COSTS in method.consumes:
+        if COSTS in named:
+            where = recipe.where("stage", stage, "inputs", COSTS)
+            problem = f"stage {stage!r}: inputs.{COSTS} are the rewards that have a bound"
+            errors.append(RecipeError(problem, where, "write constraints.NAME.max = 0.05 in its place"))
+        named[COSTS] = list(bounded) if isinstance(bounded, dict) else []
     for role, wanted in method.consumes.items():
         try:
+            if role == COSTS and not named[COSTS]:
+                continue
             if role in named:
                 wires[role] = _named(taker, wanted, named[role])
             elif found := _found(taker, wanted, plugins):
@@ -89,21 +105,22 @@ def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, A
 
 def _named(taker: Taker, wanted: Input, value: Any) -> tuple[str, ...]:
     stage, offers = taker.stage, taker.offers
-    where = taker.recipe.where("stage", stage, "inputs", wanted.role)
+    key = taker.key(wanted.role)
+    where = taker.recipe.where("stage", stage, *key.split("."))
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
     may_be_empty = wanted.several and wanted.optional
     if not all(isinstance(name, str) for name in names) or not (names or may_be_empty):
-        problem = f"stage {stage!r}: inputs.{wanted.role} must be a name or a list of names"
-        raise RecipeError(problem, where, f'write inputs.{wanted.role} = ["..."]')
+        problem = f"stage {stage!r}: {key} must be a name or a list of names"
+        raise RecipeError(problem, where, f'write {key} = ["..."]')
     for name in names:
         if names.count(name) > 1:
-            problem = f"stage {stage!r}: inputs.{wanted.role} names {name!r} twice"
+            problem = f"stage {stage!r}: {key} names {name!r} twice"
             raise RecipeError(problem, where, "name it once")
         _check_named(taker, wanted, name, where)
     kinds = [kind for name in names if (kind := offers.kind(name))]
     if len(names) > 1 and not wanted.several and not _concatenate(kinds):
         raise RecipeError(
-            f"stage {stage!r}: inputs.{wanted.role} takes one {wanted.words}, not {len(names)}",
+            f"stage {stage!r}: {key} takes one {wanted.words}, not {len(names)}",
             where,
             "only rows of one kind are put together",
         )
@@ -115,25 +132,23 @@ def _concatenate(kinds: Sequence[type[Artifact]]) -> bool:
 
 
 def _check_named(taker: Taker, wanted: Input, name: str, where: str) -> None:
-    stage, method, offers = taker.stage, taker.method, taker.offers
+    stage, method, offers, key = taker.stage, taker.method, taker.offers, taker.key(wanted.role)
     if name in offers.unknown:
         return
     kind = offers.kind(name)
     if name == stage:
-        problem = f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which is the stage itself"
+        problem = f"stage {stage!r}: {key} names {name!r}, which is the stage itself"
         raise RecipeError(problem, where, "name an earlier one")
     if kind is None and name in offers.later:
         raise RecipeError(
-            f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which comes later",
+            f"stage {stage!r}: {key} names {name!r}, which comes later",
             where,
             "move that stage up in the recipe",
         )
     if kind is None:
         known = [*offers.sources, *offers.stages]
         hint = near_miss(name, known) or f"there are {', '.join(known) or 'none'}"
-        raise RecipeError(
-            f"stage {stage!r}: inputs.{wanted.role} names {name!r}, which is no source or earlier stage", where, hint
-        )
+        raise RecipeError(f"stage {stage!r}: {key} names {name!r}, which is no source or earlier stage", where, hint)
     if not wanted.takes(kind):
         raise RecipeError(
             f"stage {stage!r}: {method.name} takes {wanted.words} as {wanted.role}, and {name!r} is {kind.__name__}",
@@ -151,8 +166,8 @@ def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
     recipe, stage, method, offers = taker.recipe, taker.stage, taker.method, taker.offers
     if wanted.optional and not wanted.several:
         return ()
-    made = [name for name, kind in offers.stages.items() if wanted.takes(kind)]
-    given = [name for name, kind in offers.sources.items() if wanted.takes(kind)]
+    made = [name for name, kind in offers.stages.items() if wanted.takes(kind) and name not in taker.bounded]
+    given = [name for name, kind in offers.sources.items() if wanted.takes(kind) and name not in taker.bounded]
     if made and wanted.several and wanted.kinds == (Policy,) and len(given) == 1:
         return (given[0], made[-1])  # what compares policies compares the end with the start
     if made:

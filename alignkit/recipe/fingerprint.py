@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from alignkit.plugins import Origin
@@ -46,11 +47,13 @@ def stage_fingerprint(
     settings: Mapping[str, Any],
     seed: int,
     inputs: Mapping[str, Sequence[str | None]],
+    constraints: Mapping[str, Any] = MappingProxyType({}),
 ) -> str | None:
     """Hash what makes a stage's result; None while an input's own fingerprint is unknown."""
     if any(fingerprint is None for several in inputs.values() for fingerprint in several):
         return None
-    return digest([FORMAT, method, code, settings, seed, sorted((r, list(f)) for r, f in inputs.items())])
+    facts = [FORMAT, method, code, settings, seed, sorted((r, list(f)) for r, f in inputs.items())]
+    return digest([*facts, constraints] if constraints else facts)
 
 
 def code_identity(origin: Origin, module: str) -> str:

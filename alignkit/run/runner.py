@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.contract.constraint import COSTS
 from alignkit.contract.events import Doing, Estimated, Result, StageFailed, StageFinished, Stopping, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
@@ -375,13 +376,19 @@ class _Run:
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
         assert stage.fingerprint
+
+        def bounded(role: str, artifact: Artifact) -> Artifact:
+            """Return a cost with its bound."""
+            constraint = stage.constraints[artifact.name] if role == COSTS else None
+            return artifact.model_copy(update={"constraint": constraint}) if constraint else artifact
+
         return Order(
             attempt=secrets.token_hex(8),
             stage=stage.name,
             method=stage.method.address,
             settings=stage.settings.model_dump(mode="json"),
             inputs={
-                role: given(stage.method.consumes[role], [artifacts[name] for name in several])
+                role: given(stage.method.consumes[role], [bounded(role, artifacts[name]) for name in several])
                 for role, several in stage.inputs.items()
             },
             made_from={name: finished[name].content for name in names if name in finished},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack
 from alignkit import noise
 from alignkit.contract.events import (
     Better,
+    Bounds,
     Certainty,
     Event,
     Metrics,
@@ -154,10 +155,11 @@ class WorkingStage:
         after: Sequence[float],
         floor: float | None = None,
         better: Better = "higher",
+        bounds: Bounds | None = None,
     ) -> None:
         was = before if before is None or isinstance(before, int | float) else fmean(before)
         change = None if before is None else noise.change_interval(before, after)
-        certain = Certainty(interval=noise.mean_interval(after), change=change, better=better)
+        certain = Certainty(interval=noise.mean_interval(after), change=change, better=better, bounds=bounds)
         self.result(name, was, fmean(after), floor, len(after), **certain)
 
     def rows(self, columns: Mapping[str, Sequence[float]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from alignkit.contract.constraint import COSTS
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.recipe.packaged import is_packaged
 from alignkit.show.offered import in_toml, settings_of
@@ -75,6 +76,8 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"set: {_assignments(given, stage.method.name)}"
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
+    for cost, constraint in stage.constraints.items():
+        yield f"constraint: mean {cost} {constraint}"
     for result, bounds in stage.gates.items():
         yield f"gate: {result} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
     if stage.standing_by:
@@ -150,9 +153,10 @@ def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> d
         "wanted": stage.wanted,
         "makes": stage.made.__name__,
         "inputs": {role: list(names) for role, names in stage.inputs.items()},
-        "inferred": [role for role in stage.inputs if role not in named],
+        "inferred": [role for role in stage.inputs if role not in (*named, COSTS)],
         "settings": stage.settings.model_dump(mode="json"),
         "standing_by": list(stage.standing_by),
+        "constraints": {cost: constraint.model_dump(mode="json") for cost, constraint in stage.constraints.items()},
         "gates": {result: dict(bounds) for result, bounds in stage.gates.items()},
         "seed": stage.seed,
         "fingerprint": stage.fingerprint,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.contract.constraint import Constraint
 from alignkit.contract.stage import Stage
 from alignkit.training import layouts
 from alignkit.training.encoding import Prompt
@@ -45,14 +46,26 @@ def as_plain(what: Measured) -> dict[str, Any]:
         "rollout": asdict(what.rollout),
         "total": what.scored.total.tolist(),
         "parts": {name: part.tolist() for name, part in what.scored.parts.items()},
+        "costs": {name: cost.tolist() for name, cost in what.scored.costs.items()},
         "kl": what.kl,
     }
 
 
 def from_plain(plain: Mapping[str, Any]) -> Measured:
     """Return the measurement that `as_plain` told."""
-    parts = {name: torch.tensor(part) for name, part in plain["parts"].items()}
-    return Measured(Rollout(**plain["rollout"]), Scored(torch.tensor(plain["total"]), parts), plain["kl"])
+    parts, costs = ({name: torch.tensor(part) for name, part in plain[key].items()} for key in ("parts", "costs"))
+    return Measured(Rollout(**plain["rollout"]), Scored(torch.tensor(plain["total"]), parts, costs), plain["kl"])
+
+
+def tell_costs(
+    stage: Stage, before: Measured | None, after: Measured | None, constraints: Mapping[str, Constraint]
+) -> None:
+    """Report the mean of each cost on held-out prompts, beside its bound."""
+    if before is None or after is None:
+        return
+    for name, constraint in constraints.items():
+        old, new = (measure.scored.costs[name].tolist() for measure in (before, after))
+        stage.measure(f"cost/{name}", old, new, better="", bounds=(constraint.min, constraint.max))
 
 
 class Shown(NamedTuple):

@@ -4,6 +4,7 @@ Legend: n answers, t tokens of the longest one; masks are True on the tokens of 
 token included) and say everything about padding: what stands outside of a mask never counts, whatever it is.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -100,6 +101,26 @@ def penalise_unfinished(
     _same_shape(scores, finished)
     worse = torch.full_like(scores, -penalty) if how == "replace" else scores - penalty
     return torch.where(finished, scores, worse)
+
+
+def lagrangian_scores(scores: Tensor, excess: Tensor, multipliers: Tensor) -> Tensor:
+    """Return what is maximised in place of scores (n,) where costs are bounded: (r - sum_i l_i e_i) / (1 + sum_i l_i).
+
+    excess (k, n): by how much each of k costs passes its bound in each answer; multipliers (k,): l >= 0. All advantages
+    here are linear in scores, so this is the surrogate (A_r - sum_i l_i A_ci) / (1 + sum_i l_i) of Safe RLHF (Dai et
+    al. 2023, arXiv 2310.12773, section 3.3 and appendix B); the divisor keeps its size where multipliers grow.
+    """
+    if excess.shape != (len(multipliers), len(scores)):
+        raise ValueError(f"{len(multipliers)} multipliers and {len(scores)} scores do not fit {tuple(excess.shape)}")
+    return (scores - multipliers @ excess) / (1 + multipliers.sum())
+
+
+def dual_ascent(multiplier: float, excess: float, rate: float, cap: float = math.inf) -> float:
+    """Return a multiplier after one step of projected gradient ascent on the dual: l <- min(cap, max(0, l + rate e)).
+
+    excess e: by how much the mean cost passes its bound (Ray et al. 2019, "Benchmarking Safe Exploration", section 5).
+    """
+    return min(cap, max(0.0, multiplier + rate * excess))
 
 
 def estimate_advantages(

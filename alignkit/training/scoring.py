@@ -1,13 +1,15 @@
-"""Scores of sampled answers: several weighted rewards, each kept apart."""
+"""Scores of sampled answers: several weighted rewards, and costs, each kept apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.contract.constraint import Constraint
 from alignkit.contract.one_each import one_number_each
 from alignkit.contract.reward_function import Answer, Score
 from alignkit.errors import NotFiniteError
@@ -25,6 +27,15 @@ class Weighted:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Bounded:
+    """A reward that has been opened, and the bound on its mean."""
+
+    name: str
+    score: Score
+    constraint: Constraint
+
+
 class Scored(NamedTuple):
     """Scores of n answers."""
 
@@ -32,6 +43,8 @@ class Scored(NamedTuple):
     """Weighted and added up (n,)."""
     parts: dict[str, Tensor]
     """Each reward by itself, without its weight (n,)."""
+    costs: Mapping[str, Tensor] = MappingProxyType({})
+    """Each reward whose mean has a bound (n,); the total does not contain them."""
 
 
 def score_rollout(
@@ -39,25 +52,28 @@ def score_rollout(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     rewards: Sequence[Weighted],
+    costs: Sequence[Bounded] = (),
 ) -> Scored:
-    """Score every answer with every reward; `prompts` are what the rollout's rows point at.
+    """Score every answer with every reward and cost; `prompts` are what the rollout's rows point at.
 
     Raises PluginError where a reward gives too many or too few scores, NotFiniteError where one is not a number.
     """
-    return score_answers(as_answers(rollout, prompts, tokenizer), rewards)
+    return score_answers(as_answers(rollout, prompts, tokenizer), rewards, costs)
 
 
-def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted]) -> Scored:
+def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted], costs: Sequence[Bounded] = ()) -> Scored:
     """Score answers as `score_rollout` does, and with the same refusals."""
     mine = parallel.deal(range(len(answers)))
     # A process without an answer of its own scores the first: what is cut up among processes needs all of them.
     share = [answers[row] for row in mine] or answers[:1]
-    parts = {}
-    for reward in rewards:
-        scores = _scores(reward, share)[: len(mine)]
-        parts[reward.name] = _checked(reward, parallel.placed(scores, mine, len(answers)))
-    total = torch.stack([parts[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
-    return Scored(total, parts)
+    found = {}
+    scorers: list[Weighted | Bounded] = [*rewards, *costs]
+    for name, scorer in {one.name: one for one in scorers}.items():
+        scores = _scores(scorer, share)[: len(mine)]
+        found[name] = _checked(scorer, parallel.placed(scores, mine, len(answers)))
+    total = torch.stack([found[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
+    parts, spent = ({one.name: found[one.name] for one in several} for several in (rewards, costs))
+    return Scored(total, parts, spent)
 
 
 def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
@@ -69,12 +85,12 @@ def as_answers(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTraine
     ]
 
 
-def _scores(reward: Weighted, answers: Sequence[Answer]) -> Tensor:
+def _scores(reward: Weighted | Bounded, answers: Sequence[Answer]) -> Tensor:
     given = reward.score(answers) if answers else []
     return torch.tensor(one_number_each(given, len(answers), "the reward", _named(reward)), dtype=torch.float32)
 
 
-def _checked(reward: Weighted, scores: Tensor) -> Tensor:
+def _checked(reward: Weighted | Bounded, scores: Tensor) -> Tensor:
     odd = int((~scores.isfinite()).sum())
     if odd:
         raise NotFiniteError(
@@ -85,5 +101,5 @@ def _checked(reward: Weighted, scores: Tensor) -> Tensor:
     return scores
 
 
-def _named(reward: Weighted) -> str:
+def _named(reward: Weighted | Bounded) -> str:
     return f"reward {reward.name!r}"

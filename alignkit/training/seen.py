@@ -60,7 +60,7 @@ class Seen(NamedTuple):
     mask: Tensor
     """The tokens that the policy sampled."""
     scores: Tensor
-    """Clipped, and less the penalty of what was cut (n,)."""
+    """Clipped, less the penalty of what was cut, and where costs are bounded less what they take off (n,)."""
     logprobs: Tensor
     reference: Tensor | None
     """Log-probabilities by the starting policy."""
@@ -69,6 +69,8 @@ class Seen(NamedTuple):
     states: Sequence[Tensor] | None
     metrics: Mapping[str, float]
     """What people watch of these answers, under the names of all methods."""
+    kl_coef: float = 0.0
+    """What a nat of KL takes off scores of this size."""
 
     @property
     def kl(self) -> Tensor:
@@ -115,7 +117,7 @@ def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSett
     if reference is not None:
         metrics |= _distances(logprobs, reference, scores, kl_coef)
     plain = {name: float(value) for name, value in metrics.items()} | {"kl_coef": kl_coef}
-    return Seen(rollout, mask, scores, logprobs, reference, reading.values, reading.states, plain)
+    return Seen(rollout, mask, scores, logprobs, reference, reading.values, reading.states, plain, kl_coef)
 
 
 def shaped(scores: Tensor, finished: Tensor, settings: SamplingSettings) -> Tensor:

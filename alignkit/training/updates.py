@@ -25,8 +25,9 @@ from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import load_policy
+from alignkit.training.multipliers import Multiplier, ascend, charged
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
-from alignkit.training.scoring import Scored, Weighted, score_rollout
+from alignkit.training.scoring import Bounded, Scored, Weighted, score_rollout
 from alignkit.training.seen import Seen, see
 from alignkit.training.step import (
     CommitTimer,
@@ -66,6 +67,8 @@ class State:
     done: int = 0
     """Updates that were taken."""
     watch: WarningSigns = field(default_factory=WarningSigns)
+    multipliers: dict[str, Multiplier] = field(default_factory=dict)
+    """What a unit of each cost takes off the reward, where costs are bounded."""
 
     @property
     def actor(self) -> Learner:
@@ -135,7 +138,8 @@ class Update(Generic[SettingsC]):
         return scored
 
     def read(self, rollout: Rollout, scored: Scored) -> Seen:
-        """Return what all models make of the answers, with scores as they are learnt from.
+        """Return what all models make of the answers, with scores as they are learnt from: what bounded costs take off
+        is taken off.
 
         Raises StageError where nothing was learnt yet and the policy is not its start, or where there is a pull but no
         start.
@@ -146,16 +150,18 @@ class Update(Generic[SettingsC]):
         seen = see(models, rollout, scored, settings, state.kl_coef)
         if seen.reference is not None and not state.done:
             layouts.check_start(models, seen.metrics["objective/kl_k2"], seen.metrics["length"])
-        return seen
+        return charged(seen, scored.costs, state.multipliers)
 
     def done(self, metrics: Mapping[str, float]) -> None:
-        """End the update: adapt the KL coefficient, and log the metrics with learning rate, counts and speeds."""
+        """End the update: adapt the KL coefficient and the multipliers of costs, and log the metrics with learning
+        rate, counts and speeds."""
         settings, state, told = self.loop.settings, self.loop.state, dict(metrics)
         learnt = perf_counter()
         state.done += 1
         if settings.kl.target and "objective/kl" in told:
             kl, target, horizon = told["objective/kl"], settings.kl.target, settings.kl.horizon
             state.kl_coef = losses.adapt_kl_coef(state.kl_coef, kl, target, horizon, settings.batch)
+        ascend(state.multipliers, told)
         told |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch, "steps": state.actor.steps}
         phases = {
             "/sample": self._answered - self._began,
@@ -173,6 +179,8 @@ class Roles(NamedTuple):
     policy: Policy
     rewards: Sequence[Reward]
     prompts: Prompts
+    costs: Sequence[Reward] = ()
+    """Rewards whose mean has a bound."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +195,11 @@ class Opened(Generic[SettingsC]):
     held_out: Sequence[Prompt]
     rewards: Sequence[Weighted]
     bounds: AnswerBounds
+    costs: Sequence[Bounded] = ()
 
     def score(self, prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
-        """Score answers to prompts, which the rollout's rows point at, by all rewards."""
-        return score_rollout(rollout, prompts, self.tokenizer, self.rewards)
+        """Score answers to prompts, which the rollout's rows point at, by all rewards and costs."""
+        return score_rollout(rollout, prompts, self.tokenizer, self.rewards, self.costs)
 
     def measure(self, seed: int) -> Measured | None:
         """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
@@ -216,7 +225,9 @@ class Opened(Generic[SettingsC]):
             stage.warn(sign.problem, sign.remedy)
         made = stage.save_policy(self.models.policy, self.tokenizer)
         shown = Shown(self.held_out, self.tokenizer, self.settings.samples)
-        held_out.tell(stage, before, self.measure(stage.seed), shown, self.bounds)
+        after = self.measure(stage.seed)
+        held_out.tell(stage, before, after, shown, self.bounds)
+        held_out.tell_costs(stage, before, after, {cost.name: cost.constraint for cost in self.costs})
         return made
 
 
@@ -227,12 +238,15 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     new, generation = longest_answer(settings), settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
-    rewards = [Weighted(reward.name, stage.open_reward(reward), reward.weight) for reward in roles.rewards]
+    scores = {reward.name: stage.open_reward(reward) for reward in (*roles.rewards, *roles.costs)}
+    rewards = [Weighted(reward.name, scores[reward.name], reward.weight) for reward in roles.rewards]
+    limits = {cost.name: cost.constraint for cost in roles.costs}
+    costs = [Bounded(name, scores[name], limit) for name, limit in limits.items() if limit]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
     asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
     aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
-    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds)
+    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs)
 
 
 def open_loop(
@@ -248,6 +262,7 @@ def open_loop(
     stage.begin_part("", settings.updates)
     opened = open_roles(settings, stage, roles, around)
     state = start(opened.models, opened.settings, critic_rate)
+    state.multipliers |= {cost.name: Multiplier(cost.constraint, cost.constraint.start) for cost in opened.costs}
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, metrics)
@@ -289,6 +304,7 @@ def save(state: State, before: Measured | None, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     measured = before and held_out.as_plain(before)
     facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": measured}
+    facts["multipliers"] = {name: [one.value, one.scale] for name, one in state.multipliers.items()}
     save_learners(folder, state.learners, facts)
 
 
@@ -297,4 +313,6 @@ def load(state: State, folder: Path) -> Measured | None:
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
     state.watch = WarningSigns(**facts["watch"])
+    for name, (value, scale) in facts["multipliers"].items():
+        state.multipliers[name].value, state.multipliers[name].scale = value, scale
     return before and held_out.from_plain(before)
