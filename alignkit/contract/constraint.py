@@ -45,6 +45,3 @@ class Constraint(Settings):
     def sign(self) -> int:
         """Return 1 where more costs, -1 where less does: `sign * (mean - bound)` is how far the bound is passed."""
         return 1 if self.min is None else -1
-
-    def __str__(self) -> str:
-        return f"{'at most' if self.min is None else 'at least'} {self.bound:g}"

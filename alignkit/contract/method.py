@@ -88,7 +88,8 @@ class Method:
     def result_names(self, inputs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Return the names of its results where its inputs have these names."""
         names = list(self.results)
-        for role, given in inputs.items():
+        left_out = {role: () for role, one in self.consumes.items() if one.optional}
+        for role, given in {**left_out, **inputs}.items():
             names = [filled for name in names for filled in _filled(name.split(f"{{{role}}}"), given)]
         return tuple(names)
 

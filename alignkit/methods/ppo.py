@@ -8,7 +8,9 @@ advantages, and take several epochs of clipped steps.
 1. The critic is a model of its own with its own learning rate, so no coefficient weighs its loss.
 2. The score stands on an answer's last token, whether it ended by itself or was cut.
 3. Log-probabilities are recomputed by a full pass, never taken from decoding; dropout is off throughout.
-4. Entropy bonus, pretraining loss and sampling tricks (top-k and the like) are left out: the first two are zero in all
+4. Where costs are bounded, one critic learns the value of what is maximised, reward less what costs take off; Safe RLHF
+   (Dai et al. 2023, arXiv 2310.12773) has a second one for costs.
+5. Entropy bonus, pretraining loss and sampling tricks (top-k and the like) are left out: the first two are zero in all
    of these papers' chosen settings or need other data, the last makes the ratios wrong.
 """
 
@@ -25,6 +27,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import SamplingNeeds, sampling_needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.sampling_settings import KL, Generation, RewardShape, SamplingSettings
 from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
@@ -108,7 +111,38 @@ def needs(settings: PPOSettings) -> SamplingNeeds:
     )
 
 
-@method("ppo", needs=needs, results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"))
+@method(
+    "ppo",
+    needs=needs,
+    results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
+    papers=(
+        Paper(
+            "safe-rlhf",
+            "Safe RLHF: Safe Reinforcement Learning from Human Feedback",
+            "arXiv 2310.12773",
+            differs="a bound under `constraints`; one critic for reward less cost, projected steps of the multiplier, "
+            "the whole pull on the reward, no pretraining loss",
+        ),
+        Paper(
+            "ppo-lagrangian",
+            "Benchmarking Safe Exploration in Deep Reinforcement Learning",
+            "Ray et al. 2019",
+            differs="a bound under `constraints`; one critic for reward less cost",
+        ),
+        Paper(
+            "rcpo",
+            "Reward Constrained Policy Optimization",
+            "arXiv 1805.11074",
+            differs="a bound under `constraints`; steps of the multiplier have one size, where the paper's fall",
+        ),
+        Paper(
+            "constrained-rlhf",
+            "Confronting Reward Model Overoptimization with Constrained RLHF",
+            "arXiv 2310.04373",
+            differs="bounds under `constraints`, of rewards that are also `rewarded`; where they lie is yours to find",
+        ),
+    ),
+)
 def ppo(
     settings: PPOSettings,
     stage: Stage,

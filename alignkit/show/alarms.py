@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import correlation, fmean, linear_regression
 
 from alignkit.contract.events import Result
+from alignkit.show.metrics import bounds_in_words
 from alignkit.show.sentences import MeasuredStage, brief, direction, headline, is_measure
 
 CUT = 0.5
@@ -32,6 +33,7 @@ def alarms_of(stage: MeasuredStage, stages: Sequence[MeasuredStage]) -> Iterator
     yield from _endless(stage)
     yield from _learnt_length(stage, stages)
     yield from _unheld(stage)
+    yield from _beyond_bounds(stage)
     yield from _over_optimised(stage, stages)
     goal = headline(stage)
     if goal and direction(goal) == -1:
@@ -114,6 +116,18 @@ def _unheld(stage: MeasuredStage) -> Iterator[Alarm]:
     held = f"nothing holds {stage.name} to its start (kl.coef is 0)" if free else f"{stage.name} is far from its start"
     problem = f"{held}: KL {brief(kl.after)} nats an answer"
     yield Alarm(stage.name, problem, "raise kl.coef, lower the learning rate, or take fewer updates")
+
+
+def _beyond_bounds(stage: MeasuredStage) -> Iterator[Alarm]:
+    for result in stage.results:
+        if result.bounds is None or result.holds is not False:
+            continue
+        cost, ends = result.name.removeprefix("cost/"), result.interval
+        around = f" (95 % {brief(ends[0])} to {brief(ends[1])})" if ends else ""
+        must = f"must be {bounds_in_words(*result.bounds)}"
+        problem = f"{stage.name} breaks a bound: mean {cost} is {brief(result.after)}{around}, and {must}"
+        remedy = f"take more updates, raise learning_rate or start of constraints.{cost}, or move the bound"
+        yield Alarm(stage.name, problem, remedy)
 
 
 def _over_optimised(stage: MeasuredStage, stages: Sequence[MeasuredStage]) -> Iterator[Alarm]:

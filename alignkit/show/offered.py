@@ -63,7 +63,7 @@ def scorers(plugins: Plugins) -> list[Scorer]:
             address.format(name),
             str(plugins.origins[f"{key}:{name}"]),
             one.summary,
-            tuple(_settings(below, one.settings)),
+            tuple(settings_in(one.settings, below)),
         )
         for key, address, below, those in offered
         for name, one in sorted(those.items())
@@ -226,11 +226,12 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
 
 def settings_of(method: Method) -> tuple[Setting, ...]:
     """Return a method's settings, groups flattened: `ppo.kl.coef`."""
-    return tuple(_settings(f"{method.name}.", method.settings))
+    return tuple(settings_in(method.settings, f"{method.name}."))
 
 
-def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None) -> Iterator[Setting]:
-    """Yield the settings of a class, with the defaults that `instead` has where a group is given other ones."""
+def settings_in(kind: type[Settings], prefix: str, instead: Settings | None = None) -> Iterator[Setting]:
+    """Yield the settings of a class, their keys behind a prefix, with the defaults that `instead` has where a group is
+    given other ones."""
     for name, field in described(kind).model_fields.items():
         key = f"{prefix}{name}"
         group = _group(field.annotation)
@@ -241,7 +242,7 @@ def _settings(prefix: str, kind: type[Settings], instead: Settings | None = None
         if types.NoneType in get_args(field.annotation):
             yield Setting(key, "group of settings or false", "-", _prose(field) or "Off unless it is given.")
         given = field.default if instead is None else getattr(instead, name)
-        yield from _settings(f"{key}.", group, given if isinstance(given, Settings) else None)
+        yield from settings_in(group, f"{key}.", given if isinstance(given, Settings) else None)
 
 
 def _group(annotation: Any) -> type[Settings] | None:

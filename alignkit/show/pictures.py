@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
+from types import MappingProxyType
 
 from markupsafe import Markup
 
@@ -52,22 +53,30 @@ class Picture:
     """The names of its series, in their order."""
 
 
-def curves_of(metrics: Sequence[Metrics], most: int) -> list[Picture]:
+def curves_of(
+    metrics: Sequence[Metrics], most: int, bounds: Mapping[str, float] = MappingProxyType({})
+) -> list[Picture]:
     """Draw each metric over the steps, of so many points at most, the ones that matter first.
 
-    A metric that was told only once is no curve; the two sides of a pair stand in one chart.
+    A metric that was told only once is no curve; the two sides of a pair stand in one chart, and so do a metric and the
+    bound that it has.
     """
     series = series_of(metrics)
     charts: dict[str, list[str]] = {}
     for name, _, _ in ordered(series):
         charts.setdefault(_chart_of(name), []).append(name)
-    return [_curve(title, {name: thinned(series[name], most) for name in several}) for title, several in charts.items()]
+    return [
+        _curve(title, {name: thinned(series[name], most) for name in several}, bounds.get(title))
+        for title, several in charts.items()
+    ]
 
 
 def ordered(names: Collection[str]) -> list[tuple[str, str, str]]:
     """Return metrics in the order in which they are shown, those that matter first: name, and title and label of its
     chart, which are the same where people have no other word for it."""
-    known = [name for name in dict.fromkeys([*MATTER, *LABELS]) if name in names]
+    costs = sorted(name.removeprefix("cost/") for name in names if name.startswith("cost/"))
+    bounded = [f"{head}/{cost}" for cost in costs for head in ("cost", "lambda")]
+    known = [name for name in dict.fromkeys([*MATTER[:2], *bounded, *MATTER, *LABELS]) if name in names]
     last = [name for name in SECONDARY if name in names]
     return [(name, name, LABELS.get(name, name)) for name in [*known, *sorted({*names} - {*known} - {*last}), *last]]
 
@@ -86,9 +95,12 @@ def _chart_of(name: str) -> str:
     return head if head in TOGETHER and side in ("chosen", "rejected") else name
 
 
-def _curve(title: str, lines: Mapping[str, Sequence[Point]]) -> Picture:
+def _curve(title: str, lines: Mapping[str, Sequence[Point]], bound: float | None = None) -> Picture:
     label = LABELS.get(title, title)
     series = [Series(name.rpartition("/")[2] if len(lines) > 1 else label, points) for name, points in lines.items()]
+    if bound is not None:
+        (points,) = lines.values()
+        series.append(Series("bound", [(points[0][0], bound), (points[-1][0], bound)]))
     chart = line_chart(title, series, Axis("step", whole=True), Axis(""))
     last = ", ".join(number(points[-1][1]) for points in lines.values())
     beside = f"{title if label != title else ''} {last}".strip()

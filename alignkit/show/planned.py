@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignkit.contract.constraint import COSTS
+from alignkit.contract.constraint import COSTS, Constraint
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.recipe.packaged import is_packaged
-from alignkit.show.offered import in_toml, settings_of
+from alignkit.show.metrics import bounds_in_words
+from alignkit.show.offered import in_toml, settings_in, settings_of
 from alignkit.sources.source import RecordOptions, Source
 from alignkit.store.rundir import SHORT
 from alignkit.text import short, table
@@ -77,7 +78,7 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
     for cost, constraint in stage.constraints.items():
-        yield f"constraint: mean {cost} {constraint}"
+        yield f"constraint: mean {cost} {bounds_in_words(constraint.min, constraint.max)}"
     for result, bounds in stage.gates.items():
         yield f"gate: {result} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
     if stage.standing_by:
@@ -129,6 +130,9 @@ def _described(stage: PlannedStage) -> list[dict[str, str]]:
     """Return each setting with its value, its default and its documentation."""
     values = flat(stage.settings.model_dump(mode="json"), stage.method.name)
     told = [asdict(setting) for setting in settings_of(stage.method) if setting.key in values]
+    for cost, constraint in stage.constraints.items():
+        values |= flat(constraint.model_dump(mode="json"), f"constraints.{cost}")
+        told += [asdict(setting) for setting in settings_in(Constraint, f"constraints.{cost}.")]
     names = ("key", "default", "summary")
     return [{**{name: one[name] for name in names}, "value": in_toml(values[one["key"]])} for one in told]
 

@@ -68,7 +68,7 @@ def _page_of(run: KeptRun, stage: KeptStage, points: int) -> StagePage:
     return StagePage(
         kept=stage,
         folder=os.path.relpath(stage.folder, run.folder) if stage.folder else "",
-        curves=curves_of(stage.metrics, points),
+        curves=curves_of(stage.metrics, points, stage.bounds),
         pictures=pictures_of(stage.metrics, stage.rows),
         previews=[
             (source, preview, _lengths(token_lengths(preview), "tokens of a row"))

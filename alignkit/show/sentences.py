@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from alignkit.contract.events import Result
 from alignkit.noise import ENOUGH_ROWS, Interval, detectable
+from alignkit.show.metrics import bounds_in_words
 from alignkit.store.runs import KeptSetting
 from alignkit.text import give_or_take, number
 
@@ -55,7 +56,7 @@ def headline(stage: MeasuredStage) -> Result | None:
 def sentence(stage: MeasuredStage, result: Result) -> str:
     """Return what became of a figure, in a sentence: what it was, is, the interval, the rows, and its floor."""
     name, rows = subject(stage, result), _rows(stage, result)
-    floor = _floor(result)
+    floor = f"{_floor(result)}{_bound(result)}"
     if result.before is None:
         around = "" if result.interval is None else f"95 % {_ends(result.interval)}"
         return f"{name} is {brief(result.after)}{_listed(around, rows)}{floor}."
@@ -105,8 +106,16 @@ def _floor(result: Result) -> str:
     return f", above its floor {brief(result.floor)}{' by less than noise' if near else ''}"
 
 
+def _bound(result: Result) -> str:
+    if result.bounds is None:
+        return ""
+    return f", {'within' if result.holds else 'beyond'} its bound ({bounds_in_words(*result.bounds)})"
+
+
 def subject(stage: MeasuredStage, result: Result) -> str:
     """Name a figure as the beginning of a sentence: a reward by what gives it, of which policy."""
+    if result.name.startswith("cost/"):
+        return f"Mean {result.name.removeprefix('cost/')}"
     if not result.name.startswith("reward "):
         return result.name[0].upper() + result.name[1:]
     rewards, policy = " + ".join(stage.inputs.get("rewards", ())), result.name.removeprefix("reward ")

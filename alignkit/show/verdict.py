@@ -3,8 +3,8 @@
 Sentences are statistics: each names its rows and its 95 % interval, and says so where there are too few rows to tell.
 Where other seeds of the same run are kept, intervals count in how far they differ. An alarm is something that makes a
 good figure worthless: a reward model no better than its floor, answers that do not end, a reward that is longer answers
-by another name, a policy that nothing held to its start, or a reward that rose while what judges it from outside fell
-(Gao et al. 2023, arXiv 2210.10760).
+by another name, a policy that nothing held to its start, a cost beyond its bound, or a reward that rose while what
+judges it from outside fell (Gao et al. 2023, arXiv 2210.10760).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from alignkit.contract.events import Result
 from alignkit.noise import over_seeds
 from alignkit.show.alarms import LONGER, Alarm, alarms_of
+from alignkit.show.metrics import bounds_in_words
 from alignkit.show.sentences import MeasuredStage, brief, direction, headline, is_enough, is_measure, sentence
 from alignkit.store.runs import KeptRun, KeptStage
 
@@ -53,7 +54,7 @@ def verdict_of(stages: Sequence[MeasuredStage], state: str = "finished") -> RunV
     count = f" {len(alarms)} alarm{'s' if len(alarms) > 1 else ''}." if alarms else " No alarm." if goal else ""
     return RunVerdict(
         better=None if goal is None else _better(goal[1], alarms),
-        lead=f"{ended}{first}{told}{count}",
+        lead=f"{ended}{first}{told}{_kept_bounds(stages)}{count}",
         stages={stage.name: sentences for stage in stages if (sentences := [*_goals(stage)])},
         worse=worse,
         alarms=alarms,
@@ -101,6 +102,13 @@ def _lead(stage: MeasuredStage, result: Result) -> str:
     return f"{', '.join([told, *facts])}{lengths}."
 
 
+def _kept_bounds(stages: Sequence[MeasuredStage]) -> str:
+    """Return which bounds hold, in a sentence; those that do not are alarms."""
+    held = [(one, one.bounds) for stage in stages for one in stage.results if one.bounds is not None and one.holds]
+    facts = [f"{one.name.removeprefix('cost/')} {brief(one.after)}, {bounds_in_words(*bounds)}" for one, bounds in held]
+    return f" Bound{'s' if len(facts) > 1 else ''} kept: {'; '.join(facts)}." if facts else ""
+
+
 def _beside(stage: MeasuredStage, result: Result) -> Iterator[tuple[str, Result]]:
     """Yield what else was measured of the same answers, by its name without the policy's."""
     policy = result.name.removeprefix("reward") if result.name.startswith("reward ") else ""
@@ -110,8 +118,13 @@ def _beside(stage: MeasuredStage, result: Result) -> Iterator[tuple[str, Result]
 
 
 def _goals(stage: MeasuredStage) -> Iterator[str]:
-    """Yield a sentence for each figure that has a better and a worse, and something that it is held against."""
-    held = (one for one in stage.results if one.better and (one.before is not None or one.floor is not None))
+    """Yield a sentence for each figure that has a better and a worse, and something that it is held against, or a
+    bound."""
+    held = (
+        one
+        for one in stage.results
+        if one.bounds is not None or (one.better and (one.before is not None or one.floor is not None))
+    )
     return (sentence(stage, one) for one in held if one.after is not None)
 
 

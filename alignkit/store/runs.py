@@ -115,6 +115,12 @@ class KeptStage:
         """Result -> {"min": x, "max": y}."""
         return dict(self.planned["gates"])
 
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Metric -> the bound that a constraint sets it."""
+        table = self.planned.get("constraints", {})
+        return {f"cost/{name}": one["max"] if one["min"] is None else one["min"] for name, one in table.items()}
+
     @cached_property
     def settings(self) -> tuple[KeptSetting, ...]:
         return tuple(KeptSetting(**one) for one in self.planned.get("described", ()))
