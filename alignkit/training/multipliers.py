@@ -24,18 +24,26 @@ class Multiplier:
 
     constraint: Constraint
     value: float
+    followed: float = 0.0
+    """The sum of all steps, without what the last update alone adds."""
     scale: float = 0.0
     """Standard deviation of the reward over the variance of the cost, in the first update in which both differ from
     answer to answer; until then the multiplier stays."""
+
+    @classmethod
+    def of(cls, constraint: Constraint) -> "Multiplier":
+        """Return the multiplier of a constraint before the first update."""
+        return cls(constraint, constraint.start, constraint.start)
 
     def ascend(self, mean: float, cost_std: float, reward_std: float) -> None:
         """Take a step against the mean cost of an update."""
         constraint = self.constraint
         if not self.scale and cost_std:
             self.scale = reward_std / cost_std**2
-        excess, rate = constraint.sign * (mean - constraint.bound), constraint.learning_rate * self.scale
+        excess = self.scale * constraint.sign * (mean - constraint.bound)
         limit = {} if constraint.cap is None else {"cap": constraint.cap}
-        self.value = losses.dual_ascent(self.value, excess, rate, **limit)
+        self.followed = losses.dual_ascent(self.followed, excess, constraint.learning_rate, **limit)
+        self.value = losses.dual_ascent(self.followed, excess, constraint.gain, **limit)
 
 
 def charged(seen: Seen, costs: Mapping[str, Tensor], multipliers: Mapping[str, Multiplier]) -> Seen:
@@ -62,6 +70,6 @@ def ascend(multipliers: Mapping[str, Multiplier], metrics: Mapping[str, float]) 
     """Step all multipliers after an update. Raise PluginError where its metrics do not tell the costs."""
     for name, multiplier in multipliers.items():
         if f"cost/{name}" not in metrics:
-            raise PluginError(f"an update was ended without its cost/{name}", remedy="pass on the metrics of its Seen")
+            raise PluginError(f"an update was ended without its cost/{name}", remedy="pass the metrics of its Seen on")
         std = metrics["objective/scores_std"]
         multiplier.ascend(metrics[f"cost/{name}"], metrics[f"cost_std/{name}"], std)

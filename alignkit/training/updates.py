@@ -262,7 +262,7 @@ def open_loop(
     stage.begin_part("", settings.updates)
     opened = open_roles(settings, stage, roles, around)
     state = start(opened.models, opened.settings, critic_rate)
-    state.multipliers |= {cost.name: Multiplier(cost.constraint, cost.constraint.start) for cost in opened.costs}
+    state.multipliers |= {cost.name: Multiplier.of(cost.constraint) for cost in opened.costs}
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, metrics)
@@ -304,7 +304,7 @@ def save(state: State, before: Measured | None, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     measured = before and held_out.as_plain(before)
     facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": measured}
-    facts["multipliers"] = {name: [one.value, one.scale] for name, one in state.multipliers.items()}
+    facts["multipliers"] = {name: [one.value, one.followed, one.scale] for name, one in state.multipliers.items()}
     save_learners(folder, state.learners, facts)
 
 
@@ -313,6 +313,6 @@ def load(state: State, folder: Path) -> Measured | None:
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
     state.watch = WarningSigns(**facts["watch"])
-    for name, (value, scale) in facts["multipliers"].items():
-        state.multipliers[name].value, state.multipliers[name].scale = value, scale
+    for name, numbers in facts["multipliers"].items():
+        state.multipliers[name] = Multiplier(state.multipliers[name].constraint, *numbers)
     return before and held_out.from_plain(before)

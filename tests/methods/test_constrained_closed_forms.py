@@ -48,7 +48,7 @@ def trained(method: ModuleType, settings: SamplingSettings, seed: int) -> list[d
     models = models if method is ppo else replace(models, critic=None)
     log: list[dict[str, float]] = []
     state = start(models, settings, 3e-3)
-    state.multipliers["costly"] = Multiplier(Constraint(max=BOUND, learning_rate=0.3), 0.0)
+    state.multipliers["costly"] = Multiplier.of(Constraint(max=BOUND, learning_rate=0.3))
     method.train(Loop(models, state, [[STOP]], scored, settings, seed, lambda _, metrics: log.append(dict(metrics))))
     return log
 

@@ -6,11 +6,13 @@ from alignkit import FunctionReward
 from alignkit.contract.constraint import Constraint
 from alignkit.contract.events import Result
 from alignkit.contract.kinds import Prompts
+from alignkit.errors import PluginError
 from alignkit.methods.ppo import ppo
 from alignkit.methods.rloo import rloo
 from alignkit.testing import Left, RecordingStage, run_method
 from alignkit.testing.processes import run_in_processes
 from alignkit.testing.suite import same_weights
+from alignkit.training.multipliers import Multiplier, ascend
 
 SETTINGS = {
     "learning_rate": 1e-2,
@@ -52,6 +54,34 @@ def test_a_cost_is_told_beside_its_bound_and_is_no_part_of_the_reward(inputs, tm
     assert [event.bounds for event in stage.events if isinstance(event, Result) and event.bounds] == [(-0.1, None)]
     assert "reward/brevity" not in stage.results
     assert told(stage, "scores/reward") == pytest.approx([score / 10 for score in told(stage, "objective/scores")])
+
+
+def test_a_multiplier_follows_by_steps_and_answers_to_the_last_update() -> None:
+    """By hand: scale 0.4 / 0.2 ** 2 = 10; 0.5 + 0.1 * 10 * 0.3 = 0.8, and 1 * 10 * 0.3 on top; then back by 0.1."""
+    multiplier = Multiplier.of(Constraint(max=0.2, start=0.5))
+
+    multiplier.ascend(mean=0.5, cost_std=0.2, reward_std=0.4)
+    first = multiplier.value
+    multiplier.ascend(mean=0.1, cost_std=0.9, reward_std=0.9)
+
+    assert first == pytest.approx(0.8 + 3.0)
+    assert (multiplier.followed, multiplier.value) == (pytest.approx(0.7), 0.0)
+
+
+def test_a_multiplier_waits_until_costs_differ() -> None:
+    multiplier = Multiplier.of(Constraint(min=0.9))
+
+    multiplier.ascend(mean=0.0, cost_std=0.0, reward_std=1.0)
+
+    assert multiplier.value == 0.0
+
+
+def test_a_method_that_keeps_the_costs_to_itself_is_blamed() -> None:
+    with pytest.raises(PluginError) as caught:
+        ascend({"harm": Multiplier.of(Constraint(max=0.2))}, {"loss": 1.0})
+
+    told = "an update was ended without its cost/harm; pass the metrics of its Seen on"
+    assert str(caught.value) == told
 
 
 def test_a_multiplier_rises_while_its_bound_is_broken_and_is_capped(inputs, tmp_path) -> None:

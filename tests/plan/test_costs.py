@@ -68,7 +68,7 @@ def test_a_gate_on_a_cost_is_planned(tmp_path) -> None:
 
 
 NO_TABLE = "constraints must be a table of rewards, each with a max or a min; write constraints.NAME.max = 0.05"
-NO_SETTING = "unknown setting; there are max, min, learning_rate, start, cap, rewarded"
+NO_SETTING = "unknown setting; there are max, min, learning_rate, gain, start, cap, rewarded"
 TWICE = "leave it out of the stage's rewards, or set constraints.reward.rewarded = true"
 IN_VAIN = "name it under inputs.rewards, or leave `rewarded` out"
 MISTAKES = [

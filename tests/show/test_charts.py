@@ -161,3 +161,12 @@ def test_cards_put_numbers_to_their_texts_and_tell_what_changed() -> None:
         ("before", "no", [("reward", "0.25")], "", False),
         ("after", "yes", [("reward", "1")], "+0.75", True),
     ]
+
+
+def test_a_cost_is_drawn_with_its_bound_and_before_its_multiplier() -> None:
+    told = [Metrics("s", n, 3, {"loss": n, "lambda/harm": n, "cost/harm": n, "objective/scores": n}) for n in range(3)]
+
+    curves = curves_of(told, 300, {"cost/harm": 0.05})
+
+    assert [curve.title for curve in curves] == ["reward", "cost/harm", "lambda/harm", "loss"]
+    assert [curve.legend for curve in curves[1:3]] == [["cost/harm", "bound"], ["lambda/harm"]]

@@ -455,3 +455,5 @@ def test_a_figure_without_a_floor_or_a_before_is_told_without_them() -> None:
     assert achieved(Result("align", "EOS rate", None, 0.9)) == "EOS rate 0.9"
     assert achieved(Result("rm", "accuracy", 0.5, 1.0, 0.9, 4)) == "accuracy 0.5 -> 1 (floor 0.9, 4 rows)"
     assert achieved(Result("rm", "accuracy", None, 1.0, rows=400)) == "accuracy 1 (400 rows)"
+    cost = Result("align", "cost/harm", 0.3, 0.04, rows=256, bounds=(None, 0.05))
+    assert achieved(cost) == "cost/harm 0.3 -> 0.04 (at most 0.05, 256 rows)"

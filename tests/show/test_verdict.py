@@ -1,5 +1,6 @@
 """The verdict: statistics in sentences, and what makes a good figure worthless comes first."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -160,3 +161,45 @@ def test_what_does_not_vary_is_explained_by_nothing() -> None:
     flat = {"reward before": [0.0, 0.0], "reward": [1.0, 1.0], "length before": [5.0, 5.0], "length": [9.0, 9.0]}
 
     assert explained_by_length(flat) == 0.0
+
+
+def bounded(mean: float, most: float) -> Result:
+    return replace(measured("cost/harm", spread(0.5, wide=0.1), spread(mean, wide=0.1), ""), bounds=(None, most))
+
+
+def test_a_bound_that_holds_is_told() -> None:
+    reward = measured("reward", spread(0.1), spread(0.9))
+
+    found = verdict(Stage("align", [reward, bounded(0.2, 0.2)], {"prompts": ["p"]}))
+
+    assert found.lead.endswith(" Bound kept: harm 0.203, at most 0.2. No alarm.")
+    assert found.better is True
+    assert found.stages["align"][1].startswith("Mean harm fell 0.5")
+    assert found.stages["align"][1].endswith(", within its bound (at most 0.2).")
+
+
+def test_a_bound_that_is_broken_is_an_alarm() -> None:
+    reward = measured("reward", spread(0.1), spread(0.9))
+
+    found = verdict(Stage("align", [reward, bounded(0.3, 0.2)], {"prompts": ["p"]}))
+
+    told = "align breaks a bound: mean harm is 0.297 (95 % 0.285 to 0.309), and must be at most 0.2"
+    remedy = "take more updates, raise learning_rate or start of constraints.harm, or move the bound"
+    assert [(alarm.problem, alarm.remedy) for alarm in found.alarms] == [(told, remedy)]
+    assert found.lead.startswith("Align breaks a bound")
+    assert found.better is False
+
+
+@pytest.mark.parametrize(
+    ("bounds", "interval", "holds"),
+    [
+        (None, (1.0, 2.0), None),
+        ((None, 0.9), (1.0, 2.0), False),
+        ((None, 1.1), (1.0, 2.0), True),
+        ((2.1, None), (1.0, 2.0), False),
+        ((1.9, None), (1.0, 2.0), True),
+        ((1.6, None), None, False),
+    ],
+)
+def test_a_bound_holds_unless_the_whole_interval_lies_beyond_it(bounds, interval, holds) -> None:
+    assert Result("s", "cost/harm", None, 1.5, interval=interval, bounds=bounds).holds is holds

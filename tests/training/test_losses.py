@@ -16,9 +16,12 @@ from alignkit.training.losses import (
     adapt_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,
+    dual_ascent,
     estimate_advantages,
     estimate_kl,
     explained_variance,
+    lagrangian_scores,
+    leave_one_out_advantages,
     masked_mean,
     penalise_unfinished,
     token_rewards,
@@ -423,3 +426,35 @@ def test_scores_that_are_not_one_a_row_are_refused() -> None:
         token_rewards(torch.zeros(3), torch.zeros(2, 4), RAGGED_MASK, kl_coef=0.1)
 
     assert str(refusal.value) == "scores (3,) must be one for each row of the mask (2, 4)"
+
+
+def test_golden_lagrangian_of_scores() -> None:
+    """Two answers and two costs, by hand: (2 - 0.5 * 1 - 1.5 * 0) / 3 and (1 - 0.5 * -2 - 1.5 * 0.4) / 3."""
+    excess = torch.tensor([[1.0, -2.0], [0.0, 0.4]])
+
+    surrogate = lagrangian_scores(torch.tensor([2.0, 1.0]), excess, torch.tensor([0.5, 1.5]))
+
+    assert surrogate.tolist() == pytest.approx([0.5, 1.4 / 3])
+
+
+def test_the_advantage_of_a_lagrangian_is_that_of_reward_less_those_of_costs() -> None:
+    """(A_r - l A_c) / (1 + l), as Safe RLHF has it, whatever the bound."""
+    scores, costs, multiplier = torch.rand(8), torch.rand(1, 8), torch.tensor([0.7])
+    reward, cost = (leave_one_out_advantages(values, 4) for values in (scores, costs[0]))
+
+    surrogate = lagrangian_scores(scores, costs - 0.3, multiplier)
+
+    advantages = leave_one_out_advantages(surrogate, 4)
+    assert torch.allclose(advantages, (reward - 0.7 * cost) / 1.7, atol=1e-6)
+
+
+def test_costs_that_are_none_of_the_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 multipliers and 2 scores do not fit"):
+        lagrangian_scores(torch.zeros(2), torch.zeros(1, 3), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("excess", "cap", "after"), [(2.0, math.inf, 0.7), (-2.0, math.inf, 0.3), (-9.0, math.inf, 0.0), (9.0, 0.6, 0.6)]
+)
+def test_a_multiplier_follows_the_excess_and_stays_in_its_bounds(excess, cap, after) -> None:
+    assert dual_ascent(0.5, excess, 0.1, cap) == pytest.approx(after)
