@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignkit.compare.comparison import compare_recipe as compare_recipe
+    from alignkit.contract.constraint import Constraint as Constraint
     from alignkit.contract.events import (
         Doing as Doing,
         Estimated as Estimated,
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     "alignkit.compare.comparison": "compare_recipe",
+    "alignkit.contract.constraint": "Constraint",
     "alignkit.contract.events": (
         "Doing Estimated Event Metrics Result Rows Sample StageFailed StageFinished StageStarted Stopping Warned"
     ),

@@ -127,7 +127,14 @@ def needs(settings: PPOSettings) -> SamplingNeeds:
             "ppo-lagrangian",
             "Benchmarking Safe Exploration in Deep Reinforcement Learning",
             "Ray et al. 2019",
-            differs="a bound under `constraints`; one critic for reward less cost",
+            differs="a bound under `constraints`, its `gain` 0; one critic for reward less cost",
+        ),
+        Paper(
+            "pid-lagrangian",
+            "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods",
+            "arXiv 2007.03964",
+            differs="a bound under `constraints`; its `learning_rate` and `gain` are the integral and proportional parts, "
+            "the derivative one is left out",
         ),
         Paper(
             "rcpo",
