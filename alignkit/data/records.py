@@ -63,6 +63,8 @@ class Part(BaseModel):
     """A hub split, with a slice: `train[:2000]`; of files a slice."""
     rows: int | None = None
     """Take so many rows from the start."""
+    part: tuple[int, int] | None = None
+    """Of the rows that are learnt take this part of so many, told by their prompts."""
     keep: tuple[str, ...] = ()
     """Further columns that stay with the row."""
     held_out: float = 0.05
@@ -149,6 +151,8 @@ def placed_rows(
                 bad(error, None if isinstance(row, DataError) else row)
             continue
         first, form = shape, own
+        if part.part and not is_held_out(values, part) and part_of(key_of(values), part.part[1]) != part.part[0]:
+            continue
         yield place, Record.at(place, values, skip=part.skip)
 
 
@@ -362,6 +366,14 @@ def key_of(row: Row) -> str:
 
 def on_held_out_side(prompt: str, share: float) -> bool:
     """Return whether a prompt falls among the given share that is kept aside, by its hash and nothing else."""
+    return int.from_bytes(_digest(prompt)[:8], "big") < share * 2**64
+
+
+def part_of(prompt: str, parts: int) -> int:
+    """Return in which of so many parts a prompt falls, from 1, by another piece of its hash."""
+    return int.from_bytes(_digest(prompt)[8:16], "big") % parts + 1
+
+
+def _digest(prompt: str) -> bytes:
     normal = " ".join(prompt.casefold().split())
-    digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()

@@ -75,13 +75,14 @@ def grpo(
     rewards: tuple[Reward, ...],
     prompts: Prompts,
     costs: tuple[Reward, ...] = (),
+    reference: Policy | None = None,
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the other answers to its prompt."""
     from alignkit.training.layouts import Around
     from alignkit.training.updates import Roles, open_loop
 
     around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs), around)
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs, reference), around)
     train(loop)
     return finish()
 

@@ -158,6 +158,7 @@ def ppo(
     rewards: tuple[Reward, ...],
     prompts: Prompts,
     costs: tuple[Reward, ...] = (),
+    reference: Policy | None = None,
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
     from alignkit.training.layouts import Around
@@ -169,7 +170,7 @@ def ppo(
         trained_layers=settings.trained_layers if settings.layout == "frozen" else None,
     )
     loop, finish = open_loop(
-        settings, stage, Roles(policy, rewards, prompts, costs), around, settings.critic.learning_rate
+        settings, stage, Roles(policy, rewards, prompts, costs, reference), around, settings.critic.learning_rate
     )
     train(loop)
     return finish()

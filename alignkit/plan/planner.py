@@ -14,6 +14,7 @@ from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.costs import constraints_of
 from alignkit.plan.inactive import standing_by
 from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.repeated import check_rounds, in_round, parts_of_rounds, refused_reference, renamed_gates, told_once
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_seed
@@ -59,9 +60,11 @@ def plan_recipe(
     hashes.save()
     planner = _Planner(read, loaded, sources)
     stages = [stage for name in read.stages if (stage := planner.plan(name))]
+    until = read.last_round(until) if until else None
     goals = [*_check_defaults(read, loaded), *_check_goals(read, until)]
     trackers, unknown = chosen_trackers(read, loaded)
-    if wrong := [*read.errors, *errors, *planner.errors, *goals, *unknown]:
+    planned = told_once(planner.errors, read) or check_rounds(read, stages)
+    if wrong := [*read.errors, *errors, *planned, *goals, *unknown]:
         raise combine(wrong)
     wanted = _wanted(read, until, stages)
     marked = tuple(replace(stage, wanted=stage.name in wanted) for stage in stages)
@@ -77,6 +80,7 @@ class _Planner:
         self.made: dict[str, type[Artifact]] = {}
         self.unknown = {name for name in recipe.sources if name not in sources}
         self.prints: dict[str, str | None] = {name: source.fingerprint for name, source in sources.items()}
+        self.wires: dict[str, Wires] = {}
 
     def plan(self, name: str) -> PlannedStage | None:
         """Plan the next stage; None where something about it is wrong."""
@@ -88,10 +92,12 @@ class _Planner:
         standing, errors = standing_by(self.recipe, name, method, self.plugins)
         self.errors += errors
         settings = self._settings(name, method)
-        seed, gates, wires = self._seed(name), self._gates(name), self._wires(name, method)
+        seed, wires = self._seed(name), self._wires(name, method)
+        gates = renamed_gates(self._gates(name), self.recipe, method, wires)
         self._check_gates(name, method, gates, wires)
         constraints, wrong = constraints_of(self.recipe, name, method, wires, self.plugins)
         self.errors += wrong
+        self.errors += refused_reference(self.recipe, name, method, settings, wires)
         self.made[name] = method.produces
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
@@ -188,12 +194,13 @@ class _Planner:
             where = self.recipe.where("stage", name, "inputs")
             self._refuse(f"stage {name!r}: inputs must be a table", where, 'write inputs.ROLE = "..."')
             return {}
-        names = list(self.recipe.stages)
-        kinds = {key: source.kind for key, source in self.sources.items()}
+        names, parts = list(self.recipe.stages), parts_of_rounds(self.recipe)
+        kinds = {key: source.kind for key, source in self.sources.items() if key not in parts}
         offers = Offers(kinds, self.made, tuple(names[names.index(name) :]), frozenset(self.unknown))
         wires, errors = wire(self.recipe, name, method, offers, self.plugins)
         self.errors += errors
-        return wires
+        self.wires[name] = in_round(self.recipe, name, method, wires, self.wires)
+        return self.wires[name]
 
 
 def _is_gate(bounds: Any) -> bool:

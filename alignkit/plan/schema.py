@@ -11,6 +11,7 @@ from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
 from alignkit.plan.inactive import Shared
 from alignkit.plugins import Plugins
+from alignkit.recipe.rounds import Repeat
 from alignkit.sources.source import PolicyOptions, RecordOptions
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -20,7 +21,7 @@ Schema = dict[str, Any]
 def recipe_schema(plugins: Plugins) -> Schema:
     """Make the JSON Schema of recipes, as these plugins read them."""
     kinds: list[type[Settings]] = [method.settings for method in plugins.methods.values()]
-    kinds += [Shared, RecordOptions, PolicyOptions, Constraint]
+    kinds += [Shared, RecordOptions, PolicyOptions, Constraint, Repeat]
     references, shared = models_json_schema([(described(kind), "validation") for kind in dict.fromkeys(kinds)])
     definitions: Schema = shared["$defs"]
     at: dict[Any, Schema] = {kind: _resolved(reference, definitions) for (kind, _), reference in references.items()}
@@ -80,6 +81,10 @@ def recipe_schema(plugins: Plugins) -> Schema:
             "defaults": {"type": "object", "properties": shared_settings},
             "sources": {"type": "object", "additionalProperties": _source(at, plugins.source_kinds)},
             "stage": {"type": "object", "additionalProperties": stage},
+            "repeat": {
+                "description": "Stages that run in rounds; several of them by names of their own.",
+                "anyOf": [at[Repeat], {"type": "object", "additionalProperties": at[Repeat], "minProperties": 1}],
+            },
         },
         "additionalProperties": False,
         "$defs": definitions,

@@ -3,19 +3,29 @@
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alignkit.contract.names import NAME
 from alignkit.errors import AlignkitError, DataError, PluginError, RecipeError, near_miss
+from alignkit.recipe.rounds import (
+    Repeat,
+    Round,
+    check_repeats,
+    parts_of,
+    read_repeats,
+    rounds_of,
+    unrolled,
+    with_parts,
+)
 from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 from alignkit.store.rundir import RESERVED
 
-OVERRIDABLE = ("defaults", "seed", "name", "result", "requires", "trackers")
+OVERRIDABLE = ("defaults", "seed", "name", "result", "requires", "trackers", "repeat")
 """What `--set` may say besides keys of stages and sources."""
-KEYS = ("name", "seed", "requires", "trackers", "defaults", "sources", "stage", "result")
+KEYS = ("name", "seed", "requires", "trackers", "defaults", "sources", "stage", "repeat", "result")
 OWN_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 """What a stage or a source may be called."""
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -33,11 +43,13 @@ class Recipe:
     seed: int
     sources: Mapping[str, Mapping[str, Any]]
     stages: Mapping[str, Mapping[str, Any]]
-    """In the order of the file, which is the order of the run."""
+    """In the order of the file, which is the order of the run; of those that repeat each round by itself."""
     defaults: Mapping[str, Any]
     result: tuple[str, ...]
     requires: tuple[str, ...]
     overrides: Mapping[Keys, Any]
+    repeats: Mapping[str, Repeat] = field(default_factory=dict)
+    """By their names; that of `[repeat]` itself is empty."""
     trackers: tuple[str, ...] = ()
     """Where figures go besides the report; no stage's result depends on them."""
     errors: tuple[RecipeError, ...] = ()
@@ -45,18 +57,41 @@ class Recipe:
 
     def where(self, *path: str) -> str:
         """Return where something stands: the override that gave it, else the file with the line of it or around it."""
-        given = [o for o in self.overrides if o == path[: len(o)]]
-        if not given and path not in self._lines:
-            given = [o for o in self.overrides if o[: len(path)] == path]
+        places = self._places(path)
+        given = [o for place in places for o in self.overrides if o == place[: len(o)]]
+        if not given and not any(place in self._lines for place in places):
+            given = [o for place in places for o in self.overrides if o[: len(place)] == place]
         if given:
             return "--set " + dotted(given[-1])
-        line = next((line for size in range(len(path), 0, -1) if (line := self._lines.get(path[:size]))), None)
+        around = (place[:size] for size in range(len(path), 0, -1) for place in reversed(places))
+        line = next((self._lines[place] for place in around if place in self._lines), None)
         return f"{self.path.name}:{line}" if line else self.path.name
 
     def typed(self, *path: str) -> dict[Keys, str]:
         """Return the overrides below a place as they were typed, by the rest of their path."""
-        size = len(path)
-        return {o[size:]: v for o, v in self.overrides.items() if o[:size] == path != o and isinstance(v, str)}
+        size, places = len(path), self._places(path)
+        below = ((place, o, v) for place in places for o, v in self.overrides.items() if isinstance(v, str))
+        return {o[size:]: v for place, o, v in below if o[:size] == place != o}
+
+    def _places(self, path: Keys) -> list[Keys]:
+        """Return where the recipe may say something of a place: of a round first what is said of all rounds."""
+        written = {("stage", name): one.stage for name, one in self.rounds.items()} | {
+            ("sources", part): name
+            for repeat in self.repeats.values()
+            for name in repeat.split
+            for part in parts_of(name, repeat)
+        }
+        every = written.get((path[0], path[1])) if len(path) > 1 else None
+        return [(path[0], every, *path[2:]), path] if every else [path]
+
+    @cached_property
+    def rounds(self) -> Mapping[str, Round]:
+        """The stages that are rounds of another one."""
+        return rounds_of(self.repeats)
+
+    def last_round(self, name: str) -> str:
+        """Return the stage that a name means: of one that repeats, its last round."""
+        return next((last for last, one in self.rounds.items() if one.stage == name and one.number == one.of), name)
 
     @cached_property
     def _lines(self) -> Mapping[Keys, int]:
@@ -90,7 +125,7 @@ def recipe_of(path: Path, text: str, overrides: Mapping[str, Any] | None = None,
     given = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
     placed: dict[Keys, Any] = {}
     errors: list[RecipeError] = []
-    for key, value in given.items():
+    for key, value in sorted(given.items(), key=lambda one: one[0].partition(".")[0] != "repeat"):
         try:
             _refuse_no_text(key, value)
             where = _place(table, key)
@@ -104,7 +139,8 @@ def recipe_of(path: Path, text: str, overrides: Mapping[str, Any] | None = None,
 
 def recipe_as_json(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe without errors as `recipe_of_json` reads it, for another process."""
-    tables = {"sources": recipe.sources, "stages": recipe.stages, "defaults": recipe.defaults}
+    repeats = {name: repeat.model_dump(mode="json") for name, repeat in recipe.repeats.items()}
+    tables = {"sources": recipe.sources, "stages": recipe.stages, "defaults": recipe.defaults, "repeats": repeats}
     words = {"result": recipe.result, "requires": recipe.requires, "trackers": recipe.trackers}
     overrides = [[list(keys), value] for keys, value in recipe.overrides.items()]
     plain = {"name": recipe.name, "path": str(recipe.path.resolve()), "text": recipe.text, "seed": recipe.seed}
@@ -115,7 +151,8 @@ def recipe_of_json(facts: Mapping[str, Any]) -> Recipe:
     """Return the recipe that `recipe_as_json` was given, whatever its file holds by now."""
     words = {key: tuple(facts[key]) for key in ("result", "requires", "trackers")}
     overrides = {tuple(keys): value for keys, value in facts["overrides"]}
-    return Recipe(**{**facts, **words, "path": Path(facts["path"]), "overrides": overrides})
+    repeats = {name: Repeat.model_validate(repeat) for name, repeat in facts["repeats"].items()}
+    return Recipe(**{**facts, **words, "path": Path(facts["path"]), "overrides": overrides, "repeats": repeats})
 
 
 def _text(path: Path) -> str:
@@ -139,7 +176,8 @@ def _place(table: Mapping[str, Any], key: str) -> Keys:
     stages, sources = dict(_items(table.get("stage"))), dict(_items(table.get("sources")))
     if len(parts) > DEEPEST:
         raise RecipeError(f"a key has more than {DEEPEST} parts", f"--set {key[:60]}...", "shorten it")
-    if parts[0] in stages:
+    repeats, _ = read_repeats(table.get("repeat", {}), lambda *path: "")
+    if parts[0] in stages or parts[0] in rounds_of(repeats):
         return ("stage", *parts)
     if parts[0] in sources:
         return ("sources", *parts)
@@ -210,7 +248,17 @@ def _shape(
         overrides=placed,
         trackers=_words(table.get("trackers", ())),
     )
-    return replace(recipe, errors=(*errors, *_shape_errors(recipe, table)))
+    errors = [*errors, *_shape_errors(recipe, table)]
+    repeats, wrong = read_repeats(table.get("repeat", {}), recipe.where)
+    wrong += check_repeats(repeats, recipe.stages, recipe.sources, recipe.where)
+    return replace(recipe if wrong else _repeated(recipe, repeats), errors=(*errors, *wrong))
+
+
+def _repeated(recipe: Recipe, repeats: Mapping[str, Repeat]) -> Recipe:
+    """Return a recipe whose rounds are stages of their own."""
+    stages, sources = unrolled(recipe.stages, repeats, recipe.seed), with_parts(recipe.sources, repeats)
+    made = replace(recipe, stages=stages, sources=sources, repeats=repeats)
+    return replace(made, result=tuple(map(made.last_round, recipe.result)))
 
 
 def _items(table: Any) -> Iterable[tuple[str, Any]]:

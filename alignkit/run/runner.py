@@ -92,8 +92,11 @@ class RunResult:
         return result_page(KeptRun(self.folder))
 
     def stage(self, name: str) -> StageResult:
-        """Return one stage's result. Raises StageError where no stage of that name was wanted."""
-        return stage_called(name, self.stages)
+        """Return one stage's result; the name of one that repeats means its last round.
+
+        Raises StageError where no stage of that name was wanted.
+        """
+        return stage_called(self.kept.last_round(name), self.stages)
 
     def artifact(self, name: str) -> Artifact:
         """Return what a stage made, as `load_policy` takes it."""

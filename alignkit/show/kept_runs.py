@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from alignkit.contract.events import plain
+from alignkit.show.by_round import as_plain, figures_by_round, table_by_round
 from alignkit.show.metrics import achieved
 from alignkit.store.rundir import SHORT
 from alignkit.store.runs import KeptRun, KeptStage
@@ -70,6 +71,7 @@ def in_detail(run: KeptRun) -> dict[str, Any]:
         "machine": run.facts.get("machine", {}),
         "sources": [{**one._asdict(), **_counted(run, one.name)} for one in run.sources],
         "stages": [_stage_dict(stage) for stage in run.stages],
+        "rounds": as_plain(figures_by_round(run)),
         "warnings": [plain(warning) for warning in run.warnings],
     }
 
@@ -95,9 +97,11 @@ def _counted(run: KeptRun, source: str) -> dict[str, Any]:
 
 def show_run(run: KeptRun, width: int | None) -> list[str]:
     """Return the lines of one run: how it went, its stages, what was changed, and what it read."""
+    by_round = table_by_round(figures_by_round(run))
     blocks = [
         table(list(_course(run)), width),
         table([_stage_row(stage) for stage in run.stages], width, ("stage", "method", "state", "time", "results")),
+        table(by_round[1:], width, by_round[0]) if by_round else [],
         table([("warning:", f"{one.stage}: {one.problem}; {one.remedy}") for one in run.warnings], width),
         table(_changed(run), width, ("stage", "setting", "value", "default")),
         table([source_row(run, one.name) for one in run.sources], width, SOURCE_HEAD),

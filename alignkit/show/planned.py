@@ -72,8 +72,12 @@ def _wires(inputs: Mapping[str, tuple[str, ...]]) -> str:
 def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     if not stage.wanted:
         return
-    given = given_settings(stage.settings)
-    if given:
+    given, one = given_settings(stage.settings), plan.recipe.rounds.get(stage.name)
+    if one:
+        yield f"round: {one.number} of {one.of}"
+    if one and one.number > 1 and _same_settings(stage, plan.stage(f"{one.stage}-1")):
+        yield f"set: as {one.stage}-1"
+    elif given:
         yield f"set: {_assignments(given, stage.method.name)}"
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
@@ -83,6 +87,10 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"gate: {result} {' and '.join(f'{word} {bound:g}' for word, bound in bounds.items())}"
     if stage.standing_by:
         yield f"standing by: {', '.join(stage.standing_by)}"
+
+
+def _same_settings(stage: PlannedStage, other: PlannedStage) -> bool:
+    return (stage.method.name, stage.settings) == (other.method.name, other.settings)
 
 
 def given_settings(settings: BaseModel) -> dict[str, Any]:
@@ -149,8 +157,9 @@ def _source_dict(source: Source) -> dict[str, Any]:
 
 
 def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> dict[str, Any]:
-    named = plan.recipe.stages[stage.name].get("inputs", {})
+    named, one = plan.recipe.stages[stage.name].get("inputs", {}), plan.recipe.rounds.get(stage.name)
     return {
+        **({"round": {"stage": one.stage, "number": one.number, "of": one.of}} if one else {}),
         "method": stage.method.name,
         "from": str(plan.plugins.origins[f"method:{stage.method.address}"]),
         "state": states.get(stage.name, state_of(stage)),

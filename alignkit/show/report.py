@@ -12,6 +12,7 @@ from markupsafe import Markup
 from alignkit.contract.events import Sample
 from alignkit.estimate.preview import Preview
 from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token_lengths, tokens
+from alignkit.show.by_round import figures_by_round, pictures_by_round, table_by_round
 from alignkit.show.charts import Axis, Node, bar_chart, graph
 from alignkit.show.pictures import FIRST, Picture, curves_of, pictures_of
 from alignkit.show.sample_cards import Card, cards_of
@@ -162,6 +163,7 @@ def style() -> Markup:
 def _render(run: KeptRun, stages: Sequence[StagePage], lead: "Markup | str") -> str:
     audits = [_audit(found) for found in run.audits.values()]
     script = Path(__file__).with_name("report.js").read_text("utf-8")
+    by_round = figures_by_round(run)
     text: str = (
         pages()
         .get_template("report.html")
@@ -172,6 +174,8 @@ def _render(run: KeptRun, stages: Sequence[StagePage], lead: "Markup | str") -> 
             stages=stages,
             shown_first=next((one.kept.name for one in reversed(stages) if one.cards), ""),
             chain=chain_of(run),
+            by_round=table_by_round(by_round),
+            rounds=pictures_by_round(by_round),
             warnings=[warning for stage in run.stages for warning in stage.warnings],
             lead=lead,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, SerializeAsAny
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
 
 from alignkit.contract.kinds import Artifact, FunctionReward, Judge, JudgeReward
 from alignkit.contract.settings import Settings
@@ -26,6 +26,8 @@ class RecordOptions(Settings):
     """The configuration of a hub data set, or of a clone of one, that has several."""
     rows: PositiveInt | None = None
     """Take so many rows from the start."""
+    part: tuple[PositiveInt, PositiveInt] | None = None
+    """`[2, 3]`: of the rows that are learnt take the second of three parts, told by the hashes of their prompts."""
     keep: tuple[str, ...] = ()
     """Further columns that stay with the row, for reward functions."""
     on_bad_rows: Literal["fail", "skip"] = "fail"
@@ -34,6 +36,13 @@ class RecordOptions(Settings):
     """Share of the rows that may be skipped."""
     held_out: float | str = Field(default=0.05)
     """Share of the prompts that are kept aside to measure on; or a file, or a split, of its own."""
+
+    @field_validator("part")
+    @classmethod
+    def _there_is_such_a_part(cls, part: tuple[int, int] | None) -> tuple[int, int] | None:
+        if part and part[0] > part[1]:
+            raise ValueError(f"part {part[0]} of {part[1]} is none; write [1, {part[1]}] to [{part[1]}, {part[1]}]")
+        return part
 
 
 SHOWN = 5
@@ -214,6 +223,7 @@ class Source:
             format=options.format,
             split=options.split,
             rows=options.rows,
+            part=options.part,
             keep=options.keep,
             skip=options.on_bad_rows == "skip",
             in_recipe=self.in_recipe,

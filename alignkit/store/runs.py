@@ -46,6 +46,15 @@ class KeptSetting(NamedTuple):
         return self.value != self.default
 
 
+class KeptRound(NamedTuple):
+    """Which round of which stage of the recipe a stage was."""
+
+    stage: str
+    number: int
+    """From 1."""
+    of: int
+
+
 class KeptSource(NamedTuple):
     """A source of a run."""
 
@@ -99,6 +108,12 @@ class KeptStage:
     @property
     def seed(self) -> int:
         return int(self.planned["seed"])
+
+    @property
+    def round(self) -> KeptRound | None:
+        """Which round it was; None where the recipe does not repeat it."""
+        told = self.planned.get("round")
+        return KeptRound(**told) if told else None
 
     @property
     def inputs(self) -> Mapping[str, Sequence[str]]:
@@ -368,8 +383,16 @@ class KeptRun:
         return dict(self.data.get("previews", {}))
 
     def stage(self, name: str) -> KeptStage:
-        """Return one of its stages. Raises StageError where it has none of that name."""
-        return stage_called(name, self.stages)
+        """Return one of its stages; the name of one that repeats means its last round.
+
+        Raises StageError where it has none of that name.
+        """
+        return stage_called(self.last_round(name), self.stages)
+
+    def last_round(self, name: str) -> str:
+        """Return the stage that a name means: of one that repeats, its last round."""
+        rounds = ((stage.name, stage.round) for stage in self.stages)
+        return next((last for last, one in rounds if one and one.stage == name and one.number == one.of), name)
 
     def artifact(self, name: str) -> Artifact:
         """Return what a stage made, as `load_policy` takes it. Raises StageError where that is not there."""

@@ -69,7 +69,8 @@ class Models:
 
     policy: PreTrainedModel | PeftModel
     reference: PreTrainedModel | None
-    """The starting policy; None: the policy with its adapters off or its first upper layers, where it has either."""
+    """The starting policy, or one that stands for it; None: the policy with its adapters off or its first upper layers,
+    where it has either."""
     critic: Critic | ValueHead | None
     """None: the method has no use for one."""
     stop_tokens: frozenset[int]
@@ -86,6 +87,8 @@ class Models:
     """Rows longer than this go alone."""
     trunk: Trunk | None = None
     """Where the policy is cut into frozen and trained layers."""
+    apart: bool = False
+    """The reference is another policy than the one that training starts from."""
 
     @property
     def can_compare(self) -> bool:
@@ -125,11 +128,16 @@ class Around:
 
 
 def open_models(
-    policy: Policy, rewards: Sequence[Reward], settings: SamplingSettings, around: Around
+    policy: Policy,
+    rewards: Sequence[Reward],
+    settings: SamplingSettings,
+    around: Around,
+    reference: Policy | None = None,
 ) -> tuple[Models, PreTrainedTokenizerBase]:
-    """Open a policy to be trained, and what the method wants around it.
+    """Open a policy to be trained, and what the method wants around it; a `reference` stands for its start.
 
     With LoRA the start is the policy's own base: `load_policy` puts a fresh adapter on exactly the starting weights.
+    Raises DataError where the reference has other tokens.
     """
     lora, precision, trained_layers = settings.lora, settings.precision, around.trained_layers
     trained, tokenizer = load_policy(policy, lora=lora, precision=precision)
@@ -140,10 +148,13 @@ def open_models(
     if trained_layers and not isinstance(trained, PeftModel):
         sharding.refuse("a policy whose lower layers are frozen", "trained_layers")
         trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
-    reference = None
-    if around.start and lora is None and trunk is None:
-        reference, _ = load_policy(policy, precision=precision, trainable=False)
-        form = _both(form, reference)
+    start = None
+    if reference or (around.start and lora is None and trunk is None):
+        start, words = load_policy(reference or policy, precision=precision, trainable=False)
+        if words.get_vocab() != tokenizer.get_vocab():
+            problem = f"the reference {(reference or policy).name!r} has other tokens than the policy {policy.name!r}"
+            raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
+        form = _both(form, start)
     valued: Critic | ValueHead | None = None
     if around.critic and around.layout == "separate":
         valued = _open_critic(policy, rewards, around.critic, settings, tokenizer.get_vocab())
@@ -152,7 +163,7 @@ def open_models(
         valued = ValueHead(head_of(trained).width, trained.device)
     models = Models(
         trained,
-        reference,
+        start,
         valued,
         stop_tokens(trained, tokenizer),
         settings.generation.temperature,
@@ -161,6 +172,7 @@ def open_models(
         form=form,
         trunk=trunk,
         alone_beyond=alone_beyond(trained),
+        apart=reference is not None,
     )
     return models, tokenizer
 
@@ -347,7 +359,7 @@ def _hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
 
 
 def _start_hidden(models: Models, rows: Pack, states: Tensor | None) -> Tensor:
-    if models.trunk is not None and states is not None:
+    if models.reference is None and models.trunk is not None and states is not None:
         return models.trunk.hidden(rows, states, models.trunk.start)
     with _at_start(models):
         return hidden_before_answers(models.reference or models.policy, rows)

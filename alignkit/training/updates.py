@@ -148,7 +148,7 @@ class Update(Generic[SettingsC]):
         if settings.kl.coef and not models.can_compare:
             raise StageError("a policy without adapters needs a model of its own as reference")
         seen = see(models, rollout, scored, settings, state.kl_coef)
-        if seen.reference is not None and not state.done:
+        if seen.reference is not None and not state.done and not models.apart:
             layouts.check_start(models, seen.metrics["objective/kl_k2"], seen.metrics["length"])
         return charged(seen, scored.costs, state.multipliers)
 
@@ -181,6 +181,8 @@ class Roles(NamedTuple):
     prompts: Prompts
     costs: Sequence[Reward] = ()
     """Rewards whose mean has a bound."""
+    reference: Policy | None = None
+    """What the policy is compared with, where that is not its start."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class Opened(Generic[SettingsC]):
 
 def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) -> Opened[SettingsT]:
     """Open all that a stage names. Raise DataError where too many prompts are too long."""
-    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around)
+    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around, roles.reference)
     settings = settled(settings, models)
     new, generation = longest_answer(settings), settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)

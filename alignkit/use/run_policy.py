@@ -41,7 +41,7 @@ def policy_of(run: KeptRun, name: str = "") -> RunPolicy:
     """Return the policy that a stage of a run has made; without a name that of the last stage which has made one."""
     made = [stage for stage in run.stages if stage.wanted and _makes_policy(stage)]
     there = [stage for stage in made if stage.facts and not stage.remade]
-    names = [stage.name for stage in made]
+    names, name = [stage.name for stage in made], run.last_round(name)
     if not made or (not name and not there):
         raise StageError("no stage of this run has made a policy", run.id, "take another run, or finish this one")
     if name and name not in names:

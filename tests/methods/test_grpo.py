@@ -10,11 +10,12 @@ from tiny_models import STOP, llama, updated
 from alignkit.contract.kinds import FunctionReward, Prompts
 from alignkit.contract.sampling_settings import KL, Generation, GroupSettings
 from alignkit.contract.settings import LoRA
-from alignkit.errors import StageError
+from alignkit.errors import DataError, StageError
 from alignkit.methods import grpo, rloo
 from alignkit.testing import Left, RecordingStage
 from alignkit.training.layouts import Around, Models, open_models
 from alignkit.training.losses import adapt_kl_coef
+from alignkit.training.models import load_policy
 from alignkit.training.rollouts import Rollout
 from alignkit.training.scoring import Scored
 
@@ -311,3 +312,54 @@ def test_an_interrupted_stage_makes_the_same_policy(name, inputs, tmp_path, lora
     assert kept == {"manifest.json", "policy.safetensors", "state.json"}
     assert (parts.root / file).read_bytes() == (one.root / file).read_bytes()
     assert (figures(parts), parts.results, parts.samples) == (figures(one), one.results, one.samples)
+
+
+def other_policy(policy, folder):
+    """Return a policy of the same tokenizer and other weights."""
+    model, tokenizer = load_policy(policy)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return policy.model_copy(update={"path": folder, "fingerprint": "other", "name": "other"})
+
+
+@both
+def test_the_policy_itself_as_reference_changes_nothing(name, inputs, tmp_path) -> None:
+    one, two = RecordingStage(tmp_path / "one"), RecordingStage(tmp_path / "two")
+
+    METHODS[name][0](whole(name), one, **inputs)
+    METHODS[name][0](whole(name), two, **inputs, reference=inputs["policy"])
+
+    assert figures(one) == figures(two)
+
+
+@both
+@pytest.mark.parametrize("given", [{}, {"lora": LoRA(rank=2)}, {"trained_layers": 1}], ids=["full", "lora", "upper"])
+def test_kl_is_measured_from_the_reference(name, inputs, stage, tmp_path, given) -> None:
+    other = other_policy(inputs["policy"], tmp_path / "other")
+
+    METHODS[name][0](whole(name, learning_rate=1e-9, updates=1, **given), stage, **inputs, reference=other)
+
+    before, after, _ = stage.results["kl"]
+    assert before == pytest.approx(after, rel=1e-3)
+    assert before > 0.01
+    assert stage.logs[0][2]["objective/kl_k2"] > 0.001
+
+
+@both
+def test_a_reference_of_other_tokens_is_refused(name, inputs, stage, tmp_path) -> None:
+    other = other_policy(inputs["policy"], tmp_path / "other")
+    _, tokenizer = load_policy(other)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(other.path)
+    other = other.model_copy(update={"grow_embedding": True})
+
+    with pytest.raises(DataError) as refusal:
+        METHODS[name][0](whole(name), stage, **inputs, reference=other)
+
+    assert str(refusal.value) == (
+        f"the reference 'other' has other tokens than the policy {inputs['policy'].name!r}; "
+        "name a policy of the same tokenizer under inputs.reference"
+    )

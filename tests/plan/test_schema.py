@@ -40,6 +40,7 @@ RECIPE: dict[str, Any] = {
         "align": {"method": "ppo", "lora": {"rank": 4}, "ppo": {"kl": {"coef": 0.1}}, "gates": {"kl": {"max": 20}}},
         "other": {"method": "strange", "strange": {"anything": 1}},
     },
+    "repeat": {"late": {"stages": ["align"], "rounds": 3, "reference": "fixed", "split": ["pairs"]}},
 }
 
 
@@ -51,6 +52,8 @@ def test_a_recipe_that_uses_it_all_fits(validator: Draft202012Validator) -> None
     ("path", "value"),
     [
         (["sed"], 1),
+        (["repeat", "late", "round"], 3),
+        (["repeat"], {"stages": ["align"]}),
         (["seed"], "one"),
         (["stage", "align", "ppo", "kl", "coeff"], 0.1),
         (["stage", "align", "ppo", "kl", "coef"], "much"),

@@ -2,8 +2,9 @@
 
 Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) maximises log sigmoid(margin), where an answer's
 reward is beta times the log-probability by which the policy exceeds its start, and the margin the chosen answer's
-reward less the rejected one's. The start is never a second model: before the first step the policy itself is the
-start, and what it says of the pairs is kept on disk for this stage and all that begin at the same policy.
+reward less the rejected one's. The start is never a second model in training: before the first step the policy itself
+is the start, and what it says of the pairs is kept on disk for this stage and all that begin at the same policy. Where
+`reference` names another policy, that one stands for the start.
 
 1. Soft labels: where a row has `p_chosen`, the loss is the mean of those of both orders, weighted by it.
 2. `ipo` counts log-probabilities by token, as its authors advise, so that long answers do not weigh more.
@@ -23,7 +24,18 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from alignkit import Method, Policy, Preferences, RowSettings, Stage, StageError, hookimpl, method, pair_needs
+from alignkit import (
+    DataError,
+    Method,
+    Policy,
+    Preferences,
+    RowSettings,
+    Stage,
+    StageError,
+    hookimpl,
+    method,
+    pair_needs,
+)
 from alignkit_dpo.kto import kto
 
 if TYPE_CHECKING:
@@ -71,24 +83,39 @@ class DPOSettings(RowSettings):
 
 
 @method("dpo", needs=pair_needs, results=("accuracy", "margin"))
-def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
+def dpo(
+    settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences, reference: Policy | None = None
+) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
     from alignkit.kit import load_policy, pair_logprobs, read_pairs, train_pairs
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
-    start = of_start(model, policy, train, held_out, settings, stage)
+    began = model if reference is None else opened_reference(reference, tokenizer, settings)
+    start = of_start(began, reference or policy, train, held_out, settings, stage)
+    del began  # only its log-probabilities are needed from here on
     train, held_out = Started(train, start[: len(train)]), Started(held_out, start[len(train) :])
 
     def loss(part: Sequence[Pair]) -> tuple[Tensor, Mapping[str, Tensor]]:
         return losses(*pair_logprobs(model, part), part, starts_of(part), settings)
 
-    if stage.latest() is None:
+    if stage.latest() is None and reference is None:
         check_start(model, train[: settings.batch], start, settings)
     train_pairs(model, train, loss, settings, stage)
     made = stage.save_policy(model, tokenizer)
-    tell((model, tokenizer), (train, held_out), settings, stage)
+    tell((model, tokenizer), (train, held_out), settings, stage, apart=reference is not None)
     return made
+
+
+def opened_reference(reference: Policy, tokenizer: Any, settings: DPOSettings) -> Any:
+    """Open the policy that stands for the start. Raise DataError where it has other tokens than the policy."""
+    from alignkit.kit import load_policy
+
+    model, words = load_policy(reference, precision=settings.precision, trainable=False)
+    if words.get_vocab() != tokenizer.get_vocab():
+        problem = f"the reference {reference.name!r} has other tokens than the policy"
+        raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
+    return model
 
 
 class Started(Sequence["Pair"]):
@@ -236,8 +263,13 @@ def tell(
     rows: tuple[Sequence[Pair], Sequence[Pair]],
     settings: DPOSettings,
     stage: Stage,
+    *,
+    apart: bool = False,
 ) -> None:
-    """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell."""
+    """Report how often the chosen answer of held-out pairs has gained more, beside what length or words would tell.
+
+    Before the first step nothing has gained over the start, unless a reference `apart` stands for it.
+    """
     from alignkit.kit import map_pairs, pair_accuracy_floor, pair_logprobs, picked_samples
 
     (model, tokenizer), (_, held_out) = opened, rows
@@ -253,8 +285,10 @@ def tell(
     lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
     longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
     floor, _ = pair_accuracy_floor(longer, *((pair.row for pair in side) for side in rows), cache=stage.cache)
-    stage.measure("accuracy", 0.5, [0.5 if margin == 0 else float(margin > 0) for margin in found], floor)
-    stage.measure("margin", 0.0, found)
+    stage.measure(
+        "accuracy", None if apart else 0.5, [0.5 if margin == 0 else float(margin > 0) for margin in found], floor
+    )
+    stage.measure("margin", None if apart else 0.0, found)
     stage.rows({"margin": found, "longer": lengths})
     for place, kind in picked_samples(found, settings.samples):
         pair, margin = held_out[place], found[place]
