@@ -111,8 +111,8 @@ def read_comparison(
             win_interval=wilson(rate, start["prompts"]),
             gain=difference(ours, _scores([start]), spread, start=True),
             behind=behind,
-            seconds=fmean(costs[name].seconds for name in contender.stages),
-            memory=max(costs[name].memory for name in contender.stages),
+            seconds=fmean(sum(costs[name].seconds for name in own.values()) for own in contender.own),
+            memory=max(costs[name].memory for own in contender.own for name in own.values()),
         )
 
     return Comparison(

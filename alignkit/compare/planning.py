@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.compare.variants import Variant, VariantRequest, compared_stage, stage_names, variants_of
+from alignkit.compare.variants import Variant, VariantRequest, compared_stage, digest, stage_names, variants_of
 from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
+from alignkit.contract.names import NAME
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
@@ -33,6 +34,8 @@ class Contender:
 
     variant: Variant
     stages: tuple[str, ...]
+    own: tuple[Mapping[str, str], ...] = ()
+    """For each seed the stages that are its own, by their names in the recipe: of one that repeats all rounds."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def plan_comparison(
     ground = Ground(loaded, folder, files)
     planned = _plan_each(variants, base, ground, set or {}, seed)
     start = _common_start(base, stage, variants, planned)
-    _refuse_twins(variants, [plan.stage(stage) for plan in planned])
+    _refuse_twins(variants, planned, stage)
     return _Writer(base, stage, start, variants, planned, asked.seeds).write(ground)
 
 
@@ -128,7 +131,7 @@ def _common_start(base: Recipe, stage: str, variants: Sequence[Variant], planned
     starts: dict[str, str] = {}
     where = base.where("stage", stage)
     for variant, plan in zip(variants, planned, strict=True):
-        made = plan.stage(stage)
+        made = next(iter(_rounds_of(plan, stage)), _compared(plan, stage))
         roles = [role for role, taken in made.method.consumes.items() if role in made.inputs and taken.takes(Policy)]
         role = "policy" if "policy" in roles else next(iter(roles), None)
         if role is None:
@@ -142,15 +145,44 @@ def _common_start(base: Recipe, stage: str, variants: Sequence[Variant], planned
     return next(iter(starts))
 
 
-def _refuse_twins(variants: Sequence[Variant], made: Sequence[PlannedStage]) -> None:
-    for number, (variant, stage) in enumerate(zip(variants, made, strict=True)):
-        for other, twin in zip(variants[:number], made[:number], strict=True):
-            if _alike(stage) == _alike(twin):
+def _compared(plan: Plan, stage: str) -> PlannedStage:
+    """Return the stage that is measured; of one that repeats its last round."""
+    return plan.stage(plan.recipe.last_round(stage))
+
+
+def _rounds_of(plan: Plan, stage: str) -> list[PlannedStage]:
+    """Return all rounds of a stage; none where its name is that of one stage."""
+    return [one for one in plan.stages if (of := plan.recipe.rounds.get(one.name)) and of.stage == stage]
+
+
+def _own_stages(plan: Plan, stage: str) -> list[PlannedStage]:
+    """Return what a variant has of its own: the compared stage; of one that repeats all that its rounds are made of."""
+    last = _compared(plan, stage)
+    if last.name == stage:
+        return [last]
+    repeat, needed = plan.recipe.rounds[last.name].repeat, {last.name}
+    for one in reversed(plan.stages):
+        needed.update(one.taken if one.name in needed else ())
+    rounds = plan.recipe.rounds
+    return [
+        one for one in plan.stages if one.name in needed and one.name in rounds and rounds[one.name].repeat == repeat
+    ]
+
+
+def _refuse_twins(variants: Sequence[Variant], planned: Sequence[Plan], stage: str) -> None:
+    made = [list(map(_alike, _own_stages(plan, stage))) for plan in planned]
+    for number, (variant, stages) in enumerate(zip(variants, made, strict=True)):
+        for other, twins in zip(variants[:number], made[:number], strict=True):
+            if stages == twins:
                 raise RecipeError(
-                    f"stage {stage.name!r}: the variants {other.label!r} and {variant.label!r} are the same",
+                    f"stage {stage!r}: the variants {other.label!r} and {variant.label!r} are the same",
                     _brought(variant),
                     "leave one out, or vary a setting that the method has",
                 )
+
+
+def _takes_prompts(stage: PlannedStage, role: str) -> bool:
+    return stage.method.consumes[role].kinds == (Prompts,)
 
 
 def _alike(stage: PlannedStage) -> tuple[str, str, Mapping[str, tuple[str, ...]]]:
@@ -161,6 +193,12 @@ def _brought(variant: Variant) -> str:
     """Return which option brought a variant."""
     varied = [key for key in variant.changes if key not in (f"{variant.stage}.method", *variant.of_paper)]
     return f"--vary {varied[-1]}" if varied else "--methods"
+
+
+def _named_after(final: str, last: str, stage: str) -> str:
+    """Return what a variant calls one of its own stages: the last one by the variant's name, the others after it."""
+    name = f"{final}-{stage}"
+    return final if stage == last else name if NAME.fullmatch(name) else f"{stage[:20]}-{digest(name)}"
 
 
 @dataclass(frozen=True)
@@ -183,9 +221,10 @@ class _Writer:
         stages = {
             **dict(self._shared(measuring)),
             **{
-                contender.stages[k]: self._table(plan, seeds[k])
+                name: table
                 for k in range(self.count)
                 for contender, plan in zip(contenders, self.planned, strict=True)
+                for name, table in self._tables(plan, contender.own[k], k)
             },
             scores: self._scores(contenders, measuring, deciding, trained),
         }
@@ -193,7 +232,10 @@ class _Writer:
         stages |= others
         overrides = {**self.base.overrides, **{k: v for c in contenders for k, v in self._moved(c)}}
         name = f"{self.base.name}-compare"
-        recipe = replace(self.base, name=name, stages=stages, result=(scores, *others), overrides=overrides)
+        sources = {name: table for plan in self.planned for name, table in self._sources(plan).values()}
+        recipe = replace(
+            self.base, name=name, sources=sources, stages=stages, result=(scores, *others), overrides=overrides
+        )
         plan = self._plan(recipe, scores, measuring is None, ground)
         decides = deciding or plan.stage(scores).inputs["rewards"]
         return ComparisonPlan(
@@ -212,17 +254,35 @@ class _Writer:
 
     def _seeds(self) -> tuple[int, ...]:
         """Return the stage's own seed, and others that are derived from it."""
-        own = self.planned[0].stage(self.stage).seed
-        return (own, *(stage_seed(own, f"{self.stage}/{number}") for number in range(2, self.count + 1)))
+        own = _compared(self.planned[0], self.stage).seed
+        return tuple(self._seed(own, k) for k in range(self.count))
+
+    def _seed(self, own: int, k: int) -> int:
+        return stage_seed(own, f"{self.stage}/{k + 1}") if k else own
+
+    def _sources(self, plan: Plan) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """Return a variant's sources by their names in its recipe; what another variant has otherwise is renamed."""
+        first = {name: table for other in self.planned for name, table in other.recipe.sources.items()}
+        first |= self.base.sources
+        return {
+            name: (name if table == first[name] else f"{name}-{digest(repr(table))}", table)
+            for name, table in plan.recipe.sources.items()
+        }
 
     def _contenders(self) -> tuple[Contender, ...]:
         """Name the stages; the recipe's own variant keeps its name, so that what `recipe` has run is reused."""
         taken = [*self.base.sources, *self.base.stages]
         found = []
         for variant, plan, name in zip(self.variants, self.planned, stage_names(self.variants, taken), strict=True):
-            own = plan.recipe.stages[self.stage] == self.base.stages[self.stage]
-            first = self.stage if own else f"{name}-s1"
-            found.append(Contender(variant, (first, *(f"{name}-s{number}" for number in range(2, self.count + 1)))))
+            last, own = _compared(plan, self.stage).name, [one.name for one in _own_stages(plan, self.stage)]
+            same = plan.recipe.repeats == self.base.repeats
+            same = same and all(plan.recipe.stages[one] == self.base.stages[one] for one in own)
+            finals = (last if same else f"{name}-s1", *(f"{name}-s{number}" for number in range(2, self.count + 1)))
+            named = [
+                {one: one if same and not k else _named_after(final, last, one) for one in own}
+                for k, final in enumerate(finals)
+            ]
+            found.append(Contender(variant, finals, tuple(named)))
         return tuple(found)
 
     def _free(self, name: str) -> str:
@@ -236,30 +296,37 @@ class _Writer:
 
     def _shared(self, measuring: PlannedStage | None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the stages that no variant changes, wired as the recipe wires them; whoever needs them runs them."""
-        changed = {self.stage, measuring.name if measuring else ""}
-        for stage in self.planned[0].stages:
+        first = self.planned[0]
+        changed = {*(one.name for one in _own_stages(first, self.stage)), measuring.name if measuring else ""}
+        for stage in first.stages:
             if stage.name in changed or changed & set(stage.taken):
                 changed.add(stage.name)
             else:
-                yield stage.name, self._wired(stage, self.base.stages[stage.name])
+                yield stage.name, self._wired(stage, first.recipe.stages[stage.name])
 
-    def _table(self, plan: Plan, seed: int) -> dict[str, Any]:
-        """Write one variant's stage. Gates would stop the comparison at the first variant that misses one."""
-        table = self._wired(plan.stage(self.stage), plan.recipe.stages[self.stage])
-        return {**{key: value for key, value in table.items() if key != "gates"}, "seed": seed}
+    def _tables(self, plan: Plan, own: Mapping[str, str], k: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Write one variant's stages under one seed. Gates would stop the comparison at the first one that misses."""
+        names = {**{old: new for old, (new, _) in self._sources(plan).items()}, **own}
+        for old, new in own.items():
+            table = self._wired(plan.stage(old), plan.recipe.stages[old])
+            inputs = {role: [names.get(name, name) for name in several] for role, several in table["inputs"].items()}
+            kept = {key: value for key, value in table.items() if key != "gates"}
+            yield new, {**kept, "inputs": inputs, "seed": self._seed(plan.stage(old).seed, k)}
 
     def _wired(self, stage: PlannedStage, table: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {role: list(names) for role, names in stage.inputs.items() if role != COSTS}
         return {**table, "method": stage.method.name, "inputs": inputs}
 
     def _trained(self) -> list[str]:
-        """Name the rewards that variants learn from."""
+        """Name the rewards that variants learn from, but for those that each has of its own."""
         found = [
             name
             for plan in self.planned
-            for role, names in plan.stage(self.stage).inputs.items()
-            if any(issubclass(kind, Reward) for kind in plan.stage(self.stage).method.consumes[role].kinds)
+            for made in [_compared(plan, self.stage)]
+            for role, names in made.inputs.items()
+            if any(issubclass(kind, Reward) for kind in made.method.consumes[role].kinds)
             for name in names
+            if name not in [one.name for one in _own_stages(plan, self.stage)]
         ]
         return list(dict.fromkeys(found))
 
@@ -280,7 +347,7 @@ class _Writer:
         trained: Sequence[str],
     ) -> dict[str, Any]:
         """Write the stage that measures: the start first, then every variant under every seed."""
-        own = self.base.stages[measuring.name] if measuring else {}
+        own = self.planned[0].recipe.stages[measuring.name] if measuring else {}
         asked = measuring.inputs["rewards"] if measuring else ()
         rewards = list(dict.fromkeys([*deciding, *asked, *trained]))
         prompts = measuring.inputs["prompts"] if measuring else self._prompts()
@@ -294,27 +361,27 @@ class _Writer:
         """Yield the recipe's other stages that measure several policies, the compared one among them: what they
         measure of it, they measure of the start and of every variant."""
         variants = [name for contender in contenders for name in contender.stages]
-        for stage in self.planned[0].stages:
-            roles = [role for role, names in stage.inputs.items() if self.stage in names]
+        first, last = self.planned[0], _compared(self.planned[0], self.stage).name
+        for stage in first.stages:
+            roles = [role for role, names in stage.inputs.items() if last in names]
             if stage.method.name == EVALUATE or not stage.wanted or not issubclass(stage.made, Scores) or not roles:
                 continue
             if stage.method.consumes[roles[0]].several:
-                table = self._wired(stage, self.base.stages[stage.name])
+                table = self._wired(stage, first.recipe.stages[stage.name])
                 inputs = {**table["inputs"], roles[0]: [self.start, *variants]}
                 yield stage.name, {**{k: v for k, v in table.items() if k != "gates"}, "inputs": inputs}
 
     def _prompts(self) -> tuple[str, ...]:
         """Return the prompts that a variant learns from, if one does: their held-out side is what is asked."""
-        for plan in self.planned:
-            made = plan.stage(self.stage)
-            for role, names in made.inputs.items():
-                if made.method.consumes[role].kinds == (Prompts,):
-                    return names
-        return ()
+        made = [stage for plan in self.planned for stage in reversed(_own_stages(plan, self.stage))]
+        asked = (names for one in made for role, names in one.inputs.items() if _takes_prompts(one, role))
+        return next(asked, ())
 
     def _moved(self, contender: Contender) -> Iterator[tuple[Keys, Any]]:
         """Yield a variant's stages the overrides of the stage that it is made from, as they were typed."""
         mine = {("stage", *key.split(".")): value for key, value in contender.variant.changes.items()}
         for path, value in {**self.base.overrides, **mine}.items():
-            if path[:2] == ("stage", self.stage):
-                yield from ((("stage", name, *path[2:]), value) for name in contender.stages)
+            for own in contender.own if path[0] == "stage" else ():
+                for old, new in own.items():
+                    if path[1] in (old, self.base.rounds[old].stage if old in self.base.rounds else old):
+                        yield ("stage", new, *path[2:]), value

@@ -14,6 +14,8 @@ from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.recipe import Recipe
 from alignkit.show.literature import papers_called
 
+REPEAT = "repeat"
+"""The table of a recipe that says how often its stages repeat."""
 LONGEST = 34
 """Letters of a variant's stage name; the number of the seed comes behind."""
 
@@ -128,17 +130,23 @@ def split(text: str) -> list[str]:
 
 def compared_stage(recipe: Recipe, plugins: Plugins, asked: VariantRequest) -> str:
     """Return which stage is compared. Raises RecipeError where there is none, or where something else shall vary."""
-    stages = list(recipe.stages)
+    stages = recipe.named_stages
     if asked.stage is not None and asked.stage not in stages:
         hint = near_miss(asked.stage, stages) or f"the stages are {', '.join(stages)}"
         raise RecipeError(f"there is no stage {asked.stage!r}", f"--stage {asked.stage}", hint)
     varied = [key.partition(".")[0] for key in asked.vary]
     stage = asked.stage or next((name for name in varied if name in stages), None)
-    stage = stage or next((name for name in reversed(stages) if _makes_policy(recipe, plugins, name)), None)
+    stage = stage or next((name for name in reversed([*recipe.stages]) if _makes_policy(recipe, plugins, name)), None)
     if stage is None:
         raise RecipeError("no stage makes a policy, so there is nothing to compare", recipe.path.name, "add one")
-    _check_asked(asked, stage, stages)
+    stage = recipe.rounds[stage].stage if stage in recipe.rounds and stage != asked.stage else stage
+    _check_asked(asked, stage, stages, rounds_vary=_repeats(recipe, stage))
     return stage
+
+
+def _repeats(recipe: Recipe, stage: str) -> bool:
+    """Return whether the name of a stage means all of its rounds, which then vary together."""
+    return stage not in recipe.stages
 
 
 def _makes_policy(recipe: Recipe, plugins: Plugins, stage: str) -> bool:
@@ -146,7 +154,7 @@ def _makes_policy(recipe: Recipe, plugins: Plugins, stage: str) -> bool:
     return method is not None and issubclass(method.produces, Policy)
 
 
-def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str]) -> None:
+def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str], *, rounds_vary: bool) -> None:
     wrong = []
     if not asked.methods and not asked.vary:
         remedy = f"name methods, --methods ppo,grpo, or values, --vary {stage}.METHOD.SETTING=A,B"
@@ -159,7 +167,7 @@ def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str]) -> No
         name, _, rest = key.partition(".")
         if not values:
             wrong.append(Problem("no values given", f"--vary {key}", f"write --vary {key}=A,B,..."))
-        if name != stage:
+        if name != stage and not (rounds_vary and name == REPEAT):
             near = near_miss(name, stages) if name not in stages else ""
             remedy = near or "--set changes another one, for all variants alike"
             wrong.append(Problem(f"only stage {stage!r} varies here", f"--vary {key}", remedy))
@@ -175,7 +183,7 @@ def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: 
 
     Raises RecipeError where a setting varies of a method that is not compared.
     """
-    own = str(recipe.stages[stage].get("method", stage))
+    own = str(recipe.stages[recipe.last_round(stage)].get("method", stage))
     known = {*plugins.methods, *WELL_KNOWN}
     belongs = {key: parts[1] for key in asked.vary if len(parts := key.split(".")) > 2 and parts[1] in known}
     named = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]

@@ -195,8 +195,9 @@ class _Planner:
             self._refuse(f"stage {name!r}: inputs must be a table", where, 'write inputs.ROLE = "..."')
             return {}
         names, parts = list(self.recipe.stages), parts_of_rounds(self.recipe)
-        kinds = {key: source.kind for key, source in self.sources.items() if key not in parts}
-        offers = Offers(kinds, self.made, tuple(names[names.index(name) :]), frozenset(self.unknown))
+        kinds = {key: source.kind for key, source in self.sources.items()}
+        later, unknown = tuple(names[names.index(name) :]), frozenset(self.unknown)
+        offers = Offers(kinds, self.made, parts, later, unknown)
         wires, errors = wire(self.recipe, name, method, offers, self.plugins)
         self.errors += errors
         self.wires[name] = in_round(self.recipe, name, method, wires, self.wires)

@@ -19,10 +19,10 @@ START, REFERENCE = "policy", "reference"
 GateT = TypeVar("GateT")
 
 
-def parts_of_rounds(recipe: Recipe) -> set[str]:
+def parts_of_rounds(recipe: Recipe) -> frozenset[str]:
     """Name the sources that are one round's part of another source; no stage is connected to them by their kind."""
     divided = ((name, repeat) for repeat in recipe.repeats.values() if repeat.rounds > 1 for name in repeat.split)
-    return {part for name, repeat in divided for part in parts_of(name, repeat)}
+    return frozenset(part for name, repeat in divided for part in parts_of(name, repeat))
 
 
 def in_round(recipe: Recipe, stage: str, method: Method, wires: Wires, earlier: Mapping[str, Wires]) -> Wires:

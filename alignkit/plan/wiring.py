@@ -20,6 +20,8 @@ class Offers:
 
     sources: Mapping[str, type[Artifact]]
     stages: Mapping[str, type[Artifact]]
+    named_only: frozenset[str] = frozenset()
+    """Sources that only a name connects a stage to."""
     later: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
     """Names that are in the recipe but whose kind is not known, because something is wrong with them."""
@@ -167,7 +169,8 @@ def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
     if wanted.optional and not wanted.several:
         return ()
     made = [name for name, kind in offers.stages.items() if wanted.takes(kind) and name not in taker.bounded]
-    given = [name for name, kind in offers.sources.items() if wanted.takes(kind) and name not in taker.bounded]
+    closed = {*taker.bounded, *offers.named_only}
+    given = [name for name, kind in offers.sources.items() if wanted.takes(kind) and name not in closed]
     if made and wanted.several and wanted.kinds == (Policy,) and len(given) == 1:
         return (given[0], made[-1])  # what compares policies compares the end with the start
     if made:

@@ -89,6 +89,11 @@ class Recipe:
         """The stages that are rounds of another one."""
         return rounds_of(self.repeats)
 
+    @property
+    def named_stages(self) -> list[str]:
+        """What a stage may be called: by its name, or of one that repeats by what all its rounds are called."""
+        return list(dict.fromkeys([*self.stages, *(one.stage for one in self.rounds.values())]))
+
     def last_round(self, name: str) -> str:
         """Return the stage that a name means: of one that repeats, its last round."""
         return next((last for last, one in self.rounds.items() if one.stage == name and one.number == one.of), name)

@@ -216,7 +216,7 @@ def _round(stages: Tables, stage: str, number: int, seed: int) -> Mapping[str, A
     """Return the table of one round; the first has the seed that the stage would have without rounds."""
     first = stages[stage].get("seed", stage_seed(seed, stage))
     drawn = stage_seed(first, f"{stage}/round {number}") if number > 1 and isinstance(first, int) else first
-    return merged({**stages[stage], "seed": drawn}, stages.get(f"{stage}-{number}", {}))
+    return merged({"method": stage, **stages[stage], "seed": drawn}, stages.get(f"{stage}-{number}", {}))
 
 
 def _wired(table: Mapping[str, Any], repeat_of: Mapping[str, Repeat], place: _Place | None) -> Mapping[str, Any]:

@@ -75,7 +75,7 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     given, one = given_settings(stage.settings), plan.recipe.rounds.get(stage.name)
     if one:
         yield f"round: {one.number} of {one.of}"
-    if one and one.number > 1 and _same_settings(stage, plan.stage(f"{one.stage}-1")):
+    if given and one and one.number > 1 and _same_settings(stage, plan.stage(f"{one.stage}-1")):
         yield f"set: as {one.stage}-1"
     elif given:
         yield f"set: {_assignments(given, stage.method.name)}"

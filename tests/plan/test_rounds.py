@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 from planning import Desk, make_desk, write_rows
 
+from alignkit.compare.planning import plan_comparison
+from alignkit.compare.variants import VariantRequest
+from alignkit.errors import RecipeError
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.fingerprint import stage_seed
 from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
+from alignkit.show.planned import as_dict, show_plan
 
 METHODS = '''
 from alignkit import Policy, Preferences, Prompts, Scores, Settings, Stage, hookimpl, method
@@ -316,3 +320,76 @@ def test_a_recipe_with_rounds_is_the_same_for_another_process(desk: Desk) -> Non
     assert [(stage.name, stage.fingerprint) for stage in again.stages] == [
         (stage.name, stage.fingerprint) for stage in plan.stages
     ]
+
+
+def compared(desk: Desk, **asked: object):
+    gold = '[sources]\ngold = { reward = "function:reviews-gold" }\n'
+    text = ROUNDS.replace("[sources]\n", gold) + 'split = ["prompts"]\n'
+    (desk.folder / "r.toml").write_text(text, "utf-8")
+    files = [desk.plugin, desk.folder / "more.py"]
+    return plan_comparison(
+        desk.folder / "r.toml", VariantRequest(**asked), runs=desk.folder / "runs", plugins=files, set={"seed": 5}
+    )
+
+
+def test_a_comparison_varies_a_stage_in_all_of_its_rounds(desk: Desk) -> None:
+    found = compared(desk, vary={"align.prefer-by.beta": ["0.1", "0.3"]}, seeds=2)
+
+    own, other = found.contenders
+    assert (found.stage, found.start) == ("align", "first")
+    assert own.stages[0] == own.own[0]["align-3"] == "align-prefer-by-beta-0-1-s1"
+    assert list(own.own[0]) == ["pairs-1", "align-1", "pairs-2", "align-2", "pairs-3", "align-3"]
+    made = {stage.name: stage for stage in found.plan.stages}
+    assert [made[name].settings.model_dump()["beta"] for name in other.own[1].values()] == [0.1, 0.3] * 3
+    for contender in found.contenders:
+        for names in contender.own:
+            assert made[names["align-1"]].inputs == {"policy": ("first",), "pairs": (names["pairs-1"],)}
+            assert made[names["pairs-2"]].inputs == {"policy": (names["align-1"],), "prompts": ("prompts-2",)}
+            assert made[names["align-3"]].inputs == {"policy": (names["align-2"],), "pairs": (names["pairs-3"],)}
+    seeds = [[made[name].seed for name in one.own[k].values()] for one in found.contenders for k in (0, 1)]
+    assert seeds[0] == seeds[2] != seeds[1] == seeds[3]
+    assert len({*seeds[0], *seeds[1]}) == 12
+
+
+def test_a_comparison_varies_the_number_of_rounds(desk: Desk) -> None:
+    found = compared(desk, vary={"repeat.rounds": ["1", "2", "3"]})
+
+    made = {stage.name: stage for stage in found.plan.stages}
+    assert [one.variant.label for one in found.contenders] == [
+        "prefer-by repeat.rounds=1",
+        "prefer-by repeat.rounds=2",
+        "prefer-by repeat.rounds=3",
+    ]
+    asked = [
+        [made[one.own[0][f"pairs-{n}"]].inputs["prompts"][0] for n in range(1, len(one.own[0]) // 2 + 1)]
+        for one in found.contenders
+    ]
+    assert asked[0] == ["prompts"]
+    assert asked[2] == ["prompts-1", "prompts-2", "prompts-3"]
+    parts = [found.plan.sources[name].said()["part"] for several in asked for name in several]
+    assert parts == [None, [1, 2], [2, 2], [1, 3], [2, 3], [3, 3]]
+    assert found.contenders[2].stages == ("align-3",)
+
+
+def test_one_round_alone_may_be_compared(desk: Desk) -> None:
+    found = compared(desk, stage="align-2", vary={"align-2.prefer-by.beta": ["0.1", "0.3"]})
+
+    assert found.start == "align-1"
+    assert [list(one.own[0]) for one in found.contenders] == [["align-2"], ["align-2"]]
+
+
+def test_twins_among_rounds_are_refused(desk: Desk) -> None:
+    with pytest.raises(RecipeError, match=r"stage 'align': the variants .* are the same"):
+        compared(desk, vary={"align.prefer-by.beta": ["0.1", "0.10"]})
+
+
+def test_a_plan_tells_its_rounds(desk: Desk) -> None:
+    plan = planned(desk, ROUNDS + "[stage.align-3]\nprefer-by.beta = 0.2\n[stage.x]\nmethod = 'show'\n")
+
+    told = as_dict(plan)["stages"]
+    assert told["align-2"]["round"] == {"stage": "align", "number": 2, "of": 3}
+    assert "round" not in told["first"]
+    lines = show_plan(planned(desk, ROUNDS + "[stage.align-3]\nprefer-by.beta = 0.2\n"), {}, {}, None)
+    assert "align-2  round: 2 of 3" in lines
+    assert "align-2  set: as align-1" not in lines
+    assert "align-3  set: prefer-by.beta = 0.2" in lines
