@@ -32,6 +32,7 @@ from alignkit.estimate.formulas import Facts, Held, Job, Need, estimated
 from alignkit.estimate.sizes import sizes_of
 from alignkit.estimate.timing import gauge
 from alignkit.plan.plan import Plan, PlannedStage, policies_of, policy_of, policy_roles
+from alignkit.plan.repeated import REFERENCE
 from alignkit.sources.source import Source
 from alignkit.training import encoding
 from alignkit.training.arithmetic import arithmetic, device
@@ -134,7 +135,8 @@ class Estimator:
         costs = gauge(config, needs.lora, needs.precision, compiles=self.how.compiles)
         whole, beside = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
         quantised = QUANTISED.get(self.desk.open(source).load)
-        return Job(needs, facts, sizes, costs, rewards, policies, whole, beside, quantised, how=self.how)
+        apart = REFERENCE in stage.inputs
+        return Job(needs, facts, sizes, costs, rewards, policies, whole, apart, beside, quantised, how=self.how)
 
     @property
     def plan(self) -> Plan:

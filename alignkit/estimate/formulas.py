@@ -126,6 +126,8 @@ class Job:
     """That are given to be measured."""
     whole: bool = False
     """An adapter is merged and saved with its base, which lies in no folder."""
+    apart: bool = False
+    """Another policy than the start is what the policy is compared with: a model of its own, whatever learns."""
     beside: float = 0.0
     """Bytes of the files that an artifact has beside its weights, the tokenizer's above all."""
     quantised: float | None = None
@@ -259,7 +261,7 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
     held = [job.trained]
     if needs.critic == "separate":
         held.append(Held(sizes, trains=True, bytes=frozen))
-    if not job.lora and not cut and needs.start:
+    if job.apart or (not job.lora and not cut and needs.start):
         held.append(Held(sizes, trains=False, bytes=frozen))
     if cut:
         held.append(Held(sizes._replace(weights=sizes.trained), trains=False, bytes=frozen))

@@ -174,6 +174,14 @@ def test_memory_grows_with_batch_and_length_and_shrinks_with_lora() -> None:
     assert need(SFTSettings(batch=8, lora=LoRA()), lora=LoRA()).parts["optimiser"] == base.parts["optimiser"] / 100
 
 
+def test_a_reference_that_is_no_start_is_a_model_more_where_adapters_learn() -> None:
+    sizes, needs = estimating.Sizes(1000_000, 10_000, 8, 128, 500, 1024), ppo.needs(PPOSettings(lora=LoRA()))
+
+    alone, beside = (estimated(needs, Job(needs, FACTS, sizes, GAUGE, apart=apart)).parts for apart in (False, True))
+
+    assert beside["weights"] - alone["weights"] == 4 * 1000_000
+
+
 def test_moments_in_8_bits_are_a_quarter() -> None:
     sizes, needs = estimating.Sizes(1000_000, 1000_000, 8, 128, 500, 1024), sft.needs(SFTSettings())
     assert needs
