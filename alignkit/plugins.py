@@ -32,6 +32,7 @@ BUILT_IN = (
     "alignkit.methods.ppo",
     "alignkit.methods.grpo",
     "alignkit.methods.rloo",
+    "alignkit.methods.best_of_n",
     "alignkit.methods.evaluate",
     "alignkit.methods.rule_rewards",
     "alignkit.demo.gold",

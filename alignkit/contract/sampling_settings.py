@@ -68,8 +68,6 @@ class SamplingSettings(Settings):
     """How often each answer is learnt from."""
     minibatches: PositiveInt = 4
     """Optimiser steps in an epoch."""
-    clip: PositiveFloat = 0.2
-    """How far a token's probability may move in one update before its gradient stops, as a share."""
     kl: KL = KL()
     """The pull back to the starting policy."""
     generation: Generation = Generation()
@@ -121,6 +119,8 @@ class GroupSettings(SamplingSettings):
     """Answers to each prompt, which are compared with each other; more make a steadier comparison. At least 2."""
     epochs: PositiveInt = 1
     """How often each answer is learnt from."""
+    clip: PositiveFloat = 0.2
+    """How far a token's probability may move in one update before its gradient stops, as a share."""
     trained_layers: PositiveInt | None = None
     """Train only so many of the upper layers; what the lower ones make of an answer is then computed once and serves
     policy and start in all epochs. Unset: all weights learn."""

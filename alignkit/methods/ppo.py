@@ -76,6 +76,8 @@ class PPOSettings(SamplingSettings):
 
     method: ClassVar[str] = "ppo"
 
+    clip: PositiveFloat = 0.2
+    """How far a token's probability may move in one update before its gradient stops, as a share."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount from token to token."""
     lam: float = Field(default=0.95, ge=0, le=1)

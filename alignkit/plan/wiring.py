@@ -81,7 +81,7 @@ def _check_opened(taker: Taker, role: str, names: Sequence[str]) -> None:
     recipe, stage, method, offers = taker.recipe, taker.stage, taker.method, taker.offers
     for name in names:
         kind = offers.kind(name)
-        if kind and not can_be_opened(kind):
+        if kind and issubclass(kind, Reward) and not can_be_opened(kind):
             raise RecipeError(
                 f"stage {stage!r}: {method.name} takes {name!r} as {role}, and a {kind.__name__} cannot score answers",
                 recipe.where("stage", stage),

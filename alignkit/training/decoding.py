@@ -5,7 +5,8 @@ are taken out. Others (convolutions, state spaces, recurrences) keep states that
 or nothing at all. `learn.ways` tries which way is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -38,8 +39,14 @@ WAYS = (Way("padded", drops=True), Way("padded"), Way("level", drops=True), Way(
 class Decoding:
     """Rows that grow token by token, and the logits of their next tokens."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, prompts: Sequence[Tokens], way: Way) -> None:
-        self._model, self._way = model, way
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        prompts: Sequence[Tokens],
+        way: Way,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._model, self._way, self._within = model, way, within
         self._inner = beneath(model)
         self._quiet = without_router_logits(model)
         self._rows = [list(prompt) for prompt in prompts]
@@ -79,7 +86,7 @@ class Decoding:
         """Read all rows from their beginning, filled up on the right."""
         length = max(map(len, self._rows))
         ids = torch.tensor([row + [FILLER] * (length - len(row)) for row in self._rows], device=self._model.device)
-        logits = self._model(input_ids=ids, use_cache=False, **self._quiet).logits
+        logits = self._pass(input_ids=ids, use_cache=False).logits
         ends = torch.tensor([len(row) - 1 for row in self._rows], device=logits.device)
         self.logits = logits[torch.arange(len(ends), device=logits.device), ends]
 
@@ -92,7 +99,7 @@ class Decoding:
             mask = (torch.arange(length, device=ids.device) >= lengths).long()
             self._inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
         first = {"logits_to_keep": 1} if "logits_to_keep" in signature(self._inner.forward).parameters else {}
-        self._take(self._model(input_ids=ids, **self._inputs, **first, use_cache=True, **self._quiet))
+        self._take(self._pass(input_ids=ids, **self._inputs, **first, use_cache=True))
 
     def _go_on(self, column: Tensor) -> None:
         """Read one more token of each row (rows, 1)."""
@@ -101,7 +108,11 @@ class Decoding:
             grown = torch.nn.functional.pad(mask, (0, 1), value=1)
             self._inputs = {"attention_mask": grown, "position_ids": positions[:, -1:] + 1}
         kept = {self._kept: self._cache}
-        self._take(self._model(input_ids=column, **self._inputs, **kept, use_cache=True, **self._quiet))
+        self._take(self._pass(input_ids=column, **self._inputs, **kept, use_cache=True))
+
+    def _pass(self, **inputs: Any) -> Any:
+        with self._within():
+            return self._model(**inputs, **self._quiet)
 
     def _take(self, output: Any) -> None:
         kept = [name for name in CACHES if getattr(output, name, None) is not None]
@@ -110,6 +121,24 @@ class Decoding:
         self._kept, self._cache = kept[0], getattr(output, kept[0])
         logits: Tensor = output.logits[:, -1]
         self.logits = logits if len(self._open) == len(logits) else logits[self._open]
+
+
+class Mixture:
+    """Rows that grow by the geometric mixture of two models, one^(1 - share) * other^share at every token."""
+
+    def __init__(self, one: Decoding, other: Decoding, share: float) -> None:
+        self._both, self._share = (one, other), share
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the next token of each row that goes on (open, vocabulary); its constant cancels in the softmax."""
+        one, other = (decoding.logits.float() for decoding in self._both)
+        return (1 - self._share) * one + self._share * other
+
+    def step(self, tokens: Tensor, going_on: Sequence[int]) -> None:
+        """Append a token (open,) to each of those rows that go on."""
+        for decoding in self._both:
+            decoding.step(tokens, going_on)
 
 
 def without_router_logits(model: PreTrainedModel | PeftModel) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Measured(NamedTuple):
     scored: Scored
     kl: list[float] | None
     """From the starting policy, in nats, by each answer; None where that is not at hand."""
+    wins: list[float] | None = None
+    """How likely each answer is better than the one before, by judges; None where there are none."""
 
 
 def measured(
@@ -83,16 +85,10 @@ def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: S
     if before is None or after is None:
         stage.warn("no prompts are held out, so nothing is measured", "raise the source's held_out")
         return
-    was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
-    stage.measure("reward", before.scored.total.tolist(), after.scored.total.tolist())
-    if now <= was:
-        problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
-        cut = 1 - fmean(after.rollout.finished)
-        if cut > CUT:
-            answers = limits._replace(answers=len(after.rollout.finished))
-            stage.warn(f"{problem}; {answers.told(cut)}", limits.remedy)
-        else:
-            stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")
+    if after.wins is not None:
+        stage.measure("win_rate", None, after.wins, 0.5)
+    if after.scored.parts:
+        _tell_reward(stage, before, after, limits)
     for name in after.scored.parts if len(after.scored.parts) > 1 else ():
         old, new = (m.scored.parts[name].tolist() for m in (before, after))
         stage.measure(f"reward/{name}", old, new)
@@ -103,17 +99,33 @@ def tell(stage: Stage, before: Measured | None, after: Measured | None, shown: S
     ended, ends = (list(map(float, m.rollout.finished)) for m in (before, after))
     stage.measure("eos_rate", ended, ends, better="")
     rewards = {"reward before": before.scored.total.tolist(), "reward": after.scored.total.tolist()}
-    stage.rows({**rewards, "length before": length, "length": new_length})
+    stage.rows({**(rewards if after.scored.parts else {}), "length before": length, "length": new_length})
     texts = [tokenizer.batch_decode(m.rollout.answers, skip_special_tokens=True) for m in (before, after)]
-    gains = (after.scored.total - before.scored.total).tolist()
+    gains = (after.scored.total - before.scored.total).tolist() if after.scored.parts else after.wins or []
     for row, kind in picked_samples(gains, samples):
-        stage.sample(
-            {
-                "prompt": prompts[row].text,
-                "before": texts[0][row],
-                "after": texts[1][row],
+        sample: dict[str, str | float] = {
+            "prompt": prompts[row].text,
+            "before": texts[0][row],
+            "after": texts[1][row],
+        }
+        if after.scored.parts:
+            sample |= {
                 "reward before": float(before.scored.total[row]),
                 "reward after": float(after.scored.total[row]),
-            },
-            kind,
-        )
+            }
+        if after.wins is not None:
+            sample["better"] = after.wins[row]
+        stage.sample(sample, kind)
+
+
+def _tell_reward(stage: Stage, before: Measured, after: Measured, limits: AnswerBounds) -> None:
+    was, now = float(before.scored.total.mean()), float(after.scored.total.mean())
+    stage.measure("reward", before.scored.total.tolist(), after.scored.total.tolist())
+    if now <= was:
+        problem = f"the reward of answers to held-out prompts has not risen ({was:.4g} -> {now:.4g})"
+        cut = 1 - fmean(after.rollout.finished)
+        if cut > CUT:
+            answers = limits._replace(answers=len(after.rollout.finished))
+            stage.warn(f"{problem}; {answers.told(cut)}", limits.remedy)
+        else:
+            stage.warn(problem, "take more updates or a higher learning rate, or look at the reward")

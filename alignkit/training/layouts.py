@@ -8,6 +8,7 @@ may be frozen: what they make of an answer is computed once and serves policy, s
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from alignkit.training.models import load_critic, load_policy
 from alignkit.training.output_layer import chosen_logprobs, chosen_tokens, head_of
 from alignkit.training.packing import LAID_OUT, Pack, by_prompt, hidden_before_answers
 from alignkit.training.rollouts import (
+    Beside,
     Critic,
     Rollout,
     Tokens,
@@ -89,6 +91,9 @@ class Models:
     """Where the policy is cut into frozen and trained layers."""
     apart: bool = False
     """The reference is another policy than the one that training starts from."""
+    start_share: float = 0.0
+    """The starting policy's exponent in what answers, policy^(1 - share) * start^share at every token: 0 is the policy
+    and 1 its start."""
 
     @property
     def can_compare(self) -> bool:
@@ -218,16 +223,17 @@ def _open_critic(
 
 
 def sample(models: Models, prompts: Sequence[Tokens], rows: list[int], longest: int, chance: Generator) -> Rollout:
-    """Let the policy answer these rows of the prompts in at most `longest` tokens."""
-    asked = [prompts[row] for row in rows]
-    with _arithmetic(models):
+    """Let the policy, or its start by its share, answer these rows of the prompts in at most `longest` tokens."""
+    asked, share, start = [prompts[row] for row in rows], models.start_share, models.reference or models.policy
+    with _arithmetic(models), _at_start(models) if share == 1 else nullcontext():
         drawn = sample_answers(
-            models.policy,
+            start if share == 1 else models.policy,
             asked,
             max_new_tokens=longest,
             stop=models.stop_tokens,
             generator=chance,
             temperature=models.temperature,
+            beside=Beside(start, share, partial(_at_start, models)) if 0 < share < 1 else None,
         )
     return Rollout(rows, asked, drawn.answers, drawn.finished, drawn.logprobs)
 

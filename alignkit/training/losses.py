@@ -212,6 +212,13 @@ def leave_one_out_advantages(rewards: Tensor, answers: int) -> Tensor:
     return (groups - others).flatten().detach()
 
 
+def best_of_groups(scores: Tensor, answers: int, keep: int = 1) -> Tensor:
+    """Return the rows of the `keep` highest scores of each group of `answers` neighbours, best first; scores (n,)."""
+    groups = _groups(scores, answers)
+    starts = torch.arange(len(groups), device=scores.device)[:, None] * answers
+    return (groups.argsort(dim=1, descending=True, stable=True)[:, :keep] + starts).flatten()
+
+
 def share_of_equal_groups(scores: Tensor, answers: int) -> Tensor:
     """Return which share of the groups of `answers` neighbours has one score throughout; scores are (n,)."""
     groups = _groups(scores, answers)

@@ -1,12 +1,14 @@
 """Optimiser steps of methods in which the policy alone learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from alignkit.contract.sampling_settings import SamplingSettings
-from alignkit.training.layouts import check_first_step, passes, policy_logprobs
+from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
 from alignkit.training.losses import Count
+from alignkit.training.packing import joined
+from alignkit.training.rollouts import apart_beyond
 from alignkit.training.seen import Experience
 from alignkit.training.step import mean_metrics, minibatches, take_step
 from alignkit.training.updates import POLICY_METRICS, Update, longest_answer
@@ -18,24 +20,56 @@ AnswerLoss = Callable[[Experience, Tensor, Count], tuple[Tensor, Mapping[str, Te
 count of the whole step, which sums are divided by; and metrics: `approxkl`, `clipfrac` and `ratio` are usual."""
 
 
-def step_policy(update: Update[SamplingSettings], experience: Experience, loss: AnswerLoss) -> dict[str, float]:
+def step_policy(
+    update: Update[SamplingSettings], experience: Experience, loss: AnswerLoss, together: int = 1
+) -> dict[str, float]:
     """Take the optimiser steps of one update, and return the means of their metrics.
 
-    Raises StageError where the first step does not begin at what was sampled.
+    So many neighbours stay `together`, in every step and in every part of it: a loss of pairs compares two. Raises
+    StageError where the first step does not begin at what was sampled.
     """
     models, settings = update.loop.models, update.loop.settings
     steps: list[dict[str, float]] = []
-    for rows in minibatches(len(experience.answers), settings.epochs, settings.minibatches, update.chance):
+    groups = len(experience.answers) // together
+    for chosen in minibatches(groups, settings.epochs, settings.minibatches, update.chance):
+        rows = list(_neighbours(chosen, together))
         minibatch = experience.take(rows)
         count = Count(int(minibatch.mask.sum()), len(rows), longest_answer(settings))
 
         def objective(part: Experience, count: Count = count) -> tuple[Tensor, Mapping[str, Tensor]]:
-            return loss(part, policy_logprobs(models, part.prompts, part.answers, part.states), count)
+            return loss(part, _logprobs(models, part, together), count)
 
-        parts = [minibatch.take(group) for group in passes(models, minibatch.prompts, minibatch.answers)]
+        parts = [minibatch.take(group) for group in _passes(models, minibatch, together)]
         steps.append(take_step(update.loop.state.actor, parts, objective))
         if len(steps) == 1 and "approxkl" in steps[0]:
             check_first_step(models, steps[0]["approxkl"])
         if settings.kl.stop and steps[-1].get("approxkl", 0.0) > settings.kl.stop:
             break
     return mean_metrics(steps, METRICS)
+
+
+def _neighbours(groups: Sequence[int], together: int) -> Iterator[int]:
+    """Yield the rows of groups of so many neighbours."""
+    for group in groups:
+        yield from range(group * together, (group + 1) * together)
+
+
+def _passes(models: Models, minibatch: Experience, together: int) -> list[list[int]]:
+    """Group rows into what goes through the model at once, neighbours together."""
+    prompts, answers = minibatch.prompts[::together], minibatch.answers
+    joint = [
+        [token for answer in answers[start : start + together] for token in answer]
+        for start in range(0, len(answers), together)
+    ]
+    return [list(_neighbours(group, together)) for group in passes(models, prompts, joint)]
+
+
+def _logprobs(models: Models, part: Experience, together: int) -> Tensor:
+    """Compute log-probabilities (n, t) of rows that must be in one part, though some may have to be read apart."""
+    rows = list(range(len(part.answers)))
+    alone = together > 1 and models.rows_at_once == 1
+    groups = [[row] for row in rows] if alone else [rows]
+    groups = apart_beyond(groups, part.prompts, part.answers, models.alone_beyond if together > 1 else None)
+    apart = [part] if groups == [rows] else [part.take(group) for group in groups]
+    tables = [policy_logprobs(models, one.prompts, one.answers, one.states) for one in apart]
+    return tables[0] if len(tables) == 1 else joined(groups, tables)

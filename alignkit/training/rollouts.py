@@ -7,7 +7,7 @@ end token, or which has none, is harmless.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import rounded
-from alignkit.training.decoding import Decoding, Way, groups_to_decode, without_router_logits
+from alignkit.training.decoding import Decoding, Mixture, Way, groups_to_decode, without_router_logits
 from alignkit.training.packing import beneath, hidden_before_answers, last_hidden, padded
 from alignkit.training.room import tokens_decoded
 from alignkit.training.ways import alone_beyond, decoding_of, rows_together
@@ -60,6 +60,16 @@ class Sampled(NamedTuple):
     """The answer ends with a stop token."""
 
 
+class Beside(NamedTuple):
+    """A model that answers together with another one, by their geometric mixture."""
+
+    model: PreTrainedModel | PeftModel
+    share: float
+    """The exponent of its probabilities; that of the other's is what is left to 1."""
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Where its passes are made, such as with its adapters off."""
+
+
 def generator_for(seed: int, *place: int | str) -> torch.Generator:
     """Make a generator for one place of a run, so that the place alone says what is drawn there."""
     digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
@@ -84,11 +94,13 @@ def sample_answers(
     stop: frozenset[int],
     generator: torch.Generator,
     temperature: float = 1.0,
+    beside: Beside | None = None,
 ) -> Sampled:
     """Draw one answer for each prompt from softmax(logits / temperature), nothing cut off and nothing else added.
 
     An answer ends with the first stop token, or after `max_new_tokens`. The draws depend on the generator (on the CPU)
-    alone, not on how prompts are grouped. At the temperature 0 each token is the likeliest one.
+    alone, not on how prompts are grouped. At the temperature 0 each token is the likeliest one. `beside` gives another
+    model its share in every token.
     """
     draws = torch.rand(len(prompts), max_new_tokens, generator=generator)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -98,11 +110,14 @@ def sample_answers(
 
     def decode() -> None:
         for group in groups:
-            found = _decode(Decoding(model, [prompts[i] for i in group], way), draws[group], stop, temperature)
+            decoding = _decoding(model, [prompts[i] for i in group], way, beside)
+            found = _decode(decoding, draws[group], stop, temperature)
             for i, answer, drawn in zip(group, *found, strict=True):
                 answers[i], logprobs[i] = answer, drawn
 
-    with sharding.whole(model):
+    with ExitStack() as gathered:
+        for one in (model, beside.model) if beside and beside.model is not model else (model,):
+            gathered.enter_context(sharding.whole(one))
         rounded(model, model.device, decode)
     answers = parallel.lists_of_all(answers, max_new_tokens, torch.int64)
     logprobs = parallel.lists_of_all(logprobs, max_new_tokens, torch.float64)
@@ -124,6 +139,13 @@ def stream_answer(
     way, _ = _grouped(model, [prompt], [0], max_new_tokens)
     for drawn in _drawn(Decoding(model, [prompt], way), draws, stop, temperature):
         yield drawn[0][1]
+
+
+def _decoding(model: PreTrainedModel, prompts: Sequence[Tokens], way: Way, beside: Beside | None) -> Decoding | Mixture:
+    if beside is None:
+        return Decoding(model, prompts, way)
+    other = Decoding(beside.model, prompts, way, beside.within)
+    return Mixture(Decoding(model, prompts, way), other, beside.share)
 
 
 def _grouped(
@@ -295,7 +317,7 @@ def _chosen(table: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _decode(
-    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
+    decoding: Decoding | Mixture, draws: Tensor, stop: frozenset[int], temperature: float
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Sample answers, with the log-probabilities of their tokens."""
     answers: list[list[int]] = [[] for _ in draws]
@@ -308,7 +330,7 @@ def _decode(
 
 
 def _drawn(
-    decoding: Decoding, draws: Tensor, stop: frozenset[int], temperature: float
+    decoding: Decoding | Mixture, draws: Tensor, stop: frozenset[int], temperature: float
 ) -> Iterator[list[tuple[int, int, float]]]:
     """Yield of each place the rows that go on, each with its token and log-probability; they leave as they end."""
     open_rows = list(range(len(draws)))

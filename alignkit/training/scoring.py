@@ -40,7 +40,7 @@ class Scored(NamedTuple):
     """Scores of n answers."""
 
     total: Tensor
-    """Weighted and added up (n,)."""
+    """Weighted and added up (n,); zero where nothing scores."""
     parts: dict[str, Tensor]
     """Each reward by itself, without its weight (n,)."""
     costs: Mapping[str, Tensor] = MappingProxyType({})
@@ -71,7 +71,8 @@ def score_answers(answers: Sequence[Answer], rewards: Sequence[Weighted], costs:
     for name, scorer in {one.name: one for one in scorers}.items():
         scores = _scores(scorer, share)[: len(mine)]
         found[name] = _checked(scorer, parallel.placed(scores, mine, len(answers)))
-    total = torch.stack([found[reward.name] * reward.weight for reward in rewards]).sum(dim=0)
+    weighted = [found[reward.name] * reward.weight for reward in rewards]
+    total = torch.stack(weighted).sum(dim=0) if weighted else torch.zeros(len(answers))
     parts, spent = ({one.name: found[one.name] for one in several} for several in (rewards, costs))
     return Scored(total, parts, spent)
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training import layouts, losses
@@ -51,6 +52,23 @@ class Experience:
             None if self.returns is None else part(self.returns),
             None if self.states is None else [self.states[row] for row in rows],
         )
+
+    def alternating(self, other: "Experience") -> "Experience":
+        """Return the rows of both, each before the other's of the same place, as pairs are laid out."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+
+        def both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+            if one is None or two is None:
+                return None
+            wide = [pad(table, (0, width - table.shape[1])) if table.ndim == 2 else table for table in (one, two)]
+            return torch.stack(wide, dim=1).flatten(0, 1)
+
+        tables = ("mask", "logprobs", "advantages", "reference", "values", "returns")
+        made: dict[str, Any] = {name: both(getattr(self, name), getattr(other, name)) for name in tables}
+        for name in ("prompts", "answers", "states"):
+            rows = getattr(self, name), getattr(other, name)
+            made[name] = None if None in rows else [row for two in zip(*rows, strict=True) for row in two]
+        return Experience(**made)
 
 
 class Seen(NamedTuple):

@@ -12,13 +12,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignkit.contract.kinds import Policy, Prompts, Reward
+from alignkit.contract.judges import JudgeClient
+from alignkit.contract.kinds import Judge, Policy, Prompts, Reward
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, StageError
-from alignkit.training import encoding, held_out, layouts, losses, parallel
+from alignkit.training import encoding, held_out, judging, layouts, losses, parallel
 from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
@@ -27,7 +29,7 @@ from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
-from alignkit.training.scoring import Bounded, Scored, Weighted, score_rollout
+from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
 from alignkit.training.seen import Seen, see
 from alignkit.training.step import (
     CommitTimer,
@@ -100,6 +102,8 @@ class Loop(Generic[SettingsC]):
     seed: int
     log: Log
     """Is told the number of updates that were taken and the metrics of the last; keeps checkpoints."""
+    judged: bool = False
+    """Judges say an answer's score: how likely it is better than another answer to its prompt."""
 
     def updates(self) -> "Iterator[Update[SettingsC]]":
         """Yield the updates that are left, with learning rates set. Raise PluginError where one is not ended."""
@@ -121,18 +125,27 @@ class Update(Generic[SettingsC]):
         self._tokens = 0
         self._began = self._answered = self._judged = perf_counter()
 
-    def sample(self) -> Rollout:
-        """Let the policy answer the prompts whose turn it is, `settings.answers` times each, side by side."""
-        settings, prompts = self.loop.settings, self.loop.prompts
+    def sample(self, answers: int | None = None, *, start: float = 0.0, greedy: bool = False) -> Rollout:
+        """Let the policy answer the prompts whose turn it is, `settings.answers` times each, side by side.
+
+        `answers` is another number of them. `start` is the exponent of the starting policy in what answers,
+        policy^(1 - start) * start^start at every token; `greedy` takes the likeliest token each time.
+        """
+        settings, prompts, models = self.loop.settings, self.loop.prompts, self.loop.models
         asked = prompts_of_update(settings, len(prompts), self.number, self.loop.seed)
-        rows = [row for row in asked for _ in range(settings.answers)]
-        rollout = layouts.sample(self.loop.models, prompts, rows, longest_answer(settings), self.chance)
+        rows = [row for row in asked for _ in range(answers or settings.answers)]
+        models = replace(models, start_share=start, temperature=0.0 if greedy else models.temperature)
+        rollout = layouts.sample(models, prompts, rows, longest_answer(settings), self.chance)
         self._tokens += sum(map(len, rollout.answers))
         self._answered = perf_counter()
-        return replace(rollout, version=self.number)
+        drawn = [] if start or greedy else rollout.logprobs  # others are another distribution's than the policy's
+        return replace(rollout, version=self.number, logprobs=drawn)
 
     def score(self, rollout: Rollout) -> Scored:
-        """Score the answers by all rewards of the stage."""
+        """Score the answers by all rewards of the stage.
+
+        Where it has judges, an answer's total is how likely it is better than another answer to its prompt.
+        """
         scored = self.loop.score(rollout)
         self._judged = perf_counter()
         return scored
@@ -177,7 +190,8 @@ class Roles(NamedTuple):
     """What a stage gives to a method that learns from a policy's own answers."""
 
     policy: Policy
-    rewards: Sequence[Reward]
+    rewards: Sequence[Reward | Judge]
+    """Where there are judges among them, these say which answers are learnt from, and rewards are only measured."""
     prompts: Prompts
     costs: Sequence[Reward] = ()
     """Rewards whose mean has a bound."""
@@ -198,10 +212,22 @@ class Opened(Generic[SettingsC]):
     rewards: Sequence[Weighted]
     bounds: AnswerBounds
     costs: Sequence[Bounded] = ()
+    judged: bool = False
+    """The stage has judges."""
+    judges: Sequence[JudgeClient] = ()
+    """In the first process, which asks them for all."""
 
     def score(self, prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
         """Score answers to prompts, which the rollout's rows point at, by all rewards and costs."""
         return score_rollout(rollout, prompts, self.tokenizer, self.rewards, self.costs)
+
+    def score_groups(self, prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
+        """Score answers that stand beside others to their prompt; judges, where there are some, say the total."""
+        scored = self.score(prompts, rollout)
+        if not self.judged:
+            return scored
+        answers = as_answers(rollout, prompts, self.tokenizer)
+        return scored._replace(total=torch.tensor(judging.group_win_rates(self.judges, answers, rollout.rows)))
 
     def measure(self, seed: int) -> Measured | None:
         """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
@@ -226,29 +252,36 @@ class Opened(Generic[SettingsC]):
             sign = signs.without_signal(self.bounds)
             stage.warn(sign.problem, sign.remedy)
         made = stage.save_policy(self.models.policy, self.tokenizer)
-        shown = Shown(self.held_out, self.tokenizer, self.settings.samples)
-        after = self.measure(stage.seed)
+        shown, after = Shown(self.held_out, self.tokenizer, self.settings.samples), self.measure(stage.seed)
+        if self.judged and before and after:
+            now, was = (as_answers(one.rollout, self.held_out, self.tokenizer) for one in (after, before))
+            after = after._replace(wins=judging.preferred(self.judges, list(zip(now, was, strict=True))))
         held_out.tell(stage, before, after, shown, self.bounds)
         held_out.tell_costs(stage, before, after, {cost.name: cost.constraint for cost in self.costs})
+        for name, cost in judging.costs(self.judges).items():
+            stage.result(name, None, cost)
         return made
 
 
 def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) -> Opened[SettingsT]:
     """Open all that a stage names. Raise DataError where too many prompts are too long."""
-    models, tokenizer = open_models(roles.policy, roles.rewards, settings, around, roles.reference)
+    named = [reward for reward in roles.rewards if isinstance(reward, Reward)]
+    judges = [judge for judge in roles.rewards if isinstance(judge, Judge)]
+    asking = judging.open_judges(stage, judges)
+    models, tokenizer = open_models(roles.policy, named, settings, around, roles.reference)
     settings = settled(settings, models)
     new, generation = longest_answer(settings), settings.generation
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
-    scores = {reward.name: stage.open_reward(reward) for reward in (*roles.rewards, *roles.costs)}
-    rewards = [Weighted(reward.name, scores[reward.name], reward.weight) for reward in roles.rewards]
+    scores = {reward.name: stage.open_reward(reward) for reward in (*named, *roles.costs)}
+    rewards = [Weighted(reward.name, scores[reward.name], reward.weight) for reward in named]
     limits = {cost.name: cost.constraint for cost in roles.costs}
     costs = [Bounded(name, scores[name], limit) for name, limit in limits.items() if limit]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
     asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
     aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
-    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs)
+    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs, bool(judges), asking)
 
 
 def open_loop(
@@ -273,8 +306,8 @@ def open_loop(
 
     latest, timer = stage.latest(), CommitTimer()
     before = load(state, latest) if latest else opened.measure(stage.seed)
-    ids, score = [prompt.ids for prompt in opened.prompts], partial(opened.score, opened.prompts)
-    loop = Loop(opened.models, state, ids, score, opened.settings, stage.seed, log)
+    ids, score = [prompt.ids for prompt in opened.prompts], partial(opened.score_groups, opened.prompts)
+    loop = Loop(opened.models, state, ids, score, opened.settings, stage.seed, log, opened.judged)
     return loop, lambda: opened.finish(stage, state.watch, before)
 
 

@@ -46,7 +46,7 @@ pairs = { preferences = "builtin:reviews" }
 right = { reward = "function:arithmetic" }
 short = { judge = "rule:concise" }
 [stage.best]
-method = "best-of-n"
+method = "best-answers"
 [stage.align]
 method = "orpo"
 """
@@ -63,7 +63,7 @@ def module(name: str) -> ModuleType:
 
 orpo = module("alignkit_orpo").orpo
 dr_grpo = module("alignkit_dr_grpo").dr_grpo
-best_of_n = module("alignkit_best_of_n").best_of_n
+best_answers = module("alignkit_best_answers").best_answers
 arithmetic = module("alignkit_arithmetic")
 concise = module("alignkit_concise")
 webhook = module("alignkit_webhook")
@@ -120,14 +120,14 @@ def test_installed_examples_are_offered(tmp_path: Path) -> None:
     )
 
     assert told.returncode == 0, told.stderr
-    assert "best   best-of-n  will run  Demonstrations  policy=start prompts=sums reward=right" in told.stdout
-    assert "align  orpo       will run  Policy          policy=start pairs=pairs" in told.stdout
+    assert "best   best-answers  will run  Demonstrations  policy=start prompts=sums reward=right" in told.stdout
+    assert "align  orpo          will run  Policy          policy=start pairs=pairs" in told.stdout
 
 
-def test_best_of_n_keeps_the_best_answer(tmp_path: Path) -> None:
+def test_best_answers_keep_the_best_answer(tmp_path: Path) -> None:
     stage = RecordingStage(tmp_path / "stage")
 
-    made = run_method(best_of_n, {"answers": 4, "max_new_tokens": 4}, stage, **write_inputs(best_of_n, tmp_path))
+    made = run_method(best_answers, {"answers": 4, "max_new_tokens": 4}, stage, **write_inputs(best_answers, tmp_path))
 
     assert len([*made.train(), *made.held_out()]) == 48
     assert all(figures["best"] >= figures["mean"] for _, _, figures in stage.logs)

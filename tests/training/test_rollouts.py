@@ -5,6 +5,7 @@ import torch
 from tiny_models import STOP, gpt2, llama, llama_critic
 
 from alignkit.training.rollouts import (
+    Beside,
     answer_logprobs,
     answer_logprobs_and_entropy,
     answer_mask,
@@ -26,6 +27,26 @@ makers = pytest.mark.parametrize("make", [llama, gpt2])
 def sampled(model, prompts=PROMPTS, longest=6, temperature=1.0, seed=5, stop=frozenset([STOP])):
     chance = generator_for(seed, "test")
     return sample_answers(model, prompts, max_new_tokens=longest, stop=stop, generator=chance, temperature=temperature)
+
+
+@makers
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_two_models_answer_by_their_geometric_mixture(make, share) -> None:
+    one, other = make(VOCABULARY, 1), make(VOCABULARY, 2)
+    for model in (one, other):
+        torch.nn.init.normal_(model.get_output_embeddings().weight, generator=torch.Generator().manual_seed(3))
+    chance = generator_for(5, "test")
+
+    found = sample_answers(
+        one, PROMPTS, max_new_tokens=6, stop=frozenset([STOP]), generator=chance, beside=Beside(other, share)
+    )
+
+    for prompt, answer, logprobs in zip(PROMPTS, found.answers, found.logprobs, strict=True):
+        rows = torch.tensor([[*prompt, *answer]])
+        logits = [model(input_ids=rows).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for model in (one, other)]
+        mixture = ((1 - share) * logits[0] + share * logits[1]).log_softmax(-1)
+        expected = mixture[torch.arange(len(answer)), torch.tensor(answer)]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=0)
 
 
 def alone(model, prompt, answer, temperature=1.0):

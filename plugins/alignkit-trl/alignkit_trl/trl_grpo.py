@@ -67,6 +67,8 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
     """Answers to each prompt, which are compared with each other. At least 2."""
     epochs: PositiveInt = 1
     """How often each answer is learnt from."""
+    clip: PositiveFloat = 0.2
+    """How far a token's probability may move in one update before its gradient stops, as a share."""
     clip_high: PositiveFloat | None = None
     """As `clip`, where the probability rises. Unset: `clip`."""
     scale: Literal["group", "batch", "none"] = "group"

@@ -1,10 +1,10 @@
-"""Best of n: answer each prompt several times, and keep the answer that scores best as a demonstration."""
+"""Best answers: answer each prompt several times, and keep the answer that scores best as a demonstration."""
 
 from alignkit import Demonstrations, Method, Policy, Prompts, Reward, Settings, Stage, hookimpl, method
 
 
-class BestOfNSettings(Settings):
-    """Settings of `best-of-n`."""
+class BestAnswersSettings(Settings):
+    """Settings of `best-answers`."""
 
     answers: int = 8
     """Answers to each prompt, of which one is kept."""
@@ -12,9 +12,9 @@ class BestOfNSettings(Settings):
     """Answers are cut after so many tokens."""
 
 
-@method("best-of-n")
-def best_of_n(
-    settings: BestOfNSettings, stage: Stage, *, policy: Policy, prompts: Prompts, reward: Reward
+@method("best-answers")
+def best_answers(
+    settings: BestAnswersSettings, stage: Stage, *, policy: Policy, prompts: Prompts, reward: Reward
 ) -> Demonstrations:
     """Keep the best of several answers to each prompt, by a reward."""
     from alignkit.kit import load_policy, sample_answers
@@ -36,4 +36,4 @@ def best_of_n(
 
 @hookimpl
 def alignkit_methods() -> list[Method]:
-    return [best_of_n]
+    return [best_answers]
