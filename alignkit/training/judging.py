@@ -3,6 +3,7 @@
 The first process asks for all, and what it hears is handed to the others.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, groupby
 from statistics import fmean
@@ -56,6 +57,14 @@ def group_win_rates(judges: Sequence[JudgeClient], answers: Sequence[Answer], ro
         wins[one].append(chance)
         wins[other].append(1 - chance)
     return [fmean(chances or [NO_OPINION]) for chances in wins]
+
+
+def costs(judges: Sequence[JudgeClient]) -> dict[str, float]:
+    """Return what all judges have cost together, such as `requests`."""
+    spent: Counter[str] = Counter()
+    for judge in judges:
+        spent.update(judge.results())
+    return dict(spent)
 
 
 def _of_both_orders(verdicts: Sequence[Verdict]) -> list[float]:

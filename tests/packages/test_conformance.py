@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from alignkit.methods.best_of_n import best_of_n
 from alignkit.methods.clm import clm
 from alignkit.methods.grpo import grpo
 from alignkit.methods.ppo import ppo
@@ -34,6 +35,7 @@ TestPPO = conformance(
     effects=["kl.coef=1.0", "lam=0.5", "gamma=0.9", "clip=0.01", "epochs=1", "layout=shared", "lora.rank=4"],
 )
 TestGRPO = conformance(grpo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "scale=none", "clip=0.001", "answers=2"])
+TestBestOfN = conformance(best_of_n, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "keep=2", "lora.rank=4"])
 TestRLOO = conformance(rloo, ONLINE | {"answers": 4}, effects=["kl.coef=1.0", "answers=2", "minibatches=1"])
 
 

@@ -76,7 +76,7 @@ def judged(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("method", [online_dpo, xpo, nash_md])
+@pytest.mark.parametrize("method", [online_dpo, *(pytest.param(method, marks=slow) for method in (xpo, nash_md))])
 def test_a_judge_is_enough(judged, method) -> None:
     stage, _, _ = judged(method, "shorter", {"updates": 12, "batch": 32, "learning_rate": 1e-2, "measured": 8})
 
@@ -112,7 +112,7 @@ def figures_of(method, tmp_path, **settings) -> dict[str, float]:
     return stage.logs[-1][2]
 
 
-@pytest.mark.parametrize("method", [online_dpo, nash_md])
+@pytest.mark.parametrize("method", [online_dpo, pytest.param(nash_md, marks=slow)])
 def test_a_mixture_answers_otherwise_than_the_policy(method, tmp_path) -> None:
     moving = {"updates": 4, "learning_rate": 3e-2, "epochs": 4}
     alone, mixed = (
