@@ -127,6 +127,6 @@ def two_sides(update: Update[SamplingSettings], start: float) -> Sides:
         [answer for two in zip(own.answers, other.answers, strict=True) for answer in two],
         [ended for two in zip(own.finished, other.finished, strict=True) for ended in two],
     )
-    total, parts = update.score(both)
-    sides = [Scored(total[side::2], {name: part[side::2] for name, part in parts.items()}) for side in range(2)]
-    return Sides((own, sides[0]), (other, sides[1]))
+    scored = update.score(both)
+    parts = [{name: part[side::2] for name, part in scored.parts.items()} for side in range(2)]
+    return Sides((own, Scored(scored.total[::2], parts[0])), (other, Scored(scored.total[1::2], parts[1])))
