@@ -48,6 +48,13 @@ def opinion(settings: Many, stage: Stage, *, policy: Policy, prompts: Prompts, j
     """RLAIF."""
 
 
+@method("chosen")
+def chosen(
+    settings: Many, stage: Stage, *, policy: Policy, prompts: Prompts, rewards: tuple[Reward | Judge, ...]
+) -> Policy:
+    """Online DPO."""
+
+
 @reward("arithmetic")
 def arithmetic(answers: Sequence[Answer], settings: Exact) -> list[float]:
     """A verifiable reward."""
@@ -56,7 +63,7 @@ def arithmetic(answers: Sequence[Answer], settings: Exact) -> list[float]:
 
 @hookimpl
 def alignkit_methods():
-    return [odds, prospect, best_of, opinion]
+    return [odds, prospect, best_of, opinion, chosen]
 
 
 @judge("longer")
@@ -111,6 +118,16 @@ def test_a_judge_makes_preferences_for_any_method_that_takes_them(desk: Desk) ->
     assert wires(desk, text.replace("METHOD", "odds"), "judged")["judge"] == ("critic",)
     assert wires(desk, text.replace("METHOD", "odds"), "align") == {"policy": ("base",), "pairs": ("judged",)}
     assert wires(desk, text.replace("METHOD", "prospect"), "align") == {"policy": ("base",), "answers": ("judged",)}
+
+
+def test_what_chooses_may_be_rewards_or_judges(desk: Desk) -> None:
+    text = f"{SOURCES}[stage.align]\nmethod = 'chosen'\n"
+    only = text.replace('right = { reward = "function:arithmetic", settings = { points = 2 }, weight = 0.5 }\n', JUDGE)
+    both = f"{text}inputs.rewards = ['critic', 'right']\n{JUDGE}"
+
+    assert wires(desk, text, "align")["rewards"] == ("right",)
+    assert wires(desk, only, "align")["rewards"] == ("critic",)
+    assert wires(desk, both, "align")["rewards"] == ("critic", "right")
 
 
 def test_a_union_takes_either_kind_of_source(desk: Desk) -> None:

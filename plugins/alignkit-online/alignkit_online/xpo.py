@@ -69,7 +69,7 @@ def train(loop: Loop[XPOSettings]) -> None:
         seen, beside = update.read(*own), update.read(*other)
         labels = labelled(seen.scores, beside.scores, settings.labels, loop.judged)  # (m, 2)
         experience = seen.experience(labels[:, 0]).alternating(beside.experience(labels[:, 1]))
-        won = {"val/wins_over_start": float(labels[:, 0].mean())}
+        won = {"val/wins_over_start": float((0.5 + (labels[:, 0] - labels[:, 1]) / 2).mean())}  # a tie is half a win
         objective = partial(exploring_loss, settings, loop.state.kl_coef)
         update.done({**seen.metrics, **won, **step_policy(update, experience, objective, together=2)})
 
