@@ -135,8 +135,8 @@ def needs(settings: PPOSettings) -> SamplingNeeds:
             "pid-lagrangian",
             "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods",
             "arXiv 2007.03964",
-            differs="a bound under `constraints`; its `learning_rate` and `gain` are the integral and proportional parts, "
-            "the derivative one is left out",
+            differs="a bound under `constraints`; its `learning_rate` is the integral part and its `gain` the "
+            "proportional one, the derivative is left out",
         ),
         Paper(
             "rcpo",
