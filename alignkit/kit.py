@@ -6,7 +6,7 @@ them, as the built-in methods do.
 
 from alignkit.noise import area_interval as area_interval
 from alignkit.training import losses, parallel
-from alignkit.training.answers import answer_logprobs, fitting_prompts, sample_answers
+from alignkit.training.answers import answer_logprobs, fitting_prompts, in_passes, sample_answers
 from alignkit.training.arithmetic import brought
 from alignkit.training.demonstrated import (
     DemonstrationRows,
@@ -81,6 +81,7 @@ __all__ = [
     "area_interval",
     "brought",
     "fitting_prompts",
+    "in_passes",
     "load_for_reward_training",
     "load_policy",
     "longest_answer",

@@ -81,8 +81,8 @@ def theirs(told: dict[str, Any]) -> dict[str, Any]:
 
 def ours(told: dict[str, Any]) -> dict[str, Any]:
     """alignkit's `dpo`, which computes what the start says in the stage, or finds it on disk."""
-    import alignkit_dpo
-    from alignkit_dpo import DPOSettings, dpo
+    from alignkit_dpo import DPOSettings, dpo, pair_learning
+    from alignkit_dpo.start_logprobs import Start
 
     from alignkit import Policy, Preferences
 
@@ -98,20 +98,21 @@ def ours(told: dict[str, Any]) -> dict[str, Any]:
             "optimisation": {"schedule": "constant", "warmup": 0.0},
         }
     )
-    of_start = alignkit_dpo.of_start
+    watched: Any = pair_learning  # what it calls is replaced, to see when
+    with_start = watched.with_start
 
     def timed(*words: Any) -> Any:
         clock["opened"] = time.perf_counter()
-        found = of_start(*words)
+        found = with_start(*words)
         clock["known"] = time.perf_counter()
         return found
 
     def told_nothing(*_: Any) -> None:
         clock["ended"] = time.perf_counter()
 
-    watched: Any = alignkit_dpo  # what it calls is replaced, to see when
-    watched.of_start, watched.tell = timed, told_nothing
-    watched.check_start = lambda *_: None
+    watched.with_start, watched.tell = timed, told_nothing
+    checked: Any = Start
+    checked.check = lambda *_: None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stage = RecordingStage(folder / "stage", seed=told["seed"])

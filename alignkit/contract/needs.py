@@ -70,7 +70,12 @@ class PackedNeeds(RowNeeds):
 
 @dataclass(frozen=True, kw_only=True)
 class PairNeeds(RowNeeds):
-    """Pairs through `train_pairs`, packed; their log-probabilities by the start are computed before."""
+    """Pairs through `train_pairs`, or single answers, packed."""
+
+    reads: float = 1.0
+    """How often each is read besides, without gradient; 1: once by the start, before."""
+    apart: bool = False
+    """A row is one answer; the two of a pair are two rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

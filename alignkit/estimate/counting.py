@@ -23,7 +23,7 @@ from alignkit.contract.kinds import (
     RewardModel,
     Text,
 )
-from alignkit.contract.needs import Needs, TrainerNeeds
+from alignkit.contract.needs import Needs, PairNeeds, TrainerNeeds
 from alignkit.errors import DataError
 from alignkit.estimate.desk import Desk
 from alignkit.sources.source import Source
@@ -125,7 +125,7 @@ def _begins(tokens: LabelledTokens) -> int:
 
 def takes_apart(needs: Needs | None, kind: type[Artifact]) -> bool:
     """Return whether a stage takes the two answers of a pair as two rows."""
-    return isinstance(needs, TrainerNeeds) and needs.apart and issubclass(kind, Preferences)
+    return isinstance(needs, TrainerNeeds | PairNeeds) and needs.apart and issubclass(kind, Preferences)
 
 
 def one_by_one(needs: Needs | None, kind: type[Records], rows: Sequence[Lengths]) -> Sequence[Lengths]:

@@ -228,19 +228,19 @@ def packed(needs: PackedNeeds, job: Job) -> Need:
 
 @estimated.register
 def pairs(needs: PairNeeds, job: Job) -> Need:
-    """`train_pairs`: packed pairs, the start's log-probabilities computed before."""
-    facts, sizes = job.facts, job.policy
-    each = facts.prompt + 2 * facts.answer
+    """`train_pairs`: packed pairs, or single answers, and what of them is read besides."""
+    facts, sizes, sides = job.facts, job.policy, 1 if needs.apart else 2
+    answered = sides * facts.answer
+    each = facts.prompt + answered
     held = [job.trained]
     space = _space(job, held)
     largest = max(min(space.tokens, needs.batch * each, facts.rows * each), each)
     steps = math.ceil(needs.epochs * math.ceil(facts.rows / needs.batch))
     passes = max(steps, needs.epochs * facts.rows * each / space.tokens)
     parts = _training(job, held, Pass(largest), space)
-    parts["logits"] = _kept_logits(sizes, 2 * facts.answer / each * largest)
+    parts["logits"] = _kept_logits(sizes, answered / each * largest)
     held_out = min(facts.held_out, needs.measured)
-    read = (facts.rows + 2 * held_out) + min(needs.batch, facts.rows)
-    answered = 2 * facts.answer
+    read = (needs.reads * facts.rows + 2 * held_out) + min(needs.batch, facts.rows)
     learnt = needs.epochs * facts.rows
     stepping = (
         job.body(learnt * each, passes, learn=True)

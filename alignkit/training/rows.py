@@ -53,6 +53,8 @@ RowLoss = Callable[[Sequence[T]], tuple[Tensor, Mapping[str, Tensor]]]
 """Gives, with gradient, the loss of each of n rows (n,), and metrics of each (n,)."""
 Passes = Callable[[Sequence[T]], Sequence[Sequence[int]]]
 """Groups rows into what goes through the model at once."""
+BeforeStep = Callable[[Sequence[T]], Sequence[T]]
+"""From the rows of a step to those that its loss takes, with the model as it is before the step."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Teaching(Generic[T]):
     """How many tokens of a row are read, for the figure `tokens_per_second`."""
     dropout: bool = False
     """It is on, as the model and its adapter have it."""
+    before_step: BeforeStep[T] | None = None
+    """What a step needs of all its rows together. None: nothing."""
 
 
 class Answered(NamedTuple):
@@ -217,10 +221,21 @@ def pair_passes(model: Model, pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def train_pairs(
-    model: Model, pairs: Sequence[Pair], loss: RowLoss[Pair], settings: RowSettings, stage: Stage, *, part: str = ""
+    model: Model,
+    pairs: Sequence[Pair],
+    loss: RowLoss[Pair],
+    settings: RowSettings,
+    stage: Stage,
+    *,
+    part: str = "",
+    before_step: BeforeStep[Pair] | None = None,
 ) -> None:
     """Train a model on pairs as `train_rows` does."""
-    train_rows(model, pairs, loss, settings, stage, lambda some: pair_passes(model, some), part=part)
+
+    def passes(some: Sequence[Pair]) -> list[list[int]]:
+        return pair_passes(model, some)
+
+    train_rows(model, pairs, loss, settings, stage, passes, part=part, before_step=before_step)
 
 
 def train_rows(
@@ -232,17 +247,20 @@ def train_rows(
     passes: Passes[T] | None = None,
     *,
     part: str = "",
+    before_step: BeforeStep[T] | None = None,
 ) -> None:
     """Train a model on rows by the mean of their losses, from the checkpoint that the stage goes on from, if any.
 
     Every epoch shuffles the rows anew. `passes` groups the rows of a step into what goes through the model at once,
-    which changes memory and time and nothing else; without it they go one by one.
+    which changes memory and time and nothing else; without it they go one by one. `before_step` is for a loss that
+    needs something of all rows of a step together: it gets them, in every process, and returns them as the loss takes
+    them.
 
     A stage with several loops (rounds of sampling and learning, say) gives each a `part`, a name of its own, and calls
     them in the same order in every attempt: what is finished is then not learnt again. Several processes share the
     passes of a step. Raise StageError where a second loop has no name of its own.
     """
-    teach(model, rows, Teaching(loss, passes), settings, stage, part)
+    teach(model, rows, Teaching(loss, passes, before_step=before_step), settings, stage, part)
 
 
 def teach(
@@ -279,6 +297,7 @@ def _take_step(
 ) -> dict[str, float]:
     """Take one step on a batch, and give its figures."""
     began = time.perf_counter()
+    batch = teaching.before_step(batch) if teaching.before_step else batch
     groups = teaching.passes(batch) if teaching.passes else [[row] for row in range(len(batch))]
     weight = sum(map(teaching.weigh, batch)) if teaching.weigh else len(batch)
 

@@ -274,14 +274,14 @@ def test_what_fits_no_process_whole_is_refused_unless_its_weights_may_be_cut_up(
 @pytest.mark.parametrize(
     ("method", "line", "what"),
     [
-        ("kto", "", "what a trainer of TRL trains"),
+        ("trl-kto", "", "what a trainer of TRL trains"),
         ("ppo", 'ppo = { layout = "frozen", trained_layers = 1 }', "a policy whose lower layers are frozen"),
     ],
 )
 def test_what_cannot_be_cut_up_is_refused_before_the_first_stage(
     recipe: Callable[..., Path], method: str, line: str, what: str
 ) -> None:
-    given = {"kto": 'pairs = { preferences = "builtin:reviews", rows = 40 }', "ppo": GOLD_AND_PROMPTS}[method]
+    given = {"trl-kto": 'pairs = { preferences = "builtin:reviews", rows = 40 }', "ppo": GOLD_AND_PROMPTS}[method]
     file = recipe(line, method=method, sources=given)
 
     always, never = (found_of(file, Sharing(2, True, always=cut)) for cut in (True, False))

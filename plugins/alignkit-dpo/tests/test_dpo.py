@@ -1,10 +1,12 @@
-"""DPO: its losses against TRL's formulas, its start, its data, and what every method must keep."""
+"""DPO: its losses by hand, its start, its data, and what every method must keep."""
 
 import math
 
 import pytest
 import torch
-from alignkit_dpo import DPOSettings, check_start, dpo, losses
+from alignkit_dpo.dpo import DPOSettings, dpo, made_of, with_shifts
+from alignkit_dpo.pair_learning import START, tokens_of
+from alignkit_dpo.start_logprobs import Start
 from pydantic import ValidationError
 
 from alignkit import Preferences, StageError
@@ -16,7 +18,7 @@ SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"
 TestDPO = conformance(
     dpo,
     SETTINGS,
-    effects=["beta=1.0", "loss=ipo", "loss=hinge", "label_smoothing=0.3", "epochs=2", "batch=8", "lora.rank=4"],
+    effects=["beta=1.0", "loss=ipo", "loss={sigmoid=1.0,sft=0.2}", "label_smoothing=0.3", "batch=8", "lora.rank=4"],
 )
 
 
@@ -38,9 +40,21 @@ def two(alignkit_tiny_policy, alignkit_stage, alignkit_records):
 
 
 CHOSEN, REJECTED = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[-2.0, -2.5], [-1.0, -0.5]])
-START = [[-3.5, -4.0], [-2.0, -2.0]]
+STARTS = [[-3.5, -4.0], [-2.0, -2.0]]
 GAINS = torch.tensor([[0.5, -0.5], [-1.0, 0.5]])
 MARGINS = GAINS[:, 0] - GAINS[:, 1]
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Compute losses and figures of pairs whose answers' tokens have given log-probabilities."""
+
+    def computed(chosen, rejected, pairs, start, settings):
+        monkeypatch.setattr("alignkit.kit.pair_logprobs", lambda *_: (chosen, rejected))
+        begun = [pair._replace(row={START: said}) for pair, said in zip(pairs, start, strict=True)]
+        return made_of(settings).loss(None, begun)
+
+    return computed
 
 
 def log_sigmoid(x: float) -> float:
@@ -51,8 +65,8 @@ def certain(pairs):
     return [pair._replace(p_chosen=1.0) for pair in pairs]
 
 
-def test_sigmoid_is_the_papers_loss(two) -> None:
-    found, figures = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5))
+def test_sigmoid_is_the_papers_loss(two, losses) -> None:
+    found, figures = losses(CHOSEN, REJECTED, certain(two), STARTS, DPOSettings(beta=0.5))
 
     assert found.tolist() == pytest.approx([-log_sigmoid(0.5 * margin) for margin in MARGINS.tolist()])
     assert figures["rewards/chosen"].tolist() == pytest.approx((0.5 * GAINS[:, 0]).tolist())
@@ -60,41 +74,41 @@ def test_sigmoid_is_the_papers_loss(two) -> None:
     assert figures["rewards/accuracies"].tolist() == [1.0, 0.0]
 
 
-def test_a_soft_label_weighs_both_orders(two) -> None:
-    found, _ = losses(CHOSEN, REJECTED, two, START, DPOSettings(beta=0.5))
+def test_a_soft_label_weighs_both_orders(two, losses) -> None:
+    found, _ = losses(CHOSEN, REJECTED, two, STARTS, DPOSettings(beta=0.5))
 
     margin = float(MARGINS[0])
     assert float(found[0]) == pytest.approx(-0.75 * log_sigmoid(0.5 * margin) - 0.25 * log_sigmoid(-0.5 * margin))
     assert float(found[1]) == pytest.approx(-log_sigmoid(0.5 * float(MARGINS[1])))
 
 
-def test_smoothing_takes_a_share_of_the_labels_for_wrong(two) -> None:
-    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5, label_smoothing=0.2))
+def test_smoothing_takes_a_share_of_the_labels_for_wrong(two, losses) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), STARTS, DPOSettings(beta=0.5, label_smoothing=0.2))
 
     expected = [-0.8 * log_sigmoid(0.5 * m) - 0.2 * log_sigmoid(-0.5 * m) for m in MARGINS.tolist()]
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_robust_is_unbiased_under_a_known_share_of_wrong_labels(two) -> None:
+def test_robust_is_unbiased_under_a_known_share_of_wrong_labels(two, losses) -> None:
     given = DPOSettings(beta=0.5, loss="robust", label_smoothing=0.2)
-    right, _ = losses(CHOSEN, REJECTED, certain(two), START, given)
-    swapped = [[row[1], row[0]] for row in START]
+    right, _ = losses(CHOSEN, REJECTED, certain(two), STARTS, given)
+    swapped = [[row[1], row[0]] for row in STARTS]
     wrong, _ = losses(REJECTED, CHOSEN, certain(two), swapped, given)
-    clean, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5))
+    clean, _ = losses(CHOSEN, REJECTED, certain(two), STARTS, DPOSettings(beta=0.5))
 
     assert (0.8 * right + 0.2 * wrong).tolist() == pytest.approx(clean.tolist())
 
 
-def test_ipo_counts_by_token(two) -> None:
-    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=0.5, loss="ipo"))
+def test_ipo_counts_by_token(two, losses) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), STARTS, DPOSettings(beta=0.5, loss="ipo"))
 
     lengths = [(len(pair.chosen.answer), len(pair.rejected.answer)) for pair in two]
     expected = [(gain[0] / a - gain[1] / b - 1.0) ** 2 for gain, (a, b) in zip(GAINS.tolist(), lengths, strict=True)]
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_hinge_ends_at_a_margin_of_1(two) -> None:
-    found, _ = losses(CHOSEN, REJECTED, certain(two), START, DPOSettings(beta=1.0, loss="hinge"))
+def test_hinge_ends_at_a_margin_of_1(two, losses) -> None:
+    found, _ = losses(CHOSEN, REJECTED, certain(two), STARTS, DPOSettings(beta=1.0, loss="hinge"))
 
     assert found.tolist() == pytest.approx([max(0.0, 1 - margin) for margin in MARGINS.tolist()])
 
@@ -166,15 +180,14 @@ def test_a_start_of_other_weights_under_the_same_fingerprint_is_made_anew(tmp_pa
     assert again.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_a_model_that_is_not_its_own_start_is_refused(two, alignkit_tiny_policy) -> None:
-    from alignkit.kit import load_policy
-
-    model, _ = load_policy(alignkit_tiny_policy)
+def test_a_model_that_is_not_its_own_start_is_refused(two, alignkit_tiny_policy, alignkit_stage) -> None:
+    settings = DPOSettings(precision="fp32")
+    start = Start(alignkit_tiny_policy, settings, alignkit_stage, lambda rows: [[-9.0, -9.0]] * len(rows), tokens_of)
 
     with pytest.raises(StageError) as refusal:
-        check_start(model, two, [[0.0, 0.0], [0.0, 0.0]], DPOSettings(precision="fp32"))
+        start.check(two, [[0.0, 0.0], [0.0, 0.0]])
 
-    assert refusal.value.problem.startswith("the policy is not its own start before the first step (")
+    assert refusal.value.problem == "the policy is not its own start before the first step (9 nats apart)"
     assert refusal.value.remedy == (
         "take a model that says the same each time it is asked, in another precision if need be"
     )
@@ -221,11 +234,29 @@ def test_more_than_half_wrong_labels_are_refused() -> None:
         DPOSettings(label_smoothing=0.5)
 
 
-@pytest.mark.parametrize("loss", ["ipo", "hinge"])
-def test_smoothing_that_a_loss_does_not_know_is_refused(loss: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "loss ipo has no label_smoothing; take loss sigmoid or robust or exo or aot, or leave it out",
+        ),
+        (
+            {"loss": {"nca": 1.0, "sft": 0.5}, "divergence": "js"},
+            "loss nca and sft has no divergence; take loss sigmoid or robust or exo or aot or ipo or hinge or "
+            "discopop or squared-hinge or exponential, or leave it out",
+        ),
+        ({"discopop_tau": 0.1}, "loss sigmoid has no discopop_tau; take loss discopop, or leave it out"),
+        ({"loss": "exo"}, "loss exo needs label_smoothing; its paper takes 1e-3"),
+        ({"alpha": 0.3}, 'divergence reverse-kl has no alpha; take divergence "alpha", or leave it out'),
+        ({"loss": {}}, "loss has no losses; name one, or several with their weights"),
+    ],
+)
+def test_what_a_loss_does_not_know_is_refused(given, why) -> None:
     with pytest.raises(ValidationError) as refusal:
-        DPOSettings(loss=loss, label_smoothing=0.1)
+        DPOSettings(**given)
 
+<<<<<<< HEAD
     assert refusal.value.errors()[0]["msg"] == (
         f"Value error, loss {loss} has no label_smoothing; take loss sigmoid or robust, or leave it out"
     )
@@ -243,3 +274,25 @@ def test_rewards_are_counted_from_the_reference(tmp_path) -> None:
     assert itself.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert other.logs[0][2]["rewards/margins"] > 10 * abs(itself.logs[0][2]["rewards/margins"]) + 1e-3
     assert other.results["margin"][0] is None
+=======
+    assert refusal.value.errors()[0]["msg"] == f"Value error, {why}"
+
+
+def test_aot_compares_a_pair_with_the_starts_quantile_of_its_rank(two) -> None:
+    pairs = [two[0]._replace(row={START: said}) for said in ([-1.0, -3.0], [-2.0, -1.0], [0.0, 0.0])]
+    now = [[-1.0, -1.0], [-1.0, -3.0], [-4.0, -1.0]]  # log-ratios 0, 2 and -3: of ranks 2, 3 and 1
+
+    moved = with_shifts(pairs, now)
+
+    # the start's log-ratios are 2, -1 and 0, sorted -1, 0 and 2
+    assert [pair.row["margin shift"] for pair in moved] == [2.0 - 0.0, -1.0 - 2.0, 0.0 - -1.0]
+
+
+@pytest.mark.parametrize("loss", ["aot", "exponential", "apo-zero", "sppo"])
+def test_each_kind_of_loss_learns(tmp_path, loss) -> None:
+    inputs, stage = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "stage")
+
+    run_method(dpo, SETTINGS | {"learning_rate": 3e-3, "loss": loss}, stage, **inputs)
+
+    assert stage.results["accuracy"][1] > 0.7
+>>>>>>> d2d918b (dpo: the offline family: losses, SimPO, ORPO, CPO, KTO, BCO)

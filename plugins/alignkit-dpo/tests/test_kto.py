@@ -1,22 +1,29 @@
-"""KTO through TRL's trainer: what every method must keep, its start, its sides, and what it tells."""
+"""KTO and BCO: TRL's trainer step by step, what every method must keep, their start, their sides, what they tell."""
 
-import shutil
+import math
 
 import pytest
-from alignkit_dpo.kto import KTOSettings, area, balance, kto, order_of_rows, threshold
-from transformers import AutoTokenizer
+import torch
+from alignkit_dpo.answer_learning import area, balance, swapped, threshold
+from alignkit_dpo.bco import bco, half_way
+from alignkit_dpo.kto import KTOSettings, divergence, kto
+from alignkit_dpo.preference_losses import kto as kto_loss, shifted
+from pydantic import ValidationError
 
 from alignkit import Preferences, Ratings, RecipeError
-from alignkit.kit import JudgedAnswer, load_policy, read_answers
+from alignkit.kit import JudgedAnswer
 from alignkit.testing import RecordingStage, conformance, run_method, same_weights
 
-SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "kl_rows": 8, "precision": "fp32"}
+SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"}
 
 
 TestKTO = conformance(
     kto,
     SETTINGS,
     effects=["beta=1.0", "desirable_weight=3", "undesirable_weight=3", "kl_rows=4"],
+)
+TestBCO = pytest.mark.slow(  # it is kto with another loss
+    conformance(bco, SETTINGS, effects=["beta=1.0", "desirable_weight=3", "undesirable_weight=3"])
 )
 
 
@@ -85,50 +92,6 @@ def test_pairs_are_taken_side_by_side(alignkit_tiny_policy, alignkit_stage, alig
     assert alignkit_stage.results["auc"][1] == 1.0
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # what our libraries say to each other
-def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(
-    alignkit_tiny_policy, alignkit_stage, alignkit_records, monkeypatch
-) -> None:
-    policy, seen = with_template(alignkit_tiny_policy, alignkit_stage.folder / "model", TURNS), []
-
-    def watched(make, _):
-        data = make().train_dataset
-        seen.extend(zip(data["prompt_ids"], data["completion_ids"], strict=True))
-
-    monkeypatch.setattr("alignkit.kit.run_trainer", watched, raising=False)
-    chats = [
-        {
-            "prompt": [{"role": "user", "content": f"how {n}"}],
-            "completion": [{"role": "assistant", "content": "fine"}],
-            "label": bool(n % 2),
-        }
-        for n in range(8)
-    ]
-    answers = alignkit_records(Ratings, chats)
-    run_method(kto, SETTINGS | {"batch": 8}, alignkit_stage, policy=policy, answers=answers)
-
-    model, tokenizer = load_policy(policy)
-    ours = read_answers(answers, model, tokenizer, KTOSettings(), alignkit_stage).train
-    assert sorted(seen) == sorted((row.prompt, row.answer) for row in ours)
-    assert tokenizer.decode(ours[0].answer) == "fine<eos>"
-
-
-TURNS = (
-    "{% for m in messages %}{{ ' ' + m.role + ':' + m.content }}"
-    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    " assistant:"
-)
-"""It asks for an answer whether it is told to or not."""
-
-
-def with_template(policy, folder, template):
-    shutil.copytree(policy.path, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return policy.model_copy(update={"path": folder})
-
-
 def judged(**row):
     return JudgedAnswer([1], [2, 3], row)
 
@@ -147,25 +110,132 @@ def test_one_side_alone_is_refused() -> None:
     assert refused.value.problem == "all answers are good"
 
 
-def test_a_batch_that_groups_do_not_fill_is_refused(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
-    with pytest.raises(RecipeError) as refused:
-        run_method(
-            kto,
-            SETTINGS | {"batch": 12},
-            alignkit_stage,
-            policy=alignkit_tiny_policy,
-            answers=alignkit_records(Ratings, rows(32)),
-        )
+def test_an_estimate_of_what_counts_for_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError) as refused:
+        KTOSettings(loss="apo_zero_unpaired", kl_rows=8)
 
-    assert refused.value.remedy == "set it to a multiple of 8"
+    assert refused.value.errors()[0]["msg"] == (
+        "Value error, loss apo_zero_unpaired has its zero point at the start, so kl_rows does nothing; leave it out"
+    )
 
 
-def test_every_row_is_learnt_and_the_last_group_is_filled_up() -> None:
-    order = order_of_rows(13, KTOSettings(kl_rows=4, epochs=2), 1)
+def test_each_answer_is_swapped_with_that_of_another_row_once() -> None:
+    answers = [JudgedAnswer([1], [place], {"label": place % 2 == 0}) for place in range(9)]
 
-    assert len(order) == 28
-    assert sorted(order[:13]) == sorted(order[13:26]) == list(range(13))
-    assert order[:13] != order[13:26]
+    rows = swapped(answers, 1.0, seed=3)
+
+    assert sorted(row.swapped[0] for row in rows) == list(range(9))
+    assert all(row.swapped != row.answer for row in rows)
+    assert [row.good for row in rows] == [place % 2 == 0 for place in range(9)]
+
+
+def test_the_divergence_is_the_mean_gain_of_swapped_answers_and_not_below_zero(monkeypatch) -> None:
+    rows = swapped([JudgedAnswer([1], [place], {"label": True}) for place in range(3)], 1.0, seed=1)
+    said = [0.5, 2.0, -1.0]
+    monkeypatch.setattr("alignkit_dpo.answer_learning.logprobs_of", lambda settings, model, some: said[: len(some)])
+
+    assert divergence(KTOSettings(), None, rows) == pytest.approx(0.5)
+    assert divergence(KTOSettings(kl_rows=2), None, rows) == pytest.approx(1.25)
+    said = [-1.0, -2.0, -3.0]
+    assert divergence(KTOSettings(), None, rows) == 0.0
+
+
+def test_the_shift_lies_half_way_between_good_and_bad_gains(monkeypatch) -> None:
+    labels = [True, True, True, False]
+    rows = swapped([JudgedAnswer([1], [place], {"label": good}) for place, good in enumerate(labels)], 1.0, seed=1)
+    monkeypatch.setattr(
+        "alignkit_dpo.answer_learning.logprobs_of", lambda _, __, some: [1.0, 2.0, 3.0, -6.0][: len(some)]
+    )
+
+    assert half_way(KTOSettings(), None, rows) == pytest.approx(-2.0)
+    assert half_way(KTOSettings(), None, rows[:3]) == pytest.approx(2.0)
+
+
+def test_the_losses_are_the_papers() -> None:
+    rewards, good = torch.tensor([0.4, -0.3]), torch.tensor([1.0, 0.0])
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    assert kto_loss(rewards, good, 0.1).tolist() == pytest.approx([1 - sigmoid(0.3), 1 - sigmoid(0.4)])
+    assert shifted(rewards, good, 0.1).tolist() == pytest.approx([-math.log(sigmoid(0.3)), -math.log(sigmoid(0.4))])
+
+
+def test_bco_parts_good_from_bad(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
+    answers = alignkit_records(Ratings, rows(48), rows(12))
+
+    run_method(
+        bco, SETTINGS | {"undesirable_weight": 1.0}, alignkit_stage, policy=alignkit_tiny_policy, answers=answers
+    )
+
+    first = alignkit_stage.logs[0][2]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["objective/shift"] == pytest.approx(0.0, abs=1e-5)
+    assert alignkit_stage.results["auc"][1] > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # what our libraries say to each other
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+def test_it_learns_what_trls_trainer_learns_step_by_step(
+    alignkit_tiny_policy, alignkit_stage, alignkit_records, tmp_path, loss
+) -> None:
+    """All rows are one step, in the order in which ours swaps their answers, so that both swap the same ones."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer
+
+    given, plain = rows(8), {"schedule": "constant", "warmup": 0.0, "max_grad_norm": 1.0}
+    settings = {"loss": loss, "learning_rate": 5e-3, "epochs": 4, "batch": 8, "undesirable_weight": 2.0}
+    made = run_method(
+        kto,
+        SETTINGS | settings | {"optimisation": plain},
+        alignkit_stage,
+        policy=alignkit_tiny_policy,
+        answers=alignkit_records(Ratings, given),
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(alignkit_tiny_policy.path)
+    answers = [JudgedAnswer([place], [place], row) for place, row in enumerate(given)]
+    after = {row.prompt[0]: row.swapped[0] for row in swapped(answers, 1.0, alignkit_stage.seed)}
+    order = [0]
+    while len(order) < 8:
+        order.append(after[order[-1]])
+    order.reverse()  # the trainer hands each row the answer of the one before it
+    config = KTOConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=8,
+        num_train_epochs=4,
+        learning_rate=5e-3,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        loss_type=loss,
+        beta=0.1,
+        undesirable_weight=2.0,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+    )
+    trainer = KTOTrainer(
+        AutoModelForCausalLM.from_pretrained(alignkit_tiny_policy.path, dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list([given[place] for place in order]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+
+    told = [step for step in trainer.state.log_history if "loss" in step]
+    ours = [values for _, _, values in alignkit_stage.logs]
+    assert len(told) == len(ours) == 4
+    for name, theirs in {"loss": "loss", "objective/kl": "kl", "rewards/chosen": "rewards/chosen"}.items():
+        assert [step[name] for step in ours] == pytest.approx([step[theirs] for step in told], abs=2e-4), name
+    learnt = AutoModelForCausalLM.from_pretrained(made.path).state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(weight, learnt[name], atol=1e-5, rtol=0)
 
 
 def test_the_area_counts_ties_half() -> None:

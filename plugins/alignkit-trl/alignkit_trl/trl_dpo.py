@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from alignkit_dpo import DPOSettings
-from pydantic import Field, model_validator
+from alignkit_dpo.pair_learning import PairSettings
+from pydantic import Field, PositiveFloat, model_validator
 
 from alignkit import DataError, Policy, Preferences, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PRECOMPUTED, PassedOn
@@ -28,13 +28,17 @@ READS = 2
 """How often a pair is read besides: by the start, and in what is measured."""
 
 
-class TRLDPOSettings(PassedOn, DPOSettings):
+class TRLDPOSettings(PassedOn, PairSettings):
     """Settings of `trl-dpo`."""
 
     trainer: ClassVar[str] = "DPO"
     says: ClassVar[Mapping[str, str]] = {"beta": "beta", "label_smoothing": "label_smoothing"}
     fixed: ClassVar[Mapping[str, str]] = PRECOMPUTED
 
+    beta: PositiveFloat = 0.1
+    """The pull back to the start: the smaller, the further the policy may go."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """As of `dpo`; TRL's others are `config.loss_type`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the labels taken to be wrong, for `robust`; TRL's other losses of these do not know it."""
 
@@ -56,7 +60,7 @@ def needs(settings: TRLDPOSettings) -> TrainerNeeds:
 @method("trl-dpo", needs=needs, results=("accuracy", "margin"))
 def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model, by TRL's trainer."""
-    from alignkit_dpo import START, sequence_logprobs, tell
+    from alignkit_dpo.pair_learning import START, Judgement, PairMethod, tell
     from datasets import Dataset
 
     from alignkit.kit import load_policy, read_pairs, seen_by_all, trainer_options
@@ -66,7 +70,8 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
     start = load_policy(policy, precision=settings.precision, trainable=False)[0] if settings.lora else None
     rows, aside = read_pairs(pairs, model, tokenizer, settings, stage)
     refuse_what_trl_cannot_learn(rows)
-    before = sequence_logprobs(model, aside, settings)
+    measured = PairMethod(settings, lambda of: Judgement(of.shift, *(settings.beta * side.gains for side in of[:2])))
+    before = measured.sums(model, aside)
     held_out = [pair._replace(row={**pair.row, START: said}) for pair, said in zip(aside, before, strict=True)]
     reader, columns = texts_of_pairs(rows, tokenizer)
     data = Dataset.from_dict(columns).select(order_of_rows(len(rows), settings.epochs, stage.seed))
@@ -83,7 +88,7 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
     given = {"model": model, "ref_model": start, "train_dataset": seen_by_all(data, stage), "processing_class": reader}
     train(settings, options, given, stage)
     made = stage.save_policy(model, tokenizer)
-    tell((model, tokenizer), (rows, held_out), settings, stage)
+    tell((rows, held_out), (None, measured.margins(model, held_out)), tokenizer, settings, stage)
     return made
 
 
@@ -102,7 +107,7 @@ def texts_of_pairs(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedTokenizerBase, dict[str, list[Any]]]:
     """Return the trainer's tokenizer and its columns: `prompt`, `chosen`, `rejected`."""
-    from alignkit_dpo.kto import texts_for_trainer
+    from alignkit_trl.trainer_texts import texts_for_trainer
 
     reader, chosen = texts_for_trainer([_side(pair, "chosen", tokenizer) for pair in pairs], tokenizer)
     _, rejected = texts_for_trainer([_side(pair, "rejected", tokenizer) for pair in pairs], tokenizer)

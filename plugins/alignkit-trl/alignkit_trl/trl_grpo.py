@@ -172,10 +172,10 @@ def options_of(opened: Opened[TRLGRPOSettings], stage: Stage) -> dict[str, Any]:
 
 def arguments_of(opened: Opened[TRLGRPOSettings], stage: Stage) -> dict[str, Any]:
     """Return what TRL's trainer is called with: the prompts of all updates, with their places among the stage's."""
-    from alignkit_dpo.kto import verbatim
     from datasets import Dataset
 
     from alignkit.kit import prompts_of_update
+    from alignkit_trl.trainer_texts import verbatim
 
     settings, prompts, model = opened.settings, opened.prompts, opened.models.policy
     model.generation_config.eos_token_id = sorted(opened.models.stop_tokens)  # until the trainer is done

@@ -1,0 +1,218 @@
+"""What methods that learn from answers which are good or bad have in common: from ratings to a policy and its results.
+
+A method brings an objective, and what all rows of a step need together before it is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveFloat
+
+from alignkit import PairNeeds, Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, pair_needs
+from alignkit_dpo.start_logprobs import Start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignkit.kit import JudgedAnswer
+
+
+class AnswerSettings(RowSettings):
+    """Settings of every method of this package that learns from answers that are good or bad."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate; 5e-7 to 5e-6 for billions of weights, ten times as much with LoRA."""
+    beta: PositiveFloat = 0.1
+    """The pull back to the start: the smaller, the further the policy may go."""
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of the good answers' loss."""
+    undesirable_weight: PositiveFloat | None = None
+    """Weight of the bad answers' loss. Unset: such that all good and all bad answers weigh the same."""
+    good_from: float | None = None
+    """Where rows have a `rating`: an answer is good from this number on. Unset: above the median."""
+
+
+@dataclass(frozen=True)
+class GoodOrBad:
+    """An answer to a prompt, as tokens, and what is known of it."""
+
+    prompt: list[int]
+    answer: list[int]
+    good: bool
+    swapped: list[int]
+    """The answer to another prompt."""
+    start: float = 0.0
+    """The start's log-probability of the answer."""
+    swapped_start: float = 0.0
+    """And of the swapped one to this prompt."""
+    anchor: float = 0.0
+    """Where a gain counts as none in this step, in nats."""
+    share: float = 1.0
+    """Share of the step's rows that are on the same side."""
+
+
+Anchor = Callable[[Any, Sequence[GoodOrBad]], float]
+"""From the model before a step and the step's rows to where a gain counts as none, in nats."""
+
+
+@dataclass(frozen=True)
+class AnswerMethod:
+    """How a method learns from answers that are good or bad."""
+
+    settings: AnswerSettings
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """From rewards, who is good (1 or 0) and the anchor's reward, all (n,), to losses (n,) without weights."""
+    anchor: Anchor | None = None
+    """None: at the start."""
+    swaps: bool = False
+    """It reads swapped answers."""
+    anchored: str = "kl"
+    """What the anchor is, in figures."""
+
+
+def needs(settings: AnswerSettings, reads: float) -> PairNeeds:
+    """Return what a method will do that reads each answer so often besides."""
+    return replace(pair_needs(settings), reads=reads, apart=True)
+
+
+def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings | Preferences) -> Policy:
+    """Train a policy on answers that are good or bad, save it, and tell what its held-out answers have gained."""
+    from alignkit.kit import in_passes, load_policy, read_answers, sequence_logprobs, train_rows
+
+    settings = method.settings
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    train, held_out = read_answers(answers, model, tokenizer, settings, stage)
+    good_from = threshold(train, settings)
+    more_good = balance([is_good(row, good_from) for row in train])
+    weights = settings.undesirable_weight or settings.desirable_weight * more_good, settings.desirable_weight
+    rows = with_start(method, model, policy, swapped(train, good_from, stage.seed), stage)
+    before = sequence_logprobs(model, held_out, settings)
+
+    def loss(part: Sequence[GoodOrBad]) -> tuple[Tensor, dict[str, Tensor]]:
+        return losses(method, model, part, weights)
+
+    def passes(some: Sequence[GoodOrBad]) -> list[list[int]]:
+        return in_passes(model, [row.prompt for row in some], [row.answer for row in some])
+
+    def ahead(some: Sequence[GoodOrBad]) -> list[GoodOrBad]:
+        anchor = method.anchor(model, some) if method.anchor else 0.0
+        good = sum(row.good for row in some) / len(some)
+        return [replace(row, anchor=anchor, share=good if row.good else 1 - good) for row in some]
+
+    train_rows(model, rows, loss, settings, stage, passes, before_step=ahead)
+    made = stage.save_policy(model, tokenizer)
+    gains = sequence_logprobs(model, held_out, settings) - before
+    tell(held_out, gains.tolist(), good_from, stage)
+    return made
+
+
+def losses(
+    method: AnswerMethod, model: Any, part: Sequence[GoodOrBad], weights: tuple[float, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss of each of n answers (n,), and figures whose mean over a step is that over one side of it."""
+    import torch
+
+    from alignkit.kit import answer_logprobs, brought
+
+    beta = method.settings.beta
+    logprobs = answer_logprobs(model, [row.prompt for row in part], [row.answer for row in part]).sum(dim=1)
+    known = torch.tensor([[row.start, row.anchor, row.good, row.share, weights[row.good]] for row in part])
+    start, anchor, good, share, weight = brought(known, logprobs.device).unbind(dim=1)
+    rewards = beta * (logprobs - start)
+    loss = weight * method.loss(rewards, good, beta * anchor)
+    sides = {"chosen": good / share, "rejected": (1 - good) / share}
+    rewarded = {f"rewards/{name}": rewards.detach() * side for name, side in sides.items()}
+    said = {f"logps/{name}": logprobs.detach() * side for name, side in sides.items()}
+    margins = rewarded["rewards/chosen"] - rewarded["rewards/rejected"]
+    return loss, {**rewarded, "rewards/margins": margins, **said, f"objective/{method.anchored}": anchor}
+
+
+def swapped(answers: Sequence[JudgedAnswer], good_from: float, seed: int) -> list[GoodOrBad]:
+    """Return the rows, each with the answer of another one."""
+    order = Random(f"{seed} swapped").sample(range(len(answers)), len(answers))  # noqa: S311
+    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    return [
+        GoodOrBad(row.prompt, row.answer, is_good(row, good_from), answers[other[place]].answer)
+        for place, row in enumerate(answers)
+    ]
+
+
+def with_start(
+    method: AnswerMethod, model: Any, policy: Policy, rows: Sequence[GoodOrBad], stage: Stage
+) -> list[GoodOrBad]:
+    """Return the rows with what the start says of them, which is the policy before the first step."""
+
+    def read(part: Sequence[GoodOrBad]) -> list[list[float]]:
+        own = logprobs_of(method.settings, model, [(row.prompt, row.answer) for row in part])
+        if not method.swaps:
+            return [[one] for one in own]
+        others = logprobs_of(method.settings, model, [(row.prompt, row.swapped) for row in part])
+        return [list(both) for both in zip(own, others, strict=True)]
+
+    def tokens_of(row: GoodOrBad) -> list[list[int]]:
+        return [row.prompt, row.answer, *([row.swapped] if method.swaps else [])]
+
+    start = Start(policy, method.settings, stage, read, tokens_of)
+    said = start.says_of(rows, [])
+    if stage.latest() is None:
+        start.check(rows[: method.settings.batch], said)
+    return [replace(row, start=own, swapped_start=sum(other)) for row, (own, *other) in zip(rows, said, strict=True)]
+
+
+def logprobs_of(settings: RowSettings, model: Any, answers: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """Compute the log-probability of each answer to its prompt, without gradient."""
+    from alignkit.kit import JudgedAnswer, sequence_logprobs
+
+    rows = [JudgedAnswer(prompt, answer, {}) for prompt, answer in answers]
+    computed: list[float] = sequence_logprobs(model, rows, settings).tolist()
+    return computed
+
+
+def threshold(answers: Sequence[JudgedAnswer], settings: AnswerSettings) -> float:
+    """Return the rating that a good answer exceeds or reaches; of rows with a label that is true."""
+    if "label" in answers[0].row:
+        return 1.0
+    if settings.good_from is not None:
+        return settings.good_from
+    return math.nextafter(median(one.row["rating"] for one in answers), math.inf)
+
+
+def is_good(answer: JudgedAnswer, good_from: float) -> bool:
+    return float(answer.row["label"] if "label" in answer.row else answer.row["rating"]) >= good_from
+
+
+def balance(labels: Sequence[bool]) -> float:
+    """Return how many good answers there are to a bad one. Raise RecipeError where there is but one side."""
+    good = sum(labels)
+    if not 0 < good < len(labels):
+        side = "good" if good else "bad"
+        raise RecipeError(f"all answers are {side}", "answers", "give both kinds; `good_from` says where ratings part")
+    return good / (len(labels) - good)
+
+
+def tell(answers: Sequence[JudgedAnswer], gains: Sequence[float], good_from: float, stage: Stage) -> None:
+    """Report how often a good held-out answer has gained more than a bad one (the area under the ROC curve)."""
+    from alignkit.kit import area_interval
+
+    labels = [is_good(answer, good_from) for answer in answers]
+    if len(set(labels)) < 2:
+        stage.warn("good and bad answers are not both held out, so nothing is measured", "raise the source's held_out")
+        return
+    after, floor = area(gains, labels), area([len(answer.answer) for answer in answers], labels)
+    good, bad = ([gain for gain, label in zip(gains, labels, strict=True) if label is side] for side in (True, False))
+    interval = area_interval(good, bad)
+    change = interval and (interval[0] - 0.5, interval[1] - 0.5)
+    stage.result("auc", 0.5, after, floor, len(answers), interval=interval, change=change)
+
+
+def area(values: Sequence[float], labels: Sequence[bool]) -> float:
+    """Return the area under the ROC curve: how often a good answer's value exceeds a bad one's, ties half."""
+    good = [value for value, label in zip(values, labels, strict=True) if label]
+    bad = [value for value, label in zip(values, labels, strict=True) if not label]
+    return fmean((one > other) + 0.5 * (one == other) for one in good for other in bad)

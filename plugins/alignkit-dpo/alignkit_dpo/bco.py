@@ -1,0 +1,53 @@
+"""BCO: learn from answers that are good or bad as a classifier does whose logit is the policy's own reward.
+
+Binary classifier optimisation (Jung et al. 2024, arXiv 2404.04656) takes the DPO reward of an answer and minimises the
+cross-entropy of telling good answers from bad ones by it, less a shift that lies between both.
+
+1. The shift is half-way between the mean rewards of the good and of the bad answers of the step, which are read before
+   it; the paper's is a moving average over steps.
+2. Its weights that match the prompts of both sides are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from alignkit import PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
+from alignkit_dpo import answer_learning, preference_losses
+from alignkit_dpo.answer_learning import AnswerMethod, AnswerSettings, GoodOrBad
+
+PAPERS = (
+    Paper(
+        "bco",
+        "Binary Classifier Optimization for Large Language Model Alignment",
+        "arXiv 2404.04656",
+        differs="the shift is that of the step, and prompts of both sides are not matched",
+    ),
+)
+
+
+class BCOSettings(AnswerSettings):
+    """Settings of `bco`."""
+
+
+def needs(settings: BCOSettings) -> PairNeeds:
+    """Return what it will do: the start reads each answer once, the policy those of each step before it."""
+    return answer_learning.needs(settings, 1.0 + settings.epochs)
+
+
+@method("bco", needs=needs, results=("auc",), papers=PAPERS)
+def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
+    """Learn to tell answers that are good by themselves from bad ones, without pairs and without a reward model."""
+    made = AnswerMethod(settings, preference_losses.shifted, partial(half_way, settings), anchored="shift")
+    return answer_learning.learn(made, stage, policy, answers)
+
+
+def half_way(settings: BCOSettings, model: Any, rows: Sequence[GoodOrBad]) -> float:
+    """Return the mean of the mean gains of good and of bad answers, in nats; where one side lacks, the other's."""
+    now = answer_learning.logprobs_of(settings, model, [(row.prompt, row.answer) for row in rows])
+    gains = [(row.good, said - row.start) for said, row in zip(now, rows, strict=True)]
+    sides = ([gain for good, gain in gains if good is side] for side in (True, False))
+    return fmean(fmean(side) for side in sides if side)

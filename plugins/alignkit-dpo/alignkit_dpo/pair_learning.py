@@ -1,0 +1,276 @@
+"""What all methods that learn from pairs have in common: from a policy and preferences to a policy and its results.
+
+A method brings an objective: from what the policy says of the two answers of pairs to a loss and two rewards of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from pydantic import PositiveFloat
+
+from alignkit import PairNeeds, Policy, Preferences, RowSettings, Stage, pair_needs
+from alignkit_dpo.start_logprobs import KEPT, Start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignkit.kit import Pair
+
+START = "start logprobs"
+"""What a pair's row holds besides: the start's log-probabilities of its two answers."""
+SHIFT = "margin shift"
+"""And what is added to its margin in this step."""
+
+
+class PairSettings(RowSettings):
+    """Settings of every method of this package that learns from pairs."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate; 5e-7 to 5e-6 for billions of weights, ten times as much with LoRA."""
+
+
+class Side(NamedTuple):
+    """One answer of each of n pairs, all (n,)."""
+
+    gains: Tensor
+    """log pi(y) - log pi_ref(y), in nats; without a start log pi(y)."""
+    logprobs: Tensor
+    """log pi(y)."""
+    lengths: Tensor
+    """Tokens."""
+
+
+class Sides(NamedTuple):
+    """What a policy says of n pairs."""
+
+    chosen: Side
+    rejected: Side
+    p_chosen: Tensor | None
+    """How likely it is that the chosen one is the better (n,); None where all are certain."""
+    shift: Tensor
+    """What is added to the margin (n,), in nats."""
+
+
+class Judgement(NamedTuple):
+    """The loss of each of n pairs (n,), and the rewards of its two answers, each (n,)."""
+
+    loss: Tensor
+    chosen: Tensor
+    rejected: Tensor
+
+
+Objective = Callable[[Sides], Judgement]
+
+
+@dataclass(frozen=True)
+class PairMethod:
+    """How a method learns from pairs."""
+
+    settings: RowSettings
+    objective: Objective
+    compared: bool = True
+    """With its start, which says once before the first step what it thinks of all pairs."""
+    tail: float = 1.0
+    """What a token counts behind the length of the shorter answer of its pair."""
+    before_step: Callable[[Any, Sequence[Pair]], Sequence[Pair]] | None = None
+    """From a model and the pairs of a step to those that the objective takes."""
+
+    def sides(self, model: Any, part: Sequence[Pair]) -> Sides:
+        """Read pairs, with gradient."""
+        import torch
+
+        from alignkit.kit import brought, pair_logprobs
+
+        tables = pair_logprobs(model, part)
+        known = torch.tensor([facts_of(pair) for pair in part])
+        p_chosen, shift, *start_and_lengths = brought(known, tables[0].device).unbind(dim=1)
+        start, lengths = start_and_lengths[:2], start_and_lengths[2:]
+        weighed = self.weighed(tables, lengths)
+        chosen, rejected = (
+            Side(one.sum(dim=1) - began, table.sum(dim=1), length)
+            for one, began, table, length in zip(weighed, start, tables, lengths, strict=True)
+        )
+        certain = all(pair.p_chosen == 1 for pair in part)
+        return Sides(chosen, rejected, None if certain else p_chosen, shift)
+
+    def weighed(self, tables: Sequence[Tensor], lengths: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return log-probabilities of tokens (n, t) of both sides, less of those behind the shorter answer's length."""
+        import torch
+
+        if self.tail == 1:
+            return tables
+        shared = torch.minimum(*lengths)[:, None]  # (n, 1)
+        places = [torch.arange(table.shape[1], device=table.device) for table in tables]
+        return [
+            table * torch.where(place < shared, 1.0, self.tail) for table, place in zip(tables, places, strict=True)
+        ]
+
+    def loss(self, model: Any, part: Sequence[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of each of n pairs (n,), and its figures."""
+        sides = self.sides(model, part)
+        judged = self.objective(sides)
+        chosen, rejected = judged.chosen.detach(), judged.rejected.detach()
+        margin = chosen - rejected
+        return judged.loss, {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": margin,
+            "rewards/accuracies": (margin > KEPT).float() + 0.5 * (margin.abs() <= KEPT).float(),
+            "logps/chosen": sides.chosen.logprobs.detach(),
+            "logps/rejected": sides.rejected.logprobs.detach(),
+        }
+
+    def margins(self, model: Any, pairs: Sequence[Pair]) -> list[float]:
+        """Return by how much the reward of each chosen answer exceeds that of the rejected one."""
+        from alignkit.kit import map_pairs
+
+        found: list[float] = map_pairs(
+            model, pairs, lambda part: self.loss(model, part)[1]["rewards/margins"], self.settings
+        ).tolist()
+        return found
+
+    def sums(self, model: Any, pairs: Sequence[Pair]) -> list[list[float]]:
+        """Return the log-probabilities of each pair's chosen and rejected answer, as gains are taken from them."""
+        import torch
+
+        from alignkit.kit import map_pairs
+
+        def both(part: Sequence[Pair]) -> Tensor:
+            bare = [pair._replace(row={}) for pair in part]
+            sides = self.sides(model, bare)
+            return torch.stack([sides.chosen.gains, sides.rejected.gains], dim=1)
+
+        computed: list[list[float]] = map_pairs(model, pairs, both, self.settings).tolist()
+        return computed
+
+
+def facts_of(pair: Pair) -> tuple[float, ...]:
+    """Return a pair's soft label, the shift of its margin, what the start says of its answers, and their lengths."""
+    lengths = len(pair.chosen.answer), len(pair.rejected.answer)
+    return pair.p_chosen, pair.row.get(SHIFT, 0.0), *pair.row.get(START, (0.0, 0.0)), *lengths
+
+
+def of_both_orders(sides: Sides, preferring: Callable[[Sides], Tensor]) -> Tensor:
+    """Compute the loss of n pairs (n,): of preferring the chosen answer, and by its soft label of the other order."""
+    if sides.p_chosen is None:
+        return preferring(sides)
+    swapped = sides._replace(chosen=sides.rejected, rejected=sides.chosen, shift=-sides.shift)
+    return sides.p_chosen * preferring(sides) + (1 - sides.p_chosen) * preferring(swapped)
+
+
+def needs(settings: RowSettings, reads: float = 1.0) -> PairNeeds:
+    """Return what a method will do that reads each pair so often besides."""
+    return replace(pair_needs(settings), reads=reads)
+
+
+def learn(method: PairMethod, stage: Stage, policy: Policy, pairs: Preferences) -> Policy:
+    """Train a policy on pairs by a method's objective, save it, and tell what came of it."""
+    from alignkit.kit import load_policy, read_pairs, train_pairs
+
+    settings = method.settings
+    model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
+    train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
+    if method.compared:
+        train, held_out = with_start(method, model, policy, (train, held_out), stage)
+    before = None if method.compared or not held_out else method.margins(model, held_out)
+
+    def ahead(part: Sequence[Pair]) -> Sequence[Pair]:
+        assert method.before_step is not None
+        return method.before_step(model, part)
+
+    train_pairs(
+        model,
+        train,
+        lambda part: method.loss(model, part),
+        settings,
+        stage,
+        before_step=ahead if method.before_step else None,
+    )
+    made = stage.save_policy(model, tokenizer)
+    tell((train, held_out), (before, method.margins(model, held_out)), tokenizer, settings, stage)
+    return made
+
+
+def with_start(
+    method: PairMethod, model: Any, policy: Policy, pairs: tuple[Sequence[Pair], Sequence[Pair]], stage: Stage
+) -> tuple[Started, Started]:
+    """Return pairs with what the start says of them, which is the policy before the first step."""
+    (train, held_out), form = pairs, "" if method.tail == 1 else f" tail {method.tail}"
+    start = Start[Any](policy, method.settings, stage, lambda part: method.sums(model, part), tokens_of, form)
+    said = start.says_of(train, held_out)
+    if stage.latest() is None:
+        start.check(train[: method.settings.batch], said)
+    return Started(train, said[: len(train)]), Started(held_out, said[len(train) :])
+
+
+def tokens_of(pair: Pair) -> list[list[int]]:
+    return [*pair.chosen, *pair.rejected]
+
+
+class Started(Sequence["Pair"]):
+    """Pairs, each with what the start says of it in its row."""
+
+    def __init__(self, pairs: Sequence[Pair], start: Sequence[Sequence[float]]) -> None:
+        self._pairs, self._start = pairs, start
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        pair = self._pairs[place]
+        return pair._replace(row={**pair.row, START: self._start[place]})
+
+
+def tell(
+    rows: tuple[Sequence[Pair], Sequence[Pair]],
+    margins: tuple[Sequence[float] | None, Sequence[float]],
+    tokenizer: Any,
+    settings: RowSettings,
+    stage: Stage,
+) -> None:
+    """Report how often the chosen answer of held-out pairs has the higher reward, beside what length or words tell.
+
+    `margins` are those before and after; None before: no answer has gained anything against its own start.
+    """
+    from alignkit.kit import pair_accuracy_floor, picked_samples
+
+    (train, held_out), (before, after) = rows, margins
+    if not held_out:
+        stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
+        return
+    lengths = [len(pair.chosen.answer) - len(pair.rejected.answer) for pair in held_out]
+    longer = fmean(0.5 if more == 0 else float(more > 0) for more in lengths)
+    floor, _ = pair_accuracy_floor(
+        longer, *((pair.row for pair in side) for side in (train, held_out)), cache=stage.cache
+    )
+    stage.measure("accuracy", 0.5 if before is None else won(before), won(after), floor)
+    stage.measure("margin", 0.0 if before is None else before, after)
+    stage.rows({"margin": after, "longer": lengths})
+    for place, kind in picked_samples(after, settings.samples):
+        pair, margin = held_out[place], after[place]
+        stage.sample(
+            {
+                "prompt": tokenizer.decode(pair.chosen.prompt),
+                "chosen": tokenizer.decode(pair.chosen.answer, skip_special_tokens=True),
+                "rejected": tokenizer.decode(pair.rejected.answer, skip_special_tokens=True),
+                "margin": round(margin, 4),
+            },
+            kind,
+        )
+
+
+def won(margins: Sequence[float]) -> list[float]:
+    """Return 1 of each pair whose chosen answer leads, 0 of others, and 0.5 of ties."""
+    return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
