@@ -82,7 +82,6 @@ def theirs(told: dict[str, Any]) -> dict[str, Any]:
 def ours(told: dict[str, Any]) -> dict[str, Any]:
     """alignkit's `dpo`, which computes what the start says in the stage, or finds it on disk."""
     from alignkit_dpo import DPOSettings, dpo, pair_learning
-    from alignkit_dpo.start_logprobs import Start
 
     from alignkit import Policy, Preferences
 
@@ -99,20 +98,18 @@ def ours(told: dict[str, Any]) -> dict[str, Any]:
         }
     )
     watched: Any = pair_learning  # what it calls is replaced, to see when
-    with_start = watched.with_start
+    started = watched.started
 
-    def timed(*words: Any) -> Any:
+    def timed(*words: Any, check: bool) -> Any:
         clock["opened"] = time.perf_counter()
-        found = with_start(*words)
+        found = started(*words, check=False)
         clock["known"] = time.perf_counter()
         return found
 
     def told_nothing(*_: Any) -> None:
         clock["ended"] = time.perf_counter()
 
-    watched.with_start, watched.tell = timed, told_nothing
-    checked: Any = Start
-    checked.check = lambda *_: None
+    watched.started, watched.tell = timed, told_nothing
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stage = RecordingStage(folder / "stage", seed=told["seed"])

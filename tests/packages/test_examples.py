@@ -48,7 +48,7 @@ short = { judge = "rule:concise" }
 [stage.best]
 method = "best-answers"
 [stage.align]
-method = "orpo"
+method = "simper"
 """
 
 
@@ -61,7 +61,7 @@ def module(name: str) -> ModuleType:
     return made
 
 
-orpo = module("alignkit_orpo").orpo
+simper = module("alignkit_simper").simper
 dr_grpo = module("alignkit_dr_grpo").dr_grpo
 best_answers = module("alignkit_best_answers").best_answers
 arithmetic = module("alignkit_arithmetic")
@@ -69,9 +69,11 @@ concise = module("alignkit_concise")
 webhook = module("alignkit_webhook")
 
 
-class TestORPO(conformance(orpo, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["lora.rank=4"])):
+class TestSimPER(
+    conformance(simper, {"learning_rate": 1e-2, "batch": 16, "precision": "fp32"}, effects=["lora.rank=4"])
+):
     def test_it_is_found_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-orpo"))
+        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES / "alignkit-simper"))
         super().test_it_is_found_without_torch()
 
 
@@ -121,7 +123,7 @@ def test_installed_examples_are_offered(tmp_path: Path) -> None:
 
     assert told.returncode == 0, told.stderr
     assert "best   best-answers  will run  Demonstrations  policy=start prompts=sums reward=right" in told.stdout
-    assert "align  orpo          will run  Policy          policy=start pairs=pairs" in told.stdout
+    assert "align  simper        will run  Policy          policy=start pairs=pairs" in told.stdout
 
 
 def test_best_answers_keep_the_best_answer(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) maximises log sigmoid(margin), where an answer's
 reward is beta times the log-probability by which the policy exceeds its start, and the margin the chosen answer's
-reward less the rejected one's. The start is never a second model: before the first step the policy itself is the
-start, and what it says of the pairs is kept on disk for this stage and all that begin at the same policy.
+reward less the rejected one's. The start is never a second model in training: before the first step the policy itself
+is the start, and what it says of the pairs is kept on disk for this stage and all that begin at the same policy. Where
+`reference` names another policy, that one stands for the start.
 
 1. `loss` names another function of the same margin or of both rewards, or several with their weights.
 2. Soft labels: where a row has `p_chosen`, the loss is the mean of those of both orders, weighted by it.
@@ -126,9 +127,11 @@ def needs(settings: DPOSettings) -> PairNeeds:
 
 
 @method("dpo", needs=needs, results=("accuracy", "margin"), papers=DPO_PAPERS)
-def dpo(settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
+def dpo(
+    settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences, reference: Policy | None = None
+) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model."""
-    return pair_learning.learn(made_of(settings), stage, policy, pairs)
+    return pair_learning.learn(made_of(settings), stage, policy, pairs, reference)
 
 
 def made_of(settings: DPOSettings) -> PairMethod:

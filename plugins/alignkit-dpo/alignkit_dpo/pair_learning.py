@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pydantic import PositiveFloat
 
-from alignkit import PairNeeds, Policy, Preferences, RowSettings, Stage, pair_needs
+from alignkit import DataError, PairNeeds, Policy, Preferences, RowSettings, Stage, pair_needs
 from alignkit_dpo.start_logprobs import KEPT, Start
 
 if TYPE_CHECKING:
@@ -167,16 +167,25 @@ def needs(settings: RowSettings, reads: float = 1.0) -> PairNeeds:
     return replace(pair_needs(settings), reads=reads)
 
 
-def learn(method: PairMethod, stage: Stage, policy: Policy, pairs: Preferences) -> Policy:
-    """Train a policy on pairs by a method's objective, save it, and tell what came of it."""
+def learn(
+    method: PairMethod, stage: Stage, policy: Policy, pairs: Preferences, reference: Policy | None = None
+) -> Policy:
+    """Train a policy on pairs by a method's objective, save it, and tell what came of it.
+
+    A `reference` stands for the start: gains are then counted from it.
+    """
     from alignkit.kit import load_policy, read_pairs, train_pairs
 
     settings = method.settings
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
     if method.compared:
-        train, held_out = with_start(method, model, policy, (train, held_out), stage)
-    before = None if method.compared or not held_out else method.margins(model, held_out)
+        began = model if reference is None else opened_reference(reference, tokenizer, settings)
+        start = start_of(method, began, reference or policy, stage)
+        train, held_out = started(start, train, held_out, check=reference is None)
+        del began, start  # only its log-probabilities are needed from here on
+    known = method.compared and reference is None
+    before = None if known or not held_out else method.margins(model, held_out)
 
     def ahead(part: Sequence[Pair]) -> Sequence[Pair]:
         assert method.before_step is not None
@@ -195,15 +204,30 @@ def learn(method: PairMethod, stage: Stage, policy: Policy, pairs: Preferences) 
     return made
 
 
-def with_start(
-    method: PairMethod, model: Any, policy: Policy, pairs: tuple[Sequence[Pair], Sequence[Pair]], stage: Stage
+def opened_reference(reference: Policy, tokenizer: Any, settings: RowSettings) -> Any:
+    """Open the policy that stands for the start. Raise DataError where it has other tokens than the policy."""
+    from alignkit.kit import load_policy
+
+    model, words = load_policy(reference, precision=settings.precision, trainable=False)
+    if words.get_vocab() != tokenizer.get_vocab():
+        problem = f"the reference {reference.name!r} has other tokens than the policy"
+        raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
+    return model
+
+
+def start_of(method: PairMethod, model: Any, policy: Policy, stage: Stage) -> Start[Pair]:
+    """Return how a model reads pairs before the first step."""
+    form = "" if method.tail == 1 else f" tail {method.tail}"
+    return Start(policy, method.settings, stage, lambda part: method.sums(model, part), tokens_of, form)
+
+
+def started(
+    start: Start[Pair], train: Sequence[Pair], held_out: Sequence[Pair], *, check: bool
 ) -> tuple[Started, Started]:
-    """Return pairs with what the start says of them, which is the policy before the first step."""
-    (train, held_out), form = pairs, "" if method.tail == 1 else f" tail {method.tail}"
-    start = Start[Any](policy, method.settings, stage, lambda part: method.sums(model, part), tokens_of, form)
+    """Return pairs with what the start says of them. Raise StageError where it is to be the policy, and is not."""
     said = start.says_of(train, held_out)
-    if stage.latest() is None:
-        start.check(train[: method.settings.batch], said)
+    if check and start.stage.latest() is None:
+        start.check(train[: start.settings.batch], said)
     return Started(train, said[: len(train)]), Started(held_out, said[len(train) :])
 
 

@@ -273,7 +273,7 @@ def test_rewards_are_counted_from_the_reference(tmp_path) -> None:
 
     assert itself.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert other.logs[0][2]["rewards/margins"] > 10 * abs(itself.logs[0][2]["rewards/margins"]) + 1e-3
-    assert other.results["margin"][0] is None
+    assert other.results["margin"][0] > 0  # what the policy had gained before
 =======
     assert refusal.value.errors()[0]["msg"] == f"Value error, {why}"
 
