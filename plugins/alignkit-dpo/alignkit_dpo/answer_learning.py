@@ -72,7 +72,7 @@ class AnswerMethod:
     """None: at the start."""
     swaps: bool = False
     """It reads swapped answers."""
-    anchored: str = "kl"
+    anchored: str = "objective/kl"
     """What the anchor is, in figures."""
 
 
@@ -130,7 +130,7 @@ def losses(
     rewarded = {f"rewards/{name}": rewards.detach() * side for name, side in sides.items()}
     said = {f"logps/{name}": logprobs.detach() * side for name, side in sides.items()}
     margins = rewarded["rewards/chosen"] - rewarded["rewards/rejected"]
-    return loss, {**rewarded, "rewards/margins": margins, **said, f"objective/{method.anchored}": anchor}
+    return loss, {**rewarded, "rewards/margins": margins, **said, method.anchored: anchor}
 
 
 def swapped(answers: Sequence[JudgedAnswer], good_from: float, seed: int) -> list[GoodOrBad]:

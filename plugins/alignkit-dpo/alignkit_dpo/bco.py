@@ -41,7 +41,7 @@ def needs(settings: BCOSettings) -> PairNeeds:
 @method("bco", needs=needs, results=("auc",), papers=PAPERS)
 def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn to tell answers that are good by themselves from bad ones, without pairs and without a reward model."""
-    made = AnswerMethod(settings, preference_losses.shifted, partial(half_way, settings), anchored="shift")
+    made = AnswerMethod(settings, preference_losses.shifted, partial(half_way, settings), anchored="objective/shift")
     return answer_learning.learn(made, stage, policy, answers)
 
 

@@ -161,6 +161,24 @@ def shifted(rewards: Tensor, good: Tensor, shift: float | Tensor) -> Tensor:
     return -logsigmoid((2 * good - 1) * (rewards - shift))
 
 
+def infonca(rewards: Tensor, wanted: Tensor) -> Tensor:
+    """Return -sum_i w_i log softmax(r)_i of the rewards of k answers to a prompt (k,): InfoNCA, arXiv 2402.05369.
+
+    `wanted` (k,) is the softmax of their ratings, and adds up to 1. Of two answers, one of them certain, it is DPO.
+    """
+    return -(wanted * rewards.log_softmax(dim=0)).sum()
+
+
+def rated_nca(rewards: Tensor, wanted: Tensor) -> Tensor:
+    """Return -sum_i (w_i log s(r_i) + log s(-r_i) / k) of the rewards of k answers (k,): NCA, arXiv 2402.05369.
+
+    `wanted` (k,) is the softmax of their ratings, and adds up to 1. Of two answers, one of them certain, it is `nca`.
+    """
+    from torch.nn.functional import logsigmoid
+
+    return -(wanted * logsigmoid(rewards)).sum() - logsigmoid(-rewards).mean()
+
+
 BY_MARGIN: Mapping[str, Callable[[Tensor], Tensor]] = {
     "hinge": hinge,
     "squared-hinge": squared_hinge,
