@@ -256,25 +256,6 @@ def test_what_a_loss_does_not_know_is_refused(given, why) -> None:
     with pytest.raises(ValidationError) as refusal:
         DPOSettings(**given)
 
-<<<<<<< HEAD
-    assert refusal.value.errors()[0]["msg"] == (
-        f"Value error, loss {loss} has no label_smoothing; take loss sigmoid or robust, or leave it out"
-    )
-
-
-def test_rewards_are_counted_from_the_reference(tmp_path) -> None:
-    inputs, first = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "first")
-    learnt = run_method(dpo, SETTINGS, first, **inputs)
-    moved = inputs["policy"].model_copy(update={"path": learnt.path, "fingerprint": "moved", "name": "moved"})
-    itself, other = RecordingStage(tmp_path / "itself"), RecordingStage(tmp_path / "other")
-
-    run_method(dpo, SETTINGS, itself, **(inputs | {"policy": moved, "reference": moved}))
-    run_method(dpo, SETTINGS, other, **(inputs | {"policy": moved, "reference": inputs["policy"]}))
-
-    assert itself.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert other.logs[0][2]["rewards/margins"] > 10 * abs(itself.logs[0][2]["rewards/margins"]) + 1e-3
-    assert other.results["margin"][0] > 0  # what the policy had gained before
-=======
     assert refusal.value.errors()[0]["msg"] == f"Value error, {why}"
 
 
@@ -295,4 +276,17 @@ def test_each_kind_of_loss_learns(tmp_path, loss) -> None:
     run_method(dpo, SETTINGS | {"learning_rate": 3e-3, "loss": loss}, stage, **inputs)
 
     assert stage.results["accuracy"][1] > 0.7
->>>>>>> d2d918b (dpo: the offline family: losses, SimPO, ORPO, CPO, KTO, BCO)
+
+
+def test_rewards_are_counted_from_the_reference(tmp_path) -> None:
+    inputs, first = write_inputs(dpo, tmp_path), RecordingStage(tmp_path / "first")
+    learnt = run_method(dpo, SETTINGS, first, **inputs)
+    moved = inputs["policy"].model_copy(update={"path": learnt.path, "fingerprint": "moved", "name": "moved"})
+    itself, other = RecordingStage(tmp_path / "itself"), RecordingStage(tmp_path / "other")
+
+    run_method(dpo, SETTINGS, itself, **(inputs | {"policy": moved, "reference": moved}))
+    run_method(dpo, SETTINGS, other, **(inputs | {"policy": moved, "reference": inputs["policy"]}))
+
+    assert itself.logs[0][2]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert other.logs[0][2]["rewards/margins"] > 10 * abs(itself.logs[0][2]["rewards/margins"]) + 1e-3
+    assert other.results["margin"][0] > 0  # what the policy had gained before
