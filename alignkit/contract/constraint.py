@@ -20,7 +20,7 @@ class Constraint(Settings):
     learning_rate: PositiveFloat = 0.1
     """How fast the multiplier follows: an update whose mean lies one standard deviation beyond the bound moves it by so
     many standard deviations of the reward over one of the cost, both as they were in the first update."""
-    gain: NonNegativeFloat = 1.0
+    gain: NonNegativeFloat = 0.25
     """What the last update's excess adds to the multiplier for one update, in the same units; it damps the swings that
     a multiplier which follows alone makes about its bound (PID Lagrangian). 0: nothing."""
     start: NonNegativeFloat = 0.0

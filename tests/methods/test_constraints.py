@@ -58,7 +58,7 @@ def test_a_cost_is_told_beside_its_bound_and_is_no_part_of_the_reward(inputs, tm
 
 def test_a_multiplier_follows_by_steps_and_answers_to_the_last_update() -> None:
     """By hand: scale 0.4 / 0.2 ** 2 = 10; 0.5 + 0.1 * 10 * 0.3 = 0.8, and 1 * 10 * 0.3 on top; then back by 0.1."""
-    multiplier = Multiplier.of(Constraint(max=0.2, start=0.5))
+    multiplier = Multiplier.of(Constraint(max=0.2, start=0.5, gain=1.0))
 
     multiplier.ascend(mean=0.5, cost_std=0.2, reward_std=0.4)
     first = multiplier.value
