@@ -185,8 +185,8 @@ def _takes_prompts(stage: PlannedStage, role: str) -> bool:
     return stage.method.consumes[role].kinds == (Prompts,)
 
 
-def _alike(stage: PlannedStage) -> tuple[str, str, Mapping[str, tuple[str, ...]]]:
-    return stage.method.name, stage.settings.model_dump_json(), stage.inputs
+def _alike(stage: PlannedStage) -> tuple[object, ...]:
+    return stage.method.name, stage.settings.model_dump_json(), stage.inputs, stage.constraints
 
 
 def _brought(variant: Variant) -> str:

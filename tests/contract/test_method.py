@@ -115,6 +115,7 @@ def odd_default(settings: Odd, stage: Stage, *, policy: Policy = EMPTY) -> Polic
 def odd_tuple(settings: Odd, stage: Stage, *, policy: tuple[Policy, ...] = NOTHING) -> Policy: ...  # type: ignore[empty-body]
 def pair(settings: Odd, stage: Stage, *, policy: tuple[Policy, Policy]) -> Policy: ...  # type: ignore[empty-body]
 def maybe_tuple(settings: Odd, stage: Stage, *, policy: tuple[Policy | None, ...]) -> Policy: ...  # type: ignore[empty-body]
+def odd_costs(settings: Odd, stage: Stage, *, costs: tuple[Policy, ...] = ()) -> Policy: ...  # type: ignore[empty-body]
 def no_return(settings: Odd, stage: Stage): ...  # type: ignore[no-untyped-def]
 def two_returns(settings: Odd, stage: Stage) -> Policy | Scores: ...  # type: ignore[empty-body]
 def unseen(settings: Odd, stage: Stage, *, policy: "Unseen") -> Policy: ...  # type: ignore[empty-body]
@@ -143,6 +144,7 @@ KINDS = "its input 'policy' must be a kind, a union, optional, or a tuple of kin
         (none_default, "its input 'policy' must be `Kind | None = None` to be optional"),
         (odd_default, "its input 'policy' can only default to None"),
         (odd_tuple, "its input 'policy' can only default to ()"),
+        (odd_costs, "its input 'costs', what a recipe bounds, must be `tuple[Reward, ...] = ()`"),
         (no_return, "it must return one kind, such as -> Policy"),
         (two_returns, "it must return one kind, such as -> Policy"),
         (
