@@ -87,13 +87,21 @@ class BestOfNSettings(SamplingSettings):
     ),
 )
 def best_of_n(
-    settings: BestOfNSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
+    settings: BestOfNSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+    reference: Policy | None = None,
 ) -> Policy:
     """Learn to imitate the best of a policy's own answers, as rewards choose them."""
     from alignkit.training.layouts import Around
     from alignkit.training.updates import Roles, open_loop
 
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), Around(start=settings.kl.coef > 0))
+    loop, finish = open_loop(
+        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.kl.coef > 0)
+    )
     train(loop)
     return finish()
 

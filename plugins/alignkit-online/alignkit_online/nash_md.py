@@ -77,12 +77,20 @@ def needs(settings: NashMDSettings) -> SamplingNeeds:
     ),
 )
 def nash_md(
-    settings: NashMDSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward | Judge, ...], prompts: Prompts
+    settings: NashMDSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward | Judge, ...],
+    prompts: Prompts,
+    reference: Policy | None = None,
 ) -> Policy:
     """Raise the chance that a policy's answer is preferred to one of its own mixture with its start."""
     from alignkit.kit import Around, Roles, open_loop
 
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), Around(start=needs(settings).start))
+    loop, finish = open_loop(
+        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=needs(settings).start)
+    )
     train(loop)
     return finish()
 

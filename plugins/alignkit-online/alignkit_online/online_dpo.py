@@ -63,17 +63,23 @@ class OnlineDPOSettings(PairSettings):
             "Self-Play Preference Optimization for Language Model Alignment",
             "arXiv 2405.00675",
             {"loss": "sppo", "labels": "soft", "answers": 2},
-            differs="the start stays the reference; in the paper it is the policy of the round before",
+            differs="the start is the reference of all updates; `[repeat]` moves it every round, as the paper does",
         ),
     ),
 )
 def online_dpo(
-    settings: OnlineDPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward | Judge, ...], prompts: Prompts
+    settings: OnlineDPOSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward | Judge, ...],
+    prompts: Prompts,
+    reference: Policy | None = None,
 ) -> Policy:
     """Learn from the better and the worse of a policy's own answers, as rewards or a judge choose them."""
     from alignkit.kit import Around, Roles, open_loop
 
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), Around())
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, reference=reference), Around())
     train(loop)
     return finish()
 

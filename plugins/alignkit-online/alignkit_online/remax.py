@@ -49,12 +49,20 @@ class ReMaxSettings(SamplingSettings):
     ),
 )
 def remax(
-    settings: ReMaxSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
+    settings: ReMaxSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward, ...],
+    prompts: Prompts,
+    reference: Policy | None = None,
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by its likeliest answer to the same prompt."""
     from alignkit.kit import Around, Roles, open_loop
 
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), Around(start=settings.kl.coef > 0))
+    loop, finish = open_loop(
+        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.kl.coef > 0)
+    )
     train(loop)
     return finish()
 

@@ -49,12 +49,18 @@ class XPOSettings(PairSettings):
     ),
 )
 def xpo(
-    settings: XPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward | Judge, ...], prompts: Prompts
+    settings: XPOSettings,
+    stage: Stage,
+    *,
+    policy: Policy,
+    rewards: tuple[Reward | Judge, ...],
+    prompts: Prompts,
+    reference: Policy | None = None,
 ) -> Policy:
     """Learn from a policy's answers beside its start's by DPO, and explore where the start would not."""
     from alignkit.kit import Around, Roles, open_loop
 
-    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), Around())
+    loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, reference=reference), Around())
     train(loop)
     return finish()
 
