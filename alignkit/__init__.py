@@ -80,10 +80,12 @@ if TYPE_CHECKING:
     )
     from alignkit.contract.sampling_settings import (
         KL as KL,
+        Drawing as Drawing,
         Generation as Generation,
         GroupSettings as GroupSettings,
         RewardShape as RewardShape,
         SamplingSettings as SamplingSettings,
+        UpdateSettings as UpdateSettings,
     )
     from alignkit.contract.settings import (
         LoRA as LoRA,
@@ -131,7 +133,9 @@ _FROM = {
     "alignkit.contract.paper": "Paper",
     "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
     "alignkit.contract.row_settings": "DemonstrationSettings RowSettings ScoreSettings TrainingSettings",
-    "alignkit.contract.sampling_settings": "Generation GroupSettings KL RewardShape SamplingSettings",
+    "alignkit.contract.sampling_settings": (
+        "Drawing Generation GroupSettings KL RewardShape SamplingSettings UpdateSettings"
+    ),
     "alignkit.contract.settings": "LoRA Optimisation Precision Settings",
     "alignkit.contract.stage": "Stage",
     "alignkit.contract.tracker": "TrackedRun Tracker TrackerFunction tracker",

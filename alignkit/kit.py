@@ -16,23 +16,27 @@ from alignkit.training.demonstrated import (
     taught_perplexity,
     tell_taught,
 )
+from alignkit.training.distributions import Readers
 from alignkit.training.encoding import prompt_ids
-from alignkit.training.layouts import Around, Models
+from alignkit.training.layouts import Around, Models, sample as draw_answers
+from alignkit.training.likelihood import learnt_tokens, parted_labels
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.models import load_for_reward_training, load_policy
 from alignkit.training.picking import picked_samples
-from alignkit.training.policy_steps import step_policy
-from alignkit.training.rollouts import Rollout
+from alignkit.training.policy_steps import step_answers, step_policy
+from alignkit.training.rollouts import Rollout, learnt_mask
 from alignkit.training.row_texts import answered_text, prompt_text
 from alignkit.training.rows import (
     JudgedAnswer,
     Pair,
+    Teaching,
     map_pairs,
     pair_logprobs,
     read_answers,
     read_pairs,
     sequence_logprobs,
+    teach,
     train_pairs,
     train_rows,
 )
@@ -46,12 +50,14 @@ from alignkit.training.scored_pairs import (
 )
 from alignkit.training.scoring import Scored
 from alignkit.training.seen import Experience, Seen, shaped
+from alignkit.training.tokenizers import check_same_tokens
 from alignkit.training.trainers import run_trainer, seen_by_all, trainer_options, trl_makes_its_logits
 from alignkit.training.updates import (
     Loop,
     Opened,
     Roles,
     Update,
+    begin_loop,
     longest_answer,
     open_loop,
     open_roles,
@@ -69,19 +75,26 @@ __all__ = [
     "Models",
     "Opened",
     "Pair",
+    "Readers",
     "Roles",
     "Rollout",
     "Scored",
     "Seen",
+    "Teaching",
     "TokenPairRows",
     "Update",
     "WarningSigns",
     "answer_logprobs",
     "answered_text",
     "area_interval",
+    "begin_loop",
     "brought",
+    "check_same_tokens",
+    "draw_answers",
     "fitting_prompts",
     "in_passes",
+    "learnt_mask",
+    "learnt_tokens",
     "load_for_reward_training",
     "load_policy",
     "longest_answer",
@@ -92,6 +105,7 @@ __all__ = [
     "pair_accuracy_floor",
     "pair_logprobs",
     "parallel",
+    "parted_labels",
     "picked_samples",
     "prompt_ids",
     "prompt_text",
@@ -110,8 +124,10 @@ __all__ = [
     "shaped",
     "show_scores",
     "show_taught",
+    "step_answers",
     "step_policy",
     "taught_perplexity",
+    "teach",
     "tell_scores",
     "tell_taught",
     "train_pairs",

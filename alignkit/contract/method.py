@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import permutations, zip_longest
@@ -27,6 +27,8 @@ STAGE_KEYS = ("method", "inputs", "constraints", "gates", "seed", *SHARED)
 
 OfferNeeds = Callable[[Any], Needs]
 """From a method's settings to what it will do with its models and rows."""
+Refusals = Callable[[Any, Mapping[str, Sequence[type[Artifact]]]], Iterable[tuple[str, str]]]
+"""From a method's settings and the kinds of its inputs, by role, to what is wrong with both, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Method:
     word in braces for any text. Empty: it does not say."""
     papers: tuple[Paper, ...] = ()
     """The papers whose method it is, each with the settings that make it so."""
+    refuses: Refusals | None = field(default=None, repr=False)
+    """None: what its settings and its kinds of inputs allow it can do."""
     package: str = ""
     """Who offers it, where a recipe said so, as in `method = "alignkit-x:sft"`."""
 
@@ -125,14 +129,20 @@ def _filled(parts: Sequence[str], given: Sequence[str]) -> Iterator[str]:
 
 
 def method(
-    name: str, *, needs: OfferNeeds | None = None, results: Sequence[str] = (), papers: Sequence[Paper] = ()
+    name: str,
+    *,
+    needs: OfferNeeds | None = None,
+    results: Sequence[str] = (),
+    papers: Sequence[Paper] = (),
+    refuses: Refusals | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
     `needs` tells from its settings which of our loops it runs and how (`trainer_needs`, `pair_needs`,
     `sampling_needs`, or a function of its own), so that `alignkit check` can estimate what it will take. `results` are
     the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan. `papers` are
-    those whose method it is, by which `alignkit methods` finds it, too.
+    those whose method it is, by which `alignkit methods` finds it, too. `refuses` tells from settings and the kinds of
+    inputs what the plan refuses: a setting that does nothing without an input, say.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). `costs: tuple[Reward, ...] = ()` are what a recipe bounds under
@@ -156,7 +166,7 @@ def method(
             if why := paper.why_not_of(settings):
                 raise _wrong(name, function, f"the settings of paper {paper.name!r} are not its own: {why}")
         described = (name, summary_of(function), settings, consumes, produces, function)
-        made = Method(*described, needs, told, tuple(papers))
+        made = Method(*described, needs, told, tuple(papers), refuses)
         if all(not field.is_required() for field in settings.model_fields.values()):
             with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
                 made.needs(settings())  # so that a package that is wrong says so when it is loaded

@@ -33,6 +33,8 @@ class Needs:
     """The setting that says so."""
     upper_layers: int | None = None
     """So many of the policy's upper layers learn; None: all."""
+    same_tokens: bool = False
+    """All its policies must have the tokens of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class KL(Settings):
     steps are taken."""
 
 
-class Generation(Settings):
+class Drawing(Settings):
     """How answers are sampled: from the whole distribution, nothing cut off."""
 
     max_new_tokens: PositiveInt | None = None
@@ -37,6 +37,11 @@ class Generation(Settings):
     saves it in the policy's generation config, else at 64."""
     temperature: PositiveFloat = 1.0
     """Divides the logits, in sampling and in everything that is learnt from the samples."""
+
+
+class Generation(Drawing):
+    """How answers are sampled, and what one that was cut is worth."""
+
     unfinished: Literal["replace", "subtract"] = "replace"
     """The score of an answer that was cut becomes minus `penalty`, or `penalty` is taken off it."""
     penalty: NonNegativeFloat = 1.0
@@ -50,8 +55,8 @@ class RewardShape(Settings):
     """Scores beyond this, either way, are cut to it. 0: none are."""
 
 
-class SamplingSettings(Settings):
-    """Settings of every method that learns from a policy's own answers."""
+class UpdateSettings(Settings):
+    """Settings of every method that samples answers and learns from them, again and again."""
 
     method: ClassVar[str]
     """The method's name, as it stands in messages."""
@@ -68,12 +73,8 @@ class SamplingSettings(Settings):
     """How often each answer is learnt from."""
     minibatches: PositiveInt = 4
     """Optimiser steps in an epoch."""
-    kl: KL = KL()
-    """The pull back to the starting policy."""
-    generation: Generation = Generation()
+    generation: Drawing = Drawing()
     """How answers are sampled."""
-    reward: RewardShape = RewardShape()
-    """What is done to scores before they are learnt from."""
     optimisation: Optimisation = Optimisation()
     """How weights are stepped; the schedule runs over updates."""
     lora: LoRA | None = None
@@ -85,9 +86,6 @@ class SamplingSettings(Settings):
     out. Unset: what the model reads, at most 1024."""
     max_lost: float = Field(default=0.05, ge=0, le=1)
     """Share of the prompts that may be left out for their length; more stops the stage."""
-    patience: NonNegativeInt = 4
-    """Updates from the start in which all answers may score the same; then the stage fails, since it learns nothing.
-    0: it goes on, as a reward may want that is seldom won."""
     measured: PositiveInt = 256
     """Held-out prompts, at most, that are answered before and after."""
     samples: NonNegativeInt = 8
@@ -110,6 +108,20 @@ class SamplingSettings(Settings):
         if self.batch % self.answers:
             raise ValueError(f"batch {self.batch} is no whole number of groups of {self.answers} answers")
         return self
+
+
+class SamplingSettings(UpdateSettings):
+    """Settings of every method that raises the scores of a policy's own answers."""
+
+    kl: KL = KL()
+    """The pull back to the starting policy."""
+    generation: Generation = Generation()
+    """How answers are sampled."""
+    reward: RewardShape = RewardShape()
+    """What is done to scores before they are learnt from."""
+    patience: NonNegativeInt = 4
+    """Updates from the start in which all answers may score the same; then the stage fails, since it learns nothing.
+    0: it goes on, as a reward may want that is seldom won."""
 
 
 class GroupSettings(SamplingSettings):

@@ -17,7 +17,7 @@ from alignkit.training.configs import open_config
 from alignkit.training.heads import head_of, labels_of, place_of
 from alignkit.training.models import misfit, rows_of
 from alignkit.training.templates import Learn
-from alignkit.training.tokenizers import open_tokenizer, policy_tokenizer
+from alignkit.training.tokenizers import check_same_tokens, open_tokenizer, policy_tokenizer
 from alignkit.training.weight_files import chain_of, root_of, shapes_in
 
 
@@ -28,7 +28,13 @@ def remarks_on(desk: Desk, stage: PlannedStage) -> Iterator[Problem]:
             reward = desk.open(source)
             check_reward(reward)
             yield from _remarks_on_reward(reward)
-    for source in policies_of(desk.plan, stage):
+    policies = policies_of(desk.plan, stage)
+    if stage.needs and stage.needs.same_tokens:
+        for source in policies[1:]:
+            check_same_tokens(
+                policy_tokenizer(desk.open(source)), policy_tokenizer(desk.open(policies[0])), source.name
+            )
+    for source in policies:
         yield from _remarks_on_policy(source.name, desk.open(source))
 
 

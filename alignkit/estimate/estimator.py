@@ -128,15 +128,15 @@ class Estimator:
         policies = sum(
             len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
         )
-        rewards = [
-            Held(sizes_of(one, scores=True), trains=False, bytes=arithmetic("auto").itemsize)
-            for one in self._reward_configs(stage)
-        ]
+        beside = [sizes_of(one, scores=True) for one in self._reward_configs(stage)]
+        if teachers := policy_roles(stage)[1:]:
+            beside += [sizes_of(self._config(one.name)) for one in policies_of(self.plan, stage, teachers)]
+        read = [Held(one, trains=False, bytes=arithmetic("auto").itemsize) for one in beside]
         costs = gauge(config, needs.lora, needs.precision, compiles=self.how.compiles)
-        whole, beside = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
+        whole, files = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
         quantised = QUANTISED.get(self.desk.open(source).load)
         apart = REFERENCE in stage.inputs
-        return Job(needs, facts, sizes, costs, rewards, policies, whole, apart, beside, quantised, how=self.how)
+        return Job(needs, facts, sizes, costs, read, policies, whole, apart, files, quantised, how=self.how)
 
     @property
     def plan(self) -> Plan:

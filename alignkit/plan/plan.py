@@ -1,6 +1,6 @@
 """A plan: the stages of a recipe, wired, checked and fingerprinted, before anything heavy is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,12 +80,15 @@ def policy_of(plan: Plan, stage: PlannedStage) -> Source | None:
     return next(iter(policies_of(plan, stage)), None)
 
 
-def policies_of(plan: Plan, stage: PlannedStage) -> list[Source]:
-    """Follow all policies that a stage takes back to the sources that they come from, each named once."""
+def policies_of(plan: Plan, stage: PlannedStage, roles: Sequence[str] | None = None) -> list[Source]:
+    """Follow all policies that a stage takes, or those of these roles, back to the sources that they come from.
+
+    Each source is named once.
+    """
     found: dict[str, Source] = {}
-    for name in (name for role in policy_roles(stage) for name in stage.inputs.get(role, ())):
+    for name in (name for role in roles or policy_roles(stage) for name in stage.inputs.get(role, ())):
         beginnings = [plan.sources[name]] if name in plan.sources else policies_of(plan, plan.stage(name))[:1]
-        found |= {source.name: source for source in beginnings}
+        found |= {source.name: source for source in beginnings if issubclass(source.kind, Policy)}
     return list(found.values())
 
 

@@ -98,6 +98,8 @@ class _Planner:
         constraints, wrong = constraints_of(self.recipe, name, method, wires, self.plugins)
         self.errors += wrong
         self.errors += refused_reference(self.recipe, name, method, settings, wires)
+        if settings is not None and len(self.errors) == before:
+            self._check_inputs(name, method, settings, wires)
         self.made[name] = method.produces
         self.prints[name] = None
         if settings is None or len(self.errors) > before:
@@ -188,6 +190,13 @@ class _Planner:
                 problem = f"stage {name!r}: gates.{result}: {method.name} reports no such result"
                 remedy = near_miss(result, known) or f"its results are {', '.join(known)}"
                 self._refuse(problem, self.recipe.where("stage", name, "gates", result), remedy)
+
+    def _check_inputs(self, name: str, method: Method, settings: Settings, wires: Wires) -> None:
+        """Refuse settings and inputs of which the method says that they do not go together."""
+        known = {**{key: source.kind for key, source in self.sources.items()}, **self.made}
+        kinds = {role: [known[given] for given in names if given in known] for role, names in wires.items()}
+        for problem, remedy in method.refuses(settings, kinds) if method.refuses else ():
+            self._refuse(f"stage {name!r}: {problem}", self.recipe.where("stage", name), remedy)
 
     def _wires(self, name: str, method: Method) -> Wires:
         if not isinstance(self.recipe.stages[name].get("inputs", {}), dict):

@@ -92,7 +92,8 @@ def _check_opened(taker: Taker, role: str, names: Sequence[str]) -> None:
 def _ambiguous(recipe: Recipe, stage: str, method: Method, named: Mapping[str, Any]) -> list[RecipeError]:
     """Refuse to guess which of two required inputs of one kind is which."""
     single = [i for i in method.consumes.values() if not i.several and not i.optional]
-    twins = [i for i in single if sum(other.kinds == i.kinds for other in single) > 1 and i.role not in named]
+    alike = {i.role: [other for other in single if set(other.kinds) & set(i.kinds)] for i in single}
+    twins = [i for i in single if len(alike[i.role]) > 1 and i.role not in named]
     if not twins:
         return []
     roles = " and ".join(repr(twin.role) for twin in twins)

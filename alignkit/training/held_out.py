@@ -33,13 +33,19 @@ class Measured(NamedTuple):
 def measured(
     models: Models, prompts: Sequence[Prompt], score: Callable[[Rollout], Scored], longest: int, seed: int
 ) -> Measured | None:
+    """Answer the held-out prompts, and score the answers; None where there are none."""
+    rollout = answered(models, prompts, longest, seed)
+    if rollout is None:
+        return None
+    return Measured(rollout, score(rollout), layouts.answer_kl(models, rollout) if models.can_compare else None)
+
+
+def answered(models: Models, prompts: Sequence[Prompt], longest: int, seed: int) -> Rollout | None:
     """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
     if not prompts:
         return None
     chance, rows = generator_for(seed, "held out"), list(range(len(prompts)))
-    asked = [prompt.ids for prompt in prompts]
-    rollout = layouts.sample(models, asked, rows, longest, chance)
-    return Measured(rollout, score(rollout), layouts.answer_kl(models, rollout) if models.can_compare else None)
+    return layouts.sample(models, [prompt.ids for prompt in prompts], rows, longest, chance)
 
 
 def as_plain(what: Measured) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Optimiser steps of methods in which the policy alone learns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -8,7 +9,7 @@ from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
 from alignkit.training.losses import Count
 from alignkit.training.packing import joined
-from alignkit.training.rollouts import apart_beyond
+from alignkit.training.rollouts import Rollout, Tokens, apart_beyond
 from alignkit.training.seen import Experience
 from alignkit.training.step import mean_metrics, minibatches, take_step
 from alignkit.training.updates import POLICY_METRICS, Update, longest_answer
@@ -18,6 +19,8 @@ METRICS = POLICY_METRICS | {"pull": "loss/kl_avg"}
 AnswerLoss = Callable[[Experience, Tensor, Count], tuple[Tensor, Mapping[str, Tensor]]]
 """Returns the loss of a part of a step's answers, given the policy's log-probabilities (n, t) with gradient and the
 count of the whole step, which sums are divided by; and metrics: `approxkl`, `clipfrac` and `ratio` are usual."""
+RowsLoss = Callable[[Sequence[int], Count], tuple[Tensor, Mapping[str, Tensor]]]
+"""Returns the same of a part of a step's answers by their numbers alone: it reads them itself."""
 
 
 def step_policy(
@@ -28,24 +31,40 @@ def step_policy(
     So many neighbours stay `together`, in every step and in every part of it: a loss of pairs compares two. Raises
     StageError where the first step does not begin at what was sampled.
     """
+    models = update.loop.models
+
+    def objective(rows: Sequence[int], count: Count) -> tuple[Tensor, Mapping[str, Tensor]]:
+        part = experience.take(rows)
+        return loss(part, _logprobs(models, part, together), count)
+
+    return step_answers(update, experience, experience.mask, objective, together)
+
+
+def step_answers(
+    update: Update[SamplingSettings], answered: Experience | Rollout, mask: Tensor, loss: RowsLoss, together: int = 1
+) -> dict[str, float]:
+    """Take the optimiser steps of one update as `step_policy` does, where the loss reads the answers itself.
+
+    `mask` (n, t) marks the tokens that are learnt.
+    """
     models, settings = update.loop.models, update.loop.settings
     steps: list[dict[str, float]] = []
-    groups = len(experience.answers) // together
+    groups = len(answered.answers) // together
     for chosen in minibatches(groups, settings.epochs, settings.minibatches, update.chance):
         rows = list(_neighbours(chosen, together))
-        minibatch = experience.take(rows)
-        count = Count(int(minibatch.mask.sum()), len(rows), longest_answer(settings))
-
-        def objective(part: Experience, count: Count = count) -> tuple[Tensor, Mapping[str, Tensor]]:
-            return loss(part, _logprobs(models, part, together), count)
-
-        parts = [minibatch.take(group) for group in _passes(models, minibatch, together)]
-        steps.append(take_step(update.loop.state.actor, parts, objective))
+        count = Count(int(mask[rows].sum()), len(rows), longest_answer(settings))
+        prompts, answers = ([side[row] for row in rows] for side in (answered.prompts, answered.answers))
+        parts = [[rows[place] for place in group] for group in _passes(models, prompts, answers, together)]
+        steps.append(take_step(update.loop.state.actor, parts, partial(_of_step, loss, count)))
         if len(steps) == 1 and "approxkl" in steps[0]:
             check_first_step(models, steps[0]["approxkl"])
         if settings.kl.stop and steps[-1].get("approxkl", 0.0) > settings.kl.stop:
             break
     return mean_metrics(steps, METRICS)
+
+
+def _of_step(loss: RowsLoss, count: Count, rows: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    return loss(rows, count)
 
 
 def _neighbours(groups: Sequence[int], together: int) -> Iterator[int]:
@@ -54,14 +73,13 @@ def _neighbours(groups: Sequence[int], together: int) -> Iterator[int]:
         yield from range(group * together, (group + 1) * together)
 
 
-def _passes(models: Models, minibatch: Experience, together: int) -> list[list[int]]:
+def _passes(models: Models, prompts: Sequence[Tokens], answers: Sequence[Tokens], together: int) -> list[list[int]]:
     """Group rows into what goes through the model at once, neighbours together."""
-    prompts, answers = minibatch.prompts[::together], minibatch.answers
     joint = [
         [token for answer in answers[start : start + together] for token in answer]
         for start in range(0, len(answers), together)
     ]
-    return [list(_neighbours(group, together)) for group in passes(models, prompts, joint)]
+    return [list(_neighbours(group, together)) for group in passes(models, prompts[::together], joint)]
 
 
 def _logprobs(models: Models, part: Experience, together: int) -> Tensor:

@@ -57,6 +57,16 @@ def policy_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     return open_tokenizer(policy.path, policy.chat_template)
 
 
+def check_same_tokens(other: PreTrainedTokenizerBase, policy: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a model that reads the tokens of a policy and has others. Raise DataError."""
+    theirs, ours = other.get_vocab(), policy.get_vocab()
+    if theirs == ours:
+        return
+    differ = sum(ours.get(token) != number for token, number in theirs.items())
+    problem = f"the tokens of {name!r} are not the policy's: {differ} of its {len(theirs)} differ"
+    raise DataError(problem, remedy="take a model of the policy's family, which has the same tokenizer")
+
+
 def open_tokenizer(folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
     """Open the tokenizer of a policy's folder, with a chat template: the one given, else its own, else a plain one."""
     tokenizer = _tokenizer(folder)

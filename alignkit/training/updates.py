@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,10 @@ POLICY_METRICS = {
 
 SettingsT = TypeVar("SettingsT", bound=SamplingSettings)
 SettingsC = TypeVar("SettingsC", bound=SamplingSettings, covariant=True)
+PlainT = TypeVar("PlainT")
 Log = Callable[[int, Mapping[str, float]], None]
+Heed = Callable[[Stage, WarningSigns, int, Mapping[str, float]], None]
+"""Is told of each update its number and its metrics."""
 
 
 @dataclass
@@ -125,19 +128,31 @@ class Update(Generic[SettingsC]):
         self._tokens = 0
         self._began = self._answered = self._judged = perf_counter()
 
-    def sample(self, answers: int | None = None, *, start: float = 0.0, greedy: bool = False) -> Rollout:
+    @property
+    def asked(self) -> list[int]:
+        """Return which prompts' turn it is."""
+        return prompts_of_update(self.loop.settings, len(self.loop.prompts), self.number, self.loop.seed)
+
+    def sample(
+        self,
+        answers: int | None = None,
+        *,
+        asked: Sequence[int] | None = None,
+        start: float = 0.0,
+        greedy: bool = False,
+    ) -> Rollout:
         """Let the policy answer the prompts whose turn it is, `settings.answers` times each, side by side.
 
-        `answers` is another number of them. `start` is the exponent of the starting policy in what answers,
-        policy^(1 - start) * start^start at every token; `greedy` takes the likeliest token each time.
+        `answers` is another number of them, `asked` are some of these prompts. `start` is the exponent of the starting
+        policy in what answers, policy^(1 - start) * start^start at every token; `greedy` takes the likeliest token
+        each time.
         """
         settings, prompts, models = self.loop.settings, self.loop.prompts, self.loop.models
-        asked = prompts_of_update(settings, len(prompts), self.number, self.loop.seed)
-        rows = [row for row in asked for _ in range(answers or settings.answers)]
+        rows = [row for row in (self.asked if asked is None else asked) for _ in range(answers or settings.answers)]
         models = replace(models, start_share=start, temperature=0.0 if greedy else models.temperature)
         rollout = layouts.sample(models, prompts, rows, longest_answer(settings), self.chance)
         self._tokens += sum(map(len, rollout.answers))
-        self._answered = perf_counter()
+        self._answered = self._judged = perf_counter()
         drawn = [] if start or greedy else rollout.logprobs  # others are another distribution's than the policy's
         return replace(rollout, version=self.number, logprobs=drawn)
 
@@ -182,7 +197,7 @@ class Update(Generic[SettingsC]):
             "/learn": learnt - self._judged,
             "": learnt - self._began,
         }
-        told |= {f"tokens_per_second{name}": self._tokens / max(spent, 1e-9) for name, spent in phases.items()}
+        told |= {f"tokens_per_second{name}": self._tokens / spent for name, spent in phases.items() if spent > 0}
         self.loop.log(state.done, told)
 
 
@@ -228,6 +243,10 @@ class Opened(Generic[SettingsC]):
             return scored
         answers = as_answers(rollout, prompts, self.tokenizer)
         return scored._replace(total=torch.tensor(judging.group_win_rates(self.judges, answers, rollout.rows)))
+
+    def answer_held_out(self, seed: int) -> Rollout | None:
+        """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
+        return held_out.answered(self.models, self.held_out, longest_answer(self.settings), seed)
 
     def measure(self, seed: int) -> Measured | None:
         """Answer the held-out prompts, each time with the same random numbers; None where there are none."""
@@ -294,21 +313,44 @@ def open_loop(
     StageError where all answers keep scoring the same.
     """
     parallel.check(stage)
-    stage.begin_part("", settings.updates)
     opened = open_roles(settings, stage, roles, around)
-    state = start(opened.models, opened.settings, critic_rate)
+
+    def at_start() -> dict[str, Any] | None:
+        found = opened.measure(stage.seed)
+        return found and held_out.as_plain(found)
+
+    loop, before = begin_loop(opened, stage, at_start, opened.heed, critic_rate)
+    return loop, lambda: opened.finish(stage, loop.state.watch, held_out.from_plain(before) if before else None)
+
+
+def begin_loop(
+    opened: Opened[SettingsT],
+    stage: Stage,
+    measure: Callable[[], PlainT],
+    heed: Heed | None = None,
+    critic_rate: float | None = None,
+) -> tuple[Loop[SettingsT], PlainT]:
+    """Begin the updates on what was opened, at the stage's newest checkpoint or at its start.
+
+    Second comes what `measure` found before the first update, a value that JSON can hold: it is kept with checkpoints,
+    and not measured again. `heed` looks at the metrics of each update.
+    """
+    parallel.check(stage)
+    settings = opened.settings
+    stage.begin_part("", settings.updates)
+    state = start(opened.models, settings, critic_rate)
     state.multipliers |= {cost.name: Multiplier.of(cost.constraint) for cost in opened.costs}
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         stage.log(done, settings.updates, metrics)
-        opened.heed(stage, state.watch, done, metrics)
+        if heed is not None:
+            heed(stage, state.watch, done, metrics)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     latest, timer = stage.latest(), CommitTimer()
-    before = load(state, latest) if latest else opened.measure(stage.seed)
+    before: PlainT = load(state, latest) if latest else measure()
     ids, score = [prompt.ids for prompt in opened.prompts], partial(opened.score_groups, opened.prompts)
-    loop = Loop(opened.models, state, ids, score, opened.settings, stage.seed, log, opened.judged)
-    return loop, lambda: opened.finish(stage, state.watch, before)
+    return Loop(opened.models, state, ids, score, settings, stage.seed, log, opened.judged), before
 
 
 def prompts_of_update(settings: SamplingSettings, prompts: int, number: int, seed: int) -> list[int]:
@@ -335,19 +377,18 @@ def without_signal(watch: WarningSigns, bounds: AnswerBounds) -> StageError:
     return StageError(sign.problem, remedy=sign.remedy)
 
 
-def save(state: State, before: Measured | None, folder: Path) -> None:
+def save(state: State, before: object, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
-    measured = before and held_out.as_plain(before)
-    facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": measured}
+    facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": before}
     facts["multipliers"] = {name: [one.value, one.followed, one.scale] for name, one in state.multipliers.items()}
     save_learners(folder, state.learners, facts)
 
 
-def load(state: State, folder: Path) -> Measured | None:
+def load(state: State, folder: Path) -> Any:
     """Go on where a checkpoint was written, and return what was measured at the start."""
     facts = load_learners(folder, state.learners)
-    state.done, state.kl_coef, before = facts["done"], facts["kl_coef"], facts["before"]
+    state.done, state.kl_coef = facts["done"], facts["kl_coef"]
     state.watch = WarningSigns(**facts["watch"])
     for name, numbers in facts["multipliers"].items():
         state.multipliers[name] = Multiplier(state.multipliers[name].constraint, *numbers)
-    return before and held_out.from_plain(before)
+    return facts["before"]
