@@ -14,6 +14,7 @@ from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.names import NAME
 from alignkit.errors import AlignkitError, RecipeError
+from alignkit.plan.costs import KEY as CONSTRAINTS
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import plan_recipe
 from alignkit.plugins import Plugins, load_plugins
@@ -311,6 +312,8 @@ class _Writer:
             table = self._wired(plan.stage(old), plan.recipe.stages[old])
             inputs = {role: [names.get(name, name) for name in several] for role, several in table["inputs"].items()}
             kept = {key: value for key, value in table.items() if key != "gates"}
+            if CONSTRAINTS in kept:
+                kept[CONSTRAINTS] = {names.get(name, name): bounds for name, bounds in kept[CONSTRAINTS].items()}
             yield new, {**kept, "inputs": inputs, "seed": self._seed(plan.stage(old).seed, k)}
 
     def _wired(self, stage: PlannedStage, table: Mapping[str, Any]) -> dict[str, Any]:

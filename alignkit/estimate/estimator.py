@@ -168,7 +168,9 @@ class Estimator:
         told += remarks_on_answers(self.desk, stage)
         self._check_tokens(stage)
         rows = self._rows_of(stage, stage.needs)
-        if stage.needs and rows and not any(rows[0] in several for several in stage.inputs.values()):
+        of = self.plan.recipe.rounds.get(stage.name)
+        told_before = of is not None and of.number > 1
+        if stage.needs and rows and not told_before and rows[0] not in stage.taken:
             problem = f"the rows are not made yet; the estimate assumes one per row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told

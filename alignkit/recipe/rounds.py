@@ -220,7 +220,11 @@ def _round(stages: Tables, stage: str, number: int, seed: int) -> Mapping[str, A
 
 
 def _wired(table: Mapping[str, Any], repeat_of: Mapping[str, Repeat], place: _Place | None) -> Mapping[str, Any]:
-    """Write the inputs of a stage with the rounds that they mean; a role for which there is none yet is left out."""
+    """Write what a stage takes with the rounds that are meant; a role for which there is none yet is left out."""
+    bounded = table.get("constraints")
+    if isinstance(bounded, dict):
+        named = {one: bounds for name, bounds in bounded.items() for one in _meant(name, repeat_of, place)}
+        table = {**table, "constraints": named}
     inputs = table.get("inputs")
     if not isinstance(inputs, dict):
         return table

@@ -507,3 +507,17 @@ def test_a_shared_body_is_refused_where_logits_are_made_otherwise(policy, prompt
         "the logits of a LlamaForCausalLM are not made by a linear layer, which a shared body needs; let all weights "
         "learn, and the critic have a body of its own"
     )
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared", "frozen"])
+def test_kl_is_measured_from_the_reference(layout, policy, reward_model, prompts, stage, tmp_path) -> None:
+    first = ppo(whole(updates=2, learning_rate=1e-2), RecordingStage(tmp_path / "first"), policy=policy,
+                rewards=(reward_model,), prompts=prompts)  # fmt: skip
+    moved = policy.model_copy(update={"path": first.path, "fingerprint": "moved", "name": "moved"})
+    given = whole(updates=1, learning_rate=1e-9, layout=layout, trained_layers=1)
+
+    ppo(given, stage, policy=moved, rewards=(reward_model,), prompts=prompts, reference=policy)
+
+    before, after, _ = stage.results["kl"]
+    assert before == pytest.approx(after, abs=0.02)
+    assert before > 0.05

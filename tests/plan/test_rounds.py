@@ -322,6 +322,26 @@ def test_a_recipe_with_rounds_is_the_same_for_another_process(desk: Desk) -> Non
     ]
 
 
+def test_bounds_of_costs_are_those_of_their_rounds(desk: Desk) -> None:
+    text = (
+        SOURCES.replace("[sources]", '[sources]\ngold = { reward = "function:reviews-gold" }')
+        + """
+[stage.harm]
+method = "score"
+[stage.align]
+method = "grpo"
+inputs.rewards = ["gold"]
+constraints.harm.max = 0.1
+[repeat]
+stages = ["harm", "align"]
+rounds = 2
+"""
+    )
+    plan = planned(desk, text.replace("prompts = {", 'given = { preferences = "pairs.jsonl" }\nprompts = {'))
+
+    assert [[*plan.stage(f"align-{number}").constraints] for number in (1, 2)] == [["harm-1"], ["harm-2"]]
+
+
 def compared(desk: Desk, **asked: object):
     gold = '[sources]\ngold = { reward = "function:reviews-gold" }\n'
     text = ROUNDS.replace("[sources]\n", gold) + 'split = ["prompts"]\n'
