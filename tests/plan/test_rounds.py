@@ -322,6 +322,17 @@ def test_a_recipe_with_rounds_is_the_same_for_another_process(desk: Desk) -> Non
     ]
 
 
+def test_a_reference_that_nothing_is_compared_with_is_refused(desk: Desk) -> None:
+    text = SOURCES.replace("[sources]", '[sources]\ngold = { reward = "function:reviews-gold" }')
+    text += '[stage.align]\nmethod = "grpo"\ninputs.reference = "base"\n'
+
+    assert wires(planned(desk, text))["align"] == "policy=first rewards=gold prompts=prompts reference=base"
+    assert problems(desk, text, {"align.grpo.kl.coef": "0"}) == [
+        "r.toml:11: stage 'align': grpo compares its policy with none where kl.coef is 0, so 'base' as reference does "
+        "nothing; raise grpo.kl.coef, or leave it out"
+    ]
+
+
 def test_bounds_of_costs_are_those_of_their_rounds(desk: Desk) -> None:
     text = (
         SOURCES.replace("[sources]", '[sources]\ngold = { reward = "function:reviews-gold" }')
