@@ -84,6 +84,12 @@ class Method:
         return COSTS in self.consumes
 
     @property
+    def presets(self) -> dict[str, Paper]:
+        """Return the papers whose settings a recipe may take by their name; none where a setting is called `preset`."""
+        own = "preset" in self.settings.model_fields
+        return {paper.name: paper for paper in self.papers if paper.settings and not own}
+
+    @property
     def handles_models(self) -> bool:
         """It takes or makes more than rows: a model, or what may ask one."""
         kinds = (self.produces, *(kind for given in self.consumes.values() for kind in given.kinds))

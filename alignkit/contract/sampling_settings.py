@@ -42,10 +42,24 @@ class Drawing(Settings):
 class Generation(Drawing):
     """How answers are sampled, and what one that was cut is worth."""
 
-    unfinished: Literal["replace", "subtract"] = "replace"
-    """The score of an answer that was cut becomes minus `penalty`, or `penalty` is taken off it."""
+    added: ClassVar[frozenset[str]] = frozenset({"overlong"})
+
+    unfinished: Literal["replace", "subtract", "mask"] = "replace"
+    """The score of an answer that was cut becomes minus `penalty`, or `penalty` is taken off it, or nothing is learnt
+    from its tokens, while its score counts as it is (DAPO's overlong filtering)."""
     penalty: NonNegativeFloat = 1.0
     """What an answer that was cut pays; with `subtract` and 0 it pays nothing."""
+    overlong: float = Field(default=0.0, ge=0, lt=1)
+    """With `subtract`: the share of `max_new_tokens` at its end over which the penalty rises from 0, so that answers
+    that nearly were cut pay, too; 0.2 is DAPO's. 0: only what was cut pays."""
+
+    @model_validator(mode="after")
+    def _what_is_cut_is_treated_in_one_way(self) -> Self:
+        if self.unfinished == "mask" and self.penalty != 1:
+            raise ValueError('unfinished = "mask" lets a cut answer pay nothing, so leave penalty out')
+        if self.overlong and (self.unfinished != "subtract" or not self.penalty):
+            raise ValueError('overlong spreads a penalty that is taken off: set unfinished = "subtract" and a penalty')
+        return self
 
 
 class RewardShape(Settings):

@@ -7,7 +7,7 @@ from functools import cache
 from inspect import cleandoc, getsource
 from itertools import zip_longest
 from textwrap import dedent
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 from warnings import catch_warnings
 
 from pydantic import (
@@ -25,6 +25,9 @@ from pydantic_core import PydanticSerializationError
 
 class Settings(BaseModel):
     """A method's settings or a group of them: frozen, unknown keys refused."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Settings that came after others had finished stages: at their default they are no part of a stage's identity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -116,6 +119,17 @@ def but_missing(error: ValidationError) -> str:
     """Word the first mistake that is not a setting which a recipe must give."""
     wrong = next((detail for detail in error.errors(include_url=False) if detail["type"] != "missing"), None)
     return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}" if wrong else ""
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Return as JSON values what of settings makes a stage's result: all, but for what was added and is at default."""
+    stored = settings.model_dump(mode="json")
+    for name, value in settings:
+        if isinstance(value, Settings):
+            stored[name] = identity(value)
+        elif name in settings.added and value == type(settings).model_fields[name].default:
+            del stored[name]
+    return stored
 
 
 def over_default(field: FieldInfo, given: Mapping[str, Any]) -> dict[str, Any]:

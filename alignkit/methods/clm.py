@@ -14,6 +14,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Text
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import packed_needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.row_settings import TrainingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
@@ -33,7 +34,17 @@ class CLMSettings(TrainingSettings):
     """Held-out documents, at most, on which perplexity is measured."""
 
 
-@method("clm", needs=packed_needs, results=("perplexity",))
+PAPERS = (
+    Paper(
+        "dapt",
+        "Don't Stop Pretraining: Adapt Language Models to Domains and Tasks",
+        "arXiv 2004.10964",
+        differs="the next token is learnt; there it is a masked one",
+    ),
+)
+
+
+@method("clm", needs=packed_needs, results=("perplexity",), papers=PAPERS)
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions

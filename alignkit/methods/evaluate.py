@@ -21,6 +21,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import EvaluationNeeds
+from alignkit.contract.paper import Paper
 from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
@@ -82,7 +83,23 @@ def needs(settings: EvaluateSettings) -> EvaluationNeeds:
     )
 
 
-@method("evaluate", needs=needs, results=RESULTS)
+PAPERS = (
+    Paper(
+        "distinct-n",
+        "A Diversity-Promoting Objective Function for Neural Conversation Models",
+        "arXiv 1510.03055",
+        differs="its measure alone",
+    ),
+    Paper(
+        "overoptimization",
+        "Scaling Laws for Reward Model Overoptimization",
+        "arXiv 2210.10760",
+        differs="reward against KL, where a stage measures both; no law is fitted",
+    ),
+)
+
+
+@method("evaluate", needs=needs, results=RESULTS, papers=PAPERS)
 def evaluate(
     settings: EvaluateSettings,
     stage: Stage,

@@ -113,44 +113,91 @@ def needs(settings: PPOSettings) -> SamplingNeeds:
     )
 
 
+PAPERS = (
+    Paper(
+        "ppo",
+        "Proximal Policy Optimization Algorithms",
+        "arXiv 1707.06347",
+        differs="no entropy bonus; the pull to the start is that of lm-human-preferences",
+    ),
+    Paper(
+        "gae",
+        "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
+        "arXiv 1506.02438",
+        differs="its estimator of advantages alone",
+    ),
+    Paper(
+        "lm-human-preferences",
+        "Fine-Tuning Language Models from Human Preferences",
+        "arXiv 1909.08593",
+        {
+            "layout": "shared",
+            "kl": {"coef": 0.15, "target": 6.0, "horizon": 10_000.0},
+            "reward": {"whiten": True},
+            "minibatches": 1,
+        },
+        "answers end by themselves; the critic's loss is weighed in variances of the returns",
+    ),
+    Paper(
+        "summarize-from-feedback",
+        "Learning to summarize from human feedback",
+        "arXiv 2009.01325",
+        {"layout": "separate", "critic": {"init": "reward"}, "kl": {"coef": 0.05}},
+    ),
+    Paper(
+        "instructgpt",
+        "Training language models to follow instructions with human feedback",
+        "arXiv 2203.02155",
+        {"layout": "separate", "critic": {"init": "reward"}, "kl": {"coef": 0.02}, "epochs": 1, "minibatches": 8},
+        "the loss of pretraining beside it (PPO-ptx) is left out",
+    ),
+    Paper(
+        "n-plus",
+        "The N+ Implementation Details of RLHF with PPO: A Case Study on TL;DR Summarization",
+        "arXiv 2403.17031",
+        {"layout": "separate", "critic": {"init": "reward"}, "kl": {"coef": 0.05}, "minibatches": 1},
+        "the score stands on the last token, finished or cut; see what the page says of log-probabilities",
+    ),
+    Paper(
+        "safe-rlhf",
+        "Safe RLHF: Safe Reinforcement Learning from Human Feedback",
+        "arXiv 2310.12773",
+        differs="a bound under `constraints`; one critic for reward less cost, projected steps of the multiplier, "
+        "the whole pull on the reward, no pretraining loss",
+    ),
+    Paper(
+        "ppo-lagrangian",
+        "Benchmarking Safe Exploration in Deep Reinforcement Learning",
+        "Ray et al. 2019",
+        differs="a bound under `constraints`, its `gain` 0; one critic for reward less cost",
+    ),
+    Paper(
+        "pid-lagrangian",
+        "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods",
+        "arXiv 2007.03964",
+        differs="a bound under `constraints`; its `learning_rate` is the integral part and its `gain` the "
+        "proportional one, the derivative is left out",
+    ),
+    Paper(
+        "rcpo",
+        "Reward Constrained Policy Optimization",
+        "arXiv 1805.11074",
+        differs="a bound under `constraints`; steps of the multiplier have one size, where the paper's fall",
+    ),
+    Paper(
+        "constrained-rlhf",
+        "Confronting Reward Model Overoptimization with Constrained RLHF",
+        "arXiv 2310.04373",
+        differs="bounds under `constraints`, of rewards that are also `rewarded`; where they lie is yours to find",
+    ),
+)
+
+
 @method(
     "ppo",
     needs=needs,
     results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
-    papers=(
-        Paper(
-            "safe-rlhf",
-            "Safe RLHF: Safe Reinforcement Learning from Human Feedback",
-            "arXiv 2310.12773",
-            differs="a bound under `constraints`; one critic for reward less cost, projected steps of the multiplier, "
-            "the whole pull on the reward, no pretraining loss",
-        ),
-        Paper(
-            "ppo-lagrangian",
-            "Benchmarking Safe Exploration in Deep Reinforcement Learning",
-            "Ray et al. 2019",
-            differs="a bound under `constraints`, its `gain` 0; one critic for reward less cost",
-        ),
-        Paper(
-            "pid-lagrangian",
-            "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods",
-            "arXiv 2007.03964",
-            differs="a bound under `constraints`; its `learning_rate` is the integral part and its `gain` the "
-            "proportional one, the derivative is left out",
-        ),
-        Paper(
-            "rcpo",
-            "Reward Constrained Policy Optimization",
-            "arXiv 1805.11074",
-            differs="a bound under `constraints`; steps of the multiplier have one size, where the paper's fall",
-        ),
-        Paper(
-            "constrained-rlhf",
-            "Confronting Reward Model Overoptimization with Constrained RLHF",
-            "arXiv 2310.04373",
-            differs="bounds under `constraints`, of rewards that are also `rewarded`; where they lie is yours to find",
-        ),
-    ),
+    papers=PAPERS,
 )
 def ppo(
     settings: PPOSettings,

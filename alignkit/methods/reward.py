@@ -12,6 +12,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Preferences, RewardModel
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import PackedNeeds, packed_needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.row_settings import ScoreSettings
 from alignkit.contract.stage import Stage
 
@@ -25,7 +26,32 @@ def needs(settings: RewardSettings) -> PackedNeeds:
     return replace(packed_needs(settings), max_lost=settings.max_lost, scores=True)
 
 
-@method("reward", needs=needs, results=("accuracy",))
+PAPERS = (
+    Paper(
+        "bradley-terry",
+        "Rank Analysis of Incomplete Block Designs: I. The Method of Paired Comparisons",
+        "Biometrika 39, 1952",
+        differs="a model makes the strength of an answer",
+    ),
+    Paper("summarize-from-feedback", "Learning to summarize from human feedback", "arXiv 2009.01325", {"epochs": 1.0}),
+    Paper(
+        "instructgpt",
+        "Training language models to follow instructions with human feedback",
+        "arXiv 2203.02155",
+        {"epochs": 1.0, "optimisation": {"schedule": "cosine"}},
+        "pairs of one prompt are shuffled apart, not kept in one batch",
+    ),
+    Paper(
+        "centering",
+        "Helping or Herding? Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking",
+        "arXiv 2312.09244",
+        {"centering": 0.01},
+        "its pull of scores towards a mean of zero alone",
+    ),
+)
+
+
+@method("reward", needs=needs, results=("accuracy",), papers=PAPERS)
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.models import load_for_reward_training

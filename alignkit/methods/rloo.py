@@ -22,6 +22,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import group_needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.contract.stage import Stage
 
@@ -44,7 +45,30 @@ class RLOOSettings(GroupSettings):
     """How far a whole answer's probability may move in one update before its gradient stops, as a share."""
 
 
-@method("rloo", needs=group_needs, results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"))
+PAPERS = (
+    Paper(
+        "rloo",
+        "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
+        "arXiv 2402.14740",
+        {"answers": 4, "epochs": 1, "minibatches": 1, "kl": {"coef": 0.03}},
+        "scores are not whitened",
+    ),
+    Paper(
+        "leave-one-out",
+        "Buy 4 REINFORCE Samples, Get a Baseline for Free!",
+        "ICLR 2019 workshop",
+        {"answers": 4, "epochs": 1, "minibatches": 1},
+        "there for routes, with replacement",
+    ),
+)
+
+
+@method(
+    "rloo",
+    needs=group_needs,
+    results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
+    papers=PAPERS,
+)
 def rloo(
     settings: RLOOSettings,
     stage: Stage,

@@ -11,6 +11,7 @@ from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Demonstrations, Policy
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import PackedNeeds, packed_needs
+from alignkit.contract.paper import Paper
 from alignkit.contract.row_settings import DemonstrationSettings
 from alignkit.contract.stage import Stage
 
@@ -24,7 +25,21 @@ def needs(settings: SFTSettings) -> PackedNeeds:
     return replace(packed_needs(settings), max_lost=settings.max_lost, learn=settings.learn, shown=settings.samples)
 
 
-@method("sft", needs=needs, results=("perplexity",))
+PAPERS = (
+    Paper(
+        "instructgpt",
+        "Training language models to follow instructions with human feedback",
+        "arXiv 2203.02155",
+        {"epochs": 16.0, "optimisation": {"schedule": "cosine"}},
+        "step 1; dropout is the model's own",
+    ),
+    Paper(
+        "flan", "Finetuned Language Models Are Zero-Shot Learners", "arXiv 2109.01652", differs="rows are the user's"
+    ),
+)
+
+
+@method("sft", needs=needs, results=("perplexity",), papers=PAPERS)
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.training.demonstrated import (

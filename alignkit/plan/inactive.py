@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 from alignkit.contract.method import STAGE_KEYS, Method
 from alignkit.contract.settings import SHARED, LoRA, Optimisation, Precision, Settings
 from alignkit.errors import RecipeError, near_miss
+from alignkit.plan.presets import over_preset
 from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.other_names import other_name
 from alignkit.recipe.recipe import Recipe
@@ -66,8 +67,9 @@ def _table(recipe: Recipe, stage: str, key: str, method: Method, plugins: Plugin
             f"move them to a stage of {key}",
         )
     if other:
+        value = over_preset(recipe, stage, other, value)
         read_settings(other.settings, value, partial(_find, recipe, stage, key), recipe.typed("stage", stage, key))
-    return [f"{key}.{inner}" for inner in value]
+    return [f"{key}.{inner}" for inner in recipe.stages[stage][key]]
 
 
 def _find(recipe: Recipe, stage: str, *path: str | Keys) -> tuple[str, str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from alignkit.contract.kinds import Artifact
 from alignkit.contract.method import Method
-from alignkit.contract.settings import SHARED, Settings, merged
+from alignkit.contract.settings import SHARED, Settings, identity, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.costs import constraints_of
 from alignkit.plan.inactive import standing_by
 from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.presets import over_preset
 from alignkit.plan.repeated import check_rounds, in_round, parts_of_rounds, refused_reference, renamed_gates, told_once
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
@@ -106,9 +107,8 @@ class _Planner:
             return None
         code = code_identity(self.plugins.origins[f"method:{method.address}"], method.module)
         inputs = {role: [self.prints.get(source) for source in names] for role, names in wires.items()}
-        stored = settings.model_dump(mode="json")
         bounds = {cost: constraint.model_dump(mode="json") for cost, constraint in constraints.items()}
-        self.prints[name] = fingerprint = stage_fingerprint(method.name, code, stored, seed, inputs, bounds)
+        self.prints[name] = fingerprint = stage_fingerprint(method.name, code, identity(settings), seed, inputs, bounds)
         waiting = tuple(standing)
         return PlannedStage(name, method, settings, wires, seed, fingerprint, True, waiting, gates, constraints)
 
@@ -148,6 +148,7 @@ class _Planner:
         given = reduce(merged, reversed(layers.values()))
         typed = reduce(merged, (self.recipe.typed(*base) for base in reversed(layers)))
         try:
+            given = over_preset(self.recipe, name, method, given)
             return read_settings(method.settings, given, partial(self._find, name, method, layers), typed)
         except RecipeError as error:
             self.errors.append(error)

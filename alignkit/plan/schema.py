@@ -10,6 +10,7 @@ from alignkit.contract.kinds import Artifact, Records
 from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
 from alignkit.plan.inactive import Shared
+from alignkit.plan.presets import PRESET
 from alignkit.plugins import Plugins
 from alignkit.recipe.rounds import Repeat
 from alignkit.sources.source import PolicyOptions, RecordOptions
@@ -28,6 +29,12 @@ def recipe_schema(plugins: Plugins) -> Schema:
     for definition in definitions.values():
         _allow_off(definition)
     methods = sorted(plugins.methods.values(), key=lambda method: method.name)
+    for method in methods:
+        if method.presets:
+            at[method.settings]["properties"][PRESET] = {
+                "enum": list(method.presets),
+                "description": "Settings of a paper, by its name; what is said besides wins.",
+            }
     shared_settings = at[Shared]["properties"]
     stage = {
         "type": "object",

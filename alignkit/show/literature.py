@@ -31,7 +31,8 @@ def describe_paper(paper: Paper, method: Method, width: int | None) -> list[str]
     """Return the lines of `alignkit methods NAME` for a paper's name: where it is, and how a recipe says it."""
     rows = [(paper.name, f"{paper.title} ({paper.source})"), ("method", f"{method.name}: {method.summary}")]
     differs = [("differs", paper.differs)] if paper.differs else []
-    return [*table([*rows, *differs], width), "", f'method = "{method.name}"', *_told(paper, method)]
+    preset = ["", f'or, shorter: {method.name}.preset = "{paper.name}"'] if paper.name in method.presets else []
+    return [*table([*rows, *differs], width), "", f'method = "{method.name}"', *_told(paper, method), *preset]
 
 
 def paper_as_dict(paper: Paper, method: Method) -> dict[str, Any]:
@@ -40,10 +41,10 @@ def paper_as_dict(paper: Paper, method: Method) -> dict[str, Any]:
     return {**told, "settings": dict(paper.settings), "differs": paper.differs}
 
 
-def papers_in_markdown(plugins: Plugins) -> str:
-    """Return the table of all papers for a page."""
+def papers_in_markdown(plugins: Plugins, method: str | None = None) -> str:
+    """Return the table of all papers, or of those of one method, for a page."""
     head = ("| name | paper | method | settings | what differs |", "|---|---|---|---|---|")
-    return "\n".join([*head, *(_row(*found) for found in papers_of(plugins))])
+    return "\n".join([*head, *(_row(*row) for row in papers_of(plugins) if method in (None, row[1].name))])
 
 
 def _row(paper: Paper, method: Method) -> str:

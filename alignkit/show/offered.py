@@ -13,6 +13,7 @@ from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.method import Input, Method
 from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import SHARED, Settings, described
+from alignkit.plan.presets import PRESET
 from alignkit.plugins import CLASH_REMEDY, Plugins
 from alignkit.text import table
 
@@ -225,8 +226,10 @@ def all_as_dict(plugins: Plugins) -> dict[str, Any]:
 
 
 def settings_of(method: Method) -> tuple[Setting, ...]:
-    """Return a method's settings, groups flattened: `ppo.kl.coef`."""
-    return tuple(settings_in(method.settings, f"{method.name}."))
+    """Return a method's settings, groups flattened: `ppo.kl.coef`; where it has presets, they come first."""
+    told = f"Settings of a paper, by its name: {', '.join(method.presets)}. What is said besides wins."
+    preset = [Setting(f"{method.name}.{PRESET}", "name of a paper", "-", told)] if method.presets else []
+    return (*preset, *settings_in(method.settings, f"{method.name}."))
 
 
 def settings_in(kind: type[Settings], prefix: str, instead: Settings | None = None) -> Iterator[Setting]:

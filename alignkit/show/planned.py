@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from alignkit.contract.constraint import COSTS, Constraint
 from alignkit.plan.plan import Plan, PlannedStage
+from alignkit.plan.presets import preset_of
 from alignkit.recipe.packaged import is_packaged
 from alignkit.show.metrics import bounds_in_words
 from alignkit.show.offered import in_toml, settings_in, settings_of
@@ -77,8 +78,10 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"round: {one.number} of {one.of}"
     if given and one and one.number > 1 and _same_settings(stage, plan.stage(f"{one.stage}-1")):
         yield f"set: as {one.stage}-1"
-    elif given:
-        yield f"set: {_assignments(given, stage.method.name)}"
+    else:
+        yield from _preset(plan, stage)
+        if given:
+            yield f"set: {_assignments(given, stage.method.name)}"
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
     for cost, constraint in stage.constraints.items():
@@ -91,6 +94,15 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
 
 def _same_settings(stage: PlannedStage, other: PlannedStage) -> bool:
     return (stage.method.name, stage.settings) == (other.method.name, other.settings)
+
+
+def _preset(plan: Plan, stage: PlannedStage) -> Iterator[str]:
+    """Yield what a stage's preset sets, and what the recipe says in its place."""
+    if paper := preset_of(plan.recipe, stage.name, stage.method):
+        sets, values = flat(paper.settings), flat(stage.settings.model_dump(mode="json"))
+        others = {key: values[key] for key in sets if key in values and values[key] != sets[key]}
+        told = f"preset: {paper.name} sets {_assignments(paper.settings, stage.method.name)}"
+        yield f"{told}; the recipe says {_assignments(others, stage.method.name)}" if others else told
 
 
 def given_settings(settings: BaseModel) -> dict[str, Any]:
@@ -167,6 +179,7 @@ def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> d
         "makes": stage.made.__name__,
         "inputs": {role: list(names) for role, names in stage.inputs.items()},
         "inferred": [role for role in stage.inputs if role not in (*named, COSTS)],
+        "preset": paper.name if (paper := preset_of(plan.recipe, stage.name, stage.method)) else None,
         "settings": stage.settings.model_dump(mode="json"),
         "standing_by": list(stage.standing_by),
         "constraints": {cost: constraint.model_dump(mode="json") for cost, constraint in stage.constraints.items()},

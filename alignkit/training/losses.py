@@ -10,12 +10,24 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k2", "k3"]
-Scale = Literal["group", "batch", "none"]
-Average = Literal["answer", "token", "fixed"]
+from alignkit.training.group_scores import (
+    best_of_advantages as best_of_advantages,
+    equal_groups as equal_groups,
+    group_advantages as group_advantages,
+    leave_one_out_advantages as leave_one_out_advantages,
+    rows_of_groups,
+    share_of_equal_groups as share_of_equal_groups,
+)
+from alignkit.training.surrogates import (
+    LOG_RATIO_LIMIT as LOG_RATIO_LIMIT,
+    Surrogate as Surrogate,
+    clipped_losses,
+    ratios,
+    token_losses,
+)
 
-LOG_RATIO_LIMIT = 20.0
-"""exp(20) is far outside of every clip range and still finite, so that one odd token cannot make a NaN."""
+KLEstimator = Literal["k1", "k2", "k3"]
+Average = Literal["answer", "token", "fixed"]
 
 
 class Advantages(NamedTuple):
@@ -103,6 +115,15 @@ def penalise_unfinished(
     return torch.where(finished, scores, worse)
 
 
+def overlong(lengths: Tensor, longest: int, share: float) -> Tensor:
+    """Return how far each length (n,) is into the last `share` of what answers may have: 0 before it, 1 at its end.
+
+    Its negative is DAPO's soft penalty (Yu et al. 2025, arXiv 2503.14476, equation 13).
+    """
+    cache = share * longest
+    return ((lengths - (longest - cache)) / cache).clamp(0.0, 1.0)
+
+
 def lagrangian_scores(scores: Tensor, excess: Tensor, multipliers: Tensor) -> Tensor:
     """Return what is maximised in place of scores (n,) where costs are bounded: (r - sum_i l_i e_i) / (1 + sum_i l_i).
 
@@ -176,7 +197,7 @@ def clipped_policy_loss(
     _same_shape(logprobs, advantages)
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    losses, clipped = _clipped(ratio, advantages, clip, clip)
+    losses, clipped = clipped_losses(ratio, advantages, Surrogate(low=clip, high=clip))
     return PolicyLoss(
         masked_mean(losses, mask, count),
         masked_mean(clipped, mask, count),
@@ -185,44 +206,30 @@ def clipped_policy_loss(
     )
 
 
-def group_advantages(scores: Tensor, answers: int, scale: Scale = "group") -> Tensor:
-    """Compare each score with the mean of its group: `answers` neighbours, which answer one prompt; both (n,).
+def rewards_to_go(rewards: Tensor) -> Tensor:
+    """Return for each token what it and those behind it are rewarded with (n, t), undiscounted."""
+    return rewards.flip(1).cumsum(1).flip(1)
 
-    Divided by the standard deviation of the group (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), of all scores,
-    or by nothing (Liu et al. 2025, arXiv 2503.20783, section 3.1: the division favours prompts that are nearly always
-    or nearly never answered well). The deviation is the sample's, with 1e-4 added, as in TRL.
+
+def most_uncertain(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Return which tokens under the mask are among this share of highest entropy; all (n, t).
+
+    Wang et al. 2025 (arXiv 2506.01939): the fifth of the tokens where the policy is least sure carries what
+    is learnt. Tokens of equal entropy are in it together.
     """
-    groups = _groups(scores, answers)
-    centred = groups - groups.mean(dim=1, keepdim=True)
-    if scale == "group":
-        centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
-    elif scale == "batch":
-        centred = centred / (scores.std() + 1e-4)
-    return centred.flatten().detach()
-
-
-def leave_one_out_advantages(rewards: Tensor, answers: int) -> Tensor:
-    """Compare each reward with the mean of the others in its group of `answers` neighbours; both (n,).
-
-    Ahmadian et al. 2024 (arXiv 2402.14740), equation 8. The baseline does not depend on the answer that it judges, so
-    the gradient stays unbiased.
-    """
-    groups = _groups(rewards, answers)
-    others = (groups.sum(dim=1, keepdim=True) - groups) / (answers - 1)
-    return (groups - others).flatten().detach()
+    _same_shape(entropy, mask)
+    among = entropy[mask]
+    kept = math.ceil(share * len(among))
+    if not kept:
+        return mask
+    return mask & (entropy >= among.kthvalue(len(among) - kept + 1).values)
 
 
 def best_of_groups(scores: Tensor, answers: int, keep: int = 1) -> Tensor:
     """Return the rows of the `keep` highest scores of each group of `answers` neighbours, best first; scores (n,)."""
-    groups = _groups(scores, answers)
+    groups = rows_of_groups(scores, answers)
     starts = torch.arange(len(groups), device=scores.device)[:, None] * answers
     return (groups.argsort(dim=1, descending=True, stable=True)[:, :keep] + starts).flatten()
-
-
-def share_of_equal_groups(scores: Tensor, answers: int) -> Tensor:
-    """Return which share of the groups of `answers` neighbours has one score throughout; scores are (n,)."""
-    groups = _groups(scores, answers)
-    return (groups == groups[:, :1]).all(dim=1).to(scores.dtype).mean()
 
 
 def average(values: Tensor, mask: Tensor, how: Average, count: Count) -> Tensor:
@@ -249,27 +256,30 @@ def grpo_loss(
     mask: Tensor,
     count: Count,
     *,
+    surrogate: Surrogate = Surrogate(),  # noqa: B008  # it is frozen
     reference: Tensor | None = None,
     kl_coef: float = 0.0,
+    estimator: KLEstimator = "k3",
     corrected: bool = True,
-    clip: float = 0.2,
-    clip_high: float | None = None,
     how: Average = "token",
 ) -> GRPOLoss:
-    """Compute GRPO's objective as a loss; tables are (n, t), advantages (n,), one for all tokens of an answer.
+    """Compute the loss of GRPO and its variants; tables are (n, t), advantages (n, t), or (n,) for all tokens alike.
 
-    max(-A r, -A clip(r, 1 - clip, 1 + clip_high)) + kl_coef * k3 (Shao et al. 2024, arXiv 2402.03300, equations 3 and
-    4). Its k3 as it stands has the gradient of KL(reference || policy); `corrected` multiplies it by r, which gives
-    the gradient of each token's KL(policy || reference) (DeepSeek-AI 2025, arXiv 2512.02556). Only `logprobs` gets a
-    gradient. `pull` is the second term; `ratio` is (n, t), the rest are scalars.
+    The surrogate's loss of each token, by default PPO's, plus kl_coef * k (Shao et al. 2024, arXiv 2402.03300,
+    equations 3 and 4, where k is k3). k3 as it stands has the gradient of KL(reference || policy). `corrected` weighs
+    the estimate by r = pi / pi_old so that it has that of each token's KL(policy || reference): r k1, sg(r) k2 and
+    r k3, the last as in DeepSeek-AI 2025 (arXiv 2512.02556). Only `logprobs` gets a gradient. `pull` is the second
+    term; `ratio` is (n, t), the rest are scalars.
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    losses, clipped = _clipped(ratio, advantages[:, None], clip, clip if clip_high is None else clip_high)
+    ours = logprobs.masked_fill(~mask, 0.0)
+    wide = advantages[:, None] if advantages.ndim == 1 else advantages
+    losses, ratio, clipped = token_losses(ours, log_ratio, wide, mask, surrogate)
     pull = torch.zeros_like(losses)
     if reference is not None and kl_coef:
-        ours, theirs = (table.masked_fill(~mask, 0.0) for table in (logprobs, reference.detach()))
-        pull = kl_coef * estimate_kl(ours, theirs, "k3") * (ratio if corrected else 1.0)
+        pull = kl_coef * estimate_kl(ours, reference.detach().masked_fill(~mask, 0.0), estimator)
+        weight = ratio if surrogate.ratio == "token" else ratios(log_ratio, mask, "token")
+        pull = pull * ((weight.detach() if estimator == "k2" else weight) if corrected else 1.0)
     return GRPOLoss(
         average(losses + pull, mask, how, count),
         average(pull.detach(), mask, how, count),
@@ -291,7 +301,7 @@ def rloo_loss(
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     ratio = log_ratio.sum(dim=1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    losses, clipped = _clipped(ratio, advantages, clip, clip)
+    losses, clipped = clipped_losses(ratio, advantages, Surrogate(low=clip, high=clip))
     return PolicyLoss(
         losses.sum() / count.answers,
         clipped.sum() / count.answers,
@@ -355,24 +365,10 @@ def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, epis
     return kl_coef * (1 + error * episodes / horizon)
 
 
-def _groups(scores: Tensor, answers: int) -> Tensor:
-    """Put neighbours into rows of `answers` (n / answers, answers)."""
-    if scores.ndim != 1 or answers < 2 or len(scores) % answers:
-        raise ValueError(f"scores {tuple(scores.shape)} are no whole number of groups of {answers}, two at least")
-    return scores.view(-1, answers)
-
-
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     _same_shape(logprobs, old_logprobs)
     _same_shape(logprobs, mask)
     return (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)
-
-
-def _clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Compute PPO's loss of each ratio; second comes 1 where the clip has stopped its gradient."""
-    free = -advantages.detach() * ratio
-    bounded = -advantages.detach() * ratio.clamp(1 - low, 1 + high)
-    return torch.maximum(free, bounded), (bounded > free).detach().to(ratio.dtype)
 
 
 def _same_shape(one: Tensor, other: Tensor) -> None:

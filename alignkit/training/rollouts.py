@@ -8,8 +8,8 @@ end token, or which has none, is harmless.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
@@ -24,6 +24,7 @@ from alignkit.training.room import tokens_decoded
 from alignkit.training.ways import alone_beyond, decoding_of, rows_together
 
 Tokens = Sequence[int]
+T = TypeVar("T")
 
 LOGITS_IN_A_PASS = 2**26
 """Rows are passed in groups whose logits stay below this: 256 MB in single precision."""
@@ -48,6 +49,23 @@ class Rollout:
     Empty: all."""
     version: int = 0
     """Updates that the policy had taken when it answered."""
+
+    def with_rows(self, rows: Sequence[int], others: "Rollout") -> "Rollout":
+        """Return it with others in place of these rows, in their order."""
+        place = {row: number for number, row in enumerate(rows)}
+
+        def both(ours: list[T], theirs: list[T]) -> list[T]:
+            return [theirs[place[row]] if row in place else one for row, one in enumerate(ours)]
+
+        return replace(
+            self,
+            rows=both(self.rows, others.rows),
+            prompts=both(self.prompts, others.prompts),
+            answers=both(self.answers, others.answers),
+            finished=both(self.finished, others.finished),
+            logprobs=both(self.logprobs, others.logprobs),
+            learnt=both(self.learnt, others.learnt),
+        )
 
 
 class Sampled(NamedTuple):

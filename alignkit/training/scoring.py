@@ -46,6 +46,13 @@ class Scored(NamedTuple):
     costs: Mapping[str, Tensor] = MappingProxyType({})
     """Each reward whose mean has a bound (n,); the total does not contain them."""
 
+    def with_rows(self, rows: Sequence[int], others: "Scored") -> "Scored":
+        """Return it with others in place of these rows, in their order."""
+        place = torch.tensor(rows, device=self.total.device)
+        parts = {name: part.index_copy(0, place, others.parts[name]) for name, part in self.parts.items()}
+        costs = {name: cost.index_copy(0, place, others.costs[name]) for name, cost in self.costs.items()}
+        return Scored(self.total.index_copy(0, place, others.total), parts, costs)
+
 
 def score_rollout(
     rollout: Rollout,

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training import layouts, losses
 from alignkit.training.layouts import Models
+from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.rollouts import Rollout, Tokens, learnt_mask, padded_table
 from alignkit.training.scoring import Scored
 
@@ -76,7 +77,7 @@ class Seen(NamedTuple):
 
     rollout: Rollout
     mask: Tensor
-    """The tokens that the policy sampled."""
+    """The tokens that are learnt from: those that the policy sampled."""
     scores: Tensor
     """Clipped, less the penalty of what was cut, and where costs are bounded less what they take off (n,)."""
     logprobs: Tensor
@@ -87,6 +88,8 @@ class Seen(NamedTuple):
     states: Sequence[Tensor] | None
     metrics: Mapping[str, float]
     """What people watch of these answers, under the names of all methods."""
+    entropy: Tensor
+    """Of the distribution that each token was drawn from, in nats."""
     kl_coef: float = 0.0
     """What a nat of KL takes off scores of this size."""
 
@@ -115,11 +118,11 @@ class Seen(NamedTuple):
 def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSettings, kl_coef: float) -> Seen:
     """Return what all models make of the answers, with scores as they are learnt from."""
     reading = layouts.read(models, rollout)
-    mask = learnt_mask(rollout, reading.logprobs.device)
+    mask = learnt_mask(rollout, reading.logprobs.device)  # (n, t)
     logprobs, entropy = reading.logprobs * mask, reading.entropy
     reference = None if reading.reference is None else reading.reference * mask
     finished = mask.new_tensor(rollout.finished)
-    scores = shaped(scored.total.to(mask.device), finished, settings)
+    scores = shaped(rollout, scored, settings).to(mask.device)
     metrics = {
         "objective/scores": scores.mean(),
         "objective/scores_std": scores.std(unbiased=False),
@@ -135,14 +138,22 @@ def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSett
     if reference is not None:
         metrics |= _distances(logprobs, reference, scores, kl_coef)
     plain = {name: float(value) for name, value in metrics.items()} | {"kl_coef": kl_coef}
-    return Seen(rollout, mask, scores, logprobs, reference, reading.values, reading.states, plain, kl_coef)
+    learnt = mask & finished[:, None] if settings.generation.unfinished == "mask" else mask
+    return Seen(rollout, learnt, scores, logprobs, reference, reading.values, reading.states, plain, entropy, kl_coef)
 
 
-def shaped(scores: Tensor, finished: Tensor, settings: SamplingSettings) -> Tensor:
-    """Return scores (n,) clipped, and less the penalty of answers that were cut."""
+def shaped(rollout: Rollout, scored: Scored, settings: SamplingSettings) -> Tensor:
+    """Return scores (n,) clipped, and less the penalty of answers that were cut, or nearly so."""
+    generation, scores = settings.generation, scored.total
     if settings.reward.clip:
         scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
-    return losses.penalise_unfinished(scores, finished, settings.generation.penalty, settings.generation.unfinished)
+    if generation.unfinished == "mask":
+        return scores
+    if generation.overlong:
+        longest, lengths = generation.max_new_tokens or UNSET_ANSWER, [*map(len, rollout.answers)]
+        return scores - generation.penalty * losses.overlong(scores.new_tensor(lengths), longest, generation.overlong)
+    finished = torch.tensor(rollout.finished, device=scores.device)
+    return losses.penalise_unfinished(scores, finished, generation.penalty, generation.unfinished)
 
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
 from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
 from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
-from alignkit.training.seen import Seen, see
+from alignkit.training.seen import Seen, see, shaped
 from alignkit.training.step import (
     CommitTimer,
     Learner,
@@ -126,7 +126,8 @@ class Update(Generic[SettingsC]):
         self.chance = generator_for(loop.seed, "update", number)
         """What is random in this update is drawn from here, in the order of the calls."""
         self._tokens = 0
-        self._began = self._answered = self._judged = perf_counter()
+        self._began = self._last = perf_counter()
+        self._spent = {"sample": 0.0, "score": 0.0}
 
     @property
     def asked(self) -> list[int]:
@@ -152,7 +153,7 @@ class Update(Generic[SettingsC]):
         models = replace(models, start_share=start, temperature=0.0 if greedy else models.temperature)
         rollout = layouts.sample(models, prompts, rows, longest_answer(settings), self.chance)
         self._tokens += sum(map(len, rollout.answers))
-        self._answered = self._judged = perf_counter()
+        self._spend("sample")
         drawn = [] if start or greedy else rollout.logprobs  # others are another distribution's than the policy's
         return replace(rollout, version=self.number, logprobs=drawn)
 
@@ -162,8 +163,34 @@ class Update(Generic[SettingsC]):
         Where it has judges, an answer's total is how likely it is better than another answer to its prompt.
         """
         scored = self.loop.score(rollout)
-        self._judged = perf_counter()
+        self._spend("score")
         return scored
+
+    def resample(self, rollout: Rollout, scored: Scored, rounds: int) -> tuple[Rollout, Scored, int]:
+        """Exchange prompts whose answers all score the same for others, until there are none or the rounds are over.
+
+        The others are those whose turn it would be in an update behind the stage's last. Third comes how many prompts
+        were exchanged; what is returned is as large as what is given.
+        """
+        settings, exchanged = self.loop.settings, 0
+        for turn in range(1, rounds + 1):
+            told = [shaped(rollout, scored, settings), *scored.costs.values()]
+            same = torch.stack([losses.equal_groups(one, settings.answers) for one in told]).all(dim=0)
+            rows = same.repeat_interleave(settings.answers).nonzero().flatten().tolist()
+            if not rows:
+                break
+            number, groups = self.number + turn * settings.updates, len(rows) // settings.answers
+            asked = prompts_of_update(settings, len(self.loop.prompts), number, self.loop.seed)[:groups]
+            others = self.sample(asked=asked)
+            rollout, scored = rollout.with_rows(rows, others), scored.with_rows(rows, self.score(others))
+            exchanged += groups
+        return rollout, scored, exchanged
+
+    def _spend(self, phase: str) -> None:
+        """Count the time since the last phase to this one."""
+        now = perf_counter()
+        self._spent[phase] += now - self._last
+        self._last = now
 
     def read(self, rollout: Rollout, scored: Scored) -> Seen:
         """Return what all models make of the answers, with scores as they are learnt from: what bounded costs take off
@@ -192,9 +219,9 @@ class Update(Generic[SettingsC]):
         ascend(state.multipliers, told)
         told |= {"lr": state.actor.learning_rate, "episode": state.done * settings.batch, "steps": state.actor.steps}
         phases = {
-            "/sample": self._answered - self._began,
-            "/score": self._judged - self._answered,
-            "/learn": learnt - self._judged,
+            "/sample": self._spent["sample"],
+            "/score": self._spent["score"],
+            "/learn": learnt - self._last,
             "": learnt - self._began,
         }
         told |= {f"tokens_per_second{name}": self._tokens / spent for name, spent in phases.items() if spent > 0}

@@ -20,11 +20,13 @@ from alignkit.training.losses import (
     group_advantages,
     grpo_loss,
     leave_one_out_advantages,
+    most_uncertain,
     rloo_loss,
     share_of_equal_groups,
 )
 from alignkit.training.models import load_policy, without_deprecations
-from alignkit.training.rollouts import answer_logprobs, answer_mask
+from alignkit.training.rollouts import answer_logprobs, answer_logprobs_and_entropy, answer_mask
+from alignkit.training.surrogates import Surrogate
 
 JUNK = 9.0
 SCORES = torch.tensor([1.0, 2.0, 3.0, 4.0, 4.0, 4.0], dtype=torch.float64)
@@ -109,7 +111,7 @@ def test_golden_grpo_loss() -> None:
     ratio, advantages = table([1.3, 0.7], [0.9, 1.5]), table([1, -1])[0]
     mask, count = torch.ones(2, 2).bool(), Count(4, 2, 2)
 
-    result = grpo_loss(ratio.log(), torch.zeros(2, 2), advantages, mask, count, clip=0.2, clip_high=0.28)
+    result = grpo_loss(ratio.log(), torch.zeros(2, 2), advantages, mask, count, surrogate=Surrogate(low=0.2, high=0.28))
 
     # clipped at 1.28; 0.7 is free to rise; 0.9 and 1.5 of a bad answer are free to fall
     assert result.loss.item() == pytest.approx((-1.28 - 0.7 + 0.9 + 1.5) / 4)
@@ -145,7 +147,10 @@ def test_grpo_clips_at_20_percent_averages_over_tokens_and_is_not_pulled_unless_
 
     plain = grpo_loss(ratio.log(), old, advantages, mask, count, reference=old - 0.1)
 
-    assert_equal(plain.loss, grpo_loss(ratio.log(), old, advantages, mask, count, clip=0.2, how="token").loss)
+    assert_equal(
+        plain.loss,
+        grpo_loss(ratio.log(), old, advantages, mask, count, surrogate=Surrogate(high=0.2), how="token").loss,
+    )
     assert plain.pull.item() == 0
 
 
@@ -358,12 +363,74 @@ def test_the_loss_of_grpo_is_that_of_trl(policy, tmp_path, how, theirs, correcte
         reference=some.reference,
         kl_coef=0.3,
         corrected=corrected,
-        clip_high=0.28,
+        surrogate=Surrogate(high=0.28),
         how=how,
     )
 
     loss, gradient = some.theirs()
     assert 0 < ours.clip_fraction < 1
+    assert ours.loss.item() == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(some.gradient(ours.loss), gradient, atol=1e-6, rtol=1e-5)
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Surrogate, Any, float]] = {
+    # TRL's options, ours, and what TRL's loss is multiplied by
+    "gspo": (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.03, "epsilon_high": 0.04},
+        Surrogate(ratio="sequence", low=0.03, high=0.04),
+        "answer",
+        1,
+    ),
+    "luspo": ({"loss_type": "luspo", "importance_sampling_level": "sequence"}, Surrogate(ratio="sequence"), "fixed", 6),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.2}, Surrogate("weights", low=1.0, high=0.2), "token", 1),
+    "sapo": ({"loss_type": "sapo"}, Surrogate("gate"), "answer", 1),
+    "dual clip": ({"loss_type": "dapo", "delta": 1.3}, Surrogate(dual=1.3), "token", 1),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_losses_of_variants_are_those_of_trl(policy, tmp_path, name) -> None:
+    options, surrogate, how, factor = VARIANTS[name]
+    some = case(policy, tmp_path, GRPOConfig, GRPOTrainer, beta=0.3, use_bias_correction_kl=False, **options)
+
+    ours = grpo_loss(
+        some.logprobs,
+        some.old,
+        some.advantages,
+        some.mask,
+        some.count,
+        surrogate=surrogate,
+        reference=some.reference,
+        kl_coef=0.3,
+        corrected=False,
+        how=how,
+    )
+
+    loss, gradient = some.theirs()
+    assert (ours.clip_fraction > 0) == (name != "sapo")
+    assert ours.loss.item() * factor == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(some.gradient(ours.loss) * factor, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_the_most_uncertain_tokens_are_those_that_trl_learns_from(policy, tmp_path) -> None:
+    options = {"loss_type": "dapo", "beta": 0.3, "use_bias_correction_kl": False, "top_entropy_quantile": 0.4}
+    some = case(policy, tmp_path, GRPOConfig, GRPOTrainer, **options)
+    entropy = answer_logprobs_and_entropy(some.trainer.model, [PROMPT] * 3, ANSWERS)[..., 1].detach()
+
+    kept = most_uncertain(entropy, some.mask, 0.4)
+    ours = grpo_loss(
+        some.logprobs,
+        some.old,
+        some.advantages[:, None] * kept,
+        some.mask,
+        some.count,
+        reference=some.reference,
+        kl_coef=0.3,
+        corrected=False,
+    )
+
+    loss, gradient = some.theirs()
+    assert kept.sum() == 4  # of 9
     assert ours.loss.item() == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(some.gradient(ours.loss), gradient, atol=1e-6, rtol=1e-5)
 

@@ -29,6 +29,14 @@ ONLINE: dict[str, Any] = {
     "precision": "fp32",
     "generation": {"max_new_tokens": 6, "unfinished": "subtract", "penalty": 0},
 }
+EXCHANGING = ONLINE | {
+    "answers": 4,
+    "dynamic_sampling": 2,
+    "uncertain": 0.5,
+    "reward": {"clip": 1e-3},
+    "kl": {"term": "reward", "coef": 1e-4},
+    "scale": "tokens",
+}
 FROZEN = ONLINE | {"layout": "frozen", "trained_layers": 1}
 ROWS: dict[str, Any] = {"learning_rate": 1e-3, "batch": 6, "epochs": 1, "precision": "fp32"}
 
@@ -60,6 +68,7 @@ CASES: dict[str, tuple[Method, Mapping[str, Any]]] = {
     "ppo, shared": (ppo, ONLINE | {"layout": "shared"}),
     "ppo, frozen": (ppo, FROZEN),
     "grpo, lora": (grpo, ONLINE | {"answers": 4, "lora": {"rank": 4}}),
+    "grpo, exchanging": (grpo, EXCHANGING),
     "rloo": (rloo, ONLINE | {"answers": 4}),
 }
 
@@ -78,7 +87,7 @@ def test_every_step_is_that_of_one_process(alone: Alone, world: int, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "alone", [name for name, (_, settings) in CASES.items() if settings is not FROZEN], indirect=True
+    "alone", [name for name, (_, settings) in CASES.items() if settings not in (FROZEN, EXCHANGING)], indirect=True
 )
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_step_with_weights_cut_up_is_that_of_one_process(alone: Alone, world: int, tmp_path: Path) -> None:

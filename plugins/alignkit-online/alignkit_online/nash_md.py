@@ -103,7 +103,7 @@ def train(loop: Loop[NashMDSettings]) -> None:
     for update in loop.updates():
         own, (rollout, scored) = two_sides(update, start=settings.mixture)
         seen = update.read(*own)
-        theirs = shaped(scored.total.to(seen.scores), seen.mask.new_tensor(rollout.finished), settings)
+        theirs = shaped(rollout, scored, settings).to(seen.scores)
         chances = chance_of(seen.scores, theirs, loop.judged)  # (m,)
         advantages = chances - 0.5 - loop.state.kl_coef * seen.kl.sum(dim=1)
         won = {"val/wins_over_opponent": float(chances.mean())}

@@ -75,8 +75,7 @@ def train(loop: Loop[ReMaxSettings]) -> None:
     for update in loop.updates():
         rollout, likeliest = update.sample(), update.sample(1, greedy=True)
         seen = update.read(rollout, update.score(rollout))
-        finished = seen.mask.new_tensor(likeliest.finished)
-        greedy = shaped(update.score(likeliest).total.to(seen.scores), finished, settings)  # (n / answers,)
+        greedy = shaped(likeliest, update.score(likeliest), settings).to(seen.scores)  # (n / answers,)
         baseline = greedy.repeat_interleave(settings.answers)  # (n,)
         advantages = seen.scores - baseline - loop.state.kl_coef * seen.kl.sum(dim=1)
         told = {"objective/scores_of_likeliest": float(greedy.mean())}

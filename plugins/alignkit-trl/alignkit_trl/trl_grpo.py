@@ -59,6 +59,7 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
         "epsilon": "clip",
         "epsilon_high": "clip_high",
         "scale_rewards": "scale",
+        "mask_truncated_completions": "generation.unfinished",
         "reward_weights": "rewards",
     }
     fixed: ClassVar[Mapping[str, str]] = {"sync_ref_model": BEFORE}
@@ -165,6 +166,7 @@ def options_of(opened: Opened[TRLGRPOSettings], stage: Stage) -> dict[str, Any]:
         "epsilon_high": settings.clip_high,
         "scale_rewards": settings.scale,
         "loss_type": LOSSES[settings.average],
+        "mask_truncated_completions": settings.generation.unfinished == "mask",
         "disable_dropout": True,
         "shuffle_dataset": False,
     }
@@ -210,7 +212,7 @@ def score_function(opened: Opened[TRLGRPOSettings]) -> Callable[..., list[float]
         log_metric("eos_rate", float(finished.float().mean()))
         for name, part in scored.parts.items():
             log_metric(f"scores/{name}", float(part.mean()))
-        values: list[float] = shaped(scored.total, finished, opened.settings).tolist()
+        values: list[float] = shaped(rollout, scored, opened.settings).tolist()
         return values
 
     return score
