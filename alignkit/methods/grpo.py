@@ -13,6 +13,8 @@ lies above the mean of its group, in standard deviations. The pull to the start 
    score is compared with contains the score itself, which shrinks advantages to 1 - 1/answers of RLOO's. Where an exact
    trade of score against KL matters, `rloo` has it.
 4. Iterating with a reward model in training and process rewards are left out: they are other inputs.
+5. What came after it changes what is compared, what that is divided by, the ratio, the surrogate or the pull; each is
+   a setting here, and `group_papers` says which paper has which.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ TRL = {
     (GRPOSettings, "max_completion_length"): "generation.max_new_tokens",
     (GRPOSettings, "beta"): "kl.coef",
     (GRPOSettings, "epsilon_high"): "clip_high",
+    (GRPOSettings, "importance_sampling_level"): "ratio",
+    (GRPOSettings, "mask_truncated_completions"): "generation.unfinished",
     (GRPOSettings, "bf16"): 'precision, which is "auto", "bf16" or "fp32"',
     (ScoreSettings, "center_rewards_coefficient"): "centering",
     (ScoreSettings, "lr_scheduler_type"): "optimisation.schedule",
