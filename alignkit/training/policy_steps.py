@@ -14,7 +14,7 @@ from alignkit.training.seen import Experience
 from alignkit.training.step import mean_metrics, minibatches, take_step
 from alignkit.training.updates import POLICY_METRICS, Update, longest_answer
 
-METRICS = POLICY_METRICS | {"pull": "loss/kl_avg"}
+METRICS = POLICY_METRICS | {"pull": "loss/kl_avg", "margin": "policy/margin_avg"}
 
 AnswerLoss = Callable[[Experience, Tensor, Count], tuple[Tensor, Mapping[str, Tensor]]]
 """Returns the loss of a part of a step's answers, given the policy's log-probabilities (n, t) with gradient and the

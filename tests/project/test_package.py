@@ -111,7 +111,7 @@ def test_every_package_beside_it_is_an_extra_and_those_with_methods_are_one() ->
 
     named = {Requirement(line).name for extra in extras for line in PROJECT["optional-dependencies"][extra]}
     assert named == packages
-    assert Requirement(*PROJECT["optional-dependencies"]["all"]).extras == {"distill", "dpo", "rlaif", "trl"}
+    assert Requirement(*PROJECT["optional-dependencies"]["all"]).extras == {"distill", "dpo", "online", "rlaif", "trl"}
 
 
 def test_the_wheel_requires_the_floors(metadata: Message) -> None:
