@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, PositiveInt
 
 from alignkit import Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
-from alignkit_online.preferring import JUDGED, PairSettings, labelled, pair_loss
+from alignkit_online.preferring import JUDGED, OwnPairSettings, labelled, pair_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ OAIF = "Direct Language Model Alignment from Online AI Feedback"
 ONLINE_IPO = "Human Alignment of Large Language Models through Online Preference Optimisation"
 
 
-class OnlineDPOSettings(PairSettings):
+class OnlineDPOSettings(OwnPairSettings):
     """Settings of `online-dpo`."""
 
     method: ClassVar[str] = "online-dpo"

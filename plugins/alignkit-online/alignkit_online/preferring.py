@@ -31,7 +31,7 @@ class PairKL(KL):
     """DPO's beta: the smaller, the further the policy may go."""
 
 
-class PairSettings(SamplingSettings):
+class OwnPairSettings(SamplingSettings):
     """What is equal in the methods that learn from pairs of sampled answers."""
 
     method: ClassVar[str]
@@ -49,7 +49,7 @@ class PairSettings(SamplingSettings):
     Bradley and Terry's model makes of scores."""
 
 
-class Sides(NamedTuple):
+class TwoSides(NamedTuple):
     """Two answers to each prompt, as they were scored side by side."""
 
     own: tuple[Rollout, Scored]
@@ -99,7 +99,7 @@ def labelled(one: Tensor, other: Tensor, labels: Labels, judged: bool) -> Tensor
 
 
 def pair_loss(
-    settings: PairSettings, beta: float, part: Experience, logprobs: Tensor, count: Count
+    settings: OwnPairSettings, beta: float, part: Experience, logprobs: Tensor, count: Count
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss of neighbours that are pairs, labelled by their advantages, as their share of a whole step."""
     from alignkit.kit import losses
@@ -116,7 +116,7 @@ def pair_loss(
     }
 
 
-def two_sides(update: Update[SamplingSettings], start: float) -> Sides:
+def two_sides(update: Update[SamplingSettings], start: float) -> TwoSides:
     """Let the policy answer once, and its mixture with the start once; score both answers to a prompt together."""
     from alignkit.kit import Rollout, Scored
 
@@ -129,4 +129,4 @@ def two_sides(update: Update[SamplingSettings], start: float) -> Sides:
     )
     scored = update.score(both)
     parts = [{name: part[side::2] for name, part in scored.parts.items()} for side in range(2)]
-    return Sides((own, Scored(scored.total[::2], parts[0])), (other, Scored(scored.total[1::2], parts[1])))
+    return TwoSides((own, Scored(scored.total[::2], parts[0])), (other, Scored(scored.total[1::2], parts[1])))

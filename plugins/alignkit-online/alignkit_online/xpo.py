@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import NonNegativeFloat
 
 from alignkit import Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
-from alignkit_online.preferring import JUDGED, PairSettings, labelled, pair_loss, two_sides
+from alignkit_online.preferring import JUDGED, OwnPairSettings, labelled, pair_loss, two_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from alignkit.kit import Count, Experience, Loop
 
 
-class XPOSettings(PairSettings):
+class XPOSettings(OwnPairSettings):
     """Settings of `xpo`."""
 
     method: ClassVar[str] = "xpo"
