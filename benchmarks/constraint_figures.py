@@ -1,6 +1,6 @@
 """Measure whether a constraint holds, and what it costs beside fixed weights, on recipes/constrained.toml.
 
-    python benchmarks/constraint_figures.py --seeds 10 --set align.ppo.batch=64
+    python benchmarks/constraint_figures.py --seeds 10 --set align.ppo.updates=24
 
 Every seed trains `align` anew, upon the same policy and reward model: under the recipe's constraint, and the first ones
 also once for each weight of a grid, the cost then being a reward of that weight. What is compared are answers to
