@@ -22,6 +22,7 @@ from alignkit.training.layouts import Around, Models, sample as draw_answers
 from alignkit.training.likelihood import learnt_tokens, parted_labels
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
+from alignkit.training.mixed_rows import in_order_of
 from alignkit.training.models import load_for_reward_training, load_policy
 from alignkit.training.picking import picked_samples
 from alignkit.training.policy_steps import step_answers, step_policy
@@ -92,6 +93,7 @@ __all__ = [
     "check_same_tokens",
     "draw_answers",
     "fitting_prompts",
+    "in_order_of",
     "in_passes",
     "learnt_mask",
     "learnt_tokens",

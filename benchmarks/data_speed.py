@@ -36,7 +36,7 @@ part = Part(name="pairs", paths=(file,), held_out=0.0)
 pairs = Preferences(name="pairs", fingerprint="0", path=Path(), parts=(part,))
 began, worked = time.perf_counter(), time.process_time()
 if what.startswith("start"):
-    found = encode_pairs_once(stage, pairs, tokenizer, 1024, lambda pair: pair)
+    found = encode_pairs_once(stage, pairs, tokenizer, 1024, lambda pair: pair).rows
     assert len(found) == rows
     sum(len(found[row].chosen.ids) for row in range(0, rows, max(1, rows // 10_000)) if what == "start again")
 elif what == "structural checks":

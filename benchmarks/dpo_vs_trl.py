@@ -26,7 +26,7 @@ from sides import SIDES, exact, run
 from transformers import AutoTokenizer
 
 from alignkit.demo.reviews import rows as reviews
-from alignkit.training.rows import rows_of_step
+from alignkit.training.row_order import rows_of_step
 
 SEED = 17
 

@@ -93,7 +93,7 @@ def started(folder: Path) -> Start:
     from alignkit.testing import RecordingStage, write_tiny_policy
     from alignkit.training.demonstrated import read_demonstrations
     from alignkit.training.models import load_policy
-    from alignkit.training.rows import rows_of_step
+    from alignkit.training.row_order import rows_of_step
 
     settings, stage = DemonstrationSettings(), RecordingStage(folder / "stage")
     model, tokenizer = load_policy(write_tiny_policy(folder / "model"))

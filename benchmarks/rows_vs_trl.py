@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from alignkit.methods.clm import blocks
 from alignkit.training.encoding import demonstrations, preferences
-from alignkit.training.rows import rows_of_step
+from alignkit.training.row_order import rows_of_step
 
 SEED = 17
 TRIED = 1

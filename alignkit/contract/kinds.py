@@ -8,11 +8,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.contract.constraint import Constraint
+from alignkit.contract.mix import Mix
 from alignkit.contract.reward_function import Score
 from alignkit.data.records import Part, Record, Row, read_side
 from alignkit.data.values import FURTHER
@@ -41,6 +42,8 @@ class Records(Artifact):
     """Columns that it may have besides."""
 
     parts: tuple[Part, ...]
+    mix: Mix | None = None
+    """How its sources are read; None: all their rows, shuffled together."""
 
     def train(self) -> Iterator[Record]:
         """Return the rows to learn from, in the order of the files; each knows its place."""
@@ -49,6 +52,12 @@ class Records(Artifact):
     def held_out(self) -> Iterator[Record]:
         """Return the rows kept aside to measure on."""
         return read_side(self.parts, type(self).__name__, self.columns, held_out=True)
+
+    def by_source(self) -> dict[str, Self]:
+        """Return the rows of each of its sources by themselves, in their order."""
+        names = dict.fromkeys(part.name for part in self.parts)
+        parts = {name: tuple(part for part in self.parts if part.name == name) for name in names}
+        return {name: self.model_copy(update={"name": name, "parts": some}) for name, some in parts.items()}
 
 
 class Text(Records):

@@ -22,7 +22,7 @@ from alignkit.errors import PluginError, one_line
 
 ANY_TEXT = re.compile(r"\\\{[a-z_]+\\\}")
 """A word in braces in the name of a result, once what is special in it is escaped."""
-STAGE_KEYS = ("method", "inputs", "constraints", "gates", "seed", *SHARED)
+STAGE_KEYS = ("method", "inputs", "mix", "constraints", "gates", "seed", *SHARED)
 """What a stage may have besides tables of settings, each under the name of its method."""
 
 OfferNeeds = Callable[[Any], Needs]

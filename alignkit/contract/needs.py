@@ -44,12 +44,15 @@ class RowNeeds(Needs):
     batch: int
     """Rows in an optimiser step."""
     epochs: float
+    regrouped: bool = False
+    """It learns from other rows than those that it reads, or in an order of its own, so sources cannot be mixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerNeeds(RowNeeds):
     """Padded rows through a trainer of TRL or transformers (`run_trainer`)."""
 
+    regrouped: bool = True
     scores: bool = False
     """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
     rows_at_once: int | None = None
@@ -102,6 +105,11 @@ class EvaluationNeeds(Needs):
     """Each policy answers the same held-out prompts, and nothing is trained."""
 
     prompts: int
+
+
+def can_mix(needs: Needs | None) -> bool:
+    """Return whether a method reads its rows in the order that a mix says."""
+    return isinstance(needs, SamplingNeeds) or (isinstance(needs, RowNeeds) and not needs.regrouped)
 
 
 def trainer_needs(settings: TrainingSettings) -> TrainerNeeds:

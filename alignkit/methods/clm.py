@@ -5,7 +5,6 @@ cut into blocks of one length: no text is lost, none is padded, and a block may 
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
@@ -22,7 +21,7 @@ from alignkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.encoding import Encoding, LabelledTokens
+    from alignkit.training.encoding import Encoding, LabelledRow
 
 
 class CLMSettings(TrainingSettings):
@@ -44,7 +43,7 @@ PAPERS = (
 )
 
 
-@method("clm", needs=packed_needs, results=("perplexity",), papers=PAPERS)
+@method("clm", needs=packed_needs, results=("perplexity", "perplexity/{corpus}"), papers=PAPERS)
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions
@@ -52,20 +51,23 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
     from alignkit.training.encoding import collected, fitting_length
     from alignkit.training.likelihood import train_language_model
     from alignkit.training.measures import perplexity, tell_perplexity
+    from alignkit.training.mixed_rows import flat, held_out_rows
     from alignkit.training.models import load_policy
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     size = fitting_length(positions(model), settings.max_length)
-    train = encode_once(stage, corpus, tokenizer, lambda: blocks(corpus.train(), tokenizer, size), size)
-    held_out, _ = collected(blocks(islice(corpus.held_out(), settings.measured), tokenizer, size))
+    train, _ = encode_once(stage, corpus, tokenizer, lambda some: blocks(some.train(), tokenizer, size), size)
+    aside = held_out_rows(corpus, settings.measured).items()
+    held_out, sources = flat({name: collected(blocks(rows, tokenizer, size))[0] for name, rows in aside})
     if not train:
         raise DataError("there is no text to learn from", remedy="check the source and its held_out")
 
-    before = perplexity(model, held_out, tokenizer, settings.precision) if held_out else None
+    measured = [block.tokens for block in held_out]
+    before = perplexity(model, measured, tokenizer, settings.precision) if measured else None
     train_language_model(model, train, stage, settings)
     made = stage.save_policy(model, tokenizer)
-    if held_out:
-        tell_perplexity(stage, before, perplexity(model, held_out, tokenizer, settings.precision))
+    if measured:
+        tell_perplexity(stage, before, perplexity(model, measured, tokenizer, settings.precision), sources)
     else:
         stage.warn("no text is held out, so perplexity is not measured", "raise the source's held_out")
     return made
@@ -73,12 +75,12 @@ def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) ->
 
 def blocks(
     rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", size: int
-) -> "Encoding[LabelledTokens]":
+) -> "Encoding[LabelledRow]":
     """Pack documents into blocks whose every token is learnt; a last block of one token has nothing to be learnt."""
-    from alignkit.training.encoding import LabelledTokens, LengthReport, documents, pack
+    from alignkit.training.encoding import LabelledRow, LabelledTokens, LengthReport, documents, pack
 
     encoded = documents((row["text"] for row in rows), tokenizer)
-    yield from (LabelledTokens(block, block) for block in pack(encoded, size) if len(block) > 1)
+    yield from (LabelledRow(LabelledTokens(block, block)) for block in pack(encoded, size) if len(block) > 1)
     return LengthReport(size)
 
 

@@ -51,7 +51,7 @@ PAPERS = (
 )
 
 
-@method("reward", needs=needs, results=("accuracy",), papers=PAPERS)
+@method("reward", needs=needs, results=("accuracy", "accuracy/{pairs}"), papers=PAPERS)
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.models import load_for_reward_training

@@ -39,7 +39,7 @@ PAPERS = (
 )
 
 
-@method("sft", needs=needs, results=("perplexity",), papers=PAPERS)
+@method("sft", needs=needs, results=("perplexity", "perplexity/{demos}"), papers=PAPERS)
 def sft(settings: SFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations."""
     from alignkit.training.demonstrated import (

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignkit.contract.constraint import Constraint
-from alignkit.contract.kinds import Artifact, Policy
+from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.contract.method import Method
+from alignkit.contract.mix import Mix
 from alignkit.contract.needs import Needs
 from alignkit.contract.settings import Settings
 from alignkit.contract.tracker import TrackerFunction
@@ -36,6 +37,13 @@ class PlannedStage:
     """Result -> {"min": x, "max": y}."""
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     """Reward -> the bound that its mean must keep while the stage learns."""
+    mix: Mix | None = None
+    """How the sources of its rows are read."""
+
+    def mix_of(self, role: str) -> Mix | None:
+        """Return how the sources of an input are read."""
+        rows = all(issubclass(kind, Records) for kind in self.method.consumes[role].kinds)
+        return self.mix if rows else None
 
     @property
     def taken(self) -> list[str]:

@@ -13,12 +13,13 @@ from alignkit.contract.settings import SHARED, Settings, identity, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.costs import constraints_of
 from alignkit.plan.inactive import standing_by
+from alignkit.plan.mixing import Mixing, once, read_mix
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.presets import over_preset
 from alignkit.plan.repeated import check_rounds, in_round, parts_of_rounds, refused_reference, renamed_gates, told_once
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
-from alignkit.recipe.fingerprint import code_identity, stage_fingerprint, stage_seed
+from alignkit.recipe.fingerprint import code_identity, digest, stage_fingerprint, stage_seed
 from alignkit.recipe.other_names import other_name
 from alignkit.recipe.packaged import find_recipe
 from alignkit.recipe.recipe import Recipe, combine, read_recipe
@@ -95,6 +96,10 @@ class _Planner:
         settings = self._settings(name, method)
         seed, wires = self._seed(name), self._wires(name, method)
         gates = renamed_gates(self._gates(name), self.recipe, method, wires)
+        mixing = self._mixing(name, method, settings, wires)
+        if mixing and mixing.stands_by:
+            standing, mixing = [*standing, "mix"], None
+        mix = mixing.mix if mixing else None
         self._check_gates(name, method, gates, wires)
         constraints, wrong = constraints_of(self.recipe, name, method, wires, self.plugins)
         self.errors += wrong
@@ -107,10 +112,14 @@ class _Planner:
             return None
         code = code_identity(self.plugins.origins[f"method:{method.address}"], method.module)
         inputs = {role: [self.prints.get(source) for source in names] for role, names in wires.items()}
+        if mix and mix.epochs:
+            settings = once(settings)
+        if mixing and mix:
+            inputs[f"mix of {mixing.role}"] = [digest(mix.placed(wires[str(mixing.role)]))]
         bounds = {cost: constraint.model_dump(mode="json") for cost, constraint in constraints.items()}
         self.prints[name] = fingerprint = stage_fingerprint(method.name, code, identity(settings), seed, inputs, bounds)
         waiting = tuple(standing)
-        return PlannedStage(name, method, settings, wires, seed, fingerprint, True, waiting, gates, constraints)
+        return PlannedStage(name, method, settings, wires, seed, fingerprint, True, waiting, gates, constraints, mix)
 
     def _refuse(self, problem: str, where: str, remedy: str) -> None:
         self.errors.append(RecipeError(problem, where, remedy))
@@ -198,6 +207,20 @@ class _Planner:
         kinds = {role: [known[given] for given in names if given in known] for role, names in wires.items()}
         for problem, remedy in method.refuses(settings, kinds) if method.refuses else ():
             self._refuse(f"stage {name!r}: {problem}", self.recipe.where("stage", name), remedy)
+
+    def _mixing(self, name: str, method: Method, settings: Settings | None, wires: Wires) -> Mixing | None:
+        """Read how the stage mixes its sources; None where it does not, or where something is wrong with that."""
+        try:
+            mix = read_mix(self.recipe, name)
+        except RecipeError as error:
+            self.errors.append(error)
+            return None
+        if mix is None or settings is None:
+            return None
+        mixing = Mixing(self.recipe, name, mix, method, method.needs(settings), wires)
+        if not mixing.stands_by:
+            self.errors += mixing.problems(self.sources, self.made)
+        return mixing
 
     def _wires(self, name: str, method: Method) -> Wires:
         if not isinstance(self.recipe.stages[name].get("inputs", {}), dict):

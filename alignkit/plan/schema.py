@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from alignkit.contract.constraint import Constraint
 from alignkit.contract.kinds import Artifact, Records
+from alignkit.contract.mix import Mix
 from alignkit.contract.settings import Settings, described
 from alignkit.data.formats import SHAPES
 from alignkit.plan.inactive import Shared
@@ -22,7 +23,7 @@ Schema = dict[str, Any]
 def recipe_schema(plugins: Plugins) -> Schema:
     """Make the JSON Schema of recipes, as these plugins read them."""
     kinds: list[type[Settings]] = [method.settings for method in plugins.methods.values()]
-    kinds += [Shared, RecordOptions, PolicyOptions, Constraint, Repeat]
+    kinds += [Shared, RecordOptions, PolicyOptions, Constraint, Repeat, Mix]
     references, shared = models_json_schema([(described(kind), "validation") for kind in dict.fromkeys(kinds)])
     definitions: Schema = shared["$defs"]
     at: dict[Any, Schema] = {kind: _resolved(reference, definitions) for (kind, _), reference in references.items()}
@@ -56,6 +57,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
                 "type": "object",
                 "additionalProperties": at[Constraint],
             },
+            "mix": at[Mix] | {"description": _first_line(Mix.__doc__)},
             "gates": {
                 "description": "Result -> the bounds that it must lie in, else the run stops.",
                 "type": "object",

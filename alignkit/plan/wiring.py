@@ -130,6 +130,13 @@ def _named(taker: Taker, wanted: Input, value: Any) -> tuple[str, ...]:
     return names
 
 
+def _weights(recipe: Recipe, stage: str) -> Sequence[str]:
+    """Return the sources that a stage's mix weighs, which need not be named under inputs besides."""
+    mix = recipe.stages[stage].get("mix")
+    weights = mix.get("weights") if isinstance(mix, dict) else None
+    return list(weights) if isinstance(weights, dict) else []
+
+
 def _concatenate(kinds: Sequence[type[Artifact]]) -> bool:
     return len(set(kinds)) <= 1 and all("parts" in kind.model_fields for kind in kinds)
 
@@ -174,6 +181,8 @@ def _found(taker: Taker, wanted: Input, plugins: Plugins) -> tuple[str, ...]:
     given = [name for name, kind in offers.sources.items() if wanted.takes(kind) and name not in closed]
     if made and wanted.several and wanted.kinds == (Policy,) and len(given) == 1:
         return (given[0], made[-1])  # what compares policies compares the end with the start
+    if weighed := [name for name in _weights(recipe, stage) if name in (*made, *given)]:
+        return tuple(weighed)
     if made:
         return (made[-1],)
     if len(given) == 1:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from alignkit.contract.events import StageStarted
 from alignkit.contract.kinds import Artifact, Records, kinds_by_name
 from alignkit.contract.method import Input
+from alignkit.contract.mix import Mix
 from alignkit.errors import PluginError
 from alignkit.run.machine import Machine
 from alignkit.sources.fetch import Preparation
@@ -62,9 +63,12 @@ def read_order(partial: Path) -> Order:
     return Order.model_validate_json((partial / ORDER).read_text("utf-8"))
 
 
-def given(role: Input, artifacts: Sequence[Artifact]) -> tuple[Given, ...]:
-    """Write down a role's artifacts; several sources of records become one, whose parts follow each other."""
+def given(role: Input, artifacts: Sequence[Artifact], mix: Mix | None = None) -> tuple[Given, ...]:
+    """Write down a role's artifacts; several sources of records become one, whose parts follow each other or are
+    mixed."""
     joined = artifacts if role.several else _joined(artifacts)
+    if mix:
+        joined = [one.model_copy(update={"mix": mix}) for one in joined]
     return tuple(Given(kind=type(one).__name__, facts=json.loads(one.model_dump_json())) for one in joined)
 
 

@@ -48,7 +48,8 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
 
 
 def _named(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]}
+    mix = {"mix": facts["mix"]} if facts.get("mix") else {}
+    return {"kind": kind, "name": facts["name"], "fingerprint": facts["fingerprint"]} | mix
 
 
 def _form(inputs: Sequence[Given]) -> Form | None:

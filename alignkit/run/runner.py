@@ -391,7 +391,11 @@ class _Run:
             method=stage.method.address,
             settings=stage.settings.model_dump(mode="json"),
             inputs={
-                role: given(stage.method.consumes[role], [bounded(role, artifacts[name]) for name in several])
+                role: given(
+                    stage.method.consumes[role],
+                    [bounded(role, artifacts[name]) for name in several],
+                    stage.mix_of(role),
+                )
                 for role, several in stage.inputs.items()
             },
             made_from={name: finished[name].content for name in names if name in finished},

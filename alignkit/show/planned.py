@@ -82,6 +82,8 @@ def _notes(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield from _preset(plan, stage)
         if given:
             yield f"set: {_assignments(given, stage.method.name)}"
+    if stage.mix:
+        yield f"mix: {_assignments(stage.mix.model_dump(mode='json', exclude_defaults=True))}"
     if "seed" in plan.recipe.stages[stage.name]:
         yield f"seed: {stage.seed}"
     for cost, constraint in stage.constraints.items():
@@ -181,6 +183,7 @@ def _stage_dict(plan: Plan, stage: PlannedStage, states: Mapping[str, str]) -> d
         "inferred": [role for role in stage.inputs if role not in (*named, COSTS)],
         "preset": paper.name if (paper := preset_of(plan.recipe, stage.name, stage.method)) else None,
         "settings": stage.settings.model_dump(mode="json"),
+        **({"mix": stage.mix.model_dump(mode="json", exclude_defaults=True)} if stage.mix else {}),
         "standing_by": list(stage.standing_by),
         "constraints": {cost: constraint.model_dump(mode="json") for cost, constraint in stage.constraints.items()},
         "gates": {result: dict(bounds) for result, bounds in stage.gates.items()},

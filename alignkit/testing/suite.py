@@ -16,11 +16,13 @@ from pydantic import ValidationError
 from alignkit.contract.events import Metrics
 from alignkit.contract.kinds import Artifact, Policy, Records, RewardModel
 from alignkit.contract.method import Method
+from alignkit.contract.mix import Mix
+from alignkit.contract.needs import can_mix
 from alignkit.contract.row_settings import RowSettings
 from alignkit.contract.settings import Settings, described, merged
 from alignkit.errors import NotFiniteError, RecipeError, StageError
 from alignkit.run.stopping import Left
-from alignkit.testing.examples import write_inputs
+from alignkit.testing.examples import write_inputs, write_records
 from alignkit.testing.processes import run_in_processes
 from alignkit.testing.recording import RecordingStage, run_method, settings_of_recipe
 
@@ -140,6 +142,16 @@ class WeightsConformance(Conformance):
         whole = self.whole(tmp_path_factory)
         inputs = {role: _with_other_held_out(given, tmp_path / role) for role, given in whole.inputs.items()}
         assert same_weights(whole.made, self.ran(tmp_path, inputs).made, CLOSE)
+
+    def test_a_mix_of_sources_is_heeded(self, tmp_path: Path, tmp_path_factory: Factory) -> None:
+        """Of two sources the second has the weight 0; a method that cannot mix is refused one by the plan."""
+        whole = self.whole(tmp_path_factory)
+        needs = self.method.needs(settings_of_recipe(self.method.settings, self.settings))
+        if not can_mix(needs):
+            return
+        inputs = {role: _mixed(given, tmp_path / role) for role, given in whole.inputs.items()}
+        made = self.ran(tmp_path, inputs).made
+        assert not same_weights(whole.made, made), "what it trains on has lost its order: kit.in_order_of keeps it"
 
     def test_how_much_goes_through_at_once_changes_nothing(self, tmp_path: Path, tmp_path_factory: Factory) -> None:
         whole = self.whole(tmp_path_factory)
@@ -378,6 +390,20 @@ def _with_other_held_out(given: Any, folder: Path) -> Any:
                 new.write_text("".join(json.dumps(_otherwise(row)) + "\n" for row in rows), "utf-8")
         parts.append(part.model_copy(update={"paths": tuple(paths)}) if part.side == "held_out" else part)
     return given.model_copy(update={"parts": tuple(parts)})
+
+
+def _mixed(given: Any, folder: Path) -> Any:
+    """Return records whose rows to learn from are of two sources, of which the first alone is read."""
+    if not isinstance(given, Records):
+        return given
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, held_out = list(given.train()), [part for part in given.parts if part.side == "held_out"]
+    sides = {"first": rows[: len(rows) // 2], "second": rows[len(rows) // 2 :]}
+    parts = [write_records(type(given), folder / name, some).parts[0] for name, some in sides.items()]
+    named = [part.model_copy(update={"name": name}) for name, part in zip(sides, parts, strict=True)]
+    mix = Mix(weights={"first": 1.0, "second": 0.0})
+    kept = (part.model_copy(update={"name": "first"}) for part in held_out)
+    return given.model_copy(update={"parts": (*named, *kept), "mix": mix})
 
 
 def _otherwise(value: Any) -> Any:

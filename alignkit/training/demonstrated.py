@@ -1,7 +1,7 @@
 """Demonstrations that a policy is taught by, and what is told of a policy that was taught."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ from alignkit.training.encoding import (
 )
 from alignkit.training.lengths import UNSET_ANSWER, answer_limit, learnt_runs, sample_of
 from alignkit.training.measures import Perplexity, perplexity, tell_perplexity
+from alignkit.training.mixed_rows import flat, held_out_rows
 from alignkit.training.rollouts import generator_for, sample_answers
 from alignkit.training.row_texts import Row, parted, shown
 from alignkit.training.tokenizers import stop_tokens
@@ -37,6 +38,8 @@ class DemonstrationRows(NamedTuple):
     """Held-out rows whose prompts are answered at the end."""
     limit: int
     """Tokens of the longest row."""
+    sources: Sequence[str] = ()
+    """Of a mix, the source of each held-out row."""
 
 
 def read_demonstrations(
@@ -51,17 +54,19 @@ def read_demonstrations(
     Raises DataError where that takes more than the share `max_lost`, or where no demonstration is left.
     """
     limit = fitting_length(positions(model), settings.max_length)
-    train = encode_once(
+    train, lengths = encode_once(
         stage,
         demos,
         tokenizer,
-        lambda: encode_demonstrations(demos.train(), tokenizer, limit, settings.learn),
+        lambda some: encode_demonstrations(some.train(), tokenizer, limit, settings.learn),
         *(limit, settings.learn),
     )
-    report(stage, "demonstrations", train.lengths, settings.max_lost)
-    aside = list(islice(demos.held_out(), settings.measured))
-    held_out, _ = demonstrations(aside, tokenizer, limit, settings.learn)
-    return DemonstrationRows(train, held_out, aside[: settings.samples], limit)
+    report(stage, "demonstrations", lengths, settings.max_lost)
+    aside = held_out_rows(demos, settings.measured)
+    encoded = {name: demonstrations(rows, tokenizer, limit, settings.learn)[0] for name, rows in aside.items()}
+    shown = [row for several in zip_longest(*aside.values()) for row in several if row is not None]
+    held_out, sources = flat(encoded)
+    return DemonstrationRows(train, held_out, shown[: settings.samples], limit, sources)
 
 
 def save_taught(model: Model, tokenizer: PreTrainedTokenizerBase, rows: DemonstrationRows, stage: Stage) -> Policy:
@@ -82,7 +87,7 @@ def tell_taught(stage: Stage, before: Perplexity | None, after: Perplexity | Non
     if after is None:
         stage.warn("no demonstrations are held out, so nothing is measured", "raise the source's held_out")
         return
-    tell_perplexity(stage, before, after)
+    tell_perplexity(stage, before, after, rows.sources)
 
 
 def show_taught(model: Model, tokenizer: PreTrainedTokenizerBase, rows: DemonstrationRows, stage: Stage) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import index
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar, overload
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
 from weakref import finalize
 
 import numpy as np
@@ -25,15 +25,36 @@ from alignkit.contract.kinds import Preferences, Records
 from alignkit.contract.stage import Stage
 from alignkit.store.durable import damage, hash_file, publish, read_json, sync_and_list, write_json
 from alignkit.training import parallel
-from alignkit.training.encoding import NOT_LEARNT, Encoding, LabelledPair, LabelledTokens, LengthReport, encode_pairs
+from alignkit.training.encoding import (
+    NOT_LEARNT,
+    Encoding,
+    LabelledPair,
+    LabelledRow,
+    LabelledTokens,
+    LengthReport,
+    encode_pairs,
+)
+from alignkit.training.mixed_rows import Mixed, ReadRows, mixed, value_of
+from alignkit.training.row_texts import Row
 
 VERSION = 1
 """Raised when rows are encoded otherwise, or written otherwise."""
 ROWS_AT_ONCE = 1024
 """Rows that are written together."""
 TOKENS, LEARNT, ENDS, FACTS = "tokens.bin", "learnt.bin", "ends.bin", "facts.json"
-ROWS, ROW_ENDS = "rows.bin", "row-ends.bin"
+ROWS, ROW_ENDS, VALUES = "rows.bin", "row-ends.bin", "values.bin"
 T = TypeVar("T")
+
+
+class EncodedRow(Protocol):
+    """What is encoded of a row; where it is ordered, the row is with it."""
+
+    @property
+    def row(self) -> Row: ...
+
+
+R = TypeVar("R", bound=EncodedRow)
+K = TypeVar("K", bound=Records)
 
 
 class _Bytes:
@@ -61,6 +82,9 @@ class EncodedRows(Sequence[LabelledTokens]):
         self._kind = np.dtype(facts["kind"])
         self._ends = np.fromfile(folder / ENDS, np.int64)
         self._tokens, self._learnt = _Bytes(folder / TOKENS), _Bytes(folder / LEARNT)
+        file = folder / VALUES
+        self.values: list[float] = np.fromfile(file, np.float64).tolist() if file.is_file() else []
+        """What a mix orders the rows by."""
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -93,6 +117,10 @@ class EncodedPairs(Sequence[T]):
     def lengths(self) -> LengthReport:
         return self._sides.lengths
 
+    @property
+    def values(self) -> list[float]:
+        return self._sides.values
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -112,17 +140,22 @@ class EncodedPairs(Sequence[T]):
 
 def encode_once(
     stage: Stage,
-    records: Records,
+    records: K,
     tokenizer: PreTrainedTokenizerBase,
-    encode: Callable[[], Encoding[LabelledTokens]],
+    encode: Callable[[K], Encoding[LabelledRow]],
     *depends_on: object,
-) -> EncodedRows:
+) -> Mixed[LabelledTokens]:
     """Return rows to learn from that `encode` yields, from the cache where they lie there.
 
     `depends_on` is what the encoding depends on besides the records and the tokenizer.
     """
-    rows = Encoder(encode, lambda row: [row])
-    return EncodedRows(_in_cache(stage, records, tokenizer, rows, depends_on))
+
+    def read(some: K) -> ReadRows[LabelledTokens]:
+        encoder = Encoder(lambda: encode(some), lambda row: [row.tokens])
+        rows = EncodedRows(_in_cache(stage, some, tokenizer, encoder, depends_on))
+        return ReadRows(rows, rows.lengths, rows.values)
+
+    return mixed(records, read)
 
 
 def encode_pairs_once(
@@ -131,23 +164,28 @@ def encode_pairs_once(
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     make: Callable[[LabelledPair], T],
-) -> EncodedPairs[T]:
+) -> Mixed[T]:
     """Return pairs to learn from, from the cache where they lie there, as `make` makes them of their tokens."""
-    pairs = Encoder(
-        lambda: encode_pairs(records.train(), tokenizer, limit),
-        lambda pair: [pair.chosen, pair.rejected],
-        lambda pair: json.dumps(pair.row, ensure_ascii=False, default=str),
-    )
-    return EncodedPairs(_in_cache(stage, records, tokenizer, pairs, ["pairs", limit]), make)
+
+    def read(some: Preferences) -> ReadRows[T]:
+        encoder = Encoder(
+            lambda: encode_pairs(some.train(), tokenizer, limit),
+            lambda pair: [pair.chosen, pair.rejected],
+            lambda pair: json.dumps(pair.row, ensure_ascii=False, default=str),
+        )
+        rows = EncodedPairs(_in_cache(stage, some, tokenizer, encoder, ["pairs", limit]), make)
+        return ReadRows(rows, rows.lengths, rows.values)
+
+    return mixed(records, read)
 
 
 @dataclass(frozen=True)
-class Encoder(Generic[T]):
+class Encoder(Generic[R]):
     """How what is encoded is written."""
 
-    encode: Callable[[], Encoding[T]]
-    sequences: Callable[[T], list[LabelledTokens]]
-    row: Callable[[T], str] | None = None
+    encode: Callable[[], Encoding[R]]
+    sequences: Callable[[R], list[LabelledTokens]]
+    row: Callable[[R], str] | None = None
     """Its row as text, where that is kept."""
 
 
@@ -155,16 +193,17 @@ def _in_cache(
     stage: Stage,
     records: Records,
     tokenizer: PreTrainedTokenizerBase,
-    encoder: Encoder[T],
+    encoder: Encoder[R],
     depends_on: Sequence[object],
 ) -> Path:
     """Return the folder of encoded rows, and see to it that they lie there."""
-    folder = stage.cache / f"rows-{_key(records, tokenizer, depends_on)}"
+    order = records.mix.order if records.mix else None
+    folder = stage.cache / f"rows-{_key(records, tokenizer, [*depends_on, *([order] if order else [])])}"
 
     def made() -> Path:
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, len(tokenizer), encoder)
+            _write(folder, len(tokenizer), encoder, order)
         return folder
 
     return parallel.first(made)
@@ -191,24 +230,24 @@ def _is_whole(folder: Path) -> bool:
     return bool(facts) and not damage(folder, facts["files"], hash_file)
 
 
-def _write(folder: Path, vocabulary: int, encoder: Encoder[T]) -> None:
+def _write(folder: Path, vocabulary: int, encoder: Encoder[R], order: str | None) -> None:
     """Write rows as they are encoded, by all cores; the folder has its name once all of them are there."""
     kind = np.min_scalar_type(vocabulary)
     staged = folder.with_suffix(f".{os.getpid()}.partial")
     staged.mkdir(parents=True)
     try:
         with _all_cores():
-            lengths = _write_rows(staged, kind, encoder)
+            lengths = _write_rows(staged, kind, encoder, order)
         write_json(staged / FACTS, {"kind": kind.name, "lengths": asdict(lengths), "files": sync_and_list(staged)})
         publish(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _write_rows(folder: Path, kind: "np.dtype[Any]", encoder: Encoder[T]) -> LengthReport:
+def _write_rows(folder: Path, kind: "np.dtype[Any]", encoder: Encoder[R], order: str | None) -> LengthReport:
     rows, lengths = encoder.encode(), LengthReport(0)
 
-    def told() -> Iterator[T]:
+    def told() -> Iterator[R]:
         nonlocal lengths
         lengths = yield from rows
 
@@ -226,6 +265,9 @@ def _write_rows(folder: Path, kind: "np.dtype[Any]", encoder: Encoder[T]) -> Len
                 written = [encoder.row(row).encode("utf-8", "surrogatepass") for row in some]
                 texts[0].write(b"".join(written))
                 row_end = _write_ends(texts[1], row_end, [*map(len, written)])
+            if order:
+                with (folder / VALUES).open("ab") as values:
+                    values.write(np.array([value_of(row.row, order) for row in some]).tobytes())
     return lengths
 
 

@@ -7,6 +7,7 @@ chat whose template closes no answer. Nothing is cut or left out without being c
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,13 @@ class LabelledTokens(NamedTuple):
 
     ids: list[int]
     labels: list[int]
+
+
+class LabelledRow(NamedTuple):
+    """A sequence with its labels, and the row that it was made of, where it is one row's."""
+
+    tokens: LabelledTokens
+    row: Row = MappingProxyType({})
 
 
 class TokenPair(NamedTuple):
@@ -153,15 +161,16 @@ def demonstrations(
 
     A row longer than the limit loses its end, or is left out where none of its answer remains.
     """
-    return collected(encode_demonstrations(rows, tokenizer, limit, learn))
+    kept, lengths = collected(encode_demonstrations(rows, tokenizer, limit, learn))
+    return [one.tokens for one in kept], lengths
 
 
 def encode_demonstrations(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, limit: int, learn: Learn = "all"
-) -> Encoding[LabelledTokens]:
+) -> Encoding[LabelledRow]:
     """Yield demonstrations encoded as `demonstrations` does."""
     lengths = LengthReport(limit)
-    for whole in _demonstrated(rows, tokenizer, learn):
+    for row, whole in _demonstrated(rows, tokenizer, learn):
         if whole is None:
             lengths = replace(lengths, refused=lengths.refused + 1)
             continue
@@ -170,18 +179,18 @@ def encode_demonstrations(
         fits = asked.count(NOT_LEARNT) < len(asked)
         lengths = counted(lengths, len(whole.ids), dropped=not fits, cut=fits and len(whole.ids) > limit)
         if fits:
-            yield short
+            yield LabelledRow(short, row)
     return lengths
 
 
 def _demonstrated(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, learn: Learn
-) -> Iterator[LabelledTokens | None]:
+) -> Iterator[tuple[Row, LabelledTokens | None]]:
     """Encode demonstrations, many at once; None for one that is left out for what it is."""
     for some in _several(rows, ROWS_AT_ONCE):
-        texts = [text for _, text in encoded(some, lambda row: demonstration_text(row, tokenizer, learn))]
-        labelled = iter(_labelled([text for text in texts if text is not None], tokenizer))
-        yield from (None if text is None else next(labelled) for text in texts)
+        texts = list(encoded(some, lambda row: demonstration_text(row, tokenizer, learn)))
+        labelled = iter(_labelled([text for _, text in texts if text is not None], tokenizer))
+        yield from ((row, None if text is None else next(labelled)) for row, text in texts)
 
 
 def _several(rows: Iterable[T], count: int) -> Iterator[list[T]]:

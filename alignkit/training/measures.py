@@ -19,6 +19,7 @@ from alignkit.store.notes import note_path, read_note, write_note
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import computing, evaluating, padded
 from alignkit.training.encoding import NOT_LEARNT, LabelledTokens, TokenPair
+from alignkit.training.mixed_rows import places_of
 from alignkit.training.row_texts import Row, shown
 
 LOGITS_IN_A_PASS = 2**25
@@ -45,6 +46,10 @@ class Perplexity(NamedTuple):
         """95 %, over the rows."""
         around = ratio_interval(self.losses, self.tokens)
         return around and (_exp(around[0]), _exp(around[1]))
+
+    def of(self, places: Sequence[int]) -> "Perplexity":
+        """Return that of some of the rows."""
+        return Perplexity([self.losses[place] for place in places], [self.tokens[place] for place in places])
 
     def change_from(self, before: "Perplexity") -> Interval | None:
         """Return the 95 % interval around what it has changed since `before`, of the same rows."""
@@ -97,14 +102,22 @@ def _together(rows: Sequence[LabelledTokens], vocabulary: int) -> list[list[int]
     return groups
 
 
-def tell_perplexity(stage: Stage, before: Perplexity | None, after: Perplexity) -> None:
-    """Report the perplexity of held-out text, and warn where training has not lowered it."""
-    was, now, rows = before and before.value, after.value, len(after.tokens)
-    certainty = Certainty(interval=after.interval, change=before and after.change_from(before), better="lower")
-    stage.result("perplexity", was, now, rows=rows, **certainty)
+def tell_perplexity(stage: Stage, before: Perplexity | None, after: Perplexity, sources: Sequence[str] = ()) -> None:
+    """Report the perplexity of held-out text, of several sources also of each, and warn where training has not
+    lowered it.
+    """
+    was, now = before and before.value, after.value
+    _tell_one(stage, "perplexity", before, after)
+    for name, places in places_of(sources).items():
+        _tell_one(stage, f"perplexity/{name}", before and before.of(places), after.of(places))
     if was is not None and now >= was:
         problem = f"the perplexity of held-out text has not fallen ({was:.4g} -> {now:.4g})"
         stage.warn(problem, "lower the learning rate, train for fewer epochs, or look at the data")
+
+
+def _tell_one(stage: Stage, name: str, before: Perplexity | None, after: Perplexity) -> None:
+    certainty = Certainty(interval=after.interval, change=before and after.change_from(before), better="lower")
+    stage.result(name, before and before.value, after.value, rows=len(after.tokens), **certainty)
 
 
 class Floor(NamedTuple):

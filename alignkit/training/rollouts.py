@@ -94,15 +94,6 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def in_turn(rows: int, start: int, count: int, seed: int) -> list[int]:
-    """Return the rows asked at places `start` to `start + count`, where a round asks every row once, shuffled anew."""
-    rounds = range(start // rows, (start + count - 1) // rows + 1)
-    shuffled = [torch.randperm(rows, generator=generator_for(seed, "round", number)) for number in rounds]
-    offset = start - rounds[0] * rows
-    order: list[int] = torch.cat(shuffled)[offset : offset + count].tolist()
-    return order
-
-
 @torch.no_grad()
 def sample_answers(
     model: PreTrainedModel,

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -29,7 +28,9 @@ from alignkit.training.arithmetic import computing, device
 from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
 from alignkit.training.encoding import LabelledPair, LabelledTokens, LengthReport
+from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, mixed, order_of, value_of
 from alignkit.training.rollouts import generator_for
+from alignkit.training.row_order import rows_of_step, size_of
 from alignkit.training.row_texts import Row
 from alignkit.training.step import (
     CommitTimer,
@@ -116,7 +117,7 @@ class JudgedAnswer(NamedTuple):
 class AnswerRows(NamedTuple):
     """What is learnt from, and what is kept aside."""
 
-    train: list[JudgedAnswer]
+    train: Sequence[JudgedAnswer]
     held_out: list[JudgedAnswer]
 
 
@@ -128,9 +129,9 @@ def read_pairs(
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
     limit = _limit(model, settings)
-    train = encode_pairs_once(stage, pairs, tokenizer, limit, pair_of)
-    encoding.report(stage, "pairs", train.lengths, settings.max_lost)
-    aside = islice(pairs.held_out(), settings.measured)
+    train, lengths = encode_pairs_once(stage, pairs, tokenizer, limit, pair_of)
+    encoding.report(stage, "pairs", lengths, settings.max_lost)
+    aside = flat(held_out_rows(pairs, settings.measured)).rows
     held_out, _ = encoding.collected(encoding.encode_pairs(aside, tokenizer, limit))
     return PairRows(train, [*map(pair_of, held_out)])
 
@@ -148,9 +149,16 @@ def read_answers(
     where that takes more than the share `max_lost`, or where no answer is left.
     """
     limit = _limit(model, settings)
-    train, lengths = _judged(_alone(answers.train()), tokenizer, limit)
+
+    def read(some: Ratings | Preferences) -> ReadRows[JudgedAnswer]:
+        kept, lengths = _judged(_alone(some.train()), tokenizer, limit)
+        order = some.mix.order if some.mix else None
+        return ReadRows(kept, lengths, [value_of(one.row, order) for one in kept] if order else ())
+
+    train, lengths = mixed(answers, read)
     encoding.report(stage, "answers", lengths, settings.max_lost)
-    held_out, _ = _judged(islice(_alone(answers.held_out()), settings.measured), tokenizer, limit)
+    aside = islice(_alone(iter(flat(held_out_rows(answers, settings.measured)).rows)), settings.measured)
+    held_out, _ = _judged(aside, tokenizer, limit)
     return AnswerRows(train, held_out)
 
 
@@ -251,10 +259,10 @@ def train_rows(
 ) -> None:
     """Train a model on rows by the mean of their losses, from the checkpoint that the stage goes on from, if any.
 
-    Every epoch shuffles the rows anew. `passes` groups the rows of a step into what goes through the model at once,
-    which changes memory and time and nothing else; without it they go one by one. `before_step` is for a loss that
-    needs something of all rows of a step together: it gets them, in every process, and returns them as the loss takes
-    them.
+    Every epoch shuffles the rows anew, or is one of their mix. `passes` groups the rows of a step into what goes
+    through the model at once, which changes memory and time and nothing else; without it they go one by one.
+    `before_step` is for a loss that needs something of all rows of a step together: it gets them, in every process, and
+    returns them as the loss takes them.
 
     A stage with several loops (rounds of sampling and learning, say) gives each a `part`, a name of its own, and calls
     them in the same order in every attempt: what is finished is then not learnt again. Several processes share the
@@ -268,7 +276,8 @@ def teach(
 ) -> None:
     """Train a model on rows as `train_rows` says. Afterwards it has no gradients, and dropout is off."""
     parallel.check(stage)
-    of = math.ceil(settings.epochs * math.ceil(len(rows) / settings.batch))
+    order = order_of(rows)
+    of = math.ceil(settings.epochs * math.ceil(size_of(order) / settings.batch))
     before = stage.begin_part(part, of)
     rate = settings.learning_rate or rate_for(model)
     learner = make_learner(model.train(teaching.dropout), rate, settings.optimisation)
@@ -279,7 +288,7 @@ def teach(
         save_learners(folder, {"model": learner}, {"part": part, "before": before, "done": learner.steps})
 
     for step in range(done, of):
-        batch = [rows[row] for row in rows_of_step(len(rows), step, settings.batch, stage.seed, part)]
+        batch = [rows[row] for row in rows_of_step(order, step, settings.batch, stage.seed, part)]
         set_learning_rate(learner, step, of)
         with _draws(stage.seed, part, step) if teaching.dropout else nullcontext():
             metrics = _take_step(learner, batch, teaching, settings)
@@ -344,20 +353,6 @@ def _go_on(stage: Stage, learner: Learner, part: str, end: int) -> int:
 def _end_of(stage: Stage, part: str) -> Path:
     """Return where the weights lie that a part ended with."""
     return stage.folder / f"{part}.safetensors"
-
-
-def rows_of_step(rows: int, step: int, batch: int, seed: int, part: str = "") -> list[int]:
-    """Return the rows of one step: each epoch is a shuffle of its own, and its last step may be short."""
-    steps = math.ceil(rows / batch)
-    epoch = (part, "epoch", step // steps) if part else ("epoch", step // steps)
-    place = step % steps * batch
-    taken: list[int] = _shuffled(rows, seed, *epoch)[place : place + batch].tolist()
-    return taken
-
-
-@lru_cache(maxsize=1)
-def _shuffled(rows: int, seed: int, *epoch: int | str) -> Tensor:
-    return torch.randperm(rows, generator=generator_for(seed, *epoch))
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +19,7 @@ from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
 from alignkit.training.encoding import TokenPair, fitting_length, preferences, report
 from alignkit.training.measures import pair_accuracy_floor, share_of_longer
+from alignkit.training.mixed_rows import flat, held_out_rows, places_of
 from alignkit.training.picking import picked_samples
 from alignkit.training.row_texts import prompt_text, shown
 
@@ -35,6 +35,8 @@ class TokenPairRows(NamedTuple):
 
     train: Sequence[TokenPair]
     held_out: list[TokenPair]
+    sources: Sequence[str] = ()
+    """Of a mix, the source of each held-out pair."""
 
 
 def read_token_pairs(
@@ -45,10 +47,11 @@ def read_token_pairs(
     Raises DataError where that takes more than the share `max_lost`, or where no pair is left.
     """
     limit = fitting_length(positions(model), settings.max_length)
-    train = encode_pairs_once(stage, pairs, tokenizer, limit, lambda pair: pair.tokens)
-    report(stage, "pairs", train.lengths, settings.max_lost)
-    held_out, _ = preferences(islice(pairs.held_out(), settings.measured), tokenizer, limit)
-    return TokenPairRows(train, held_out)
+    train, lengths = encode_pairs_once(stage, pairs, tokenizer, limit, lambda pair: pair.tokens)
+    report(stage, "pairs", lengths, settings.max_lost)
+    aside = held_out_rows(pairs, settings.measured)
+    held_out, sources = flat({name: preferences(rows, tokenizer, limit)[0] for name, rows in aside.items()})
+    return TokenPairRows(train, held_out, sources)
 
 
 def score_pairs(
@@ -89,9 +92,12 @@ def tell_scores(stage: Stage, before: PairScores, after: PairScores, rows: Token
     if not after:
         stage.warn("no pairs are held out, so accuracy is not measured", "raise the source's held_out")
         return
-    sides = ((pair.row for pair in pairs) for pairs in rows)
+    sides = ((pair.row for pair in pairs) for pairs in (rows.train, rows.held_out))
     floor, _ = pair_accuracy_floor(share_of_longer(rows.held_out), *sides, cache=stage.cache)
     stage.measure("accuracy", wins(before) or None, wins(after), floor)
+    for name, places in places_of(rows.sources).items():
+        was, now = ([wins(scores)[place] for place in places] for scores in (before, after))
+        stage.measure(f"accuracy/{name}", was, now)
     margins = [chosen - rejected for chosen, rejected in after]
     stage.rows({"margin": margins, "longer": [len(p.chosen) - len(p.rejected) for p in rows.held_out]})
 

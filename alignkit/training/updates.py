@@ -7,7 +7,6 @@ what a stage names, the updates, the metrics of answers, checkpoints, and what i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,9 +25,11 @@ from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, in_order_of, mixed, order_of, value_of
 from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
-from alignkit.training.rollouts import Rollout, Tokens, generator_for, in_turn
+from alignkit.training.rollouts import Rollout, Tokens, generator_for
+from alignkit.training.row_order import in_turn
 from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
 from alignkit.training.seen import Seen, see, shaped
 from alignkit.training.step import (
@@ -132,7 +133,7 @@ class Update(Generic[SettingsC]):
     @property
     def asked(self) -> list[int]:
         """Return which prompts' turn it is."""
-        return prompts_of_update(self.loop.settings, len(self.loop.prompts), self.number, self.loop.seed)
+        return prompts_of_update(self.loop.settings, self.loop.prompts, self.number, self.loop.seed)
 
     def sample(
         self,
@@ -324,9 +325,15 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     limits = {cost.name: cost.constraint for cost in roles.costs}
     costs = [Bounded(name, scores[name], limit) for name, limit in limits.items() if limit]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
-    asked, lengths = encoding.prompts(roles.prompts.train(), tokenizer, room)
+
+    def read(some: Prompts) -> ReadRows[Prompt]:
+        kept, lengths = encoding.prompts(some.train(), tokenizer, room)
+        order = some.mix.order if some.mix else None
+        return ReadRows(kept, lengths, [value_of(one.row, order) for one in kept] if order else ())
+
+    asked, lengths = mixed(roles.prompts, read)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
-    aside, _ = encoding.prompts(islice(roles.prompts.held_out(), settings.measured), tokenizer, room)
+    aside, _ = encoding.prompts(flat(held_out_rows(roles.prompts, settings.measured)).rows, tokenizer, room)
     return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs, bool(judges), asking)
 
 
@@ -376,14 +383,16 @@ def begin_loop(
 
     latest, timer = stage.latest(), CommitTimer()
     before: PlainT = load(state, latest) if latest else measure()
-    ids, score = [prompt.ids for prompt in opened.prompts], partial(opened.score_groups, opened.prompts)
+    score = partial(opened.score_groups, opened.prompts)
+    ids = in_order_of([prompt.ids for prompt in opened.prompts], opened.prompts)
     return Loop(opened.models, state, ids, score, settings, stage.seed, log, opened.judged), before
 
 
-def prompts_of_update(settings: SamplingSettings, prompts: int, number: int, seed: int) -> list[int]:
-    """Return which of so many prompts are asked in an update."""
+def prompts_of_update(settings: SamplingSettings, prompts: int | Sequence[object], number: int, seed: int) -> list[int]:
+    """Return which of these prompts, or of so many, are asked in an update."""
     asked = settings.batch // settings.answers
-    return in_turn(prompts, number * asked, asked, seed)
+    rows = prompts if isinstance(prompts, int) else order_of(prompts)
+    return in_turn(rows, number * asked, asked, seed)
 
 
 def settled(settings: SettingsT, models: Models) -> SettingsT:

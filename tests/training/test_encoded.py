@@ -32,11 +32,13 @@ def encode(tmp_path, tokenizer):
         if given is not None or not (tmp_path / "rows").exists():
             made.records = write_records(Demonstrations, tmp_path / "rows", given or rows(7))
 
-        def anew():
+        def anew(records):
             made.times += 1
-            return (yield from encode_demonstrations(made.records.train(), with_, limit))
+            return (yield from encode_demonstrations(records.train(), with_, limit))
 
-        return encode_once(stage, made.records, with_, anew, limit)
+        found = encode_once(stage, made.records, with_, anew, limit)
+        assert found.lengths == found.rows.lengths
+        return found.rows
 
     made.times, made.cache = 0, stage.cache
     return made
@@ -90,8 +92,8 @@ def test_what_fails_leaves_nothing(encode, tmp_path, tokenizer):
     encode([{"messages": CHAT}])
     records = write_records(Demonstrations, tmp_path / "others", rows(5))
 
-    def fails():
-        yield from encode_demonstrations(records.train(), tokenizer, 64)
+    def fails(some):
+        yield from encode_demonstrations(some.train(), tokenizer, 64)
         raise RuntimeError("the disk is full")
 
     with pytest.raises(RuntimeError):
@@ -117,7 +119,7 @@ def test_pairs_are_read_with_their_rows(tmp_path, tokenizer):
     expected, lengths = collected(encode_pairs(records.train(), tokenizer, 20))
 
     for _ in range(2):
-        found = encode_pairs_once(stage, records, tokenizer, 20, lambda pair: pair)
+        found = encode_pairs_once(stage, records, tokenizer, 20, lambda pair: pair).rows
         assert list(found) == expected
         assert (found[-1], found[1:2]) == (expected[-1], expected[1:2])
         assert found.lengths == lengths

@@ -19,7 +19,7 @@ from alignkit.training.likelihood import learnt_tokens, parted_labels, summed, t
 from alignkit.training.miniature import miniature
 from alignkit.training.models import load_for_reward_training, load_policy, without_deprecations
 from alignkit.training.pair_scores import parted_pair, train_scores
-from alignkit.training.rows import rows_of_step
+from alignkit.training.row_order import rows_of_step
 
 SETTINGS = TrainingSettings(learning_rate=1e-3, batch=4, epochs=2, precision="fp32", optimisation=Optimisation())
 

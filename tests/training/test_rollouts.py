@@ -13,7 +13,6 @@ from alignkit.training.rollouts import (
     by_length,
     generator_for,
     in_groups,
-    in_turn,
     sample_answers,
 )
 
@@ -169,15 +168,3 @@ def test_an_answer_does_not_depend_on_who_is_asked_beside() -> None:
     first_two, *_ = sampled(model, PROMPTS[:2])
 
     assert together[:2] == first_two
-
-
-def test_every_prompt_is_asked_once_a_round() -> None:
-    order = in_turn(7, start=0, count=14, seed=3)
-
-    assert sorted(order[:7]) == list(range(7))
-    assert sorted(order[7:]) == list(range(7))
-    assert order[:7] != order[7:]
-
-
-def test_turns_can_be_taken_up_anywhere() -> None:
-    assert in_turn(7, 0, 20, seed=3)[9:13] == in_turn(7, 9, 4, seed=3)

@@ -83,7 +83,7 @@ def needs(settings: AnswerSettings, reads: float) -> PairNeeds:
 
 def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Train a policy on answers that are good or bad, save it, and tell what its held-out answers have gained."""
-    from alignkit.kit import in_passes, load_policy, read_answers, sequence_logprobs, train_rows
+    from alignkit.kit import in_order_of, in_passes, load_policy, read_answers, sequence_logprobs, train_rows
 
     settings = method.settings
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
@@ -91,7 +91,7 @@ def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings |
     good_from = threshold(train, settings)
     more_good = balance([is_good(row, good_from) for row in train])
     weights = settings.undesirable_weight or settings.desirable_weight * more_good, settings.desirable_weight
-    rows = with_start(method, model, policy, swapped(train, good_from, stage.seed), stage)
+    rows = in_order_of(with_start(method, model, policy, swapped(train, good_from, stage.seed), stage), train)
     before = sequence_logprobs(model, held_out, settings)
 
     def loss(part: Sequence[GoodOrBad]) -> tuple[Tensor, dict[str, Tensor]]:

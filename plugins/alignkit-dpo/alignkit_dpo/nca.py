@@ -57,7 +57,7 @@ class RatedAnswers:
 
 def needs(settings: NCASettings) -> PairNeeds:
     """Return what it will do: the start reads each answer once. A step has the answers to `batch` prompts."""
-    return replace(pair_needs(settings), apart=True)
+    return replace(pair_needs(settings), apart=True, regrouped=True)
 
 
 @method("nca", needs=needs, results=("accuracy",), papers=PAPERS)

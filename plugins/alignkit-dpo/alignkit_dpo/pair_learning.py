@@ -223,12 +223,14 @@ def start_of(method: PairMethod, model: Any, policy: Policy, stage: Stage) -> St
 
 def started(
     start: Start[Pair], train: Sequence[Pair], held_out: Sequence[Pair], *, check: bool
-) -> tuple[Started, Started]:
+) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Return pairs with what the start says of them. Raise StageError where it is to be the policy, and is not."""
+    from alignkit.kit import in_order_of
+
     said = start.says_of(train, held_out)
     if check and start.stage.latest() is None:
         start.check(train[: start.settings.batch], said)
-    return Started(train, said[: len(train)]), Started(held_out, said[len(train) :])
+    return in_order_of(Started(train, said[: len(train)]), train), Started(held_out, said[len(train) :])
 
 
 def tokens_of(pair: Pair) -> list[list[int]]:

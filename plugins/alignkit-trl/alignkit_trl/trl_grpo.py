@@ -181,7 +181,7 @@ def arguments_of(opened: Opened[TRLGRPOSettings], stage: Stage) -> dict[str, Any
 
     settings, prompts, model = opened.settings, opened.prompts, opened.models.policy
     model.generation_config.eos_token_id = sorted(opened.models.stop_tokens)  # until the trainer is done
-    updates = (prompts_of_update(settings, len(prompts), update, stage.seed) for update in range(settings.updates))
+    updates = (prompts_of_update(settings, prompts, update, stage.seed) for update in range(settings.updates))
     rows = [row for update in updates for row in update]
     plain = all(isinstance(prompt.row["prompt"], str) for prompt in prompts)
     texts = [prompts[row].text for row in rows]
