@@ -230,13 +230,16 @@ def print_examination(found: "Examination", as_json: bool) -> None:
     """Print all that was found, problems last and to standard error."""
     from alignkit.estimate.preflight import show
     from alignkit.show.audit_lines import show_preview
+    from alignkit.show.planned import mixes_in_words
 
+    mixes = mixes_in_words(found.desk.plan, {name: audit.rows for name, audit in found.desk.audits.items()})
     audits = list(found.desk.audits.values())
     if as_json:
         print_json(
             {
                 "sources": [one.as_dict() for one in audits],
                 "stages": [one._asdict() | {"preview": one.preview.as_dict()} for one in found.previews],
+                "mixes": mixes,
                 "needs": found.needs.stages,
                 "remarks": list(map(str, found.needs.remarks)),
                 "problems": list(map(str, found.errors)),
@@ -246,6 +249,7 @@ def print_examination(found: "Examination", as_json: bool) -> None:
     print_audits(audits)
     rows = (line for one in found.previews for line in [*show_preview(*one, colour=sys.stdout.isatty()), ""])
     print_lines(rows, painted=True)
+    print_lines(line for name, words in mixes.items() for line in (f"{name} {words}", ""))
     print_lines(show(found.needs.stages, width()))
     print_lines(f"! {remark}" for remark in found.needs.remarks)
 

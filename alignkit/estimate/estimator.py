@@ -11,6 +11,7 @@ import psutil
 from pydantic import ValidationError
 
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
+from alignkit.contract.mix import Mix, counts
 from alignkit.contract.needs import EvaluationNeeds, Needs
 from alignkit.contract.settings import Settings, merged
 from alignkit.data.adapter_folder import is_adapter
@@ -38,6 +39,7 @@ from alignkit.training import encoding
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.configs import open_config, positions_of
 from alignkit.training.lengths import UNSET_ANSWER
+from alignkit.training.mixed_rows import value_of
 from alignkit.training.models import rows_of
 from alignkit.training.room import AS_IT_IS, Arrangement
 from alignkit.training.weight_files import root_of
@@ -167,6 +169,7 @@ class Estimator:
         told = list(remarks_on(self.desk, stage))
         told += remarks_on_answers(self.desk, stage)
         self._check_tokens(stage)
+        self._check_order(stage)
         rows = self._rows_of(stage, stage.needs)
         of = self.plan.recipe.rounds.get(stage.name)
         told_before = of is not None and of.number > 1
@@ -174,6 +177,13 @@ class Estimator:
             problem = f"the rows are not made yet; the estimate assumes one per row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
+
+    def _check_order(self, stage: PlannedStage) -> None:
+        """Refuse rows without the number that a stage's mix orders them by."""
+        column = stage.mix.order if stage.mix else None
+        for name in (name for name in stage.taken if column and name in self.desk.audits):
+            for row in self.desk.open(self.plan.sources[name]).train():
+                value_of(row, str(column))
 
     def _check_tokens(self, stage: PlannedStage) -> None:
         """Refuse rows with tokens that one of the stage's policies, or a reward model, has no weights for."""
@@ -231,16 +241,26 @@ class Estimator:
         if source is None or rows is None:
             return None
         name, new = rows
-        key = (name, f"{source.name} {needs}")
-        if key not in self._facts:
-            self._facts[key] = self._count(name, source.name, needs, new)
-        facts, kind = self._facts[key], self.plan.sources[name].kind
+        found = {one: self._counted(one, source.name, needs, new) for one in self._beside_each_other(stage, name)}
+        mix = stage.mix if name in stage.taken else None
+        facts, kind = joined(found, mix), self.plan.sources[name].kind
         if takes_apart(needs, kind):
             return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
         if not issubclass(kind, Prompts):
             return facts
         answer = min(self._usual_answer(source.name) or new, new)
         return facts._replace(answer=answer, longest=facts.longest + new)
+
+    def _counted(self, name: str, policy: str, needs: Needs, new: int) -> Facts:
+        key = (name, f"{policy} {needs}")
+        if key not in self._facts:
+            self._facts[key] = self._count(name, policy, needs, new)
+        return self._facts[key]
+
+    def _beside_each_other(self, stage: PlannedStage, name: str) -> list[str]:
+        """Name the sources that a stage takes in the role of one of them; that one alone where it makes rows of it."""
+        several = next((names for names in stage.inputs.values() if name in names), (name,))
+        return [one for one in several if one in self.desk.audits]
 
     def _rows_of(self, stage: PlannedStage, needs: Needs | None) -> tuple[str, int] | None:
         """Name the source of a stage's rows, and how many tokens its prompts are answered with.
@@ -287,6 +307,18 @@ class Estimator:
                 with suppress(DataError):  # told where a stage reads these rows
                     return self._count(name, policy, Needs(), 0).answer
         return None
+
+
+def joined(facts: Mapping[str, Facts], mix: Mix | None) -> Facts:
+    """Return what is known of the rows of several sources together, as an epoch of their mix reads them."""
+    read = {name: one.rows for name, one in facts.items()}
+    read = counts(mix, read) if mix else read
+    total = max(1, sum(read.values()))
+    prompt, answer = (
+        sum(read[name] * getattr(one, side) for name, one in facts.items()) / total for side in ("prompt", "answer")
+    )
+    held_out, longest = sum(one.held_out for one in facts.values()), max(one.longest for one in facts.values())
+    return Facts(sum(read.values()), held_out, prompt, answer, longest)
 
 
 def check_lost(name: str, kind: type[Records], rows: Sequence[Lengths], room: int, allowed: float) -> float:

@@ -4,6 +4,7 @@ What was counted and rendered is kept: the one by the content that it is of, the
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,13 @@ def _preview(desk: Desk, stage: PlannedStage, source: Source, policy: Source) ->
     needs, audit = settled(desk, stage, stage.needs), desk.audits[source.name]
     counted = count_tokens(desk, source, policy, learn_of(needs))
     rows = RowCounts(audit.rows, audit.held_out)
-    return preview(desk.open(policy), desk.open(source), needs, counted, rows)
+    found = preview(desk.open(policy), desk.open(source), needs, counted, rows)
+    return found if _alone(stage, source) else replace(found, steps=None)
+
+
+def _alone(stage: PlannedStage, source: Source) -> bool:
+    """Return whether a source is all that a stage takes in its role, so that its rows tell the steps."""
+    return all(len(names) == 1 for names in stage.inputs.values() if source.name in names) and not stage.mix
 
 
 def known_previews(stage: PlannedStage, runs: Path) -> Iterator[StagePreview]:

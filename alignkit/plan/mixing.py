@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from alignkit.contract.kinds import Artifact, Records, Text
 from alignkit.contract.method import Method
-from alignkit.contract.mix import SLACK, Mix
-from alignkit.contract.needs import Needs, SamplingNeeds, can_mix
+from alignkit.contract.mix import SLACK, Mix, counts
+from alignkit.contract.needs import Needs, RowNeeds, SamplingNeeds, can_mix
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
+from alignkit.plan.plan import PlannedStage
 from alignkit.plan.wiring import Wires
 from alignkit.recipe.recipe import Recipe
 from alignkit.recipe.toml import Keys
@@ -135,3 +137,31 @@ def _kept(source: Source, options: RecordOptions) -> set[str]:
 def once(settings: Settings) -> Settings:
     """Return settings of a stage whose mix says how often rows are read: an epoch of it is all."""
     return settings.model_copy(update={"epochs": 1.0})
+
+
+class Reading(NamedTuple):
+    """How much a stage reads of a source, from its first step to its last."""
+
+    rows: int
+    epochs: float
+    """How often each row of it, in the mean."""
+
+
+def readings(stage: PlannedStage, rows: Mapping[str, int]) -> dict[str, Reading]:
+    """Return what a stage reads of each source of its mix, of which these rows are known to learn from.
+
+    Empty where it has no mix, where a source's rows are not known, or where what is mixed is blocks of text.
+    """
+    role = next((role for role in stage.inputs if stage.mix_of(role)), None)
+    names = stage.inputs[role] if role else ()
+    if stage.mix is None or not role or not names or not rows.keys() >= {*names} or _of_blocks(stage, role):
+        return {}
+    wanted, needs = counts(stage.mix, {name: rows[name] for name in names}), stage.needs
+    times = needs.epochs if isinstance(needs, RowNeeds) else 1.0
+    if isinstance(needs, SamplingNeeds):
+        times = needs.updates * needs.batch / needs.answers / sum(wanted.values())
+    return {name: Reading(round(times * count), times * count / max(1, rows[name])) for name, count in wanted.items()}
+
+
+def _of_blocks(stage: PlannedStage, role: str) -> bool:
+    return any(issubclass(kind, Text) for kind in stage.method.consumes[role].kinds)

@@ -18,7 +18,7 @@ from alignkit.estimate.stage_previews import known_previews
 from alignkit.plan.plan import Plan
 from alignkit.run.provenance import versions
 from alignkit.show.index_page import write_index
-from alignkit.show.planned import as_kept
+from alignkit.show.planned import as_kept, mixes_in_words
 from alignkit.show.report import write_report
 from alignkit.sources.audited import known
 from alignkit.store import rundir
@@ -135,4 +135,5 @@ def _found(plan: Plan, runs: Path) -> dict[str, Any]:
         for stage in plan.stages
         if stage.wanted
     }
-    return {"audits": audits, "previews": previews}
+    rows = {name: int(found["rows"]) for name, found in audits.items()}
+    return {"audits": audits, "previews": previews, "mixes": mixes_in_words(plan, rows)}

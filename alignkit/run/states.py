@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from alignkit.contract.kinds import Records
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.reuse import check_again, reusable
-from alignkit.show.planned import state_of
+from alignkit.show.planned import mixes_in_words, state_of
+from alignkit.sources.audited import known
 from alignkit.store import rundir
 from alignkit.store.checkpoints import steps
 from alignkit.store.results import Finished
@@ -16,7 +18,8 @@ TOLD = ("torch", "transformers", "trl", "peft")
 
 
 def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
-    """Return each stage's state, and a remark on those that are reused although a library has changed since.
+    """Return each stage's state, and a remark on those that are reused although a library has changed since, and on
+    those to come that mix sources whose rows are known.
 
     Raises RecipeError where `again` names no stage that would run.
     """
@@ -24,7 +27,15 @@ def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[s
     reused = reusable(plan, runs, again)
     states = {stage.name: _state(stage, runs, again, reused) for stage in plan.stages}
     remarks = {name: remark for name, found in reused.items() if (remark := _remark(name, found))}
-    return states, remarks
+    mixed = mixes_in_words(plan, known_rows(plan, runs)).items()
+    return states, remarks | {name: words for name, words in mixed if name not in reused}
+
+
+def known_rows(plan: Plan, runs: Path) -> dict[str, int]:
+    """Return how many rows to learn from each source has, where it was looked at before."""
+    cache = rundir.cache_folder(runs)
+    rows = [source for source in plan.used_sources() if issubclass(source.kind, Records)]
+    return {source.name: audit.rows for source in rows if (audit := known(source, cache))}
 
 
 def _state(stage: PlannedStage, runs: Path, again: Sequence[str], reused: Mapping[str, Finished]) -> str:

@@ -1,6 +1,6 @@
 """A plan in words: what will run, from what, and why not; as a table for people and as JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit.contract.constraint import COSTS, Constraint
+from alignkit.contract.needs import SamplingNeeds
+from alignkit.plan.mixing import readings
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.presets import preset_of
 from alignkit.recipe.packaged import is_packaged
@@ -105,6 +107,24 @@ def _preset(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         others = {key: values[key] for key in sets if key in values and values[key] != sets[key]}
         told = f"preset: {paper.name} sets {_assignments(paper.settings, stage.method.name)}"
         yield f"{told}; the recipe says {_assignments(others, stage.method.name)}" if others else told
+
+
+def mixes_in_words(plan: Plan, rows: Mapping[str, int]) -> dict[str, str]:
+    """Return of each wanted stage that mixes sources whose rows are known what it reads of them."""
+    stages = [stage for stage in plan.stages if stage.wanted]
+    return {stage.name: words for stage in stages if (words := mix_in_words(stage, rows))}
+
+
+def mix_in_words(stage: PlannedStage, rows: Mapping[str, int]) -> str:
+    """Return what a stage reads of the sources that it mixes, where their rows are known; else nothing."""
+    read = readings(stage, rows)
+    does, what = ("asks", "prompts") if isinstance(stage.needs, SamplingNeeds) else ("reads", "rows")
+    parts = [f"{one.rows:,} {what} of {name} ({one.epochs:.3g} epochs)" for name, one in read.items()]
+    return f"{does} {_and(parts)}" if parts else ""
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def given_settings(settings: BaseModel) -> dict[str, Any]:

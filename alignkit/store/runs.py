@@ -382,6 +382,11 @@ class KeptRun:
         """What each stage gets of each source of rows, as far as that was counted."""
         return dict(self.data.get("previews", {}))
 
+    @property
+    def mixes(self) -> Mapping[str, str]:
+        """Stage -> what it reads of the sources that it mixes, in words."""
+        return dict(self.data.get("mixes", {}))
+
     def stage(self, name: str) -> KeptStage:
         """Return one of its stages; the name of one that repeats means its last round.
 

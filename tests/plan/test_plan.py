@@ -346,7 +346,7 @@ STAGE_MISTAKES = [
     ),
     (
         "zebra = 3",
-        "r.toml:15: stage 'more': unknown key 'zebra'; a stage has method, inputs, constraints, gates, seed, lora, "
+        "r.toml:15: stage 'more': unknown key 'zebra'; a stage has method, inputs, mix, constraints, gates, seed, lora, "
         "precision, max_length, optimisation, and its method's settings under lift",
     ),
     ("lfit.rate = 1", "r.toml:15: stage 'more': unknown key 'lfit'; did you mean 'lift'?"),
