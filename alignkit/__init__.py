@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignkit.compare.comparison import compare_recipe as compare_recipe
+    from alignkit.contract.advice import Advice as Advice
     from alignkit.contract.constraint import Constraint as Constraint
     from alignkit.contract.events import (
         Doing as Doing,
@@ -119,6 +120,7 @@ _FROM = {
     "alignkit.contract.events": (
         "Doing Estimated Event Metrics Result Rows Sample StageFailed StageFinished StageStarted Stopping Warned"
     ),
+    "alignkit.contract.advice": "Advice",
     "alignkit.contract.hookspecs": "hookimpl",
     "alignkit.contract.judges": "JudgeClient JudgeFunction JudgeScheme Question Verdict judge judge_scheme",
     "alignkit.contract.kinds": (

@@ -39,6 +39,7 @@ from alignkit.text import short
 
 if TYPE_CHECKING:
     from alignkit.estimate.examination import Examination
+    from alignkit.plugins import Plugins
     from alignkit.sources.audit import Audit
 
 
@@ -142,9 +143,10 @@ def data(ctx: click.Context, /, files: Sequence[str], fixed: Path | None, as_jso
 @click.command()
 @click.argument("name", required=False, shell_complete=completion.methods)
 @click.option("--papers", is_flag=True, help="List the papers, each with the method and the settings that are its own.")
+@click.option("--for", "rows", metavar="KIND|FILE", help="List what learns from such rows, and how to choose.")
 @PLUGINS
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def methods(name: str | None, papers: bool, plugins: Sequence[Path], as_json: bool) -> None:
+def methods(name: str | None, papers: bool, rows: str | None, plugins: Sequence[Path], as_json: bool) -> None:
     """List all methods, rewards and judges, or tell what one takes, makes and can be told. NAME may be a paper's, too,
     such as `ipo` or `2310.12036`."""
     from dataclasses import asdict
@@ -162,9 +164,12 @@ def methods(name: str | None, papers: bool, plugins: Sequence[Path], as_json: bo
     )
 
     loaded = load_plugins(plugins)
+    if rows:
+        print_choices(loaded, rows, as_json)
+        return
     if papers:
-        rows = papers_called(loaded, name) if name else papers_of(loaded)
-        print_json([paper_as_dict(*row) for row in rows]) if as_json else print_lines(list_papers(rows, width()))
+        listed = papers_called(loaded, name) if name else papers_of(loaded)
+        print_json([paper_as_dict(*row) for row in listed]) if as_json else print_lines(list_papers(listed, width()))
         return
     if name is None:
         print_json(all_as_dict(loaded)) if as_json else print_lines(list_methods(loaded, width()))
@@ -180,6 +185,17 @@ def methods(name: str | None, papers: bool, plugins: Sequence[Path], as_json: bo
         return
     method = find_method(loaded, name)
     print_json(as_dict(loaded, method)) if as_json else print_lines(describe_method(loaded, method, width()))
+
+
+def print_choices(plugins: "Plugins", rows: str, as_json: bool) -> None:
+    """Print the methods that learn from rows of a kind, or of the kind that a file's rows are of."""
+    from alignkit.plan.choosing import choices
+    from alignkit.show.choosing_table import choice_as_dict, for_kind, list_choices
+    from alignkit.sources.from_files import source_at
+
+    kind = plugins.source_kinds.get(rows) or source_at(rows, None, plugins.source_kinds).kind
+    found = for_kind(choices(plugins), kind)
+    print_json([choice_as_dict(one) for one in found]) if as_json else print_lines(list_choices(found, width()))
 
 
 @click.command()

@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Artifact, Records, Reward, Scores
 from alignkit.contract.names import summary_of, why_not
@@ -70,6 +71,8 @@ class Method:
     """The papers whose method it is, each with the settings that make it so."""
     refuses: Refusals | None = field(default=None, repr=False)
     """None: what its settings and its kinds of inputs allow it can do."""
+    advice: Advice | None = None
+    """When to take it, and what goes wrong with it."""
     package: str = ""
     """Who offers it, where a recipe said so, as in `method = "alignkit-x:sft"`."""
 
@@ -141,6 +144,7 @@ def method(
     results: Sequence[str] = (),
     papers: Sequence[Paper] = (),
     refuses: Refusals | None = None,
+    advice: Advice | None = None,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Make a `Method` of `f(settings, stage, *, role: Kind, ...) -> Kind`.
 
@@ -148,7 +152,8 @@ def method(
     `sampling_needs`, or a function of its own), so that `alignkit check` can estimate what it will take. `results` are
     the names of what it tells by `stage.result`, so that a gate on another one is refused by the plan. `papers` are
     those whose method it is, by which `alignkit methods` finds it, too. `refuses` tells from settings and the kinds of
-    inputs what the plan refuses: a setting that does nothing without an input, say.
+    inputs what the plan refuses: a setting that does nothing without an input, say. `advice` says when to take it, for
+    `alignkit methods --for`.
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). `costs: tuple[Reward, ...] = ()` are what a recipe bounds under
@@ -172,7 +177,7 @@ def method(
             if why := paper.why_not_of(settings):
                 raise _wrong(name, function, f"the settings of paper {paper.name!r} are not its own: {why}")
         described = (name, summary_of(function), settings, consumes, produces, function)
-        made = Method(*described, needs, told, tuple(papers), refuses)
+        made = Method(*described, needs, told, tuple(papers), refuses, advice)
         if all(not field.is_required() for field in settings.model_fields.values()):
             with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
                 made.needs(settings())  # so that a package that is wrong says so when it is loaded

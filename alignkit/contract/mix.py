@@ -69,6 +69,12 @@ class Mix(Settings):
         """Return whether it reads rows of a source, rather than only measuring on them."""
         return bool(self.weights.get(name, 0) if self.weights else self.shares.get(name, 1))
 
+    def renamed(self, names: Mapping[str, str]) -> "Mix":
+        """Return it with other names of sources, as those of a round are called."""
+        ways = {way: getattr(self, way) for way in ("weights", "shares", "epochs")}
+        changed = {way: {names.get(name, name): one for name, one in said.items()} for way, said in ways.items()}
+        return self.model_copy(update=changed)
+
     def placed(self, names: Sequence[str]) -> dict[str, object]:
         """Return what it says, with the places of sources among these names in place of their names."""
         said = self.model_dump(mode="json", exclude_defaults=True)

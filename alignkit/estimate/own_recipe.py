@@ -16,10 +16,11 @@ from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, DataError, RecipeError
 from alignkit.estimate.desk import Desk, desk_for
 from alignkit.noise import ENOUGH_ROWS
+from alignkit.plan.choosing import choices_for
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import plan_recipe
-from alignkit.plugins import BUILT_IN, WELL_KNOWN, Plugins
+from alignkit.plugins import Plugins
 from alignkit.recipe.recipe import recipe_of
 from alignkit.sources.address import SCHEMES, is_hub_name
 from alignkit.sources.from_files import reads
@@ -143,17 +144,10 @@ def learner(plugins: Plugins, word: str, makes: type[Artifact] = Policy) -> tupl
 
     Raises RecipeError where no installed package has one.
     """
-    kind, fitting = SOURCE_KINDS[word], list[tuple[tuple[bool, int, str], Method, str]]()
-    for method in plugins.methods.values():
-        roles = [one for one in method.consumes.values() if not one.optional and one.kinds != (Policy,)]
-        if issubclass(method.produces, makes) and len(roles) == 1 and roles[0].kinds[0] is kind:
-            rank = WELL_KNOWN.index(method.name) if method.name in WELL_KNOWN else len(WELL_KNOWN)
-            ours = plugins.origins[f"method:{method.address}"].plugin in BUILT_IN
-            fitting.append(((not ours, rank, method.name), method, roles[0].role))
-    if not fitting:
+    choice, role = next(choices_for(plugins, SOURCE_KINDS[word], makes), (None, ""))
+    if choice is None:
         raise RecipeError(f"no installed method learns from {word}", remedy="pip install alignkit-dpo")
-    _, method, role = min(fitting, key=lambda one: one[0])
-    return method, role
+    return choice.method, role
 
 
 def chain(wish: Wish, sources: Mapping[str, OwnFile]) -> Iterator[StagePart]:
@@ -173,7 +167,7 @@ def chain(wish: Wish, sources: Mapping[str, OwnFile]) -> Iterator[StagePart]:
     for word, stage in (("preferences", "align"), ("ratings", "judged" if names["preferences"] else "align")):
         if names[word] and not (word == "preferences" and online):
             method, role = learner(wish.plugins, word)
-            why = f"learns from {word} directly; --set {stage}.method=NAME swaps it"
+            why = f"learns from {word} directly; others that do: alignkit methods --for {word}"
             yield StagePart(stage, method.name, why, {role: names[word]})
 
 

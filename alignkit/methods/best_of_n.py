@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
@@ -60,6 +61,10 @@ class BestOfNSettings(SamplingSettings):
 
 @method(
     "best-of-n",
+    advice=Advice(
+        "a reward scores any answer, and the simplest thing shall be tried first: imitate the best of several",
+        "answers become alike, and nothing says what was bad",
+    ),
     needs=sampling_needs,
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"),
     papers=(

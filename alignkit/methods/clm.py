@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Text
 from alignkit.contract.method import Method, method
@@ -43,7 +44,16 @@ PAPERS = (
 )
 
 
-@method("clm", needs=packed_needs, results=("perplexity", "perplexity/{corpus}"), papers=PAPERS)
+@method(
+    "clm",
+    advice=Advice(
+        "there is raw text of a domain whose words are new to the model",
+        "the model forgets how to answer; teach it again afterwards, with sft",
+    ),
+    needs=packed_needs,
+    results=("perplexity", "perplexity/{corpus}"),
+    papers=PAPERS,
+)
 def clm(settings: CLMSettings, stage: Stage, *, policy: Policy, corpus: Text) -> Policy:
     """Pretrain a policy further on raw text."""
     from alignkit.training.configs import positions

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
@@ -147,6 +148,10 @@ class GRPOSettings(GroupSettings):
 
 @method(
     "grpo",
+    advice=Advice(
+        "a checker or a reward scores any answer, and several answers to each prompt are cheap",
+        "groups that all score the same teach nothing: prompts that are too easy or too hard are paid for in vain",
+    ),
     needs=group_needs,
     results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
     papers=GROUP_PAPERS,

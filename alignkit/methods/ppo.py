@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
@@ -195,6 +196,10 @@ PAPERS = (
 
 @method(
     "ppo",
+    advice=Advice(
+        "a reward scores any answer, and memory allows a critic; the best known of those that sample",
+        "the policy exploits what the reward gets wrong: rewards rise with the KL while answers get worse",
+    ),
     needs=needs,
     results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
     papers=PAPERS,

@@ -8,6 +8,7 @@ of the KL penalty mean the same from one reward model to the next.
 
 from dataclasses import replace
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Preferences, RewardModel
 from alignkit.contract.method import Method, method
@@ -51,7 +52,16 @@ PAPERS = (
 )
 
 
-@method("reward", needs=needs, results=("accuracy", "accuracy/{pairs}"), papers=PAPERS)
+@method(
+    "reward",
+    advice=Advice(
+        "pairs are to judge new answers, for ppo, grpo or rloo",
+        "it may learn length or single words; look at the floors beside its accuracy",
+    ),
+    needs=needs,
+    results=("accuracy", "accuracy/{pairs}"),
+    papers=PAPERS,
+)
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.models import load_for_reward_training

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
+from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
@@ -65,6 +66,10 @@ PAPERS = (
 
 @method(
     "rloo",
+    advice=Advice(
+        "as for grpo, with an unbiased estimate and answers that are short",
+        "with few answers to a prompt the estimate is noisy",
+    ),
     needs=group_needs,
     results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
     papers=PAPERS,

@@ -3,7 +3,7 @@
 What a method needs and holds is told by what it declares; when to take it, and what goes wrong, by its author's advice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -79,7 +79,9 @@ class Choice:
         needs = self.needs
         if isinstance(needs, SamplingNeeds):
             return f"samples {needs.updates * needs.batch:,} answers"
-        return f"reads each row {needs.epochs:g} times" if isinstance(needs, RowNeeds) else "not said"
+        if not isinstance(needs, RowNeeds):
+            return "not said"
+        return f"reads rows in {needs.epochs:g} epoch{'s' * (needs.epochs != 1)}"
 
     @property
     def papers(self) -> tuple[str, ...]:
@@ -93,11 +95,14 @@ def _words(given: Input) -> str:
 
 
 def choices(plugins: Plugins) -> list[Choice]:
-    """Return all methods that learn, by what they learn from; the usual ones of each come first."""
-    learning = (Choice(one) for one in plugins.methods.values() if issubclass(one.produces, Policy | RewardModel))
-    return sorted(
-        learning, key=lambda one: (_place(one), issubclass(one.method.produces, RewardModel), _rank(plugins, one))
-    )
+    """Return all methods that learn or make rows, by what they take; of each the usual ones come first."""
+    makes = (Policy, RewardModel, Records)
+    found = [Choice(one) for one in plugins.methods.values() if issubclass(one.produces, makes)]
+    return sorted(found, key=lambda one: (_place(one), _makes(one, makes), _rank(plugins, one)))
+
+
+def _makes(choice: Choice, kinds: Sequence[type[Artifact]]) -> int:
+    return next(place for place, kind in enumerate(kinds) if issubclass(choice.method.produces, kind))
 
 
 def _place(choice: Choice) -> int:

@@ -139,7 +139,7 @@ def once(settings: Settings) -> Settings:
     return settings.model_copy(update={"epochs": 1.0})
 
 
-class Reading(NamedTuple):
+class SourceReading(NamedTuple):
     """How much a stage reads of a source, from its first step to its last."""
 
     rows: int
@@ -147,7 +147,7 @@ class Reading(NamedTuple):
     """How often each row of it, in the mean."""
 
 
-def readings(stage: PlannedStage, rows: Mapping[str, int]) -> dict[str, Reading]:
+def readings(stage: PlannedStage, rows: Mapping[str, int]) -> dict[str, SourceReading]:
     """Return what a stage reads of each source of its mix, of which these rows are known to learn from.
 
     Empty where it has no mix, where a source's rows are not known, or where what is mixed is blocks of text.
@@ -160,7 +160,9 @@ def readings(stage: PlannedStage, rows: Mapping[str, int]) -> dict[str, Reading]
     times = needs.epochs if isinstance(needs, RowNeeds) else 1.0
     if isinstance(needs, SamplingNeeds):
         times = needs.updates * needs.batch / needs.answers / sum(wanted.values())
-    return {name: Reading(round(times * count), times * count / max(1, rows[name])) for name, count in wanted.items()}
+    return {
+        name: SourceReading(round(times * count), times * count / max(1, rows[name])) for name, count in wanted.items()
+    }
 
 
 def _of_blocks(stage: PlannedStage, role: str) -> bool:

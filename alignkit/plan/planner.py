@@ -16,7 +16,15 @@ from alignkit.plan.inactive import standing_by
 from alignkit.plan.mixing import Mixing, once, read_mix
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.presets import over_preset
-from alignkit.plan.repeated import check_rounds, in_round, parts_of_rounds, refused_reference, renamed_gates, told_once
+from alignkit.plan.repeated import (
+    check_rounds,
+    in_round,
+    names_in_round,
+    parts_of_rounds,
+    refused_reference,
+    renamed_gates,
+    told_once,
+)
 from alignkit.plan.wiring import Offers, Wires, wire
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.recipe.fingerprint import code_identity, digest, stage_fingerprint, stage_seed
@@ -217,6 +225,7 @@ class _Planner:
             return None
         if mix is None or settings is None:
             return None
+        mix = mix.renamed(names_in_round(self.recipe, name))
         mixing = Mixing(self.recipe, name, mix, method, method.needs(settings), wires)
         if not mixing.stands_by:
             self.errors += mixing.problems(self.sources, self.made)

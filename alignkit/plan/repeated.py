@@ -40,6 +40,17 @@ def in_round(recipe: Recipe, stage: str, method: Method, wires: Wires, earlier: 
     return {**wired, REFERENCE: first} if fixed and first and first != wired.get(START) else wired
 
 
+def names_in_round(recipe: Recipe, stage: str) -> dict[str, str]:
+    """Return what the recipe's names of sources and stages are called in the round of a stage."""
+    one = recipe.rounds.get(stage)
+    if one is None:
+        return {}
+    repeat = recipe.repeats[one.repeat]
+    stages = {name: f"{name}-{one.number}" for name in repeat.stages}
+    parts = {name: parts_of(name, repeat)[one.number - 1] for name in repeat.split} if one.of > 1 else {}
+    return stages | parts
+
+
 def takes_reference(method: Method) -> bool:
     """Return whether a method may be told what to compare the policy with."""
     role = method.consumes.get(REFERENCE)

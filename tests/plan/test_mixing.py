@@ -135,3 +135,15 @@ def test_a_mix_that_cannot_be_is_refused_by_the_plan(desk: Desk, mix: str, probl
     (told, *_) = desk.problems(f"{HEAD}[stage.tune]\n{stage}\n")
 
     assert told.partition("stage 'tune': ")[2] == problem
+
+
+def test_a_mix_names_what_its_round_takes(desk: Desk) -> None:
+    rounds = '[repeat]\nstages = ["tune"]\nrounds = 2\nsplit = ["chats"]\n'
+
+    plan = desk.plan(f"{rounds}{TUNE}mix.weights = {{ chats = 3, code = 1 }}\n")
+
+    for number in (1, 2):
+        stage = plan.stage(f"tune-{number}")
+        assert stage.mix is not None
+        assert list(stage.mix.weights) == list(stage.inputs["demos"])
+        assert stage.inputs["demos"][0] != "chats"

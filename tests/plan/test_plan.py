@@ -346,8 +346,8 @@ STAGE_MISTAKES = [
     ),
     (
         "zebra = 3",
-        "r.toml:15: stage 'more': unknown key 'zebra'; a stage has method, inputs, mix, constraints, gates, seed, lora, "
-        "precision, max_length, optimisation, and its method's settings under lift",
+        "r.toml:15: stage 'more': unknown key 'zebra'; a stage has method, inputs, mix, constraints, gates, seed, "
+        "lora, precision, max_length, optimisation, and its method's settings under lift",
     ),
     ("lfit.rate = 1", "r.toml:15: stage 'more': unknown key 'lfit'; did you mean 'lift'?"),
     ("swap = 1", "r.toml:15: stage 'more': swap must be a table of settings; write swap.NAME = ..."),

@@ -15,7 +15,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from alignkit import PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
+from alignkit import Advice, PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
 from alignkit_dpo import answer_learning, preference_losses
 from alignkit_dpo.answer_learning import AnswerMethod, AnswerSettings, GoodOrBad
 
@@ -38,7 +38,16 @@ def needs(settings: BCOSettings) -> PairNeeds:
     return answer_learning.needs(settings, 1.0 + settings.epochs)
 
 
-@method("bco", needs=needs, results=("auc",), papers=PAPERS)
+@method(
+    "bco",
+    advice=Advice(
+        "as for kto, where good and bad answers come in like numbers",
+        "what tells good from bad may be the kind of prompt, and not the answer",
+    ),
+    needs=needs,
+    results=("auc",),
+    papers=PAPERS,
+)
 def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn to tell answers that are good by themselves from bad ones, without pairs and without a reward model."""
     made = AnswerMethod(settings, preference_losses.shifted, partial(half_way, settings), anchored="objective/shift")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from alignkit import PairNeeds, Policy, Preferences, Stage, method
+from alignkit import Advice, PairNeeds, Policy, Preferences, Stage, method
 from alignkit_dpo import pair_learning, preference_losses as losses
 from alignkit_dpo.pair_learning import SHIFT, START, Judgement, PairMethod, PairSettings, Side, Sides
 from alignkit_dpo.pair_papers import DPO_PAPERS
@@ -126,7 +126,16 @@ def needs(settings: DPOSettings) -> PairNeeds:
     return pair_learning.needs(settings, 1.0 + settings.epochs * ("aot" in settings.mixture))
 
 
-@method("dpo", needs=needs, results=("accuracy", "margin"), papers=DPO_PAPERS)
+@method(
+    "dpo",
+    advice=Advice(
+        "there are pairs, and nothing is to be sampled: the shortest way from pairs to a policy",
+        "likelihoods of both answers fall, and nothing is learnt beyond what the pairs show; several epochs overfit",
+    ),
+    needs=needs,
+    results=("accuracy", "margin"),
+    papers=DPO_PAPERS,
+)
 def dpo(
     settings: DPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences, reference: Policy | None = None
 ) -> Policy:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from alignkit import PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
+from alignkit import Advice, PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
 from alignkit_dpo import answer_learning, preference_losses
 from alignkit_dpo.answer_learning import AnswerMethod, AnswerSettings, GoodOrBad
 
@@ -59,7 +59,16 @@ def needs(settings: KTOSettings) -> PairNeeds:
     return answer_learning.needs(settings, 2.0 + share * settings.epochs)
 
 
-@method("kto", needs=needs, results=("auc",), papers=PAPERS)
+@method(
+    "kto",
+    advice=Advice(
+        "answers are judged one by one, or good and bad ones answer different prompts",
+        "of true pairs it uses less than dpo does; too few answers of one side make it unstable",
+    ),
+    needs=needs,
+    results=("auc",),
+    papers=PAPERS,
+)
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""
     zero = partial(divergence, settings) if settings.loss == "kto" else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat
 
-from alignkit import DataError, PairNeeds, Paper, Policy, Ratings, RowSettings, Stage, method, pair_needs
+from alignkit import Advice, DataError, PairNeeds, Paper, Policy, Ratings, RowSettings, Stage, method, pair_needs
 from alignkit_dpo import preference_losses as losses
 from alignkit_dpo.answer_learning import logprobs_of
 from alignkit_dpo.start_logprobs import Start
@@ -60,7 +60,16 @@ def needs(settings: NCASettings) -> PairNeeds:
     return replace(pair_needs(settings), apart=True, regrouped=True)
 
 
-@method("nca", needs=needs, results=("accuracy",), papers=PAPERS)
+@method(
+    "nca",
+    advice=Advice(
+        "several answers to each prompt have ratings, and the ratings are to count, not the order alone",
+        "prompts with one answer teach nothing",
+    ),
+    needs=needs,
+    results=("accuracy",),
+    papers=PAPERS,
+)
 def nca(settings: NCASettings, stage: Stage, *, policy: Policy, answers: Ratings) -> Policy:
     """Raise the answers to a prompt as their ratings tell, without a reward model."""
     from alignkit.kit import in_passes, load_policy, read_answers, train_rows

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from alignkit import PairNeeds, Policy, Preferences, RowSettings, Stage, method
+from alignkit import Advice, PairNeeds, Policy, Preferences, RowSettings, Stage, method
 from alignkit_dpo import pair_learning, preference_losses as losses
 from alignkit_dpo.pair_learning import Judgement, Objective, PairMethod, PairSettings, Side, Sides
 from alignkit_dpo.pair_papers import CPO_PAPERS, ORPO_PAPERS, SIMPO_PAPERS
@@ -46,7 +46,16 @@ class SimPOSettings(PairSettings):
     """Share of the labels taken to be wrong."""
 
 
-@method("simpo", needs=needs, results=("accuracy", "margin"), papers=SIMPO_PAPERS)
+@method(
+    "simpo",
+    advice=Advice(
+        "as for dpo, where no start is to be read and long answers are not to win by their length",
+        "without a start nothing holds the policy; a high learning rate ruins it",
+    ),
+    needs=needs,
+    results=("accuracy", "margin"),
+    papers=SIMPO_PAPERS,
+)
 def simpo(settings: SimPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones by their likelihood by token, without a start."""
 
@@ -69,7 +78,16 @@ class ORPOSettings(PairSettings):
     """Weight of the odds ratio beside the likelihood of the chosen answer, lambda in the paper."""
 
 
-@method("orpo", needs=needs, results=("accuracy", "margin"), papers=ORPO_PAPERS)
+@method(
+    "orpo",
+    advice=Advice(
+        "pairs are all there is, and the chosen answers are to be imitated in the same stage",
+        "the preference is learnt slowly beside the imitation",
+    ),
+    needs=needs,
+    results=("accuracy", "margin"),
+    papers=ORPO_PAPERS,
+)
 def orpo(settings: ORPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Teach the chosen answers and lower the odds of the rejected ones, in one stage, without a start."""
 
@@ -102,7 +120,16 @@ class CPOSettings(PairSettings):
         return self
 
 
-@method("cpo", needs=needs, results=("accuracy", "margin"), papers=CPO_PAPERS)
+@method(
+    "cpo",
+    advice=Advice(
+        "as for dpo, where chosen answers are good enough to imitate besides, as in translation",
+        "without a start nothing holds the policy but the imitation",
+    ),
+    needs=needs,
+    results=("accuracy", "margin"),
+    papers=CPO_PAPERS,
+)
 def cpo(settings: CPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones and teach them, without a reward model or a start."""
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from alignkit import (
+    Advice,
     Judge,
     Paper,
     Policy,
@@ -63,6 +64,10 @@ def needs(settings: NashMDSettings) -> SamplingNeeds:
 
 @method(
     "nash-md",
+    advice=Advice(
+        "preferences are not transitive, and the policy shall hold against itself",
+        "answers of the mixture cost as much again; gains are slow",
+    ),
     needs=needs,
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate", *JUDGED),
     papers=(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from alignkit import Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
+from alignkit import Advice, Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
 from alignkit_online.preferring import JUDGED, OwnPairSettings, labelled, pair_loss
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class OnlineDPOSettings(OwnPairSettings):
 
 @method(
     "online-dpo",
+    advice=Advice(
+        "a judge or a reward compares the policy's own answers, and a critic is not wanted",
+        "a judge's taste is exploited; half of the answers are written to be rejected",
+    ),
     needs=sampling_needs,
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate", *JUDGED),
     papers=(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from alignkit import Paper, Policy, Prompts, Reward, SamplingSettings, Stage, method, sampling_needs
+from alignkit import Advice, Paper, Policy, Prompts, Reward, SamplingSettings, Stage, method, sampling_needs
 from alignkit_online.nash_md import answer_loss
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class ReMaxSettings(SamplingSettings):
 
 @method(
     "remax",
+    advice=Advice(
+        "as for ppo, with half of its memory: a greedy answer stands for the critic",
+        "each prompt is answered twice, and greedy answers that never change teach little",
+    ),
     needs=sampling_needs,
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"),
     papers=(

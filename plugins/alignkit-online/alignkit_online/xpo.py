@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 
-from alignkit import Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
+from alignkit import Advice, Judge, Paper, Policy, Prompts, Reward, Stage, method, sampling_needs
 from alignkit_online.preferring import JUDGED, OwnPairSettings, labelled, pair_loss, two_sides
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class XPOSettings(OwnPairSettings):
 
 @method(
     "xpo",
+    advice=Advice(
+        "as for online-dpo, where the policy must find answers that it would seldom give",
+        "what explores may also wander: look at the KL",
+    ),
     needs=sampling_needs,
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate", *JUDGED),
     papers=(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from alignkit import (
+    Advice,
     Answer,
     Demonstrations,
     Judge,
@@ -41,6 +42,10 @@ class CritiqueSettings(JudgingSettings):
 
 @method(
     "critique",
+    advice=Advice(
+        "there are principles that answers must keep, and a judge",
+        "revisions get evasive or long; a judge must tell which of the two is better",
+    ),
     results=RESULTS,
     papers=(
         Paper(
@@ -123,7 +128,13 @@ class ReviseSettings(Settings):
     """Leave out pairs whose `p_chosen` is lower."""
 
 
-@method("revise", results=("demonstrations",))
+@method(
+    "revise",
+    advice=Advice(
+        "pairs have chosen answers that are to be imitated by sft", "what the rejected answers taught is lost"
+    ),
+    results=("demonstrations",),
+)
 def revise(settings: ReviseSettings, stage: Stage, *, pairs: Preferences) -> Demonstrations:
     """Make demonstrations of the chosen answers, each once."""
     seen = set[str]()

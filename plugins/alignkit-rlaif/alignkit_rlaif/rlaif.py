@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from alignkit import Answer, Judge, JudgeClient, Paper, Policy, Preferences, Prompts, Stage, Text, method
+from alignkit import Advice, Answer, Judge, JudgeClient, Paper, Policy, Preferences, Prompts, Stage, Text, method
 from alignkit_rlaif.constitution import principles_of
 from alignkit_rlaif.labels import AnswerPair, Judging, JudgingSettings, drawn, fitting, label, room_of
 from alignkit_rlaif.local import PolicyJudgeSettings, open_policy
@@ -34,6 +34,10 @@ class RLAIFSettings(JudgingSettings):
 
 @method(
     "rlaif",
+    advice=Advice(
+        "there are prompts and a judge, and no pairs",
+        "a judge's taste becomes the policy's: length, position and its own style; check it against people's votes",
+    ),
     results=RESULTS,
     papers=(
         Paper(
@@ -65,6 +69,10 @@ def rlaif(
 
 @method(
     "self-rlaif",
+    advice=Advice(
+        "there are prompts alone, and the policy is large enough to judge",
+        "the policy confirms itself, so its mistakes grow from round to round",
+    ),
     results=RESULTS,
     papers=(
         Paper(

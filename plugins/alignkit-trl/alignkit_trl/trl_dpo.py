@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from alignkit_dpo.pair_learning import PairSettings
 from pydantic import Field, PositiveFloat, model_validator
 
-from alignkit import DataError, Policy, Preferences, Stage, TrainerNeeds, method, trainer_needs
+from alignkit import Advice, DataError, Policy, Preferences, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PRECOMPUTED, PassedOn
 
 if TYPE_CHECKING:
@@ -57,7 +57,15 @@ def needs(settings: TRLDPOSettings) -> TrainerNeeds:
     return replace(common, batch=rows, max_lost=settings.max_lost, reads=READS, apart=True)
 
 
-@method("trl-dpo", needs=needs, results=("accuracy", "margin"))
+@method(
+    "trl-dpo",
+    advice=Advice(
+        "as for dpo, where TRL's trainer is asked for",
+        "rows are padded, so it is slower than ours, and sources cannot be mixed",
+    ),
+    needs=needs,
+    results=("accuracy", "margin"),
+)
 def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model, by TRL's trainer."""
     from alignkit_dpo.pair_learning import START, Judgement, PairMethod, tell

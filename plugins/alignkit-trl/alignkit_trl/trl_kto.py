@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from alignkit_dpo.answer_learning import AnswerSettings
 from pydantic import Field
 
-from alignkit import Policy, Preferences, Ratings, RecipeError, Stage, TrainerNeeds, method, trainer_needs
+from alignkit import Advice, Policy, Preferences, Ratings, RecipeError, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PRECOMPUTED, PassedOn
 
 if TYPE_CHECKING:
@@ -53,7 +53,15 @@ def needs(settings: TRLKTOSettings) -> TrainerNeeds:
     )
 
 
-@method("trl-kto", needs=needs, results=("auc",))
+@method(
+    "trl-kto",
+    advice=Advice(
+        "as for kto, where TRL's trainer is asked for",
+        "rows are padded, so it is slower than ours, and sources cannot be mixed",
+    ),
+    needs=needs,
+    results=("auc",),
+)
 def trl_kto(settings: TRLKTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, by TRL's trainer with all its options."""
     from alignkit_trl.passing import train

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from alignkit import Policy, Preferences, RewardModel, ScoreSettings, Stage, TrainerNeeds, method, trainer_needs
+from alignkit import Advice, Policy, Preferences, RewardModel, ScoreSettings, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PassedOn
 
 
@@ -26,7 +26,15 @@ def needs(settings: TRLRewardSettings) -> TrainerNeeds:
     return replace(trainer_needs(settings), max_lost=settings.max_lost, scores=True)
 
 
-@method("trl-reward", needs=needs, results=("accuracy",))
+@method(
+    "trl-reward",
+    advice=Advice(
+        "as for reward, where TRL's trainer is asked for",
+        "rows are padded, so it is slower than ours, and sources cannot be mixed",
+    ),
+    needs=needs,
+    results=("accuracy",),
+)
 def trl_reward(settings: TRLRewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences, by TRL's trainer."""
     from datasets import Dataset

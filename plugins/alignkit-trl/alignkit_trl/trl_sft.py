@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from alignkit import Demonstrations, DemonstrationSettings, Policy, Stage, TrainerNeeds, method, trainer_needs
+from alignkit import Advice, Demonstrations, DemonstrationSettings, Policy, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PassedOn
 
 
@@ -24,7 +24,15 @@ def needs(settings: TRLSFTSettings) -> TrainerNeeds:
     return replace(trainer_needs(settings), max_lost=settings.max_lost, learn=settings.learn)
 
 
-@method("trl-sft", needs=needs, results=("perplexity",))
+@method(
+    "trl-sft",
+    advice=Advice(
+        "as for sft, where TRL's trainer is asked for",
+        "rows are padded, so it is slower than ours, and sources cannot be mixed",
+    ),
+    needs=needs,
+    results=("perplexity",),
+)
 def trl_sft(settings: TRLSFTSettings, stage: Stage, *, policy: Policy, demos: Demonstrations) -> Policy:
     """Teach a policy to answer by demonstrations, by TRL's trainer."""
     from datasets import Dataset
