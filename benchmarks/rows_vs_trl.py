@@ -93,7 +93,7 @@ def read_rows(words: argparse.Namespace, model: Path) -> list[list[list[int]]]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     found: list[list[list[int]]]
     if words.method == "clm":
-        found = [[*row] for row in blocks(given, tokenizer, words.longest)]
+        found = [[*row.tokens] for row in blocks(given, tokenizer, words.longest)]
     elif words.method == "sft":
         found = [[*row] for row in demonstrations(given, tokenizer, words.longest)[0]]
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Precision
-from alignkit_distill.teachers import Sides, Teacher, Tokens
+from alignkit_distill.teachers import TokenComparison, Teacher, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class BesideTeacher:
         found = parallel.first(lambda: self.teacher.known(read.asked, read.answers))
         return replace(read, known=[brought(table, self.policy.device) for table in found])
 
-    def each_token(self, read: Read, compute: Callable[[Sides], Tensor]) -> Tensor:
+    def each_token(self, read: Read, compute: Callable[[TokenComparison], Tensor]) -> Tensor:
         """Compute something of what both say at each token of answers (n, t, ...), with gradient."""
         prompts = [read.prompts, *(read.asked for _ in self.teacher.models)]
         return self._readers.each_token(prompts, read.answers, self._of_sides(compute), read.known)
@@ -72,7 +72,7 @@ class BesideTeacher:
         """
         import torch
 
-        def compute(sides: Sides) -> Tensor:
+        def compute(sides: TokenComparison) -> Tensor:
             return torch.stack([sides.kl, sides.agree, sides.policy_token, sides.teacher_token], dim=-1)
 
         known = self.known(read)
@@ -85,5 +85,5 @@ class BesideTeacher:
         rows = [row[: len(answer)].mean(dim=0).tolist() for row, answer in zip(table, read.answers, strict=True)]
         return {"teacher_kl": [row[0] for row in rows], "agreement": [row[1] for row in rows]}
 
-    def _of_sides(self, compute: Callable[[Sides], Tensor]) -> Callable[..., Tensor]:
+    def _of_sides(self, compute: Callable[[TokenComparison], Tensor]) -> Callable[..., Tensor]:
         return lambda tables, tokens, known: compute(self.teacher.sides(tables, tokens, known))

@@ -27,7 +27,7 @@ from alignkit import (
     packed_needs,
 )
 from alignkit_distill.beside_teacher import BesideTeacher, Read
-from alignkit_distill.teachers import Hint, Sides, open_teacher
+from alignkit_distill.teachers import Hint, TokenComparison, open_teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ class Lesson:
 
         hard, temperature = self.settings.hard, self.settings.temperature
 
-        def compute(sides: Sides) -> Tensor:
+        def compute(sides: TokenComparison) -> Tensor:
             soft = temperature**2 * generalised_jsd(sides.policy, sides.teacher, self.settings.beta)
             whole = sides.policy_token if temperature == 1 else sides.token_at(temperature)
             return torch.stack([(1 - hard) * soft - hard * whole, sides.kl, sides.agree], dim=-1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import Stage
 from alignkit_distill.beside_teacher import BesideTeacher, Read
-from alignkit_distill.teachers import Sides, Teacher
+from alignkit_distill.teachers import TokenComparison, Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ class Pupil:
 
             from alignkit.kit import losses
 
-            def compute(sides: Sides) -> Tensor:
+            def compute(sides: TokenComparison) -> Tensor:
                 return torch.stack([apart(sides.policy, sides.teacher), sides.kl, sides.agree], dim=-1)
 
             table = self.beside.each_token(read.take(rows), compute)  # (n, t, 3)

@@ -20,7 +20,7 @@ Tokens = Sequence[int]
 Row = Mapping[str, Any]
 
 
-class Sides(NamedTuple):
+class TokenComparison(NamedTuple):
     """What policy and teacher say at m places."""
 
     policy: Tensor
@@ -59,7 +59,7 @@ class Teacher(Protocol):
         """Return what is found out about answers once, before they are learnt from, as tables (n, t, ...)."""
         ...
 
-    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> Sides:
+    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> TokenComparison:
         """Return what both say, from the log-probabilities of all tokens by policy and models (m, v), the tokens there
         (m,), and what is known of these (m, ...)."""
         ...
@@ -118,7 +118,7 @@ class PolicyTeacher:
     def known(self, asked: Sequence[Tokens], answers: Sequence[Tokens]) -> Sequence[Tensor]:
         return ()
 
-    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> Sides:
+    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> TokenComparison:
         from alignkit_distill.divergences import kl, with_rest
 
         whole = policy = tables[0]
@@ -130,7 +130,7 @@ class PolicyTeacher:
         if self.top_k and self.top_k < teacher.shape[1]:
             likeliest = teacher.topk(self.top_k, dim=-1).indices
             policy, teacher = with_rest(policy, likeliest), with_rest(teacher, likeliest)
-        return Sides(policy, teacher, *token, apart, agree, whole, tokens)
+        return TokenComparison(policy, teacher, *token, apart, agree, whole, tokens)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class EndpointTeacher:
         ids, likeliest, token = (torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, side)), True) for side in told)
         return ids, likeliest, token
 
-    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> Sides:
+    def sides(self, tables: Sequence[Tensor], tokens: Tensor, known: Sequence[Tensor]) -> TokenComparison:
         from alignkit_distill.divergences import add_rest, kl, with_rest
 
         (whole,) = tables
@@ -164,7 +164,9 @@ class EndpointTeacher:
         policy, teacher = with_rest(whole, ids), add_rest(likeliest)
         token = whole.gather(-1, tokens[:, None]).squeeze(-1)
         agree = (whole.argmax(dim=-1) == ids[:, 0]).float()
-        return Sides(policy, teacher, token, teacher_token, kl(policy.detach(), teacher), agree, whole, tokens)
+        return TokenComparison(
+            policy, teacher, token, teacher_token, kl(policy.detach(), teacher), agree, whole, tokens
+        )
 
 
 def open_teacher(
