@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Precision
-from alignkit_distill.teachers import TokenComparison, Teacher, Tokens
+from alignkit_distill.teachers import Teacher, TokenComparison, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

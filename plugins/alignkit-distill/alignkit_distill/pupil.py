@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import Stage
 from alignkit_distill.beside_teacher import BesideTeacher, Read
-from alignkit_distill.teachers import TokenComparison, Teacher
+from alignkit_distill.teachers import Teacher, TokenComparison
 
 if TYPE_CHECKING:
     from torch import Tensor
