@@ -41,15 +41,16 @@ class Choice:
     @property
     def rows(self) -> tuple[type[Artifact], ...]:
         """The kinds of rows that it learns from: of a union each by itself."""
-        return tuple(kind for one in self._must_have for kind in one.kinds if issubclass(kind, Records))
+        return tuple(kind for one in self.must_have for kind in one.kinds if issubclass(kind, Records))
 
     @property
     def takes(self) -> str:
         """What one must have besides the policy that is trained."""
-        return " and ".join(_words(one) for one in self._must_have)
+        return " and ".join(_words(one) for one in self.must_have)
 
     @property
-    def _must_have(self) -> list[Input]:
+    def must_have(self) -> list[Input]:
+        """The inputs that it cannot do without, but for the policy that is trained."""
         needed = [one for one in self.method.consumes.values() if not one.optional]
         first = next((one for one in needed if one.kinds == (Policy,)), None)
         return [one for one in needed if one is not first]
@@ -66,11 +67,11 @@ class Choice:
     def holds(self) -> str:
         """The models in memory while it learns, as far as it says."""
         needs = self.needs
-        beside = [one.role for one in self._must_have if one.kinds == (Policy,)]
+        beside = [one.role for one in self.must_have if one.kinds == (Policy,)]
         if isinstance(needs, SamplingNeeds):
             critic = {"separate": ["critic"], "shared": ["a value head"], None: []}[needs.critic]
             beside = [*(["start"] if needs.start else []), *critic, *beside]
-        rewards = ["reward models" for one in self._must_have if issubclass(one.kinds[0], Reward)]
+        rewards = ["reward models" for one in self.must_have if issubclass(one.kinds[0], Reward)]
         return " + ".join(["policy", *beside, *rewards]) if needs else "not said"
 
     @property
@@ -120,6 +121,6 @@ def choices_for(plugins: Plugins, kind: type[Artifact], makes: type[Artifact] = 
     """Yield the methods that learn from rows of a kind and need nothing else, the usual one first, each with the role
     of those rows."""
     for choice in choices(plugins):
-        roles = [one for one in choice.method.consumes.values() if not one.optional and one.kinds != (Policy,)]
+        roles = choice.must_have
         if issubclass(choice.method.produces, makes) and len(roles) == 1 and roles[0].kinds[0] is kind:
             yield choice, roles[0].role

@@ -38,7 +38,7 @@ def test_init_takes_the_first_that_needs_nothing_but_the_rows(loaded: Plugins) -
     assert {word: learner(loaded, word)[0] for word in words} == {word: one.method for word, (one, _) in first.items()}
     assert first["preferences"][1] == "pairs"
     assert next(choices_for(loaded, Preferences, RewardModel))[0].method.name == "reward"
-    assert list(choices_for(loaded, Prompts)) == []  # a reward is needed besides
+    assert "ppo" not in {one.method.name for one, _ in choices_for(loaded, Prompts)}  # a reward is needed besides
 
 
 def test_what_is_held_and_sampled_is_told_by_what_a_method_declares(loaded: Plugins) -> None:
