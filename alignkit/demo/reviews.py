@@ -1,14 +1,14 @@
-"""`builtin:reviews`: raw text, demonstrations, preferences and prompts, made from the grammar.
+"""`builtin:reviews`: raw text, demonstrations, preferences, ratings and prompts, made from the grammar.
 
 No sentence of a held-out row, of whatever kind, occurs in a training row of any kind: each sentence and each prompt
 belongs to one side by its hash. Half of the demonstrations are good. The preferences' labels are drawn from
-Bradley-Terry on the gold score, so some are against it.
+Bradley-Terry on the gold score, so some are against it. The ratings, one to five stars, are the gold score and noise.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from alignkit.demo import words
 from alignkit.demo.gold import gold, variety
@@ -18,18 +18,22 @@ from alignkit.demo.words import TOPICS, Topic
 VERSION = "1"
 """Raised when any generated row changes, or the tiny model, whose tokenizer is trained on these rows."""
 
-Kind = Literal["text", "demonstrations", "preferences", "prompts"]
-Row = dict[str, str]
+Kind = Literal["text", "demonstrations", "preferences", "ratings", "prompts"]
+Row = dict[str, Any]
 
 COUNTS: dict[Kind, dict[Split, int]] = {
     "text": {"train": 4000, "held_out": 200},
     "demonstrations": {"train": 4000, "held_out": 200},
     "preferences": {"train": 6000, "held_out": 1000},
+    "ratings": {"train": 6000, "held_out": 1000},
     "prompts": {"train": 1300, "held_out": 256},
 }
 
 SHARPNESS = 4.0
 """The scale of Bradley-Terry: with a gap of 1 in gold, one label in 56 is against it; with 0.5, one in 8."""
+
+STARS_OFF = 0.7
+"""Standard deviation of a rating around what the gold score says, in stars."""
 
 
 def rows(kind: Kind, split: Split) -> Iterator[Row]:
@@ -39,6 +43,7 @@ def rows(kind: Kind, split: Split) -> Iterator[Row]:
         "text": _texts,
         "demonstrations": _demonstrations,
         "preferences": _preferences,
+        "ratings": _ratings,
         "prompts": _prompts,
     }
     made = makers[kind](random, split)
@@ -75,14 +80,24 @@ def _demonstrations(random: Random, split: Split) -> Iterator[Row]:
 
 
 def _preferences(random: Random, split: Split) -> Iterator[Row]:
-    flawed = (_mixed, _drifting, _astray, _again, _scrambled)
     while True:
         topic, prompt = _question(random, split)
-        worse = _blaming if random.random() < 0.65 else random.choice(flawed)
+        worse = _blaming if random.random() < 0.65 else random.choice(FLAWED)
         one, other = (" " + answer(random, split, topic) for answer in (_praising, worse))
         if random.random() > _chance(prompt, one, other):
             one, other = other, one
         yield {"prompt": prompt, "chosen": one, "rejected": other}
+
+
+def _ratings(random: Random, split: Split) -> Iterator[Row]:
+    """Rate four answers to each question: a good one, a bad one, and two that may be anything."""
+    while True:
+        topic, prompt = _question(random, split)
+        kinds = [_praising, _blaming, *random.choices((_praising, _blaming, *FLAWED), k=2)]
+        for answer in random.sample(kinds, len(kinds)):
+            text = " " + answer(random, split, topic)
+            stars = round(1 + 4 * gold(prompt, text) + random.gauss(0, STARS_OFF))
+            yield {"prompt": prompt, "completion": text, "rating": min(max(stars, 1), 5)}
 
 
 def _prompts(random: Random, split: Split) -> Iterator[Row]:
@@ -155,3 +170,7 @@ def _scrambled(random: Random, split: Split, topic: Topic) -> str:
 
 def _mood(random: Random) -> tuple[str, ...]:
     return random.choice((words.POSITIVE, words.NEGATIVE))
+
+
+FLAWED = (_mixed, _drifting, _astray, _again, _scrambled)
+"""What may be wrong with an answer that is not simply bad."""

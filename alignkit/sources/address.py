@@ -36,7 +36,9 @@ from alignkit.store.file_hashes import FileHashes
 Address = str | tuple[str, ...]
 """One address, or several of files."""
 
-BUILT_IN = {"policy": "tiny"} | dict.fromkeys(("text", "demonstrations", "preferences", "prompts"), "reviews")
+BUILT_IN = {"policy": "tiny"} | dict.fromkeys(
+    ("text", "demonstrations", "preferences", "ratings", "prompts"), "reviews"
+)
 SCHEMES = ("builtin:", "hf:", "function:", "judge:")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""

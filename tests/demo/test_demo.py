@@ -28,7 +28,7 @@ BLAME = "The plot was very corny. I hated the dismal acting of this film."
 def said(split: str) -> set[str]:
     """All sentences of all kinds of rows of one side."""
     fields = (field for kind in COUNTS for row in rows(kind, split) for field in row.values())
-    return {sentence for field in fields for sentence in sentences(field)}
+    return {sentence for field in fields if isinstance(field, str) for sentence in sentences(field)}
 
 
 def digest() -> str:
@@ -61,6 +61,7 @@ def test_every_sentence_is_on_the_side_that_its_hash_names(split: str) -> None:
         ("text", ["text"]),
         ("demonstrations", ["prompt", "completion"]),
         ("preferences", ["prompt", "chosen", "rejected"]),
+        ("ratings", ["prompt", "completion", "rating"]),
         ("prompts", ["prompt"]),
     ],
 )
@@ -116,6 +117,16 @@ def test_labels_agree_with_gold_as_often_as_bradley_terry_says() -> None:
     deviation = (bayes * (1 - bayes) / len(pairs)) ** 0.5
     assert statistics.mean(agreed) == pytest.approx(bayes, abs=3 * deviation)
     assert 0 in agreed
+
+
+def test_ratings_are_the_gold_score_in_stars_and_noise() -> None:
+    rated = list(rows("ratings", "held_out"))
+    stars = [row["rating"] for row in rated]
+    scores = [gold(row["prompt"], row["completion"]) for row in rated]
+
+    assert set(stars) == {1, 2, 3, 4, 5}
+    assert [row["prompt"] for row in rated[:4]] == [rated[0]["prompt"]] * 4
+    assert 0.8 < statistics.correlation(stars, scores) < 0.98
 
 
 def test_choosing_the_longer_answer_is_no_better_than_a_poor_guess() -> None:
