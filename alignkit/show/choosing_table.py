@@ -9,6 +9,9 @@ from alignkit.text import table
 
 HEAD = ("method", "learns from", "holds", "time", "take it when", "what goes wrong")
 
+MOST = 3
+"""Papers that stand in the table of a page."""
+
 
 def list_choices(found: Iterable[Choice], width: int | None) -> list[str]:
     """Return the lines of `alignkit methods --for`."""
@@ -31,7 +34,9 @@ def choices_in_markdown(found: Iterable[Choice]) -> str:
     lines = [f"| {' | '.join((*HEAD, 'papers'))} |", "|---" * (len(HEAD) + 1) + "|"]
     for one in found:
         name, *rest = _row(one)
-        papers = ", ".join(map(_linked, dict.fromkeys(one.papers)))
+        sources = list(dict.fromkeys(one.papers))
+        more = [f"[{len(sources) - MOST} more](papers.md)"] if len(sources) > MOST else []
+        papers = ", ".join([*map(_linked, sources[:MOST]), *more])
         lines.append(f"| {' | '.join((f'`{name}`', *rest, papers))} |")
     return "\n".join(lines)
 
