@@ -87,7 +87,8 @@ class BestOfNSettings(SamplingSettings):
             "Reinforced Self-Training (ReST) for Language Modeling",
             "arXiv 2308.08998",
             {"epochs": 4},
-            differs="keeps the best answers to each prompt, not all above a threshold that rises",
+            differs="keeps the best answers to each prompt, not all above a threshold that rises; its "
+            "steps of improvement are epochs",
         ),
     ),
 )

@@ -15,6 +15,8 @@ DAPO: dict[str, Any] = {
     "dynamic_sampling": 10,
     "generation": {"unfinished": "subtract", "penalty": 1.0, "overlong": 0.2},
 }
+FOUR_STEPS = {"epochs": 1, "minibatches": 4}
+"""Each answer is learnt from once, in one of four steps."""
 GSPO: dict[str, Any] = {"clip": 3e-4, "clip_high": 4e-4, "average": "answer", "kl": FREE}
 CISPO: dict[str, Any] = {"surrogate": "weights", "clip": 1.0, "clip_high": 4.0, "average": "token", "kl": FREE}
 TOPR: dict[str, Any] = {
@@ -31,7 +33,13 @@ GROUP_PAPERS = (
         "grpo",
         "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
         "arXiv 2402.03300",
-        {"scale": "group", "average": "answer", "kl": {"coef": 0.04, "corrected": False}},
+        {
+            "scale": "group",
+            "average": "answer",
+            "kl": {"coef": 0.04, "corrected": False},
+            "epochs": 1,
+            "minibatches": 1,
+        },
         "rewards of steps, and a reward model that is trained on, are left out",
     ),
     Paper(
@@ -65,22 +73,21 @@ GROUP_PAPERS = (
         "gspo",
         "Group Sequence Policy Optimization",
         "arXiv 2507.18071",
-        {"ratio": "sequence", **GSPO},
-        "minibatches stay 4, as in the paper, and epochs 1",
+        {"ratio": "sequence", **GSPO, **FOUR_STEPS},
     ),
     Paper(
         "gspo-token",
         "Group Sequence Policy Optimization",
         "arXiv 2507.18071",
-        {"ratio": "sequence-token", **GSPO},
+        {"ratio": "sequence-token", **GSPO, **FOUR_STEPS},
         "advantages are equal within an answer unless kl.term or uncertain tells its tokens apart",
     ),
     Paper(
         "luspo",
         "Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR",
         "arXiv 2602.05261",
-        {"ratio": "sequence", **GSPO, "average": "fixed"},
-        "the loss is divided by the most tokens of an answer, which is constant; the clip is GSPO's",
+        {"ratio": "sequence", **GSPO, "clip": 2e-3, "clip_high": 2.5e-3, "average": "fixed"},
+        "the loss is divided by the most tokens of an answer, which is constant",
     ),
     Paper(
         "cispo",
@@ -94,21 +101,16 @@ GROUP_PAPERS = (
         "The Art of Scaling Reinforcement Learning Compute for LLMs",
         "arXiv 2510.13786",
         {**CISPO, "scale": "batch"},
-        "losses are averaged over tokens, not by prompt; prompts that teach nothing stay; long answers are only cut",
+        "losses are averaged over tokens, not by prompt; prompts that teach nothing or are always solved stay; long "
+        "answers are cut, and not told to end; sampling does not run beside learning",
     ),
     Paper(
         "topr",
         "Tapered Off-Policy REINFORCE: Stable and efficient reinforcement learning for LLMs",
         "arXiv 2503.14286",
-        {
-            "surrogate": "tapered",
-            "ratio": "sequence",
-            "baseline": "none",
-            "scale": "none",
-            "average": "fixed",
-            "kl": FREE,
-        },
-        "the ratio of an answer is the geometric mean of those of its tokens, not their product",
+        TOPR,
+        "the ratio of an answer is the geometric mean of those of its tokens, not their product; bad answers are those "
+        "that score below 0",
     ),
     Paper(
         "gmpo",

@@ -156,8 +156,14 @@ PAPERS = (
         "n-plus",
         "The N+ Implementation Details of RLHF with PPO: A Case Study on TL;DR Summarization",
         "arXiv 2403.17031",
-        {"layout": "separate", "critic": {"init": "reward"}, "kl": {"coef": 0.05}, "minibatches": 1},
-        "the score stands on the last token, finished or cut; see what the page says of log-probabilities",
+        {
+            "layout": "separate",
+            "critic": {"init": "reward"},
+            "kl": {"coef": 0.05},
+            "minibatches": 1,
+            "generation": {"temperature": 0.7},
+        },
+        "nothing is sampled or learnt behind the end of an answer; log-probabilities are a full pass's, not decoding's",
     ),
     Paper(
         "safe-rlhf",
@@ -169,7 +175,7 @@ PAPERS = (
     Paper(
         "ppo-lagrangian",
         "Benchmarking Safe Exploration in Deep Reinforcement Learning",
-        "Ray et al. 2019",
+        "https://cdn.openai.com/safexp-short.pdf",
         differs="a bound under `constraints`, its `gain` 0; one critic for reward less cost",
     ),
     Paper(

@@ -57,9 +57,9 @@ PAPERS = (
     Paper(
         "leave-one-out",
         "Buy 4 REINFORCE Samples, Get a Baseline for Free!",
-        "ICLR 2019 workshop",
+        "https://openreview.net/forum?id=r1lgTGL5DE",
         {"answers": 4, "epochs": 1, "minibatches": 1},
-        "there for routes, with replacement",
+        "there for routes of a travelling salesman; its sampling without replacement is left out",
     ),
 )
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from alignkit import Method, Paper, PluginError, Prompts, Settings, Stage, method
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
-from alignkit.show.literature import papers_called, papers_in_markdown
+from alignkit.show.literature import papers_called, papers_in_markdown, papers_of
 
 OFFERED = """
 from alignkit import Paper, Prompts, Settings, Stage, hookimpl, method
@@ -91,3 +91,11 @@ def test_what_a_recipe_says_is_shown(file: Path) -> None:
 def test_a_recipe_that_names_a_paper_is_told_the_method(file: Path) -> None:
     problem = load_plugins([file]).lacks("method", "oddest", ["odd"])
     assert str(problem).endswith("it is odd with settings that `alignkit methods oddest` shows")
+
+
+def test_a_paper_has_one_title_and_settings_that_may_be_taken_as_they_stand() -> None:
+    papers = [paper for paper, _ in papers_of(load_plugins(()))]
+    titles = {paper.source: paper.title for paper in papers}
+
+    assert [paper.name for paper in papers if titles[paper.source] != paper.title] == []
+    assert [paper.name for paper in papers if "..." in paper.settings.values()] == []

@@ -23,6 +23,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from alignkit import (
     KL,
+    Advice,
     Artifact,
     Demonstrations,
     DemonstrationSettings,
@@ -142,14 +143,16 @@ PAPERS = (
         "MiniLLM: Knowledge Distillation of Large Language Models",
         "arXiv 2306.08543",
         {"loss": "policy-gradient", "gamma": 1.0},
-        differs="the policy samples alone, returns are not divided by what is left of an answer; nor is text learnt",
+        differs="the policy alone samples; returns are not divided by the tokens that are left; the next token counts "
+        "by what was sampled, not by all that might be; no text of pretraining is learnt",
     ),
     Paper(
         "imitkd",
         "Autoregressive Knowledge Distillation through Imitation Learning",
         "arXiv 2009.07253",
         {"beta": 0.0, "on_policy": 0.5},
-        differs="the share of own answers does not rise as training goes on",
+        differs="the teacher tells of all tokens, as in its variant Full; the share of own answers does not rise as "
+        "training goes on",
     ),
     Paper(
         "f-distill",
@@ -163,7 +166,7 @@ PAPERS = (
         "DistiLLM: Towards Streamlined Distillation for Large Language Models",
         "arXiv 2402.03898",
         {"loss": "skew", "beta": 0.0, "on_policy": 0.5},
-        differs="own answers are sampled anew in each update, and not kept for later ones",
+        differs="own answers are sampled anew in each update, and not kept for later ones; their share stays as it is",
     ),
     Paper(
         "taid",
@@ -183,15 +186,16 @@ PAPERS = (
         "context-distillation",
         "A General Language Assistant as a Laboratory for Alignment",
         "arXiv 2112.00861",
-        {"hint": "...", "beta": 0.0, "on_policy": 0.0},
-        differs="the teacher answers prompts with its hint, where the paper's reads text that is given",
+        {"beta": 0.0, "on_policy": 0.0},
+        differs="the `hint` is yours to write; the teacher answers prompts with it, where the paper's reads text that "
+        "is given",
     ),
     Paper(
         "learning-by-distilling-context",
         "Learning by Distilling Context",
         "arXiv 2209.15189",
-        {"hint": "...", "loss": "likelihood", "on_policy": 0.0},
-        differs="the teacher's answer is learnt whole, with nothing taken out of it",
+        {"loss": "likelihood", "on_policy": 0.0},
+        differs="the `hint` is yours to write; the teacher's answer is learnt whole, with nothing taken out of it",
     ),
 )
 
@@ -219,6 +223,11 @@ def unfit(settings: DistillSettings, inputs: Mapping[str, Sequence[type[Artifact
 
 @method(
     "distill",
+    advice=Advice(
+        "a better policy is at hand, or the policy itself with a hint: it corrects every token of the policy's own "
+        "answers, so far fewer are sampled than for grpo or ppo",
+        "the policy becomes no better than its teacher, and learns its mistakes too; both are held in memory",
+    ),
     needs=needs,
     results=("teacher_kl", "agreement", "length", "eos_rate"),
     papers=PAPERS,

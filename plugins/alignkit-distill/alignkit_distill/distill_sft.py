@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from alignkit import (
+    Advice,
     Demonstrations,
     DemonstrationSettings,
     PackedNeeds,
@@ -52,7 +53,8 @@ PAPERS = (
         "hinton-kd",
         "Distilling the Knowledge in a Neural Network",
         "arXiv 1503.02531",
-        {"temperature": 2.0, "hard": 0.1},
+        {"temperature": 2.0, "hard": 0.33},
+        differs="the numbers are those of its model of speech, whose given labels count half as much as the teacher",
     ),
     Paper(
         "word-kd",
@@ -70,7 +72,16 @@ def needs(settings: DistillSFTSettings) -> PackedNeeds:
     return replace(read, shown=settings.samples)
 
 
-@method("distill-sft", needs=needs, results=("perplexity", "teacher_kl", "agreement"), papers=PAPERS)
+@method(
+    "distill-sft",
+    advice=Advice(
+        "as for sft, where a better policy with the same tokens is at hand: it tells of each token what else is right",
+        "what follows the policy's own mistakes is never seen; distill shows it that",
+    ),
+    needs=needs,
+    results=("perplexity", "teacher_kl", "agreement"),
+    papers=PAPERS,
+)
 def distill_sft(
     settings: DistillSFTSettings, stage: Stage, *, policy: Policy, teacher: Policy, demos: Demonstrations
 ) -> Policy:

@@ -24,6 +24,7 @@ PAPERS = (
         "bco",
         "Binary Classifier Optimization for Large Language Model Alignment",
         "arXiv 2404.04656",
+        {"beta": 0.01},
         differs="the shift is that of the step, and prompts of both sides are not matched",
     ),
 )

@@ -21,12 +21,13 @@ from pydantic import PositiveInt, model_validator
 from alignkit import Advice, PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
 from alignkit_dpo import answer_learning, preference_losses
 from alignkit_dpo.answer_learning import AnswerMethod, AnswerSettings, GoodOrBad
+from alignkit_dpo.pair_papers import APO
 
 PAPERS = (
     Paper("kto", "KTO: Model Alignment as Prospect Theoretic Optimization", "arXiv 2402.01306"),
     Paper(
         "apo-zero-unpaired",
-        "Anchored Preference Optimization and Contrastive Revisions",
+        APO,
         "arXiv 2408.06266",
         {"loss": "apo_zero_unpaired"},
         differs="the sides are single answers, not pairs",

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from alignkit.kit import JudgedAnswer
 
 TITLE, SOURCE = "Noise Contrastive Alignment of Language Models with Explicit Rewards", "arXiv 2402.05369"
-PAPERS = (Paper("nca", TITLE, SOURCE), Paper("infonca", TITLE, SOURCE, {"loss": "infonca"}))
+PAPERS = (
+    Paper("nca", TITLE, SOURCE, {"beta": 0.01}),
+    Paper("infonca", TITLE, SOURCE, {"loss": "infonca", "beta": 0.01}),
+)
 
 
 class NCASettings(RowSettings):

@@ -2,13 +2,14 @@
 
 from alignkit import Paper
 
+APO = "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment"
 HERE = "the pairs are given, not sampled from the policy in rounds"
 
 DPO_PAPERS = (
     Paper("dpo", "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", "arXiv 2305.18290"),
     Paper(
         "cdpo",
-        "A note on DPO with noisy preferences and relationship to IPO",
+        "A note on DPO with noisy preferences & relationship to IPO",
         "https://ericmitchell.ai/cdpo.pdf",
         {"label_smoothing": 0.1},
     ),
@@ -23,8 +24,8 @@ DPO_PAPERS = (
         "rso",
         "Statistical Rejection Sampling Improves Preference Optimization",
         "arXiv 2309.06657",
-        {"loss": "hinge"},
-        differs="the pairs are given, not sampled by rejection",
+        {"loss": "hinge", "beta": 0.05},
+        differs="of its losses hinge-norm; the pairs are given, not sampled by rejection",
     ),
     Paper(
         "rdpo",
@@ -56,14 +57,14 @@ DPO_PAPERS = (
         "aot",
         "Distributional Preference Alignment of LLMs via Optimal Transport",
         "arXiv 2406.05882",
-        {"loss": "aot"},
+        {"loss": "aot", "beta": 0.01},
         differs="of its two forms the paired one",
     ),
     Paper(
         "nca-pair",
         "Noise Contrastive Alignment of Language Models with Explicit Rewards",
         "arXiv 2402.05369",
-        {"loss": "nca"},
+        {"loss": "nca", "beta": 0.01},
         differs="of two answers with certain labels",
     ),
     Paper(
@@ -75,13 +76,13 @@ DPO_PAPERS = (
     ),
     Paper(
         "apo-zero",
-        "Anchored Preference Optimization and Contrastive Revisions",
+        APO,
         "arXiv 2408.06266",
         {"loss": "apo-zero"},
     ),
     Paper(
         "apo-down",
-        "Anchored Preference Optimization and Contrastive Revisions",
+        APO,
         "arXiv 2408.06266",
         {"loss": "apo-down"},
     ),
@@ -121,7 +122,7 @@ DPO_PAPERS = (
         "wpo",
         "WPO: Enhancing RLHF with Weighted Preference Optimization",
         "arXiv 2406.11827",
-        {"weighted": True},
+        {"weighted": True, "beta": 0.01},
         differs="weights are not aligned to the policy's certainty in each context",
     ),
     Paper(
@@ -144,13 +145,13 @@ SIMPO_PAPERS = (
         "alphapo",
         "AlphaPO: Reward Shape Matters for LLM Alignment",
         "arXiv 2501.03884",
-        {"alpha": 0.25, "beta": 2.5},
+        {"alpha": 0.25, "beta": 2.5, "gamma": 0.1},
     ),
     Paper(
         "cpo-simpo",
-        "CPO-SimPO",
+        "The joint of Contrastive Preference Optimization (CPO) & Simple Preference Optimization (SimPO)",
         "https://github.com/fe1ixxu/CPO_SIMPO",
-        {"sft": 0.05},
+        {"beta": 10.0, "gamma": 5.4, "sft": 0.05},
     ),
 )
 
@@ -167,6 +168,6 @@ CPO_PAPERS = (
         "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
         "arXiv 2305.10425",
         {"loss": "hinge"},
-        differs="the likelihood is that of the chosen answers, not of a set of its own",
+        differs="the likelihood is that of the chosen answers, by token, not of a set of its own",
     ),
 )

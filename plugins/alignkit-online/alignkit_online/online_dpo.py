@@ -53,21 +53,16 @@ class OnlineDPOSettings(OwnPairSettings):
     results=("reward", "reward/{rewards}", "kl", "length", "eos_rate", *JUDGED),
     papers=(
         Paper("online-dpo", OAIF, "arXiv 2402.04792"),
-        Paper("oaif", OAIF, "arXiv 2402.04792", differs="a judge is asked in both orders, and the mean counts"),
-        Paper(
-            "online-ipo",
-            ONLINE_IPO,
-            "arXiv 2403.08635",
-            {"loss": "ipo", "labels": "soft"},
-            differs="log-probabilities of whole answers, as its theory has them",
-        ),
+        Paper("oaif", OAIF, "arXiv 2402.04792"),
+        Paper("online-ipo", ONLINE_IPO, "arXiv 2403.08635", {"loss": "ipo", "labels": "soft"}),
         Paper("ipo-md", ONLINE_IPO, "arXiv 2403.08635", {"loss": "ipo", "labels": "soft", "mixture": 0.125}),
         Paper(
             "sppo",
             "Self-Play Preference Optimization for Language Model Alignment",
             "arXiv 2405.00675",
-            {"loss": "sppo", "labels": "soft", "answers": 2},
-            differs="the start is the reference of all updates; `[repeat]` moves it every round, as the paper does",
+            {"loss": "sppo", "labels": "soft", "answers": 2, "kl": {"coef": 1e-3}},
+            differs="two answers to a prompt, where the paper samples five; the start is the reference of all updates; "
+            "`[repeat]` moves it every round, as the paper does",
         ),
     ),
 )

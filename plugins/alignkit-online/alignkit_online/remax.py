@@ -46,7 +46,8 @@ class ReMaxSettings(SamplingSettings):
     papers=(
         Paper(
             "remax",
-            "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning LLMs",
+            "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language "
+            "Models",
             "arXiv 2310.10505",
             {"minibatches": 1},
         ),

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from alignkit import KL, NotFiniteError, Policy, Prompts, Reward, SamplingSettings, Stage, method, sampling_needs
+from alignkit import (
+    KL,
+    Advice,
+    NotFiniteError,
+    Policy,
+    Prompts,
+    Reward,
+    SamplingSettings,
+    Stage,
+    method,
+    sampling_needs,
+)
 from alignkit_trl.passing import BEFORE, PassedOn
 
 if TYPE_CHECKING:
@@ -89,7 +100,15 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
         return self
 
 
-@method("trl-grpo", needs=sampling_needs, results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"))
+@method(
+    "trl-grpo",
+    advice=Advice(
+        "as for grpo, where TRL's trainer is asked for, or an option that it alone has",
+        "of the pull to the start it has the weight alone, and two processes do not learn what one learns",
+    ),
+    needs=sampling_needs,
+    results=("reward", "reward/{rewards}", "kl", "length", "eos_rate"),
+)
 def trl_grpo(
     settings: TRLGRPOSettings, stage: Stage, *, policy: Policy, rewards: tuple[Reward, ...], prompts: Prompts
 ) -> Policy:
