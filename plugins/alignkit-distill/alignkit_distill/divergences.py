@@ -46,7 +46,7 @@ def skewed_kl(policy: Tensor, teacher: Tensor, beta: float, skew: float) -> Tens
 
 
 def total_variation(policy: Tensor, teacher: Tensor) -> Tensor:
-    """Compute half the sum of |p - q| (Wen et al. 2023, arXiv 2307.15190, section 3.2), which is 1 at most."""
+    """Compute half the sum of |p - q| (Wen et al. 2023, arXiv 2307.15190, section 2.2), which is 1 at most."""
     _same_shape(policy, teacher)
     return (policy.exp() - teacher.detach().exp()).abs().sum(dim=-1) / 2
 

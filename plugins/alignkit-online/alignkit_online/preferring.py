@@ -62,8 +62,8 @@ def preference_loss(gains: Tensor, p: Tensor, beta: float, loss: Loss) -> Tensor
 
     p l(m) + (1 - p) l(-m) for a margin m, with l(m) = -log sigmoid(beta m) (Rafailov et al. 2023, arXiv 2305.18290,
     equation 7), (m - 1/(2 beta))^2 (Azar et al. 2023, arXiv 2310.12036, equation 17) or max(0, 1 - beta m) (Zhao et
-    al. 2023, arXiv 2305.10425, equation 10, with DPO's gains as Guo et al. 2024, arXiv 2402.04792, have it). `sppo`:
-    the squared distance of either gain from (win rate - 1/2) / beta (Wu et al. 2024, arXiv 2405.00675, equation 4.4).
+    al. 2023, arXiv 2305.10425, with DPO's gains as Guo et al. 2024, arXiv 2402.04792, have it). `sppo`: the squared
+    distance of either gain from (win rate - 1/2) / beta (Wu et al. 2024, arXiv 2405.00675, equation 4.4).
     """
     from torch.nn.functional import logsigmoid
 
