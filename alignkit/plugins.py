@@ -104,6 +104,8 @@ class Plugins:
     heavy: tuple[Origin, ...] = ()
     """Packages that import torch merely by being loaded."""
     loaded: tuple[Origin, ...] = ()
+    examined: bool = True
+    """Whether all that packages say of their methods was looked at, or, which is quicker, what a recipe uses alone."""
 
     @cached_property
     def source_kinds(self) -> Mapping[str, type[Artifact]]:
@@ -127,10 +129,16 @@ class Plugins:
             if not isinstance(found, Method):
                 known = [address.partition(":")[2] for address in self.addressed if address.startswith("method:")]
                 raise self.lacks("method", name, known)
-            return found
+            return self._fit(found)
         if name not in self.methods:
             raise self.lacks("method", name, list(self.methods))
-        return self.methods[name]
+        return self._fit(self.methods[name])
+
+    def _fit(self, method: Method) -> Method:
+        """Return a method that a recipe uses. Raises PluginError where what it says of itself cannot be."""
+        if not self.examined and self.origins[f"method:{method.address}"].plugin not in BUILT_IN:
+            method.examine()
+        return method
 
     def reward(self, name: str) -> RewardFunction | None:
         """Return the reward function of that name, or of that `PACKAGE:NAME`."""
@@ -181,8 +189,8 @@ class Plugins:
         return f"others come by pip install, perhaps alignkit-{name}"
 
 
-def load_plugins(files: Sequence[Path] = ()) -> Plugins:
-    """Load built-in methods, installed packages and the given files.
+def load_plugins(files: Sequence[Path] = (), *, examined: bool = True) -> Plugins:
+    """Load built-in methods, installed packages and the given files; unless `examined`, look at no method yet.
 
     A package that fails is listed as broken and never stops the others. ALIGNKIT_PLUGINS, where set, lists the entry
     points or packages to load (comma-separated, or empty for none). Raises PluginError where a given file is missing.
@@ -198,7 +206,7 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
     for origin, load in _candidates(files):
         was_light = "torch" not in sys.modules
         try:
-            for key, offer in _offers(hooks, origin, load):
+            for key, offer in _offers(hooks, origin, load, examined):
                 offers.setdefault(key, []).append((origin, offer))
             loaded.append(origin)
         except (Exception, SystemExit) as error:
@@ -230,6 +238,7 @@ def load_plugins(files: Sequence[Path] = ()) -> Plugins:
         broken=tuple(broken),
         heavy=tuple(heavy),
         loaded=tuple(loaded),
+        examined=examined,
     )
 
 
@@ -315,7 +324,9 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
 
 
-def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], object]) -> list[tuple[str, Offer]]:
+def _offers(
+    hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], object], examined: bool
+) -> list[tuple[str, Offer]]:
     """Load and register one plugin, and ask it what it offers. Raises whatever it raises."""
     with redirect_stdout(sys.stderr):  # standard output is the command's
         plugin = load()
@@ -330,11 +341,12 @@ def _offers(hooks: pluggy.PluginManager, origin: Origin, load: Callable[[], obje
         ),
         *((f"tracker:{offer.name}", offer) for offer in _asked(hooks.hook.alignkit_trackers, plugin, TrackerFunction)),
     ]
-    if origin.plugin not in BUILT_IN:
-        for key, offer in offers:
-            if not isinstance(offer, TrackerFunction) and (why := why_unusable(offer.settings)):
-                noun, _, name = key.partition(":")
-                raise PluginError(f"the settings of its {noun} {name!r} cannot stand in a recipe: {why}")
+    for key, offer in offers if (examined or origin.file) and origin.plugin not in BUILT_IN else ():
+        if isinstance(offer, Method):
+            offer.examine()
+        elif not isinstance(offer, TrackerFunction) and (why := why_unusable(offer.settings)):
+            noun, _, name = key.partition(":")
+            raise PluginError(f"the settings of its {noun} {name!r} cannot stand in a recipe: {why}")
     return offers
 
 

@@ -46,7 +46,7 @@ def methods(context: Context, parameter: Parameter, begun: str) -> list[Completi
     """Complete a method, with what it does."""
     from alignkit.plugins import load_plugins
 
-    offered = load_plugins(()).methods.values()
+    offered = load_plugins((), examined=False).methods.values()
     return [CompletionItem(one.name, help=one.summary) for one in offered if one.name.startswith(begun)]
 
 

@@ -80,7 +80,7 @@ def plan_comparison(
 ) -> ComparisonPlan:
     """Plan a comparison. Raises RecipeError, DataError or PluginError, each with all that is wrong."""
     files, folder = tuple(Path(file) for file in plugins), Path(runs)
-    base, loaded = read_recipe(find_recipe(recipe), set, seed), load_plugins(files)
+    base, loaded = read_recipe(find_recipe(recipe), set, seed), load_plugins(files, examined=False)
     if base.errors:
         raise combine(base.errors)
     stage = compared_stage(base, loaded, asked)

@@ -17,7 +17,7 @@ from alignkit.contract.kinds import Artifact, Records, Reward, Scores
 from alignkit.contract.names import summary_of, why_not
 from alignkit.contract.needs import Needs
 from alignkit.contract.paper import Paper
-from alignkit.contract.settings import SHARED, Settings
+from alignkit.contract.settings import SHARED, Settings, why_unusable
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, one_line
 
@@ -123,6 +123,17 @@ class Method:
             raise _wrong(self.name, self.run, f"its needs are {type(needs).__name__}, not what `trainer_needs` returns")
         return needs
 
+    def examine(self) -> None:
+        """Raise PluginError where it says something of itself that cannot be: settings of papers, needs of defaults."""
+        for paper in self.papers:
+            if why := paper.why_not_of(self.settings):
+                raise _wrong(self.name, self.run, f"the settings of paper {paper.name!r} are not its own: {why}")
+        if why := why_unusable(self.settings):
+            raise PluginError(f"the settings of its method {self.name!r} cannot stand in a recipe: {why}")
+        if all(not field.is_required() for field in self.settings.model_fields.values()):
+            with suppress(ValidationError):
+                self.needs(self.settings())
+
     def __call__(self, settings: Settings, stage: Stage, **inputs: object) -> Any:
         return self.run(settings, stage, **inputs)
 
@@ -157,7 +168,8 @@ def method(
 
     An input is a kind, a union of kinds, `Kind | None = None` (only when the recipe names it), or
     `tuple[Kind, ...]` (with `= ()` it may be empty). `costs: tuple[Reward, ...] = ()` are what a recipe bounds under
-    `constraints`, each with its `constraint`. Raises PluginError where the signature says anything else.
+    `constraints`, each with its `constraint`. Raises PluginError where the signature says anything else; `examine`
+    looks at the rest of what it says, for the commands that tell of packages and for recipes that use it.
     """
 
     def wrap(function: Callable[..., Any]) -> Method:
@@ -173,15 +185,8 @@ def method(
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         told = _results(name, function, results)
-        for paper in papers:
-            if why := paper.why_not_of(settings):
-                raise _wrong(name, function, f"the settings of paper {paper.name!r} are not its own: {why}")
         described = (name, summary_of(function), settings, consumes, produces, function)
-        made = Method(*described, needs, told, tuple(papers), refuses, advice)
-        if all(not field.is_required() for field in settings.model_fields.values()):
-            with suppress(ValidationError):  # a default that is refused is told of where the package is loaded
-                made.needs(settings())  # so that a package that is wrong says so when it is loaded
-        return made
+        return Method(*described, needs, told, tuple(papers), refuses, advice)
 
     return wrap
 

@@ -29,7 +29,8 @@ class Settings(BaseModel):
     added: ClassVar[frozenset[str]] = frozenset()
     """Settings that came after others had finished stages: at their default they are no part of a stage's identity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    # Deferred: of all the settings that packages bring, a command needs those of few methods.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True)
 
 
 @cache

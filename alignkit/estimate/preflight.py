@@ -285,7 +285,7 @@ def answer(folder: Path) -> None:
 
     asked = read_json(folder / ASKED)
     runs, files = Path(asked["runs"]), tuple(Path(file) for file in asked["plugins"])
-    plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files), runs=runs, files=files)
+    plan = plan_recipe(recipe_of_json(asked["recipe"]), load_plugins(files, examined=False), runs=runs, files=files)
 
     def doing(what: str) -> None:
         write_json(folder / DOING, {"what": what})

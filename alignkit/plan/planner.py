@@ -56,7 +56,7 @@ def make_plan(
     """
     read = read_recipe(find_recipe(recipe), set, seed)
     files = tuple(Path(file) for file in plugins)
-    return plan_recipe(read, load_plugins(files), runs=Path(runs), until=until, files=files)
+    return plan_recipe(read, load_plugins(files, examined=False), runs=Path(runs), until=until, files=files)
 
 
 def plan_recipe(

@@ -133,7 +133,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     if not _first_is_on(partial, order) if rank else _made_already(partial, order):
         return
     _check_world(order)
-    plugins = load_plugins(order.plugin_files)
+    plugins = load_plugins(order.plugin_files, examined=False)
     method = _find(plugins, order.method)
     stage = WorkingStage(order, partial, stop, rank, heard, lambda: plugins)
     if rank == 0:

@@ -83,6 +83,9 @@ class Conformance:
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
 
+    def test_what_it_says_of_itself_can_be(self) -> None:
+        self.method.examine()
+
     def test_every_setting_is_documented(self) -> None:
         assert list(undocumented(self.method.settings)) == []
 

@@ -64,7 +64,7 @@ def test_a_paper_gives_settings_of_its_method() -> None:
     paper = Paper("wild", "Wild", "arXiv 2501.00002", {"kind": "wild"})
     assert offered(paper).papers == (paper,)  # `must` is left to the recipe
     with pytest.raises(PluginError, match="settings of paper 'wild' are not its own: knd: extra inputs"):
-        offered(Paper("wild", "Wild", "arXiv 2501.00002", {"knd": "wild"}))
+        offered(Paper("wild", "Wild", "arXiv 2501.00002", {"knd": "wild"})).examine()
 
 
 @pytest.mark.parametrize("name", ["oddest", "2501.00001", "arXiv 2501.00001"])

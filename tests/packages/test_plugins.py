@@ -279,6 +279,12 @@ def test_a_setting_that_cannot_stand_in_a_recipe_breaks_its_own_package(
     }
     assert "good" in recipe_schema(plugins)["properties"]["stage"]["additionalProperties"]["properties"]
 
+    quick = load_plugins(examined=False)
+    assert broken(quick) == {}
+    assert quick.method("good").name == "good"
+    with pytest.raises(PluginError, match="the settings of its method 'odd' cannot stand in a recipe"):
+        quick.method("odd")
+
 
 @pytest.mark.parametrize(
     "annotation", ["int", "'None_ | None' = None", "tuple[int, ...] = (1, 2)", "dict[str, int] = {}"]
@@ -513,3 +519,8 @@ def test_a_recipe_says_whose_method_it_means(tmp_path: Path, monkeypatch: pytest
     texts = [json.loads((stage.artifact.path / "data.jsonl").read_text())["text"] for stage in run.stages]
     assert texts == ["oneone", "two!"]
     assert [stage.method for stage in run.stages] == ["one:write", "two:write"]
+
+
+def test_what_all_methods_here_say_of_themselves_can_be() -> None:
+    for method in load_plugins(examined=False).methods.values():
+        method.examine()
