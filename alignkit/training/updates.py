@@ -181,7 +181,7 @@ class Update(Generic[SettingsC]):
             if not rows:
                 break
             number, groups = self.number + turn * settings.updates, len(rows) // settings.answers
-            asked = prompts_of_update(settings, len(self.loop.prompts), number, self.loop.seed)[:groups]
+            asked = prompts_of_update(settings, self.loop.prompts, number, self.loop.seed)[:groups]
             others = self.sample(asked=asked)
             rollout, scored = rollout.with_rows(rows, others), scored.with_rows(rows, self.score(others))
             exchanged += groups

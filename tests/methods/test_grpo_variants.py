@@ -13,7 +13,9 @@ from alignkit.testing import Left, RecordingStage, run_method, weights_of, write
 from alignkit.testing.recording import settings_of_recipe
 from alignkit.training.layouts import Models
 from alignkit.training.losses import whiten
+from alignkit.training.mixed_rows import OrderedRows
 from alignkit.training.rollouts import Rollout
+from alignkit.training.row_order import RowOrder
 from alignkit.training.scoring import Scored
 from alignkit.training.seen import Seen
 
@@ -269,6 +271,15 @@ def test_prompts_are_exchanged_in_so_many_rounds_at_most() -> None:
     assert [len(asked) for asked in reward.asked] == [2, 2, 2, 2]
     assert log[0]["val/groups_exchanged"] == 3
     assert log[0]["val/groups_without_signal"] == 1
+
+
+def test_where_sources_are_mixed_prompts_are_exchanged_for_those_of_the_mix() -> None:
+    reward = Hard(set())
+    mixed = OrderedRows(PROMPTS, RowOrder([2, 2], [2, 0]))
+
+    updated(train, models(), settings(updates=1, dynamic_sampling=3), mixed, reward, 5)
+
+    assert [sorted(asked) for asked in reward.asked] == [[0, 1]] * 4
 
 
 def test_where_every_prompt_teaches_nothing_is_exchanged_and_nothing_changes() -> None:
