@@ -8,7 +8,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from alignkit.contract.settings import Settings
 
-WAYS = ("weights", "shares", "epochs", "temperature")
+NAMING = ("weights", "shares", "epochs")
+"""Settings that name sources."""
+WAYS = (*NAMING, "temperature")
 """Settings of which one says how often each source is read."""
 Share = Annotated[float, Field(ge=0, le=1)]
 SLACK = 1e-6
@@ -71,7 +73,7 @@ class Mix(Settings):
 
     def renamed(self, names: Mapping[str, str]) -> "Mix":
         """Return it with other names of sources, as those of a round are called."""
-        ways = {way: getattr(self, way) for way in ("weights", "shares", "epochs")}
+        ways = {way: getattr(self, way) for way in NAMING}
         changed = {way: {names.get(name, name): one for name, one in said.items()} for way, said in ways.items()}
         return self.model_copy(update=changed)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from alignkit.contract.kinds import Artifact, Records, Text
 from alignkit.contract.method import Method
-from alignkit.contract.mix import SLACK, Mix, counts
+from alignkit.contract.mix import NAMING, SLACK, Mix, counts
 from alignkit.contract.needs import Needs, RowNeeds, SamplingNeeds, can_mix
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
@@ -76,7 +76,7 @@ class Mixing:
         return RecipeError(f"stage {self.stage!r}: {'.'.join(['mix', *keys])}: {problem}", where, remedy)
 
     def _unknown(self, names: Sequence[str], role: str) -> Iterator[RecipeError]:
-        for way in ("weights", "shares", "epochs"):
+        for way in NAMING:
             for name in (name for name in getattr(self.mix, way) if name not in names):
                 hint = near_miss(name, names) or f"it takes {', '.join(names)}"
                 yield self._wrong(f"{name!r} is not among what {self.method.name} takes as {role}", hint, way, name)

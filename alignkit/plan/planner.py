@@ -19,7 +19,7 @@ from alignkit.plan.presets import over_preset
 from alignkit.plan.repeated import (
     check_rounds,
     in_round,
-    names_in_round,
+    parts_in_round,
     parts_of_rounds,
     refused_reference,
     renamed_gates,
@@ -225,7 +225,7 @@ class _Planner:
             return None
         if mix is None or settings is None:
             return None
-        mix = mix.renamed(names_in_round(self.recipe, name))
+        mix = mix.renamed(parts_in_round(self.recipe, name))
         mixing = Mixing(self.recipe, name, mix, method, method.needs(settings), wires)
         if not mixing.stands_by:
             self.errors += mixing.problems(self.sources, self.made)

@@ -30,25 +30,20 @@ def in_round(recipe: Recipe, stage: str, method: Method, wires: Wires, earlier: 
     one = recipe.rounds.get(stage)
     if one is None or one.of == 1:
         return wires
-    repeat = recipe.repeats[one.repeat]
-    wired = {
-        role: tuple(parts_of(name, repeat)[one.number - 1] if name in repeat.split else name for name in names)
-        for role, names in wires.items()
-    }
+    repeat, parts = recipe.repeats[one.repeat], parts_in_round(recipe, stage)
+    wired = {role: tuple(parts.get(name, name) for name in names) for role, names in wires.items()}
     first = earlier.get(f"{one.stage}-1", wires).get(START)
     fixed = repeat.reference == "fixed" and REFERENCE not in wired and takes_reference(method)
     return {**wired, REFERENCE: first} if fixed and first and first != wired.get(START) else wired
 
 
-def names_in_round(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Return what the recipe's names of sources and stages are called in the round of a stage."""
+def parts_in_round(recipe: Recipe, stage: str) -> dict[str, str]:
+    """Return the part of each divided source that the round of a stage gets."""
     one = recipe.rounds.get(stage)
-    if one is None:
+    if one is None or one.of == 1:
         return {}
     repeat = recipe.repeats[one.repeat]
-    stages = {name: f"{name}-{one.number}" for name in repeat.stages}
-    parts = {name: parts_of(name, repeat)[one.number - 1] for name in repeat.split} if one.of > 1 else {}
-    return stages | parts
+    return {name: parts_of(name, repeat)[one.number - 1] for name in repeat.split}
 
 
 def takes_reference(method: Method) -> bool:

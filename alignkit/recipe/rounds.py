@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from alignkit.contract.kinds import SOURCE_KINDS, Records
+from alignkit.contract.mix import NAMING
 from alignkit.contract.settings import Settings, merged
 from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.recipe.fingerprint import stage_seed
@@ -221,10 +222,16 @@ def _round(stages: Tables, stage: str, number: int, seed: int) -> Mapping[str, A
 
 def _wired(table: Mapping[str, Any], repeat_of: Mapping[str, Repeat], place: _Place | None) -> Mapping[str, Any]:
     """Write what a stage takes with the rounds that are meant; a role for which there is none yet is left out."""
-    bounded = table.get("constraints")
-    if isinstance(bounded, dict):
-        named = {one: bounds for name, bounds in bounded.items() for one in _meant(name, repeat_of, place)}
-        table = {**table, "constraints": named}
+
+    def named(said: Any) -> Any:
+        """Write a table by names with the rounds that are meant."""
+        if not isinstance(said, dict):
+            return said
+        return {one: value for name, value in said.items() for one in _meant(name, repeat_of, place)}
+
+    table = {key: named(value) if key == "constraints" else value for key, value in table.items()}
+    if isinstance(mix := table.get("mix"), dict):
+        table["mix"] = {key: named(value) if key in NAMING else value for key, value in mix.items()}
     inputs = table.get("inputs")
     if not isinstance(inputs, dict):
         return table

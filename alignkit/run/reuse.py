@@ -8,13 +8,17 @@ from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.store.results import Finished, find_finished
 
 
-def check_again(plan: Plan, again: Sequence[str]) -> None:
-    """Raise RecipeError where a stage that shall run again is none that would run."""
+def run_again(plan: Plan, again: Sequence[str]) -> tuple[str, ...]:
+    """Return which stages shall run again; the name of one that repeats means its last round.
+
+    Raises RecipeError where one is none that would run.
+    """
     names = [stage.name for stage in plan.stages if stage.wanted]
     for name in again:
-        if name not in names:
+        if plan.recipe.last_round(name) not in names:
             hint = near_miss(name, names) or f"the stages of this run are {', '.join(names)}"
             raise RecipeError(f"there is no stage {name!r} to run again", f"--again {name}", hint)
+    return tuple(map(plan.recipe.last_round, again))
 
 
 def reusable(plan: Plan, runs: str | Path, again: Sequence[str] = ()) -> dict[str, Finished]:

@@ -28,7 +28,7 @@ from alignkit.run.kept import open_run
 from alignkit.run.launch import Launcher
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
-from alignkit.run.reuse import check_again, reuse
+from alignkit.run.reuse import reuse, run_again
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
@@ -190,7 +190,7 @@ def run_plan(
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
-    check_again(plan, again)
+    again = run_again(plan, again)
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
         record = record or resources.enter_context(RunRecord(plan, folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignkit.contract.kinds import Records
 from alignkit.plan.plan import Plan, PlannedStage
-from alignkit.run.reuse import check_again, reusable
+from alignkit.run.reuse import reusable, run_again
 from alignkit.show.planned import mixes_in_words, state_of
 from alignkit.sources.audited import known
 from alignkit.store import rundir
@@ -23,7 +23,7 @@ def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[s
 
     Raises RecipeError where `again` names no stage that would run.
     """
-    check_again(plan, again)
+    again = run_again(plan, again)
     reused = reusable(plan, runs, again)
     states = {stage.name: _state(stage, runs, again, reused) for stage in plan.stages}
     remarks = {name: remark for name, found in reused.items() if (remark := _remark(name, found))}

@@ -10,7 +10,8 @@ from alignkit.compare.variants import VariantRequest
 from alignkit.errors import RecipeError
 from alignkit.plan.planner import plan_recipe
 from alignkit.recipe.fingerprint import stage_seed
-from alignkit.recipe.recipe import recipe_as_json, recipe_of_json
+from alignkit.recipe.recipe import recipe_as_json, recipe_of, recipe_of_json
+from alignkit.run.reuse import run_again
 from alignkit.show.planned import as_dict, show_plan
 
 METHODS = '''
@@ -121,6 +122,7 @@ def test_the_name_of_a_stage_means_its_last_round(desk: Desk) -> None:
     assert [stage.name for stage in plan.stages if stage.wanted][-1] == "align-3"
     assert [stage.name for stage in planned(desk, until="align").stages if stage.wanted][-1] == "align-3"
     assert [stage.name for stage in planned(desk, until="align-1").stages if stage.wanted][-1] == "align-1"
+    assert run_again(plan, ["align", "align-1"]) == ("align-3", "align-1")
     assert plan.stage("after").gates == {"reward align-3": {"min": 0.5}}
     assert plan.stage("align-2").gates == {"accuracy": {"min": 0.6}}
 
@@ -143,6 +145,18 @@ def test_a_later_stage_of_a_round_means_the_round_before_and_in_the_first_none(d
     text = ROUNDS.replace('"ask"\n', '"ask"\ninputs.policy = "align"\n')
 
     assert wires(planned(desk, text)) == wires(planned(desk))
+
+
+def test_a_mix_weighs_the_rounds_that_its_names_mean(desk: Desk) -> None:
+    mixed = ROUNDS.replace('"prefer-by"\n', '"prefer-by"\nmix.weights = { pairs = 3, other = 1 }\n')
+    mixed = mixed.replace('"show"\n', '"show"\nmix.epochs = { "pairs-*" = 2 }\n')
+
+    stages = recipe_of(desk.folder / "r.toml", mixed).stages
+
+    assert [stages[f"align-{number}"]["mix"] for number in (1, 2, 3)] == [
+        {"weights": {f"pairs-{number}": 3, "other": 1}} for number in (1, 2, 3)
+    ]
+    assert stages["after"]["mix"] == {"epochs": {"pairs-1": 2, "pairs-2": 2, "pairs-3": 2}}
 
 
 def test_a_stage_before_the_repeat_is_the_same_in_all_rounds(desk: Desk) -> None:
