@@ -19,7 +19,7 @@ lies above the mean of its group, in standard deviations. The pull to the start 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -27,7 +27,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
-from alignkit.contract.kinds import Policy, Prompts, Reward
+from alignkit.contract.kinds import Artifact, Policy, Prompts, Reward
 from alignkit.contract.method import Method, method
 from alignkit.contract.needs import group_needs
 from alignkit.contract.sampling_settings import KL, GroupSettings
@@ -146,6 +146,14 @@ class GRPOSettings(GroupSettings):
             yield 'baseline = "none" compares nothing within a group; set another scale than "group"'
 
 
+def unfit(settings: GRPOSettings, inputs: Mapping[str, Sequence[type[Artifact]]]) -> Iterator[tuple[str, str]]:
+    """Yield what bounded costs cannot do beside these settings: they are taken off each answer's score."""
+    if inputs.get("costs") and settings.scale == "beta":
+        yield 'grpo.scale = "beta" needs scores from 0 to 1, and constraints take costs off them', "set another scale"
+    if inputs.get("costs") and settings.best_of > 1:
+        yield "grpo.best_of counts the best of a team, and constraints bound the mean of all", "leave one of them out"
+
+
 @method(
     "grpo",
     advice=Advice(
@@ -155,6 +163,7 @@ class GRPOSettings(GroupSettings):
     needs=group_needs,
     results=("reward", "reward/{rewards}", "cost/{costs}", "kl", "length", "eos_rate"),
     papers=GROUP_PAPERS,
+    refuses=unfit,
 )
 def grpo(
     settings: GRPOSettings,

@@ -124,7 +124,7 @@ class _Planner:
             settings = once(settings)
         if mixing and mix:
             inputs[f"mix of {mixing.role}"] = [digest(mix.placed(wires[str(mixing.role)]))]
-        bounds = {cost: constraint.model_dump(mode="json") for cost, constraint in constraints.items()}
+        bounds = [(cost, constraint.model_dump(mode="json")) for cost, constraint in constraints.items()]
         self.prints[name] = fingerprint = stage_fingerprint(method.name, code, identity(settings), seed, inputs, bounds)
         waiting = tuple(standing)
         return PlannedStage(name, method, settings, wires, seed, fingerprint, True, waiting, gates, constraints, mix)

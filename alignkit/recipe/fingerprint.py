@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from alignkit.plugins import Origin
@@ -47,9 +46,12 @@ def stage_fingerprint(
     settings: Mapping[str, Any],
     seed: int,
     inputs: Mapping[str, Sequence[str | None]],
-    constraints: Mapping[str, Any] = MappingProxyType({}),
+    constraints: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> str | None:
-    """Hash what makes a stage's result; None while an input's own fingerprint is unknown."""
+    """Hash what makes a stage's result; None while an input's own fingerprint is unknown.
+
+    Constraints stand in the order of the inputs that they bound, so that each belongs to its own.
+    """
     if any(fingerprint is None for several in inputs.values() for fingerprint in several):
         return None
     facts = [FORMAT, method, code, settings, seed, sorted((r, list(f)) for r, f in inputs.items())]

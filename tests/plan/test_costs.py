@@ -120,3 +120,25 @@ def test_a_method_that_takes_no_constraints_is_refused_with_those_that_do(tmp_pa
 
     told = "stage 'finetune': sft takes no constraints; methods that do: grpo, ppo, rloo"
     assert str(caught.value) == f"--set finetune.constraints.gold.max: {told}"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"scale": "beta"},
+            'grpo.scale = "beta" needs scores from 0 to 1, and constraints take costs off them; set another scale',
+        ),
+        (
+            {"best_of": 2},
+            "grpo.best_of counts the best of a team, and constraints bound the mean of all; leave one of them out",
+        ),
+    ],
+)
+def test_what_bounded_costs_cannot_do_beside_is_refused(tmp_path, given, message) -> None:
+    bound = {"align.method": "grpo", "align.constraints.gold.min": 0.5}
+
+    with pytest.raises(RecipeError) as caught:
+        planned(tmp_path, **bound, **{f"align.grpo.{key}": value for key, value in given.items()})
+
+    assert str(caught.value).partition(": ")[2] == f"stage 'align': {message}"

@@ -145,6 +145,14 @@ def test_the_order_of_settings_and_roles_does_not_count_and_that_of_sources_does
     assert one != stage_fingerprint("m", "c", {"a": 1, "b": 2}, 1, {"p": ["x"], "q": ["z", "y"]})
 
 
+def test_each_bound_belongs_to_the_cost_at_its_place() -> None:
+    bounds = [("harm", {"max": 0.1}), ("length", {"max": 40})]
+
+    one, other = (stage_fingerprint("m", "c", {}, 1, {"costs": ["x", "y"]}, some) for some in (bounds, bounds[::-1]))
+
+    assert one != other
+
+
 def test_a_stage_has_its_seed_from_the_recipe_and_its_name() -> None:
     assert stage_seed(17, "align") == stage_seed(17, "align") < 2**32
     assert len({stage_seed(17, "align"), stage_seed(18, "align"), stage_seed(17, "aligm")}) == 3
