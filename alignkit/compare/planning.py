@@ -187,7 +187,7 @@ def _takes_prompts(stage: PlannedStage, role: str) -> bool:
 
 
 def _alike(stage: PlannedStage) -> tuple[object, ...]:
-    return stage.method.name, stage.settings.model_dump_json(), stage.inputs, stage.constraints
+    return stage.method.name, stage.settings.model_dump_json(), stage.inputs, stage.constraints, stage.mix
 
 
 def _brought(variant: Variant) -> str:
@@ -312,6 +312,8 @@ class _Writer:
             table = self._wired(plan.stage(old), plan.recipe.stages[old])
             inputs = {role: [names.get(name, name) for name in several] for role, several in table["inputs"].items()}
             kept = {key: value for key, value in table.items() if key != "gates"}
+            if mix := plan.stage(old).mix:
+                kept["mix"] = mix.renamed(names).model_dump(mode="json", exclude_unset=True)
             if CONSTRAINTS in kept:
                 kept[CONSTRAINTS] = {names.get(name, name): bounds for name, bounds in kept[CONSTRAINTS].items()}
             yield new, {**kept, "inputs": inputs, "seed": self._seed(plan.stage(old).seed, k)}

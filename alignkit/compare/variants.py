@@ -8,8 +8,11 @@ from itertools import product
 from typing import Any
 
 from alignkit.contract.kinds import Policy
+from alignkit.contract.method import Method
 from alignkit.contract.names import NAME
+from alignkit.contract.paper import Paper
 from alignkit.errors import Problem, RecipeError, near_miss
+from alignkit.plan.presets import PRESET
 from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.recipe import Recipe
 from alignkit.show.literature import papers_called
@@ -187,7 +190,7 @@ def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: 
     known = {*plugins.methods, *WELL_KNOWN}
     belongs = {key: parts[1] for key in asked.vary if len(parts := key.split(".")) > 2 and parts[1] in known}
     named = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]
-    starts = [_named(name, own, plugins, stage) for name in named]
+    starts = [_named(name, own, plugins, recipe, stage) for name in named]
     for key, method in belongs.items():
         if method not in [start.method for start in starts]:
             remedy = f"write --methods {','.join([*named, method])}"
@@ -199,16 +202,36 @@ def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: 
     ]
 
 
-def _named(name: str, own: str, plugins: Plugins, stage: str) -> Variant:
+def _named(name: str, own: str, plugins: Plugins, recipe: Recipe, stage: str) -> Variant:
     """Return the variant of a method's name, or of a paper's, before anything varies."""
     found = papers_called(plugins, name) if name not in plugins.methods and ":" not in name else []
     if len(found) > 1:
         among = " or ".join(method.name for _, method in found)
         raise RecipeError(f"{name!r} is the paper of several methods", f"--methods {name}", f"write {among}")
     method = found[0][1].name if found else name
-    settings = found[0][0].keys(f"{stage}.{method}") if found else {}
+    settings = _of_paper(*found[0], recipe, stage) if found else {}
     head = {} if method == own else {f"{stage}.method": method}
     return Variant(stage, method, {**head, **settings}, found[0][0].name if found else "", tuple(settings))
+
+
+def _of_paper(paper: Paper, method: Method, recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return the settings that make a stage a paper's, by their keys.
+
+    What the recipe's file says besides stays, but for another preset, and for a setting that does not go together with
+    those of the paper, which is at its default.
+    """
+    prefix, said = f"{stage}.{method.name}", recipe.stages[recipe.last_round(stage)].get(method.name, {})
+    settings = paper.keys(prefix)
+    for key, value in said.items() if isinstance(said, dict) else ():
+        field = method.settings.model_fields.get(key)
+        if key == PRESET and method.presets:
+            settings[f"{prefix}.{key}"] = paper.name if paper.name in method.presets else None
+        elif field is None or key in paper.settings or ("stage", stage, method.name, key) in recipe.overrides:
+            continue
+        elif not replace(paper, settings={key: value}).why_not_of(method.settings):
+            if replace(paper, settings={**paper.settings, key: value}).why_not_of(method.settings):
+                settings[f"{prefix}.{key}"] = field.default
+    return settings
 
 
 def _grid(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -32,4 +32,5 @@ def preset_of(recipe: Recipe, stage: str, method: Method) -> Paper | None:
 def over_preset(recipe: Recipe, stage: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """Lay settings over the preset that a stage names. Raise RecipeError where there is none of that name."""
     paper = preset_of(recipe, stage, method)
-    return merged(paper.settings, {key: given[key] for key in given if key != PRESET}) if paper else dict(given)
+    said = {key: given[key] for key in given if key != PRESET or not method.presets}
+    return merged(paper.settings, said) if paper else said

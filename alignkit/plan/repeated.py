@@ -62,8 +62,14 @@ def refused_reference(
     problem = (
         f"stage {stage!r}: {method.name} compares its policy with none where kl.coef is 0, so {wires[REFERENCE][0]!r}"
     )
-    where = recipe.where("stage", stage, "inputs", REFERENCE)
-    return [RecipeError(f"{problem} as reference does nothing", where, f"raise {method.name}.kl.coef, or leave it out")]
+    one, place, instead = recipe.rounds.get(stage), ("stage", stage, "inputs", REFERENCE), "leave it out"
+    if one and REFERENCE not in recipe.stages[stage].get("inputs", {}):
+        place, instead = (
+            (*place_of(one.repeat), REFERENCE),
+            f'set {".".join(place_of(one.repeat))}.reference = "moving"',
+        )
+    problem = f"{problem} as reference does nothing"
+    return [RecipeError(problem, recipe.where(*place), f"raise {method.name}.kl.coef, or {instead}")]
 
 
 def renamed_gates(

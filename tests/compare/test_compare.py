@@ -21,6 +21,7 @@ from alignkit.compare.tables import as_dict, comparison_of, conclusion, remarks_
 from alignkit.compare.variants import VariantRequest, read_vary, split
 from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
 from alignkit.plan.planner import make_plan
+from alignkit.recipe.packaged import find_recipe
 from tests.planning import write_model, write_rows
 
 PLUGIN = '''
@@ -283,6 +284,42 @@ def test_what_varies_goes_before_what_is_the_papers(desk: Path) -> None:
         "tiny-shift far=0.5 note=a",
         "tiny-shift far=0.6 note=a",
     ]
+
+
+def with_settings(desk: Path, *lines: str) -> Path:
+    """Write the packaged recipe with further settings of the stage that is compared."""
+    text = find_recipe("rlhf.toml").read_text("utf-8")
+    (desk / "more.toml").write_text(text.replace("grpo.updates  ", "\n".join([*lines, "grpo.updates"]), 1), "utf-8")
+    return desk / "more.toml"
+
+
+def test_a_paper_takes_the_place_of_a_preset_and_of_settings_that_it_refuses(desk: Path) -> None:
+    recipe = with_settings(desk, 'grpo.preset = "dapo"', "grpo.clip_high = 0.4", "grpo.measured = 8")
+
+    made = plan_comparison(recipe, VariantRequest(methods=["grpo", "sapo"]))
+
+    own, paper = (made.plan.stage(contender.stages[0]).settings.model_dump() for contender in made.contenders)
+    assert [own[key] for key in ("surrogate", "clip_high", "dynamic_sampling", "measured")] == ["clip", 0.4, 10, 8]
+    assert [paper[key] for key in ("surrogate", "clip_high", "dynamic_sampling", "measured")] == ["gate", None, 0, 8]
+
+
+def test_a_paper_is_refused_beside_what_the_command_line_says(desk: Path) -> None:
+    recipe = with_settings(desk)
+
+    with pytest.raises(RecipeError) as caught:
+        plan_comparison(recipe, VariantRequest(methods=["grpo", "sapo"]), set={"align.grpo.clip_high": 0.4})
+
+    told = "stage 'align': grpo: surrogate = \"gate\" clips nothing; leave clip and clip_high out"
+    assert str(caught.value).partition(": ")[2] == told
+
+
+def test_a_paper_without_settings_leaves_a_preset_out(desk: Path) -> None:
+    recipe = with_settings(desk, 'best-of-n.preset = "best-of-n"', "best-of-n.answers = 4")
+
+    made = plan_comparison(recipe, VariantRequest(methods=["best-of-n", "raft"]))
+
+    updates = [made.plan.stage(one.stages[0]).settings.model_dump()["updates"] for one in made.contenders]
+    assert updates == [1, 100]
 
 
 def test_what_varies_is_typed_as_with_set(desk: Path) -> None:

@@ -345,6 +345,11 @@ def test_a_reference_that_nothing_is_compared_with_is_refused(desk: Desk) -> Non
         "r.toml:11: stage 'align': grpo compares its policy with none where kl.coef is 0, so 'base' as reference does "
         "nothing; raise grpo.kl.coef, or leave it out"
     ]
+    fixed = text.replace('inputs.reference = "base"', '[repeat]\nstages = ["align"]\nrounds = 2\nreference = "fixed"')
+    assert problems(desk, fixed, {"align.grpo.kl.coef": "0"}) == [
+        "r.toml:14: stage 'align-2': grpo compares its policy with none where kl.coef is 0, so 'first' as reference "
+        'does nothing; raise grpo.kl.coef, or set repeat.reference = "moving"'
+    ]
 
 
 def test_bounds_of_costs_are_those_of_their_rounds(desk: Desk) -> None:
@@ -369,12 +374,43 @@ rounds = 2
 
 def compared(desk: Desk, **asked: object):
     gold = '[sources]\ngold = { reward = "function:reviews-gold" }\n'
-    text = ROUNDS.replace("[sources]\n", gold) + 'split = ["prompts"]\n'
+    text = asked.pop("text", ROUNDS.replace("[sources]\n", gold) + 'split = ["prompts"]\n')
     (desk.folder / "r.toml").write_text(text, "utf-8")
     files = [desk.plugin, desk.folder / "more.py"]
     return plan_comparison(
         desk.folder / "r.toml", VariantRequest(**asked), runs=desk.folder / "runs", plugins=files, set={"seed": 5}
     )
+
+
+MIXED = SOURCES.replace(
+    "[stage.first]",
+    """more = { demonstrations = "demos.jsonl", held_out = 0.1 }
+[repeat]
+stages = ["again"]
+rounds = 2
+split = ["demos"]
+[stage.first]
+inputs.demos = "demos"
+""",
+)
+MIXED += """
+[stage.again]
+method = "sft"
+mix.weights = { demos = 3, more = 1 }
+[stage.after]
+method = "evaluate"
+inputs.rewards = ["gold"]
+[sources.gold]
+reward = "function:reviews-gold"
+"""
+
+
+def test_a_comparison_varies_a_mix_in_all_of_its_rounds(desk: Desk) -> None:
+    made = compared(desk, text=MIXED, stage="again", vary={"again.mix.weights.more": [1, 2]}, seeds=2)
+
+    mixes = [made.plan.stage(name).mix for one in made.contenders for own in one.own for name in own.values()]
+    parts = [{"demos-1": 3, "more": more} for more in (1, 2)], [{"demos-2": 3, "more": more} for more in (1, 2)]
+    assert [mix.weights for mix in mixes if mix] == [part[more] for more in (0, 0, 1, 1) for part in parts]
 
 
 def test_a_comparison_varies_a_stage_in_all_of_its_rounds(desk: Desk) -> None:
