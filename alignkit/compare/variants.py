@@ -228,10 +228,16 @@ def _of_paper(paper: Paper, method: Method, recipe: Recipe, stage: str) -> dict[
             settings[f"{prefix}.{key}"] = paper.name if paper.name in method.presets else None
         elif field is None or key in paper.settings or ("stage", stage, method.name, key) in recipe.overrides:
             continue
-        elif not replace(paper, settings={key: value}).why_not_of(method.settings):
-            if replace(paper, settings={**paper.settings, key: value}).why_not_of(method.settings):
-                settings[f"{prefix}.{key}"] = field.default
+        elif _refuses(paper, method, key, value):
+            settings[f"{prefix}.{key}"] = field.default
     return settings
+
+
+def _refuses(paper: Paper, method: Method, key: str, value: Any) -> bool:
+    """Return whether a setting that is right by itself does not go together with a paper's."""
+    alone, together = {key: value}, {**paper.settings, key: value}
+    reasons = [replace(paper, settings=some).why_not_of(method.settings) for some in (alone, together)]
+    return not reasons[0] and bool(reasons[1])
 
 
 def _grid(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

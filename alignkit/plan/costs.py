@@ -1,11 +1,12 @@
 """Costs: the rewards of a stage whose means have bounds, and what a recipe may say of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from alignkit.contract.constraint import COSTS, Constraint
 from alignkit.contract.method import Method
 from alignkit.errors import RecipeError
+from alignkit.plan.plan import PlannedStage
 from alignkit.plan.wiring import Wires
 from alignkit.plugins import Plugins
 from alignkit.recipe.recipe import Recipe
@@ -58,3 +59,18 @@ def _check_rewarded(
         elif constraint.rewarded and cost not in rewards:
             problem = f"{name}.rewarded does nothing: {cost!r} is no reward of the stage"
             yield RecipeError(problem, where, "name it under inputs.rewards, or leave `rewarded` out")
+
+
+def idle_weights(recipe: Recipe, stages: Sequence[PlannedStage]) -> list[RecipeError]:
+    """Return what is wrong with weights of rewards whose mean is bounded by all stages that take them."""
+    taken = [(name, role) for stage in stages for role, names in stage.inputs.items() for name in names]
+    bounded = {name for name, role in taken if role == COSTS} - {name for name, role in taken if role != COSTS}
+    return [
+        RecipeError(
+            f"source {name!r}: weight does nothing: its mean is bounded, and it is nowhere a reward",
+            recipe.where("sources", name, "weight"),
+            f"leave it out, or name {name!r} under inputs.rewards",
+        )
+        for name in sorted(bounded)
+        if recipe.sources.get(name, {}).get("weight", 1) != 1
+    ]

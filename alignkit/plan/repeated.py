@@ -62,14 +62,12 @@ def refused_reference(
     problem = (
         f"stage {stage!r}: {method.name} compares its policy with none where kl.coef is 0, so {wires[REFERENCE][0]!r}"
     )
-    one, place, instead = recipe.rounds.get(stage), ("stage", stage, "inputs", REFERENCE), "leave it out"
+    where, instead, one = recipe.where("stage", stage, "inputs", REFERENCE), "leave it out", recipe.rounds.get(stage)
     if one and REFERENCE not in recipe.stages[stage].get("inputs", {}):
-        place, instead = (
-            (*place_of(one.repeat), REFERENCE),
-            f'set {".".join(place_of(one.repeat))}.reference = "moving"',
-        )
+        place = (*place_of(one.repeat), REFERENCE)
+        where, instead = recipe.where(*place), f'set {".".join(place)} = "moving"'
     problem = f"{problem} as reference does nothing"
-    return [RecipeError(problem, recipe.where(*place), f"raise {method.name}.kl.coef, or {instead}")]
+    return [RecipeError(problem, where, f"raise {method.name}.kl.coef, or {instead}")]
 
 
 def renamed_gates(

@@ -142,3 +142,14 @@ def test_what_bounded_costs_cannot_do_beside_is_refused(tmp_path, given, message
         planned(tmp_path, **bound, **{f"align.grpo.{key}": value for key, value in given.items()})
 
     assert str(caught.value).partition(": ")[2] == f"stage 'align': {message}"
+
+
+def test_a_weight_of_what_is_only_bounded_is_refused(tmp_path) -> None:
+    bound = {"gold.weight": 2.0, "align.constraints.gold.min": 0.5}
+
+    assert planned(tmp_path, **bound).stage("align").inputs["costs"] == ("gold",)  # and `scores` takes it as a reward
+    with pytest.raises(RecipeError) as caught:
+        planned(tmp_path, **bound, **{"scores.inputs.rewards": ["reward"]})
+
+    told = "source 'gold': weight does nothing: its mean is bounded, and it is nowhere a reward"
+    assert str(caught.value) == f"--set gold.weight: {told}; leave it out, or name 'gold' under inputs.rewards"
