@@ -1,7 +1,7 @@
 """Figures by round: what the rounds of a repeat came to, side by side."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 from typing import Any, NamedTuple
 
@@ -39,13 +39,22 @@ def figures_by_round(run: KeptRun) -> list[RoundFigure]:
 
 def _placed(stage: KeptStage, result: Result, rounds: Mapping[str, KeptRound]) -> tuple[tuple[str, str], int] | None:
     """Return which figure of which round a result is; None where it is of no round, or of several."""
-    names = "|".join(map(re.escape, sorted(rounds, key=len, reverse=True)))
-    told = re.findall(rf"(?<![\w-])(?:{names})(?![\w-])", result.name)
+    told = _any_of(rounds).findall(result.name)
     numbers = {stage.round.number} if stage.round else {rounds[name].number for name in told}
     if len(numbers) != 1:
         return None
-    label = re.sub(rf"(?<![\w-])(?:{names})(?![\w-])", lambda word: rounds[word[0]].stage, result.name)
+    label = renamed(result.name, {name: one.stage for name, one in rounds.items()})
     return (stage.round.stage if stage.round else stage.name, label), numbers.pop()
+
+
+def renamed(figure: str, names: Mapping[str, str]) -> str:
+    """Return the name of a figure with other names of the stages in it."""
+    return _any_of(names).sub(lambda word: names[word[0]], figure) if names else figure
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Return what finds these names as words of their own."""
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![\w-])")
 
 
 def table_by_round(figures: Sequence[RoundFigure]) -> list[tuple[str, ...]]:

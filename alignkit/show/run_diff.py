@@ -1,9 +1,10 @@
 """Two kept runs side by side: what was asked otherwise, and what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from alignkit.show.by_round import renamed
 from alignkit.show.kept_runs import source_row
 from alignkit.store.rundir import SHORT
 from alignkit.store.runs import KeptRun, KeptSetting, KeptStage
@@ -76,19 +77,35 @@ class RunDiff(NamedTuple):
 
 
 def diff_runs(a: KeptRun, b: KeptRun) -> RunDiff:
-    """Compare two runs, stage by stage of the same name."""
-    ours, theirs = ({stage.name: stage for stage in run.stages if stage.wanted} for run in (a, b))
-    both = [(ours[name], theirs[name]) for name in ours if name in theirs]
+    """Compare two runs, stage by stage of the same name; of a stage that only one of them repeats, its last round."""
+    meant = _last_rounds(a, b), _last_rounds(b, a)
+    ours, theirs = (
+        {called.get(stage.name, stage.name): stage for stage in run.stages if stage.wanted}
+        for run, called in zip((a, b), meant, strict=True)
+    )
+    both = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
     names = dict.fromkeys(chain(ours, theirs))
     return RunDiff(
         a,
         b,
-        list(_circumstances(a, b)),
+        [*_circumstances(a, b), *_rounds(*meant)],
         [_stages(name, ours.get(name), theirs.get(name)) for name in names],
-        [pair for stage, other in both for pair in _settings(stage, other)],
+        [pair for name, stage, other in both for pair in _settings(name, stage, other)],
         list(_sources(a, b)),
-        [pair for name in names for pair in _figures(name, ours.get(name), theirs.get(name))],
+        [pair for name in names for pair in _figures(name, (ours.get(name), theirs.get(name)), meant)],
     )
+
+
+def _last_rounds(run: KeptRun, other: KeptRun) -> dict[str, str]:
+    """Return the last rounds of stages that the other run has without rounds, with what these are called there."""
+    alone = {stage.name for stage in other.stages}
+    found = {run.last_round(one.round.stage): one.round.stage for one in run.stages if one.round}
+    return {last: stage for last, stage in found.items() if stage in alone}
+
+
+def _rounds(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[Circumstance]:
+    yield from (Circumstance(f"stage {stage}", last, stage) for last, stage in ours.items())
+    yield from (Circumstance(f"stage {stage}", stage, last) for last, stage in theirs.items())
 
 
 def _circumstances(a: KeptRun, b: KeptRun) -> Iterator[Circumstance]:
@@ -110,15 +127,15 @@ def _stages(name: str, one: KeptStage | None, other: KeptStage | None) -> StageP
     return StagePair(name, one.method if one else "", other.method if other else "", same)
 
 
-def _settings(one: KeptStage, other: KeptStage) -> Iterator[SettingPair]:
+def _settings(stage: str, one: KeptStage, other: KeptStage) -> Iterator[SettingPair]:
     """Yield the settings that are otherwise. What only one of two methods has is told where it is not its default."""
     ours, theirs = ({_name(setting): setting for setting in stage.settings} for stage in (one, other))
     if one.seed != other.seed:
-        yield SettingPair(one.name, "seed", str(one.seed), str(other.seed))
+        yield SettingPair(stage, "seed", str(one.seed), str(other.seed))
     for name in dict.fromkeys(chain(ours, theirs)):
         a, b = ours.get(name), theirs.get(name)
         if (a and b and a.value != b.value) or ((a is None or b is None) and any(x.changed for x in (a, b) if x)):
-            yield SettingPair(one.name, name, a.value if a else "", b.value if b else "")
+            yield SettingPair(stage, name, a.value if a else "", b.value if b else "")
 
 
 def _name(setting: KeptSetting) -> str:
@@ -141,8 +158,13 @@ def _rows(run: KeptRun, source: str) -> str:
     return f"{rows} + {held_out}" if rows else "-"
 
 
-def _figures(name: str, one: KeptStage | None, other: KeptStage | None) -> Iterator[FigurePair]:
-    ours, theirs = ({result.name: result.after for result in stage.results} if stage else {} for stage in (one, other))
+def _figures(
+    name: str, stages: tuple[KeptStage | None, KeptStage | None], meant: tuple[Mapping[str, str], Mapping[str, str]]
+) -> Iterator[FigurePair]:
+    ours, theirs = (
+        {renamed(result.name, called): result.after for result in stage.results} if stage else {}
+        for stage, called in zip(stages, meant, strict=True)
+    )
     for figure in dict.fromkeys(chain(ours, theirs)):
         yield FigurePair(name, figure, ours.get(figure), theirs.get(figure))
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from alignkit import open_run, run_recipe
 from alignkit.cli import main
 from alignkit.show.by_round import as_plain, figures_by_round
+from alignkit.show.run_diff import diff_runs
 
 METHODS = '''
 from alignkit import Scores, Settings, Stage, Text, hookimpl, method
@@ -104,3 +105,24 @@ def test_a_run_without_rounds_has_no_figures_by_round(desk: Path) -> None:
 
     assert figures_by_round(open_run(run.folder)) == []
     assert "<h2>Rounds</h2>" not in run.report.read_text("utf-8")
+
+
+def test_the_last_round_stands_beside_a_stage_that_the_other_run_does_not_repeat(desk: Path) -> None:
+    rounds = run_recipe("loud.toml", inline=True, plugins=["loud.py"])
+    alone = RECIPE.partition("[repeat]")[0].replace('inputs.text = ["louder"]\n', "").replace("louder-*", "louder")
+    (desk / "once.toml").write_text(alone.replace('"loud"', '"once"'), "utf-8")
+    once = run_recipe("once.toml", inline=True, plugins=["loud.py"])
+
+    found = diff_runs(rounds.kept, once.kept)
+    other = diff_runs(once.kept, rounds.kept)
+
+    assert [(pair.stage, pair.a, pair.b) for pair in found.stages] == [
+        ("begin", "begin", "begin"),
+        ("louder-1", "louder", ""),
+        ("louder", "louder", "louder"),
+        ("weigh", "weigh", "weigh"),
+    ]
+    figures = [(pair.stage, pair.name, pair.a, pair.b) for pair in found.figures]
+    assert {("louder", "marks", 2, 1), ("weigh", "marks louder", 2, 1)} <= {*figures}
+    assert ("stage louder", "louder-2", "louder") in found.circumstances
+    assert ("stage louder", "louder", "louder-2") in other.circumstances
