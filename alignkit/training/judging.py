@@ -44,12 +44,12 @@ def preferred(judges: Sequence[JudgeClient], pairs: Sequence[tuple[Answer, Answe
     return parallel.first(ask)
 
 
-def group_win_rates(judges: Sequence[JudgeClient], answers: Sequence[Answer], rows: Sequence[int]) -> list[float]:
-    """Return how likely each answer is better than another one of its group: neighbours that answer the same row.
+def group_win_rates(judges: Sequence[JudgeClient], answers: Sequence[Answer], numbers: Sequence[int]) -> list[float]:
+    """Return how likely each answer is better than another one of its group: neighbours of the same number.
 
     Every two answers of a group are compared. An answer without another one gets one half.
     """
-    groups = [[place for place, _ in group] for _, group in groupby(enumerate(rows), key=lambda one: one[1])]
+    groups = [[place for place, _ in group] for _, group in groupby(enumerate(numbers), key=lambda one: one[1])]
     pairs = [pair for group in groups for pair in combinations(group, 2)]
     wins: list[list[float]] = [[] for _ in answers]
     chances = preferred(judges, [(answers[one], answers[other]) for one, other in pairs])

@@ -49,6 +49,8 @@ class Rollout:
     Empty: all."""
     version: int = 0
     """Updates that the policy had taken when it answered."""
+    together: int = 0
+    """So many neighbours are compared with each other; 0: all neighbours that answer the same prompt."""
 
     def with_rows(self, rows: Sequence[int], others: "Rollout") -> "Rollout":
         """Return it with others in place of these rows, in their order."""

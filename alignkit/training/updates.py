@@ -156,7 +156,7 @@ class Update(Generic[SettingsC]):
         self._tokens += sum(map(len, rollout.answers))
         self._spend("sample")
         drawn = [] if start or greedy else rollout.logprobs  # others are another distribution's than the policy's
-        return replace(rollout, version=self.number, logprobs=drawn)
+        return replace(rollout, version=self.number, logprobs=drawn, together=answers or settings.answers)
 
     def score(self, rollout: Rollout) -> Scored:
         """Score the answers by all rewards of the stage.
@@ -269,8 +269,9 @@ class Opened(Generic[SettingsC]):
         scored = self.score(prompts, rollout)
         if not self.judged:
             return scored
-        answers = as_answers(rollout, prompts, self.tokenizer)
-        return scored._replace(total=torch.tensor(judging.group_win_rates(self.judges, answers, rollout.rows)))
+        answers, together = as_answers(rollout, prompts, self.tokenizer), rollout.together
+        groups = [place // together for place in range(len(answers))] if together else rollout.rows
+        return scored._replace(total=torch.tensor(judging.group_win_rates(self.judges, answers, groups)))
 
     def answer_held_out(self, seed: int) -> Rollout | None:
         """Answer the held-out prompts, each time with the same random numbers; None where there are none."""

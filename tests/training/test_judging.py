@@ -1,10 +1,15 @@
 """Judges of sampled answers: both orders, several judges, groups, and what counts as no opinion."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from alignkit.contract.judges import JudgeClient, Question, Verdict
 from alignkit.contract.reward_function import Answer
 from alignkit.training.judging import group_win_rates, preferred
+from alignkit.training.rollouts import Rollout
+from alignkit.training.updates import Opened
 
 
 def answers(*texts: str) -> list[Answer]:
@@ -73,3 +78,22 @@ def test_an_answer_without_another_one_gets_one_half() -> None:
 
     assert group_win_rates([client], answers("a", "b"), [0, 1]) == [0.5, 0.5]
     assert asked == []
+
+
+class Letters:
+    """A tokenizer of as many letters as tokens."""
+
+    def batch_decode(self, answers: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return ["a" * len(answer) for answer in answers]
+
+
+def test_a_prompt_that_is_asked_twice_in_a_row_has_two_groups() -> None:
+    client, asked = judge(longer)
+    opened: Any = Opened(None, Letters(), None, [], [], [], None, judged=True, judges=[client])  # type: ignore[arg-type]
+    prompts: Any = [SimpleNamespace(text="why?", row={})]
+    sides = Rollout([0] * 4, [[1]] * 4, [[1], [1, 1], [1, 1, 1], [1] * 4], [True] * 4, together=2)
+
+    scored = opened.score_groups(prompts, sides)
+
+    assert scored.total.tolist() == pytest.approx([0.1, 0.9, 0.1, 0.9])
+    assert len(asked) == 4

@@ -126,6 +126,7 @@ def two_sides(update: Update[SamplingSettings], start: float) -> TwoSides:
         [prompt for prompt in own.prompts for _ in range(2)],
         [answer for two in zip(own.answers, other.answers, strict=True) for answer in two],
         [ended for two in zip(own.finished, other.finished, strict=True) for ended in two],
+        together=2,
     )
     scored = update.score(both)
     parts = [{name: part[side::2] for name, part in scored.parts.items()} for side in range(2)]
