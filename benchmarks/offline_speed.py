@@ -34,9 +34,10 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "orpo": ("orpo", {}),
     "cpo": ("cpo", {}),
     "kto": ("kto", {}),
-    "kto, kl_rows 8": ("kto", {"kl_rows": 8}),
+    "kto, all rows": ("kto", {"kl_rows": 32}),
     "kto, apo": ("kto", {"loss": "apo_zero_unpaired"}),
     "bco": ("bco", {}),
+    "bco, all rows": ("bco", {"shift_rows": 64}),
     "trl-kto": ("trl-kto", {}),
 }
 """What it is called, its method, and its settings."""

@@ -45,8 +45,8 @@ class GoodOrBad:
     prompt: list[int]
     answer: list[int]
     good: bool
-    swapped: list[int]
-    """The answer to another prompt."""
+    swapped: list[int] | None = None
+    """The answer to another prompt; None where it is not read."""
     start: float = 0.0
     """The start's log-probability of the answer."""
     swapped_start: float = 0.0
@@ -70,8 +70,8 @@ class AnswerMethod:
     """From rewards, who is good (1 or 0) and the anchor's reward, all (n,), to losses (n,) without weights."""
     anchor: Anchor | None = None
     """None: at the start."""
-    swaps: bool = False
-    """It reads swapped answers."""
+    swaps: float = 0.0
+    """Share of the rows whose swapped answers it reads."""
     anchored: str = "objective/kl"
     """What the anchor is, in figures."""
 
@@ -91,7 +91,8 @@ def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings |
     good_from = threshold(train, settings)
     more_good = balance([is_good(row, good_from) for row in train])
     weights = settings.undesirable_weight or settings.desirable_weight * more_good, settings.desirable_weight
-    rows = in_order_of(with_start(method, model, policy, swapped(train, good_from, stage.seed), stage), train)
+    judged = [GoodOrBad(row.prompt, row.answer, is_good(row, good_from)) for row in train]
+    rows = in_order_of(with_start(settings, model, policy, swapped(judged, method.swaps, stage.seed), stage), train)
     before = sequence_logprobs(model, held_out, settings)
 
     def loss(part: Sequence[GoodOrBad]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,36 +134,32 @@ def losses(
     return loss, {**rewarded, "rewards/margins": margins, **said, method.anchored: anchor}
 
 
-def swapped(answers: Sequence[JudgedAnswer], good_from: float, seed: int) -> list[GoodOrBad]:
-    """Return the rows, each with the answer of another one."""
-    order = Random(f"{seed} swapped").sample(range(len(answers)), len(answers))  # noqa: S311
-    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))
-    return [
-        GoodOrBad(row.prompt, row.answer, is_good(row, good_from), answers[other[place]].answer)
-        for place, row in enumerate(answers)
-    ]
+def swapped(rows: Sequence[GoodOrBad], share: float, seed: int) -> list[GoodOrBad]:
+    """Return the rows, a share of them with the answer of another one beside their own."""
+    order = Random(f"{seed} swapped").sample(range(len(rows)), len(rows))  # noqa: S311
+    other = dict(zip(order[: round(share * len(rows))], [*order[1:], *order[:1]], strict=False))
+    return [replace(row, swapped=rows[other[n]].answer) if n in other else row for n, row in enumerate(rows)]
 
 
 def with_start(
-    method: AnswerMethod, model: Any, policy: Policy, rows: Sequence[GoodOrBad], stage: Stage
+    settings: AnswerSettings, model: Any, policy: Policy, rows: Sequence[GoodOrBad], stage: Stage
 ) -> list[GoodOrBad]:
     """Return the rows with what the start says of them, which is the policy before the first step."""
 
     def read(part: Sequence[GoodOrBad]) -> list[list[float]]:
-        own = logprobs_of(method.settings, model, [(row.prompt, row.answer) for row in part])
-        if not method.swaps:
-            return [[one] for one in own]
-        others = logprobs_of(method.settings, model, [(row.prompt, row.swapped) for row in part])
-        return [list(both) for both in zip(own, others, strict=True)]
+        said = iter(logprobs_of(settings, model, [(row.prompt, answer) for row in part for answer in answers_of(row)]))
+        return [[next(said) for _ in answers_of(row)] for row in part]
 
-    def tokens_of(row: GoodOrBad) -> list[list[int]]:
-        return [row.prompt, row.answer, *([row.swapped] if method.swaps else [])]
-
-    start = Start(policy, method.settings, stage, read, tokens_of)
+    start = Start(policy, settings, stage, read, lambda row: [row.prompt, *answers_of(row)])
     said = start.says_of(rows, [])
     if stage.latest() is None:
-        start.check(rows[: method.settings.batch], said)
+        start.check(rows[: settings.batch], said)
     return [replace(row, start=own, swapped_start=sum(other)) for row, (own, *other) in zip(rows, said, strict=True)]
+
+
+def answers_of(row: GoodOrBad) -> list[list[int]]:
+    """Return a row's answer, and the swapped one where it is read."""
+    return [row.answer] if row.swapped is None else [row.answer, row.swapped]
 
 
 def logprobs_of(settings: RowSettings, model: Any, answers: Sequence[tuple[list[int], list[int]]]) -> list[float]:

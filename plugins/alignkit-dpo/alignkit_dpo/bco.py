@@ -3,7 +3,7 @@
 Binary classifier optimisation (Jung et al. 2024, arXiv 2404.04656) takes the DPO reward of an answer and minimises the
 cross-entropy of telling good answers from bad ones by it, less a shift that lies between both.
 
-1. The shift is half-way between the mean rewards of the good and of the bad answers of the step, which are read before
+1. The shift is half-way between the mean rewards of good and of bad answers of the step, of which some are read before
    it; the paper's is a moving average over steps.
 2. Its weights that match the prompts of both sides are left out.
 """
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any
+
+from pydantic import Field
 
 from alignkit import Advice, PairNeeds, Paper, Policy, Preferences, Ratings, Stage, method
 from alignkit_dpo import answer_learning, preference_losses
@@ -33,10 +35,14 @@ PAPERS = (
 class BCOSettings(AnswerSettings):
     """Settings of `bco`."""
 
+    shift_rows: int = Field(default=8, ge=2)
+    """Rows of a step, half of them good and half bad, that are read before it to find the shift: fewer cost less and
+    say less."""
+
 
 def needs(settings: BCOSettings) -> PairNeeds:
-    """Return what it will do: the start reads each answer once, the policy those of each step before it."""
-    return answer_learning.needs(settings, 1.0 + settings.epochs)
+    """Return what it will do: the start reads each answer once, the policy some of each step before it."""
+    return answer_learning.needs(settings, 1 + settings.epochs * min(1.0, settings.shift_rows / settings.batch))
 
 
 @method(
@@ -57,7 +63,8 @@ def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings
 
 def half_way(settings: BCOSettings, model: Any, rows: Sequence[GoodOrBad]) -> float:
     """Return the mean of the mean gains of good and of bad answers, in nats; where one side lacks, the other's."""
-    now = answer_learning.logprobs_of(settings, model, [(row.prompt, row.answer) for row in rows])
-    gains = [(row.good, said - row.start) for said, row in zip(now, rows, strict=True)]
-    sides = ([gain for good, gain in gains if good is side] for side in (True, False))
-    return fmean(fmean(side) for side in sides if side)
+    most = settings.shift_rows // 2
+    sides = [[row for row in rows if row.good is good][:most] for good in (True, False)]
+    some = [row for side in sides for row in side]
+    now = iter(answer_learning.logprobs_of(settings, model, [(row.prompt, row.answer) for row in some]))
+    return fmean(fmean(next(now) - row.start for row in side) for side in sides if side)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from alignkit_dpo.answer_learning import area, balance, swapped, threshold
-from alignkit_dpo.bco import bco, half_way
+from alignkit_dpo.answer_learning import GoodOrBad, area, balance, swapped, threshold
+from alignkit_dpo.bco import BCOSettings, bco, half_way
 from alignkit_dpo.kto import KTOSettings, divergence, kto
 from alignkit_dpo.preference_losses import kto as kto_loss, shifted
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ TestKTO = conformance(
     effects=["beta=1.0", "desirable_weight=3", "undesirable_weight=3", "kl_rows=4"],
 )
 TestBCO = pytest.mark.slow(  # it is kto with another loss
-    conformance(bco, SETTINGS, effects=["beta=1.0", "desirable_weight=3", "undesirable_weight=3"])
+    conformance(bco, SETTINGS, effects=["beta=1.0", "desirable_weight=3", "undesirable_weight=3", "shift_rows=2"])
 )
 
 
@@ -63,14 +63,14 @@ def test_good_held_out_answers_gain_more_than_bad_ones(alignkit_tiny_policy, ali
 
 
 def test_apo_has_its_zero_point_at_the_start(alignkit_tiny_policy, tmp_path, alignkit_records) -> None:
-    answers = alignkit_records(Ratings, rows(48))
+    given = alignkit_records(Ratings, rows(48))
     kto_made, apo_made = (
         run_method(
             kto,
             SETTINGS | {"epochs": 3, "loss": loss},
             RecordingStage(tmp_path / loss),
             policy=alignkit_tiny_policy,
-            answers=answers,
+            answers=given,
         )
         for loss in ("kto", "apo_zero_unpaired")
     )
@@ -112,43 +112,55 @@ def test_one_side_alone_is_refused() -> None:
 
 def test_an_estimate_of_what_counts_for_nothing_is_refused() -> None:
     with pytest.raises(ValidationError) as refused:
-        KTOSettings(loss="apo_zero_unpaired", kl_rows=8)
+        KTOSettings(loss="apo_zero_unpaired", kl_rows=16)
 
     assert refused.value.errors()[0]["msg"] == (
         "Value error, loss apo_zero_unpaired has its zero point at the start, so kl_rows does nothing; leave it out"
     )
 
 
+def answers(*sides):
+    return [GoodOrBad([place], [place], good) for place, good in enumerate(sides)]
+
+
 def test_each_answer_is_swapped_with_that_of_another_row_once() -> None:
-    answers = [JudgedAnswer([1], [place], {"label": place % 2 == 0}) for place in range(9)]
+    rows = swapped(answers(*[True, False] * 4), 1.0, seed=3)
 
-    rows = swapped(answers, 1.0, seed=3)
-
-    assert sorted(row.swapped[0] for row in rows) == list(range(9))
+    assert sorted(row.swapped for row in rows) == [[place] for place in range(8)]
     assert all(row.swapped != row.answer for row in rows)
-    assert [row.good for row in rows] == [place % 2 == 0 for place in range(9)]
+
+
+def test_a_share_of_the_answers_is_swapped() -> None:
+    rows = swapped(answers(*[True] * 40), 0.25, seed=3)
+
+    assert sum(row.swapped is not None for row in rows) == 10
+    assert [row.answer for row in rows] == [[place] for place in range(40)]
+    assert (KTOSettings(batch=32).swaps, KTOSettings(batch=4).swaps) == (0.25, 1.0)
+    assert KTOSettings(loss="apo_zero_unpaired").swaps == 0.0
+
+
+def say(monkeypatch, *said):
+    monkeypatch.setattr("alignkit_dpo.answer_learning.logprobs_of", lambda _, __, some: list(said[: len(some)]))
 
 
 def test_the_divergence_is_the_mean_gain_of_swapped_answers_and_not_below_zero(monkeypatch) -> None:
-    rows = swapped([JudgedAnswer([1], [place], {"label": True}) for place in range(3)], 1.0, seed=1)
-    said = [0.5, 2.0, -1.0]
-    monkeypatch.setattr("alignkit_dpo.answer_learning.logprobs_of", lambda settings, model, some: said[: len(some)])
+    rows = swapped(answers(True, True, True), 1.0, seed=1)
 
+    say(monkeypatch, 0.5, 2.0, -1.0)
     assert divergence(KTOSettings(), None, rows) == pytest.approx(0.5)
-    assert divergence(KTOSettings(kl_rows=2), None, rows) == pytest.approx(1.25)
-    said = [-1.0, -2.0, -3.0]
+    assert divergence(KTOSettings(), None, answers(True, False)) == 0.0
+    say(monkeypatch, -1.0, -2.0, -3.0)
     assert divergence(KTOSettings(), None, rows) == 0.0
 
 
 def test_the_shift_lies_half_way_between_good_and_bad_gains(monkeypatch) -> None:
-    labels = [True, True, True, False]
-    rows = swapped([JudgedAnswer([1], [place], {"label": good}) for place, good in enumerate(labels)], 1.0, seed=1)
-    monkeypatch.setattr(
-        "alignkit_dpo.answer_learning.logprobs_of", lambda _, __, some: [1.0, 2.0, 3.0, -6.0][: len(some)]
-    )
+    rows = answers(True, True, True, False)
 
-    assert half_way(KTOSettings(), None, rows) == pytest.approx(-2.0)
-    assert half_way(KTOSettings(), None, rows[:3]) == pytest.approx(2.0)
+    say(monkeypatch, 1.0, 2.0, 3.0, -6.0)
+    assert half_way(BCOSettings(), None, rows) == pytest.approx(-2.0)
+    assert half_way(BCOSettings(), None, rows[:3]) == pytest.approx(2.0)
+    say(monkeypatch, 1.0, -6.0)
+    assert half_way(BCOSettings(shift_rows=2), None, rows) == pytest.approx(-2.5)
 
 
 def test_the_losses_are_the_papers() -> None:
@@ -195,8 +207,7 @@ def test_it_learns_what_trls_trainer_learns_step_by_step(
     )
 
     tokenizer = AutoTokenizer.from_pretrained(alignkit_tiny_policy.path)
-    answers = [JudgedAnswer([place], [place], row) for place, row in enumerate(given)]
-    after = {row.prompt[0]: row.swapped[0] for row in swapped(answers, 1.0, alignkit_stage.seed)}
+    after = {row.prompt[0]: row.swapped[0] for row in swapped(answers(*[True] * 8), 1.0, alignkit_stage.seed)}
     order = [0]
     while len(order) < 8:
         order.append(after[order[-1]])
