@@ -8,6 +8,7 @@ from alignkit.noise import area_interval as area_interval
 from alignkit.training import losses, parallel
 from alignkit.training.answers import answer_logprobs, fitting_prompts, in_passes, sample_answers
 from alignkit.training.arithmetic import brought
+from alignkit.training.configs import positions
 from alignkit.training.demonstrated import (
     DemonstrationRows,
     read_demonstrations,
@@ -109,6 +110,7 @@ __all__ = [
     "parallel",
     "parted_labels",
     "picked_samples",
+    "positions",
     "prompt_ids",
     "prompt_text",
     "prompts_of_update",

@@ -40,7 +40,7 @@ from alignkit import (
     sampling_needs,
 )
 from alignkit_distill.pupil import Answers, Pupil, tell
-from alignkit_distill.teachers import Hint, open_teacher
+from alignkit_distill.teachers import Hint, check_room, open_teacher
 
 if TYPE_CHECKING:
     from alignkit.kit import Opened, Rollout, Update
@@ -217,6 +217,8 @@ def unfit(settings: DistillSettings, inputs: Mapping[str, Sequence[type[Artifact
             yield "an endpoint tells log-probabilities at the temperature 1 alone", "set generation.temperature to 1"
     if inputs.get("demos") and settings.on_policy == 1:
         yield "no answer of inputs.demos would be learnt from", "set on_policy below 1, or leave them out"
+    if inputs.get("demos") and settings.loss == "likelihood":
+        yield "loss likelihood learns inputs.demos as they stand, and asks no teacher", "take the method sft"
     if inputs.get("demos") and (settings.hint or settings.hint_column):
         yield "the teacher is told its hint before prompts alone, and demos are answers", "leave out one of the two"
 
@@ -243,14 +245,16 @@ def distill(
     demos: Demonstrations | None = None,
 ) -> Policy:
     """Learn at each token of a policy's own answers what a teacher would have said there."""
-    from alignkit.kit import Around, Roles, begin_loop, open_roles
+    from alignkit.kit import Around, Roles, begin_loop, longest_answer, open_roles
 
     opened = open_roles(of_loop(settings), stage, Roles(policy, (), prompts), Around(start=False))
     hint = Hint(settings.hint, settings.hint_column)
     taught_by = open_teacher(teacher or policy, opened.tokenizer, hint, settings.top_k, settings.precision)
     pupil = Pupil(opened, taught_by, settings)
     given = read_given(demos, opened, stage)
-    asked = [taught_by.prompt(prompt.row) for prompt in opened.prompts]
+    asked, aside = ([taught_by.prompt(one.row) for one in side] for side in (opened.prompts, opened.held_out))
+    check_room(taught_by, max(map(len, [*asked, *aside])) + longest_answer(opened.settings))
+    check_room(taught_by, given.longest if given else 0)
     loop, before = begin_loop(opened, stage, partial(pupil.measured, stage.seed))
     for update in loop.updates():
         answers = answers_of(update, pupil, asked, given)
@@ -266,6 +270,11 @@ class GivenAnswers(NamedTuple):
     prompts: Sequence[list[int]]
     answers: Sequence[list[int]]
     learnt: Sequence[list[bool]]
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest one with its prompt."""
+        return max(len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True))
 
 
 def read_given(demos: Demonstrations | None, opened: Opened[PlainSettings], stage: Stage) -> GivenAnswers | None:

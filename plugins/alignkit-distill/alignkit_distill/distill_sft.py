@@ -28,7 +28,7 @@ from alignkit import (
     packed_needs,
 )
 from alignkit_distill.beside_teacher import BesideTeacher, Read
-from alignkit_distill.teachers import Hint, TokenComparison, open_teacher
+from alignkit_distill.teachers import Hint, TokenComparison, check_room, open_teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +101,7 @@ def distill_sft(
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     rows = read_demonstrations(demos, model, tokenizer, settings, stage)
     taught_by = open_teacher(teacher, tokenizer, Hint(), settings.top_k, settings.precision)
+    check_room(taught_by, max(len(row.ids) for row in [*rows.train, *rows.held_out]))
     lesson = Lesson(BesideTeacher(model, taught_by, settings.temperature, settings.precision), settings)
     before = taught_perplexity(model, tokenizer, rows, settings), lesson.measured(rows.held_out)
     how = Teaching(lesson.loss, lesson.passes, weigh=learnt_tokens, tokens=lambda row: len(row.ids), dropout=True)

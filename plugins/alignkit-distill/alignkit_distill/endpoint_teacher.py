@@ -138,7 +138,11 @@ def open_endpoint(judge: Judge, top_k: int, tokenizer: PreTrainedTokenizerBase) 
     if judge.scheme != "openai":
         problem = f"a judge of the scheme {judge.scheme!r} tells no log-probabilities of given tokens"
         raise RecipeError(problem, where, 'name an endpoint, { judge = "openai:NAME", url = "..." }, or a policy')
-    from alignkit_rlaif.endpoint import EndpointSettings
+    try:
+        from alignkit_rlaif.endpoint import EndpointSettings
+    except ImportError as error:
+        remedy = 'pip install "alignkit-distill[endpoint]"'
+        raise RecipeError("a teacher at an endpoint needs the package alignkit-rlaif", where, remedy) from error
 
     settings = EndpointSettings.model_validate(dict(judge.options))
     headers = {}

@@ -76,7 +76,7 @@ class Hint:
     def before(self, prompt: Any, row: Row) -> Any:
         """Return the prompt with the hint: a string begins with it, a chat has it in its system turn.
 
-        Raises DataError where the row lacks the column.
+        Raise DataError where the row lacks the column.
         """
         if self.column and not isinstance(row.get(self.column), str):
             problem = f"a prompt has no text in the column {self.column!r}, which is the teacher's hint"
@@ -184,3 +184,14 @@ def open_teacher(
     model, tokenizer = load_policy(teacher, precision=precision, trainable=False)
     check_same_tokens(tokenizer, learner, teacher.name)
     return PolicyTeacher(model, tokenizer, hint, top_k)
+
+
+def check_room(teacher: Teacher, longest: int) -> None:
+    """Raise DataError where a teacher reads fewer tokens than the longest of its prompts has with its answer."""
+    from alignkit.kit import positions
+
+    for model in teacher.models:
+        limit = positions(model)
+        if limit is not None and longest > limit:
+            problem = f"the teacher reads at most {limit} tokens, and a prompt with its answer has up to {longest}"
+            raise DataError(problem, remedy="lower max_length, shorten the hint, or take another teacher")

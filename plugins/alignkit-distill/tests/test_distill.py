@@ -1,12 +1,14 @@
 """Distillation on a policy's own answers: what every method must keep, its settings, and what it learns."""
 
+import sys
+
 import pytest
 from alignkit_distill.distill import DistillSettings, distill
 from alignkit_distill.teachers import Hint
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from alignkit import DataError, Demonstrations, Prompts, RecipeError
+from alignkit import DataError, Demonstrations, Judge, Prompts, RecipeError
 from alignkit.estimate.desk import desk_for
 from alignkit.estimate.preflight import preflight
 from alignkit.plan.planner import make_plan
@@ -107,6 +109,14 @@ def test_a_column_of_the_prompts_may_be_the_hint(tmp_path, inputs) -> None:
     assert stage.results["teacher_kl"][0] > 0
 
 
+def test_a_hint_that_leaves_no_room_for_an_answer_is_refused(tmp_path, inputs) -> None:
+    with pytest.raises(DataError) as refused:
+        ran(tmp_path / "stage", inputs, hint="not at all: " * 100)
+
+    assert refused.value.problem.startswith("the teacher reads at most 256 tokens, and a prompt with its answer has up")
+    assert refused.value.remedy == "lower max_length, shorten the hint, or take another teacher"
+
+
 def test_a_row_without_the_hint_is_refused(tmp_path, inputs) -> None:
     with pytest.raises(DataError) as refused:
         ran(tmp_path / "stage", inputs, hint_column="solution")
@@ -161,6 +171,17 @@ def test_a_setting_that_would_do_nothing_is_refused(settings, message: str) -> N
     assert message in refused.value.errors()[0]["msg"]
 
 
+def test_an_endpoint_without_its_package_is_refused(tmp_path, inputs, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "alignkit_rlaif.endpoint", None)
+    endpoint = Judge(name="far", fingerprint="0", path=tmp_path, address="openai:m", options={})
+
+    with pytest.raises(RecipeError) as refused:
+        ran(tmp_path / "stage", {**inputs, "teacher": endpoint})
+
+    assert refused.value.problem == "a teacher at an endpoint needs the package alignkit-rlaif"
+    assert refused.value.remedy == 'pip install "alignkit-distill[endpoint]"'
+
+
 RECIPE = """
 [sources]
 base = { policy = "builtin:tiny" }
@@ -179,6 +200,10 @@ inputs.policy = "base"
     [
         ("", "stage 'distil': distill has no teacher; name one, inputs.teacher"),
         ('inputs.teacher = "other"\ninputs.demos = "demos"', "no answer of inputs.demos would be learnt from; set on"),
+        (
+            'inputs.teacher = "other"\ninputs.demos = "demos"\ndistill.loss = "likelihood"\ndistill.on_policy = 0',
+            "loss likelihood learns inputs.demos as they stand, and asks no teacher; take the method sft",
+        ),
         (
             'inputs.demos = "demos"\ndistill.hint = "x"\ndistill.on_policy = 0.5',
             "the teacher is told its hint before prompts alone, and demos are answers; leave out one of the two",

@@ -14,6 +14,8 @@ from alignkit.kit import load_policy
 from alignkit.testing import RecordingStage, run_method, same_weights
 from alignkit.testing.examples import write_inputs, write_tiny_policy
 
+pytest.importorskip("alignkit_rlaif", reason="its judges are the endpoints")
+
 SETTINGS = {
     "updates": 2,
     "batch": 8,
