@@ -81,6 +81,8 @@ class PairNeeds(RowNeeds):
     """How often each is read besides, without gradient; 1: once by the start, before."""
     apart: bool = False
     """A row is one answer; the two of a pair are two rows."""
+    gathered: bool = False
+    """All answers to a prompt are learnt together, and count as one row of the batch; a lone answer is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

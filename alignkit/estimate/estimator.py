@@ -1,6 +1,8 @@
 """What each stage of a plan will need on this machine, before anything is trained."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from alignkit.contract.kinds import Demonstrations, Policy, Preferences, Prompts, Records, RewardModel, Text
 from alignkit.contract.mix import Mix, counts
-from alignkit.contract.needs import EvaluationNeeds, Needs
+from alignkit.contract.needs import EvaluationNeeds, Needs, PairNeeds
 from alignkit.contract.settings import Settings, merged
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import AlignkitError, DataError, Problem
@@ -246,6 +248,8 @@ class Estimator:
         facts, kind = joined(found, mix), self.plan.sources[name].kind
         if takes_apart(needs, kind):
             return facts._replace(rows=2 * facts.rows, held_out=2 * facts.held_out)
+        if isinstance(needs, PairNeeds) and needs.gathered:
+            return gathered(facts, name, self.desk.open(self.plan.sources[name]))
         if not issubclass(kind, Prompts):
             return facts
         answer = min(self._usual_answer(source.name) or new, new)
@@ -319,6 +323,18 @@ def joined(facts: Mapping[str, Facts], mix: Mix | None) -> Facts:
     )
     held_out, longest = sum(one.held_out for one in facts.values()), max(one.longest for one in facts.values())
     return Facts(sum(read.values()), held_out, prompt, answer, longest)
+
+
+def gathered(facts: Facts, name: str, records: Records) -> Facts:
+    """Return what is known of rows that are all answers to a prompt, from what is known of single answers.
+
+    Raise DataError where no prompt has two.
+    """
+    sides = (Counter(json.dumps(row["prompt"]) for row in side) for side in (records.train(), records.held_out()))
+    train, held_out = ([answers for answers in side.values() if answers > 1] for side in sides)
+    if not train:
+        raise DataError("no two rows have the same prompt", f"source {name!r}", "give several answers to each prompt")
+    return facts._replace(rows=len(train), held_out=len(held_out), answer=fmean(train) * facts.answer)
 
 
 def check_lost(name: str, kind: type[Records], rows: Sequence[Lengths], room: int, allowed: float) -> float:

@@ -765,6 +765,27 @@ def test_pairs_that_are_learnt_apart_are_two_rows_each(recipe: Callable[..., Pat
     assert (dpo.stages[0]["steps"], kto.stages[0]["steps"]) == (10, 20)
 
 
+def test_answers_to_one_prompt_that_are_learnt_together_are_one_row(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"the food {n % 10}", "completion": f" was {n}", "rating": n} for n in range(40)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = 'answers = { ratings = "r.jsonl", held_out = 0.0 }'
+
+    found = found_of(recipe("nca.batch = 4", "nca.epochs = 1", method="nca", sources=sources))
+
+    assert found.stages[0]["steps"] == 3
+
+
+def test_prompts_with_one_answer_each_teach_nothing_together(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"prompt": f"the food {n}", "completion": f" was {n}", "rating": n} for n in range(40)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = found_of(recipe(method="nca", sources='answers = { ratings = "r.jsonl", held_out = 0.0 }'))
+
+    assert "no two rows have the same prompt" in str(found.problems[0])
+
+
 def test_smoke_runs_every_stage_in_small_and_reckons_the_whole(recipe: Callable[..., Path]) -> None:
     file = recipe("sft.epochs = 1", "sft.batch = 4")
 

@@ -6,7 +6,7 @@ A method brings an objective, and what all rows of a step need together before i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean, median
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat
 
-from alignkit import PairNeeds, Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, pair_needs
+from alignkit import Artifact, PairNeeds, Policy, Preferences, Ratings, RecipeError, RowSettings, Stage, pair_needs
 from alignkit_dpo.start_logprobs import Start
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class AnswerMethod:
 def needs(settings: AnswerSettings, reads: float) -> PairNeeds:
     """Return what a method will do that reads each answer so often besides."""
     return replace(pair_needs(settings), reads=reads, apart=True)
+
+
+def unfit(settings: AnswerSettings, inputs: Mapping[str, Sequence[type[Artifact]]]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with settings beside these inputs."""
+    if settings.good_from is not None and Preferences in inputs.get("answers", ()):
+        yield "the sides of preferences are good and bad, so good_from does nothing", "leave it out"
 
 
 def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings | Preferences) -> Policy:
@@ -172,8 +178,13 @@ def logprobs_of(settings: RowSettings, model: Any, answers: Sequence[tuple[list[
 
 
 def threshold(answers: Sequence[JudgedAnswer], settings: AnswerSettings) -> float:
-    """Return the rating that a good answer exceeds or reaches; of rows with a label that is true."""
+    """Return the rating that a good answer exceeds or reaches; of rows with a label that is true.
+
+    Raise RecipeError where labels leave nothing for `good_from` to say.
+    """
     if "label" in answers[0].row:
+        if settings.good_from is not None:
+            raise RecipeError("the answers have labels, so good_from does nothing", "good_from", "leave it out")
         return 1.0
     if settings.good_from is not None:
         return settings.good_from

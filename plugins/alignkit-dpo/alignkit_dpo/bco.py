@@ -54,6 +54,7 @@ def needs(settings: BCOSettings) -> PairNeeds:
     needs=needs,
     results=("auc",),
     papers=PAPERS,
+    refuses=answer_learning.unfit,
 )
 def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn to tell answers that are good by themselves from bad ones, without pairs and without a reward model."""

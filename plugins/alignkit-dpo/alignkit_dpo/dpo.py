@@ -110,6 +110,7 @@ class DPOSettings(PairSettings):
 
 
 KNOWN_TO: Mapping[str, Sequence[str]] = {
+    "beta": (*OF_MARGIN, *losses.BY_REWARDS, "sppo"),
     "label_smoothing": SMOOTHED,
     "by_token": SCALED,
     "length_penalty": SCALED,

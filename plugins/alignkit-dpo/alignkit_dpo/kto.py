@@ -71,6 +71,7 @@ def needs(settings: KTOSettings) -> PairNeeds:
     needs=needs,
     results=("auc",),
     papers=PAPERS,
+    refuses=answer_learning.unfit,
 )
 def kto(settings: KTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, without pairs and without a reward model."""

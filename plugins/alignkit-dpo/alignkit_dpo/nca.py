@@ -60,7 +60,7 @@ class RatedAnswers:
 
 def needs(settings: NCASettings) -> PairNeeds:
     """Return what it will do: the start reads each answer once. A step has the answers to `batch` prompts."""
-    return replace(pair_needs(settings), apart=True, regrouped=True)
+    return replace(pair_needs(settings), apart=True, gathered=True, regrouped=True)
 
 
 @method(

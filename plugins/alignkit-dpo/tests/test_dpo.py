@@ -246,6 +246,11 @@ def test_more_than_half_wrong_labels_are_refused() -> None:
             "loss nca and sft has no divergence; take loss sigmoid or robust or exo or aot or ipo or hinge or "
             "discopop or squared-hinge or exponential, or leave it out",
         ),
+        (
+            {"loss": "sft", "beta": 0.2},
+            "loss sft has no beta; take loss sigmoid or robust or exo or aot or ipo or hinge or discopop or "
+            "squared-hinge or exponential or nca or bco or apo-zero or apo-down or sppo, or leave it out",
+        ),
         ({"discopop_tau": 0.1}, "loss sigmoid has no discopop_tau; take loss discopop, or leave it out"),
         ({"loss": "exo"}, "loss exo needs label_smoothing; its paper takes 1e-3"),
         ({"alpha": 0.3}, 'divergence reverse-kl has no alpha; take divergence "alpha", or leave it out'),

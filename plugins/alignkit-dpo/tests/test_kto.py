@@ -123,6 +123,18 @@ def answers(*sides):
     return [GoodOrBad([place], [place], good) for place, good in enumerate(sides)]
 
 
+def test_a_threshold_of_ratings_beside_labels_or_sides_is_refused() -> None:
+    settings = KTOSettings(good_from=2.0)
+
+    with pytest.raises(RecipeError) as refused:
+        threshold([judged(label=True)], settings)
+
+    assert refused.value.problem == "the answers have labels, so good_from does nothing"
+    sides = [("the sides of preferences are good and bad, so good_from does nothing", "leave it out")]
+    assert [*kto.refuses(settings, {"answers": (Preferences,)})] == sides
+    assert not [*kto.refuses(settings, {"answers": (Ratings,)})]
+
+
 def test_each_answer_is_swapped_with_that_of_another_row_once() -> None:
     rows = swapped(answers(*[True, False] * 4), 1.0, seed=3)
 
