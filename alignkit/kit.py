@@ -25,6 +25,7 @@ from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.mixed_rows import in_order_of
 from alignkit.training.models import load_for_reward_training, load_policy
+from alignkit.training.pair_values import with_values
 from alignkit.training.picking import picked_samples
 from alignkit.training.policy_steps import step_answers, step_policy
 from alignkit.training.rollouts import Rollout, learnt_mask
@@ -138,4 +139,5 @@ __all__ = [
     "train_rows",
     "trainer_options",
     "trl_makes_its_logits",
+    "with_values",
 ]

@@ -372,7 +372,7 @@ def _asked(hook: pluggy.HookCaller, plugin: object, *kinds: type[Offer]) -> list
             continue
         offers = implementation.function()
         if not isinstance(offers, Iterable):
-            raise PluginError(f"{hook.name} returned {offers!r}, not a list")
+            raise PluginError(f"{hook.name} returned {type(offers).__name__}, not a list")
         for offer in offers:
             if not isinstance(offer, kinds):
                 names = " or ".join(kind.__name__ for kind in kinds)

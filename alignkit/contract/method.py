@@ -185,6 +185,10 @@ def method(
         if not (isinstance(produces, type) and issubclass(produces, Artifact)):
             raise _wrong(name, function, "it must return one kind, such as -> Policy")
         told = _results(name, function, results)
+        if why := _why_no_words(papers, advice):
+            raise _wrong(name, function, why)
+        if refuses and not _takes(refuses, 2):
+            raise _wrong(name, function, "its `refuses` must take settings and the kinds of inputs")
         described = (name, summary_of(function), settings, consumes, produces, function)
         return Method(*described, needs, told, tuple(papers), refuses, advice)
 
@@ -197,9 +201,29 @@ def _results(name: str, function: Callable[..., Any], results: Sequence[str]) ->
     return tuple(results)
 
 
+def _why_no_words(papers: object, advice: object) -> str:
+    """Return why its papers or its advice are none; nothing where they are."""
+    if not isinstance(papers, list | tuple) or not all(isinstance(paper, Paper) for paper in papers):
+        return "its papers must be several, such as papers=(Paper(...),)"
+    if advice is not None and not isinstance(advice, Advice):
+        return "its advice must be Advice(when, risk)"
+    names = [paper.name for paper in papers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"two of its papers have the name {twice[0]!r}"
+    return ""
+
+
+def _takes(function: Callable[..., Any], arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    return True
+
+
 def _wrong(name: str, function: Callable[..., Any], why: str) -> PluginError:
     where = f"{function.__module__}.{function.__qualname__}"
-    return PluginError(f"method {name!r} cannot be read: {why}", where, "see `alignkit methods` for examples")
+    return PluginError(f"method {name!r} cannot be read: {why}", where, "`alignkit new NAME` writes one that can")
 
 
 def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:

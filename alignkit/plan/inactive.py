@@ -84,6 +84,8 @@ def _near(key: str, plugins: Plugins) -> str:
 
 
 def _advice(method: Method, key: str, plugins: Plugins) -> str:
+    if key in method.consumes:
+        return f"inputs stand under inputs: inputs.{key} = ..."
     if key in method.settings.model_fields:
         return f"settings stand under the method's name: {method.name}.{key}"
     if name := other_name(key, method.settings):

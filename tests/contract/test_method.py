@@ -159,7 +159,7 @@ def test_what_a_signature_cannot_say_is_refused(function: Callable[..., Any], wh
         method("odd")(function)
 
     name = f"{__name__}.{function.__name__}"
-    assert str(raised.value) == f"{name}: method 'odd' cannot be read: {why}; see `alignkit methods` for examples"
+    assert str(raised.value) == f"{name}: method 'odd' cannot be read: {why}; `alignkit new NAME` writes one that can"
 
 
 @pytest.mark.parametrize("name", ["", "Dpo", "1st", "a b", "a" * 42])

@@ -1,6 +1,7 @@
 """Papers: what may be one, what a method says of them, and how they are found."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -65,6 +66,29 @@ def test_a_paper_gives_settings_of_its_method() -> None:
     assert offered(paper).papers == (paper,)  # `must` is left to the recipe
     with pytest.raises(PluginError, match="settings of paper 'wild' are not its own: knd: extra inputs"):
         offered(Paper("wild", "Wild", "arXiv 2501.00002", {"knd": "wild"})).examine()
+
+
+PAPER: Any = Paper("wild", "Wild", "arXiv 2501.00002", {"kind": "wild"})
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"papers": PAPER}, "its papers must be several, such as papers=(Paper(...),)"),
+        ({"papers": ("wild",)}, "its papers must be several, such as papers=(Paper(...),)"),
+        ({"papers": (PAPER, PAPER)}, "two of its papers have the name 'wild'"),
+        ({"advice": "take it"}, "its advice must be Advice(when, risk)"),
+        ({"refuses": lambda settings: ()}, "its `refuses` must take settings and the kinds of inputs"),
+    ],
+)
+def test_what_a_method_cannot_say_of_itself_is_refused(words: dict[str, Any], why: str) -> None:
+    def loose(settings: LooseSettings, stage: Stage, *, prompts: Prompts) -> Prompts:
+        return prompts
+
+    with pytest.raises(PluginError) as refusal:
+        method("loose", **words)(loose)
+
+    assert f"method 'loose' cannot be read: {why}; `alignkit new NAME` writes one that can" in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["oddest", "2501.00001", "arXiv 2501.00001"])

@@ -86,7 +86,7 @@ BROKEN = [
     ),
     (
         "from alignkit import hookimpl\n@hookimpl\ndef alignkit_methods():\n    pass",
-        "alignkit_methods returned None, not a list",
+        "alignkit_methods returned NoneType, not a list",
     ),
     (
         "from alignkit import hookimpl\n@hookimpl\ndef alignkit_methods():\n    return ['x']",
@@ -113,7 +113,7 @@ BROKEN = [
     (
         "from alignkit import method\n@method('odd')\ndef f(x): ...",
         "MODULE.f: method 'odd' cannot be read: its first two parameters must be the settings and the stage; "
-        "see `alignkit methods` for examples",
+        "`alignkit new NAME` writes one that can",
     ),
 ]
 

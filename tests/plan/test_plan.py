@@ -87,7 +87,7 @@ def test_shared_settings_stand_by_where_the_method_has_none(desk: Desk) -> None:
 def test_a_method_that_is_not_installed_is_named_with_its_package(desk: Desk) -> None:
     problem = desk.problems(CHAIN, {"align.method": "orpo"})[0]
 
-    assert problem.startswith("--set align.method: stage 'align': no plugin offers a method 'orpo'; there are blend, ")
+    assert problem.startswith("--set align.method: stage 'align': no plugin offers a method 'orpo'; there are best-of-n, ")
     assert problem.endswith("; others come by pip install, perhaps alignkit-orpo")
 
 
@@ -339,6 +339,10 @@ STAGE_MISTAKES = [
     ("method = 'lfit'", "r.toml:14: stage 'more': no plugin offers a method 'lfit'; did you mean 'lift'?"),
     ("max_lenght = 3", "r.toml:15: stage 'more': unknown key 'max_lenght'; did you mean 'max_length'?"),
     ("rate = 3", "r.toml:15: stage 'more': unknown key 'rate'; settings stand under the method's name: lift.rate"),
+    (
+        "rewards = ['judged']",
+        "r.toml:15: stage 'more': unknown key 'rewards'; inputs stand under inputs: inputs.rewards = ...",
+    ),
     (
         "upadtes = 3",
         "r.toml:15: stage 'more': unknown key 'upadtes'; did you mean 'updates'? settings stand under the method's "

@@ -18,6 +18,7 @@ from alignkit.testing.processes import run_in_processes
 from alignkit.training.demonstrated import read_demonstrations
 from alignkit.training.mixed_rows import in_order_of, order_of, places_of
 from alignkit.training.models import load_policy
+from alignkit.training.pair_values import with_values
 from alignkit.training.row_order import rows_of_step
 from alignkit.training.rows import read_answers, read_pairs
 
@@ -129,6 +130,19 @@ def test_rows_that_are_made_of_others_keep_their_order_if_asked_to(policy: Polic
 
     assert read(made) == read(train)
     assert in_order_of([1, 2], [3, 4]) == [1, 2]
+
+
+def test_values_of_pairs_stand_in_their_rows_and_keep_the_order(policy: Policy, tmp_path: Path) -> None:
+    records = of_two(Preferences, tmp_path, Mix(weights={"many": 1, "few": 3}))
+    train = read_pairs(records, *load_policy(policy), SETTINGS, RecordingStage(tmp_path / "stage")).train
+
+    valued = with_values(train, "start", range(len(train)))
+
+    assert read(valued) == read(train)
+    assert [pair.row["start"] for pair in valued] == list(range(len(train)))
+    assert [pair.row["start"] for pair in valued[1:3]] == [1, 2]
+    with pytest.raises(ValueError, match=r"^1 values under 'start' for 2 pairs$"):
+        with_values(train[:2], "start", [0.0])
 
 
 def test_a_mixed_stage_is_the_same_resumed_and_in_two_processes(policy: Policy, tmp_path: Path) -> None:

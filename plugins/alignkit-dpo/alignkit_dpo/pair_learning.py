@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import PositiveFloat
 
@@ -225,38 +225,16 @@ def started(
     start: Start[Pair], train: Sequence[Pair], held_out: Sequence[Pair], *, check: bool
 ) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Return pairs with what the start says of them. Raise StageError where it is to be the policy, and is not."""
-    from alignkit.kit import in_order_of
+    from alignkit.kit import with_values
 
     said = start.says_of(train, held_out)
     if check and start.stage.latest() is None:
         start.check(train[: start.settings.batch], said)
-    return in_order_of(Started(train, said[: len(train)]), train), Started(held_out, said[len(train) :])
+    return with_values(train, START, said[: len(train)]), with_values(held_out, START, said[len(train) :])
 
 
 def tokens_of(pair: Pair) -> list[list[int]]:
     return [*pair.chosen, *pair.rejected]
-
-
-class Started(Sequence["Pair"]):
-    """Pairs, each with what the start says of it in its row."""
-
-    def __init__(self, pairs: Sequence[Pair], start: Sequence[Sequence[float]]) -> None:
-        self._pairs, self._start = pairs, start
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    @overload
-    def __getitem__(self, place: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Pair]: ...
-
-    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        pair = self._pairs[place]
-        return pair._replace(row={**pair.row, START: self._start[place]})
 
 
 def tell(
