@@ -87,7 +87,9 @@ def test_shared_settings_stand_by_where_the_method_has_none(desk: Desk) -> None:
 def test_a_method_that_is_not_installed_is_named_with_its_package(desk: Desk) -> None:
     problem = desk.problems(CHAIN, {"align.method": "orpo"})[0]
 
-    assert problem.startswith("--set align.method: stage 'align': no plugin offers a method 'orpo'; there are best-of-n, ")
+    assert problem.startswith(
+        "--set align.method: stage 'align': no plugin offers a method 'orpo'; there are best-of-n, "
+    )
     assert problem.endswith("; others come by pip install, perhaps alignkit-orpo")
 
 
