@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -73,6 +73,8 @@ class Teaching(Generic[T]):
     """It is on, as the model and its adapter have it."""
     before_step: BeforeStep[T] | None = None
     """What a step needs of all its rows together. None: nothing."""
+    memory: dict[str, float] = field(default_factory=dict)
+    """Numbers that are carried from step to step; checkpoints have them."""
 
 
 class Answered(NamedTuple):
@@ -256,19 +258,28 @@ def train_rows(
     *,
     part: str = "",
     before_step: BeforeStep[T] | None = None,
+    memory: dict[str, float] | None = None,
 ) -> None:
     """Train a model on rows by the mean of their losses, from the checkpoint that the stage goes on from, if any.
 
     Every epoch shuffles the rows anew, or is one of their mix. `passes` groups the rows of a step into what goes
     through the model at once, which changes memory and time and nothing else; without it they go one by one.
     `before_step` is for a loss that needs something of all rows of a step together: it gets them, in every process, and
-    returns them as the loss takes them.
+    returns them as the loss takes them. `memory` are numbers that it carries from step to step: checkpoints have them,
+    and they are put back where a stage goes on.
 
     A stage with several loops (rounds of sampling and learning, say) gives each a `part`, a name of its own, and calls
     them in the same order in every attempt: what is finished is then not learnt again. Several processes share the
     passes of a step. Raise StageError where a second loop has no name of its own.
     """
-    teach(model, rows, Teaching(loss, passes, before_step=before_step), settings, stage, part)
+    teach(
+        model,
+        rows,
+        Teaching(loss, passes, before_step=before_step, memory={} if memory is None else memory),
+        settings,
+        stage,
+        part,
+    )
 
 
 def teach(
@@ -281,11 +292,12 @@ def teach(
     before = stage.begin_part(part, of)
     rate = settings.learning_rate or rate_for(model)
     learner = make_learner(model.train(teaching.dropout), rate, settings.optimisation)
-    done, timer = _go_on(stage, learner, part, before + of), CommitTimer()
+    done, timer = _go_on(stage, learner, part, before + of, teaching.memory), CommitTimer()
     every = max(1, of // LOGGED_STEPS)
 
     def write(folder: Path) -> None:
-        save_learners(folder, {"model": learner}, {"part": part, "before": before, "done": learner.steps})
+        facts = {"part": part, "before": before, "done": learner.steps, "memory": teaching.memory}
+        save_learners(folder, {"model": learner}, facts)
 
     for step in range(done, of):
         batch = [rows[row] for row in rows_of_step(order, step, settings.batch, stage.seed, part)]
@@ -339,11 +351,13 @@ def rate_for(model: Model) -> float:
     return float((10.0 if isinstance(model, PeftModel) else 1.0) / math.sqrt(weights))
 
 
-def _go_on(stage: Stage, learner: Learner, part: str, end: int) -> int:
-    """Put a learner into the state in which an earlier attempt left its part, and return how many steps are done."""
+def _go_on(stage: Stage, learner: Learner, part: str, end: int, memory: dict[str, float]) -> int:
+    """Put a learner and its memory into the state in which an earlier attempt left its part, and return how many steps
+    are done."""
     latest = stage.latest()
     facts = read_state(latest) if latest else {}
     if latest and facts["part"] == part:
+        memory.update(facts["memory"])
         return int(load_learners(latest, {"model": learner})["done"])
     if latest and facts["before"] >= end:  # it is of a later part, so this one is finished
         load_learner(learner, _end_of(stage, part))

@@ -74,6 +74,8 @@ class AnswerMethod:
     """Share of the rows whose swapped answers it reads."""
     anchored: str = "objective/kl"
     """What the anchor is, in figures."""
+    averaged: bool = False
+    """The anchor is the mean of those of all steps so far."""
 
 
 def needs(settings: AnswerSettings, reads: float) -> PairNeeds:
@@ -107,12 +109,18 @@ def learn(method: AnswerMethod, stage: Stage, policy: Policy, answers: Ratings |
     def passes(some: Sequence[GoodOrBad]) -> list[list[int]]:
         return in_passes(model, [row.prompt for row in some], [row.answer for row in some])
 
+    memory = {"steps": 0.0, "mean": 0.0}
+
     def ahead(some: Sequence[GoodOrBad]) -> list[GoodOrBad]:
         anchor = method.anchor(model, some) if method.anchor else 0.0
+        if method.averaged:
+            memory["steps"] += 1
+            memory["mean"] += (anchor - memory["mean"]) / memory["steps"]
+            anchor = memory["mean"]
         good = sum(row.good for row in some) / len(some)
         return [replace(row, anchor=anchor, share=good if row.good else 1 - good) for row in some]
 
-    train_rows(model, rows, loss, settings, stage, passes, before_step=ahead)
+    train_rows(model, rows, loss, settings, stage, passes, before_step=ahead, memory=memory)
     made = stage.save_policy(model, tokenizer)
     gains = sequence_logprobs(model, held_out, settings) - before
     tell(held_out, gains.tolist(), good_from, stage)

@@ -3,8 +3,9 @@
 Binary classifier optimisation (Jung et al. 2024, arXiv 2404.04656) takes the DPO reward of an answer and minimises the
 cross-entropy of telling good answers from bad ones by it, less a shift that lies between both.
 
-1. The shift is half-way between the mean rewards of good and of bad answers of the step, of which some are read before
-   it; the paper's is a moving average over steps.
+1. The shift is half-way between the mean rewards of good and of bad answers, some of which are read before each step,
+   and the mean over all steps so far, as in TRL; the paper's is a moving average. One of the step alone would follow a
+   policy that makes all answers rarer, and hold nothing.
 2. Its weights that match the prompts of both sides are left out.
 """
 
@@ -27,7 +28,7 @@ PAPERS = (
         "Binary Classifier Optimization for Large Language Model Alignment",
         "arXiv 2404.04656",
         {"beta": 0.01},
-        differs="the shift is that of the step, and prompts of both sides are not matched",
+        differs="the shift is the mean over all steps so far, and prompts of both sides are not matched",
     ),
 )
 
@@ -58,7 +59,9 @@ def needs(settings: BCOSettings) -> PairNeeds:
 )
 def bco(settings: BCOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn to tell answers that are good by themselves from bad ones, without pairs and without a reward model."""
-    made = AnswerMethod(settings, preference_losses.shifted, partial(half_way, settings), anchored="objective/shift")
+    made = AnswerMethod(
+        settings, preference_losses.shifted, partial(half_way, settings), anchored="objective/shift", averaged=True
+    )
     return answer_learning.learn(made, stage, policy, answers)
 
 

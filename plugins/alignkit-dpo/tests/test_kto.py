@@ -1,6 +1,7 @@
 """KTO and BCO: TRL's trainer step by step, what every method must keep, their start, their sides, what they tell."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import Preferences, Ratings, RecipeError
 from alignkit.kit import JudgedAnswer
-from alignkit.testing import RecordingStage, conformance, run_method, same_weights
+from alignkit.testing import Left, RecordingStage, conformance, run_method, same_weights
 
 SETTINGS = {"learning_rate": 1e-2, "epochs": 1, "batch": 16, "precision": "fp32"}
 
@@ -183,6 +184,27 @@ def test_the_losses_are_the_papers() -> None:
 
     assert kto_loss(rewards, good, 0.1).tolist() == pytest.approx([1 - sigmoid(0.3), 1 - sigmoid(0.4)])
     assert shifted(rewards, good, 0.1).tolist() == pytest.approx([-math.log(sigmoid(0.3)), -math.log(sigmoid(0.4))])
+
+
+def test_the_shift_is_the_mean_over_all_steps_so_far_also_after_a_stop(
+    tmp_path, alignkit_tiny_policy, alignkit_records, monkeypatch
+) -> None:
+    inputs = {"policy": alignkit_tiny_policy, "answers": alignkit_records(Ratings, rows(48), rows(12))}
+    settings = SETTINGS | {"batch": 16, "epochs": 1}
+    found = iter([1.0, 3.0, 8.0, 3.0, 8.0])
+    monkeypatch.setattr(sys.modules[half_way.__module__], "half_way", lambda *words: next(found))
+
+    whole, stopped = RecordingStage(tmp_path / "whole"), RecordingStage(tmp_path / "stopped", stop_at=1)
+    run_method(bco, settings, whole, **inputs)
+    found = iter([1.0, 3.0, 8.0])
+    with pytest.raises(Left):
+        run_method(bco, settings, stopped, **inputs)
+    again = stopped.again()
+    run_method(bco, settings, again, **inputs)
+
+    shifts = [[figures["objective/shift"] for _, _, figures in stage.logs] for stage in (whole, again)]
+    assert shifts[0] == pytest.approx([1.0, 2.0, 4.0])
+    assert shifts[1][-2:] == pytest.approx([2.0, 4.0])
 
 
 def test_bco_parts_good_from_bad(alignkit_tiny_policy, alignkit_stage, alignkit_records) -> None:
