@@ -9,7 +9,7 @@ WORKDIR /src
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch \
  && pip install --no-cache-dir --constraint constraints.txt \
-    . ./plugins/alignkit-distill ./plugins/alignkit-dpo ./plugins/alignkit-rlaif ./plugins/alignkit-trl
+    . ./plugins/alignkit-distill ./plugins/alignkit-dpo ./plugins/alignkit-online ./plugins/alignkit-rlaif ./plugins/alignkit-trl
 
 # Results and what is fetched from the hub lie in the folder that is mounted.
 ENV HF_HOME=/mnt/alignkit/.huggingface OMP_WAIT_POLICY=passive

