@@ -172,6 +172,7 @@ def test_the_tutorial_recipe_is_planned_on_its_hub_names(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_the_tutorial_recipe_runs_offline_from_the_hubs_cache(hub: Path, tmp_path: Path) -> None:
     overrides = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     runs = tmp_path / "runs"

@@ -29,8 +29,8 @@ ANSWERED = {
 }
 
 TestTRLSFT = conformance(trl_sft, GIVEN_ROWS, effects=["lora.rank=4", "config.loss_type=dft"])
-TestTRLReward = conformance(
-    trl_reward, GIVEN_ROWS, effects=["lora.rank=4", "centering=1.0", "config.adam_epsilon=1e-2"]
+TestTRLReward = pytest.mark.slow(  # it is driven as trl-sft is
+    conformance(trl_reward, GIVEN_ROWS, effects=["lora.rank=4", "centering=1.0", "config.adam_epsilon=1e-2"])
 )
 TestTRLDPO = conformance(trl_dpo, GIVEN_ROWS, effects=["lora.rank=4", "loss=hinge", "config.loss_type=['apo_zero']"])
 TestTRLKTO = pytest.mark.slow(  # the tests of it below are quick
@@ -41,6 +41,10 @@ TestTRLKTO = pytest.mark.slow(  # the tests of it below are quick
 class TestTRLGRPO(  # type: ignore[misc]
     conformance(trl_grpo, ANSWERED, effects=["kl.coef=1.0", "scale=none", "answers=2", "lora.rank=4", "config.top_k=2"])
 ):
+    @pytest.mark.slow
+    def test_a_setting_has_an_effect(self, tmp_path, tmp_path_factory):
+        super().test_a_setting_has_an_effect(tmp_path, tmp_path_factory)
+
     @pytest.mark.xfail(reason="each process of the trainer draws answers from a random state of its own", strict=True)
     def test_two_processes_make_what_one_makes(self, tmp_path, tmp_path_factory):
         super().test_two_processes_make_what_one_makes(tmp_path, tmp_path_factory)
