@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from operator import index
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -34,6 +33,7 @@ from alignkit.training.encoding import (
     LengthReport,
     encode_pairs,
 )
+from alignkit.training.made_rows import MadeRows
 from alignkit.training.mixed_rows import Mixed, ReadRows, mixed, value_of
 from alignkit.training.row_texts import Row
 
@@ -73,7 +73,7 @@ def _span(ends: "np.ndarray[Any, np.dtype[np.int64]]", row: int) -> tuple[int, i
     return int(ends[row - 1]) if row else 0, int(ends[row])
 
 
-class EncodedRows(Sequence[LabelledTokens]):
+class EncodedRows(MadeRows[LabelledTokens]):
     """Rows that lie in a folder; each is read when it is asked for, and none is kept."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,23 +89,15 @@ class EncodedRows(Sequence[LabelledTokens]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, place: int) -> LabelledTokens: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[LabelledTokens]: ...
-
-    def __getitem__(self, place: int | slice) -> LabelledTokens | list[LabelledTokens]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        start, end = _span(self._ends, range(len(self))[index(place)])
+    def made(self, row: int) -> LabelledTokens:
+        start, end = _span(self._ends, row)
         size = self._kind.itemsize
         tokens = np.frombuffer(self._tokens.read(start * size, end * size), self._kind)
         learnt = np.frombuffer(self._learnt.read(start, end), np.bool_)
         return LabelledTokens(tokens.tolist(), np.where(learnt, tokens.astype(np.int64), NOT_LEARNT).tolist())
 
 
-class EncodedPairs(Sequence[T]):
+class EncodedPairs(MadeRows[T]):
     """Pairs that lie in a folder, their sides one after the other; each is read and made when it is asked for."""
 
     def __init__(self, folder: Path, make: Callable[[LabelledPair], T]) -> None:
@@ -124,18 +116,9 @@ class EncodedPairs(Sequence[T]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[T]: ...
-
-    def __getitem__(self, place: int | slice) -> T | list[T]:
-        if isinstance(place, slice):
-            return [self[pair] for pair in range(*place.indices(len(self)))]
-        pair = range(len(self))[index(place)]
-        row = json.loads(self._rows.read(*_span(self._ends, pair)))
-        return self._make(LabelledPair(self._sides[2 * pair], self._sides[2 * pair + 1], row))
+    def made(self, row: int) -> T:
+        kept = json.loads(self._rows.read(*_span(self._ends, row)))
+        return self._make(LabelledPair(self._sides[2 * row], self._sides[2 * row + 1], kept))
 
 
 def encode_once(

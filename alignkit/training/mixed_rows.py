@@ -5,14 +5,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
-from operator import index
-from typing import Generic, NamedTuple, TypeVar, overload
+from typing import Generic, NamedTuple, TypeVar
 
 from alignkit.contract.kinds import Records
 from alignkit.contract.mix import counts
 from alignkit.data.records import Record
 from alignkit.errors import DataError
 from alignkit.training.encoding import LengthReport, at_place
+from alignkit.training.made_rows import MadeRows
 from alignkit.training.row_order import RowOrder, ranks_of
 from alignkit.training.row_texts import Row
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Records)
 
 
-class OrderedRows(Sequence[T]):
+class OrderedRows(MadeRows[T]):
     """Rows with the order in which they are learnt from."""
 
     def __init__(self, rows: Sequence[T], order: RowOrder) -> None:
@@ -29,17 +29,11 @@ class OrderedRows(Sequence[T]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[T]: ...
-
-    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
-        return self._rows[place]
+    def made(self, row: int) -> T:
+        return self._rows[row]
 
 
-class _Joined(Sequence[T]):
+class _Joined(MadeRows[T]):
     """Sequences one behind the other, of which none is copied."""
 
     def __init__(self, several: Sequence[Sequence[T]]) -> None:
@@ -48,16 +42,7 @@ class _Joined(Sequence[T]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[T]: ...
-
-    def __getitem__(self, place: int | slice) -> T | list[T]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        row = range(len(self))[index(place)]
+    def made(self, row: int) -> T:
         source = bisect_right(self._ends, row)
         return self._several[source][row - (self._ends[source - 1] if source else 0)]
 

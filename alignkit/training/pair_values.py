@@ -1,8 +1,8 @@
 """What was computed of pairs once, before they are learnt from, beside each of them."""
 
 from collections.abc import Sequence
-from typing import overload
 
+from alignkit.training.made_rows import MadeRows
 from alignkit.training.mixed_rows import in_order_of
 from alignkit.training.rows import Pair
 
@@ -12,7 +12,7 @@ def with_values(pairs: Sequence[Pair], column: str, values: Sequence[object]) ->
     return in_order_of(ValuedPairs(pairs, column, values), pairs)
 
 
-class ValuedPairs(Sequence[Pair]):
+class ValuedPairs(MadeRows[Pair]):
     """Pairs, each made when it is asked for, with a value in its row."""
 
     def __init__(self, pairs: Sequence[Pair], column: str, values: Sequence[object]) -> None:
@@ -23,14 +23,6 @@ class ValuedPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    @overload
-    def __getitem__(self, place: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Pair]: ...
-
-    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        pair = self._pairs[place]
-        return pair._replace(row={**pair.row, self._column: self._values[place]})
+    def made(self, row: int) -> Pair:
+        pair = self._pairs[row]
+        return pair._replace(row={**pair.row, self._column: self._values[row]})
