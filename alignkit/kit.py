@@ -24,10 +24,10 @@ from alignkit.training.likelihood import learnt_tokens, parted_labels
 from alignkit.training.losses import Count
 from alignkit.training.measures import pair_accuracy_floor
 from alignkit.training.mixed_rows import in_order_of
-from alignkit.training.models import load_for_reward_training, load_policy
+from alignkit.training.models import load_for_reward_training, load_policy, load_reference
 from alignkit.training.pair_values import with_values
 from alignkit.training.picking import picked_samples
-from alignkit.training.policy_steps import step_answers, step_policy
+from alignkit.training.policy_steps import step_answers, step_policy, whole_answer_loss
 from alignkit.training.rollouts import Rollout, learnt_mask
 from alignkit.training.row_texts import answered_text, prompt_text
 from alignkit.training.rows import (
@@ -101,6 +101,7 @@ __all__ = [
     "learnt_tokens",
     "load_for_reward_training",
     "load_policy",
+    "load_reference",
     "longest_answer",
     "losses",
     "map_pairs",
@@ -139,5 +140,6 @@ __all__ = [
     "train_rows",
     "trainer_options",
     "trl_makes_its_logits",
+    "whole_answer_loss",
     "with_values",
 ]

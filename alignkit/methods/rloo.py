@@ -28,10 +28,6 @@ from alignkit.contract.sampling_settings import GroupSettings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from alignkit.training.losses import Count
-    from alignkit.training.seen import Experience
     from alignkit.training.updates import Loop
 
 
@@ -97,7 +93,7 @@ def rloo(
 def train(loop: Loop[RLOOSettings]) -> None:
     """Sample groups of answers, score, compare each reward with the others of its group, step; as often as is left."""
     from alignkit.training import losses
-    from alignkit.training.policy_steps import step_policy
+    from alignkit.training.policy_steps import step_policy, whole_answer_loss
 
     settings = loop.settings
     for update in loop.updates():
@@ -106,22 +102,8 @@ def train(loop: Loop[RLOOSettings]) -> None:
         rewards = seen.scores - seen.kl_coef * seen.kl.sum(dim=1)  # (n,)
         advantages = losses.leave_one_out_advantages(rewards, settings.answers)
         equal = {"val/groups_without_signal": float(losses.share_of_equal_groups(seen.scores, settings.answers))}
-        objective = partial(policy_loss, settings)
+        objective = partial(whole_answer_loss, settings.clip)
         update.done({**seen.metrics, **equal, **step_policy(update, seen.experience(advantages), objective)})
-
-
-def policy_loss(
-    settings: RLOOSettings, part: Experience, logprobs: Tensor, count: Count
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss of the ratios of whole answers, and its metrics, as their share of a whole step."""
-    from alignkit.training import losses
-
-    result = losses.rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, settings.clip)
-    return result.loss, {
-        "approxkl": result.approximate_kl,
-        "clipfrac": result.clip_fraction,
-        "ratio": result.ratio.sum() / count.answers,
-    }
 
 
 @hookimpl

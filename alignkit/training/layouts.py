@@ -21,7 +21,7 @@ from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import DataError, RecipeError, StageError
 from alignkit.training import parallel, sharding
 from alignkit.training.arithmetic import arithmetic
-from alignkit.training.models import load_critic, load_policy
+from alignkit.training.models import load_critic, load_policy, load_reference
 from alignkit.training.output_layer import chosen_logprobs, chosen_tokens, head_of
 from alignkit.training.packing import LAID_OUT, Pack, by_prompt, hidden_before_answers
 from alignkit.training.rollouts import (
@@ -155,10 +155,7 @@ def open_models(
         trunk = Trunk.cut(trained, trained_layers, LAID_OUT[form])
     start = None
     if reference or (around.start and lora is None and trunk is None):
-        start, words = load_policy(reference or policy, precision=precision, trainable=False)
-        if words.get_vocab() != tokenizer.get_vocab():
-            problem = f"the reference {(reference or policy).name!r} has other tokens than the policy {policy.name!r}"
-            raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
+        start = load_reference(reference or policy, policy, tokenizer, precision)
         form = _both(form, start)
     valued: Critic | ValueHead | None = None
     if around.critic and around.layout == "separate":

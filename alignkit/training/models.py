@@ -80,6 +80,20 @@ def load_policy(
     return _placed(model, precision, policy), tokenizer
 
 
+def load_reference(
+    reference: Policy, policy: Policy, tokenizer: PreTrainedTokenizerBase, precision: Precision = "auto"
+) -> PreTrainedModel:
+    """Open what a policy is compared with, its own start or another one, which does not learn.
+
+    `tokenizer` is the policy's. Raise DataError where the reference has other tokens.
+    """
+    model, words = load_policy(reference, precision=precision, trainable=False)
+    if words.get_vocab() != tokenizer.get_vocab():
+        problem = f"the reference {reference.name!r} has other tokens than the policy {policy.name!r}"
+        raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
+    return model
+
+
 def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
     """Open a policy's weights under a new head that gives one score, as `load_policy` opens the policy itself.
 

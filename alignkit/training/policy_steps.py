@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
-from alignkit.training.losses import Count
+from alignkit.training.losses import Count, rloo_loss
 from alignkit.training.packing import joined
 from alignkit.training.rollouts import Rollout, Tokens, apart_beyond
 from alignkit.training.seen import Experience
@@ -38,6 +38,21 @@ def step_policy(
         return loss(part, _logprobs(models, part, together), count)
 
     return step_answers(update, experience, experience.mask, objective, together)
+
+
+def whole_answer_loss(
+    clip: float, part: Experience, logprobs: Tensor, count: Count
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute `rloo_loss`, that of the ratios of whole answers, and its metrics, as their share of a whole step.
+
+    Where the ratio is 1, as in the first step, its gradient is -A grad log pi(y).
+    """
+    result = rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, clip)
+    return result.loss, {
+        "approxkl": result.approximate_kl,
+        "clipfrac": result.clip_fraction,
+        "ratio": result.ratio.sum() / count.answers,
+    }
 
 
 def step_answers(

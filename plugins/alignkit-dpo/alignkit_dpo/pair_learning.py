@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import PositiveFloat
 
-from alignkit import DataError, PairNeeds, Policy, Preferences, RowSettings, Stage, pair_needs
+from alignkit import PairNeeds, Policy, Preferences, RowSettings, Stage, pair_needs
 from alignkit_dpo.start_logprobs import KEPT, Start
 
 if TYPE_CHECKING:
@@ -174,13 +174,13 @@ def learn(
 
     A `reference` stands for the start: gains are then counted from it.
     """
-    from alignkit.kit import load_policy, read_pairs, train_pairs
+    from alignkit.kit import load_policy, load_reference, read_pairs, train_pairs
 
     settings = method.settings
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
     if method.compared:
-        began = model if reference is None else opened_reference(reference, tokenizer, settings)
+        began = load_reference(reference, policy, tokenizer, settings.precision) if reference else model
         start = start_of(method, began, reference or policy, stage)
         train, held_out = started(start, train, held_out, check=reference is None)
         del began, start  # only its log-probabilities are needed from here on
@@ -202,17 +202,6 @@ def learn(
     made = stage.save_policy(model, tokenizer)
     tell((train, held_out), (before, method.margins(model, held_out)), tokenizer, settings, stage)
     return made
-
-
-def opened_reference(reference: Policy, tokenizer: Any, settings: RowSettings) -> Any:
-    """Open the policy that stands for the start. Raise DataError where it has other tokens than the policy."""
-    from alignkit.kit import load_policy
-
-    model, words = load_policy(reference, precision=settings.precision, trainable=False)
-    if words.get_vocab() != tokenizer.get_vocab():
-        problem = f"the reference {reference.name!r} has other tokens than the policy"
-        raise DataError(problem, remedy="name a policy of the same tokenizer under inputs.reference")
-    return model
 
 
 def start_of(method: PairMethod, model: Any, policy: Policy, stage: Stage) -> Start[Pair]:

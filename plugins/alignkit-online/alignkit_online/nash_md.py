@@ -36,9 +36,7 @@ from alignkit import (
 from alignkit_online.preferring import JUDGED, chance_of, two_sides
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from alignkit.kit import Count, Experience, Loop
+    from alignkit.kit import Loop
 
 
 class NashMDSettings(SamplingSettings):
@@ -102,7 +100,7 @@ def nash_md(
 
 def train(loop: Loop[NashMDSettings]) -> None:
     """Let policy and opponent answer, ask which is better, step on the policy's; as often as there are updates left."""
-    from alignkit.kit import shaped, step_policy
+    from alignkit.kit import shaped, step_policy, whole_answer_loss
 
     settings = loop.settings
     for update in loop.updates():
@@ -112,17 +110,5 @@ def train(loop: Loop[NashMDSettings]) -> None:
         chances = chance_of(seen.scores, theirs, loop.judged)  # (m,)
         advantages = chances - 0.5 - loop.state.kl_coef * seen.kl.sum(dim=1)
         won = {"val/wins_over_opponent": float(chances.mean())}
-        objective = partial(answer_loss, settings.clip)
+        objective = partial(whole_answer_loss, settings.clip)
         update.done({**seen.metrics, **won, **step_policy(update, seen.experience(advantages), objective)})
-
-
-def answer_loss(clip: float, part: Experience, logprobs: Tensor, count: Count) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the clipped loss of whole answers as their share of a step, whose first gradient is -A grad log pi(y)."""
-    from alignkit.kit import losses
-
-    result = losses.rloo_loss(logprobs, part.logprobs, part.advantages, part.mask, count, clip)
-    return result.loss, {
-        "approxkl": result.approximate_kl,
-        "clipfrac": result.clip_fraction,
-        "ratio": result.ratio.sum() / count.answers,
-    }

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import PositiveFloat, PositiveInt
 
 from alignkit import Advice, Paper, Policy, Prompts, Reward, SamplingSettings, Stage, method, sampling_needs
-from alignkit_online.nash_md import answer_loss
 
 if TYPE_CHECKING:
     from alignkit.kit import Loop
@@ -74,7 +73,7 @@ def remax(
 
 def train(loop: Loop[ReMaxSettings]) -> None:
     """Sample answers and the likeliest one, score, compare, step; as often as there are updates left."""
-    from alignkit.kit import shaped, step_policy
+    from alignkit.kit import shaped, step_policy, whole_answer_loss
 
     settings = loop.settings
     for update in loop.updates():
@@ -84,5 +83,5 @@ def train(loop: Loop[ReMaxSettings]) -> None:
         baseline = greedy.repeat_interleave(settings.answers)  # (n,)
         advantages = seen.scores - baseline - loop.state.kl_coef * seen.kl.sum(dim=1)
         told = {"objective/scores_of_likeliest": float(greedy.mean())}
-        objective = partial(answer_loss, settings.clip)
+        objective = partial(whole_answer_loss, settings.clip)
         update.done({**seen.metrics, **told, **step_policy(update, seen.experience(advantages), objective)})

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from alignkit_online.nash_md import answer_loss
 from alignkit_online.online_dpo import OnlineDPOSettings, best_and_worst
 from alignkit_online.preferring import chance_of, labelled, pair_loss, preference_loss
 from alignkit_online.xpo import XPOSettings, exploring_loss
 
-from alignkit.kit import Count, Experience
+from alignkit.kit import Count, Experience, whole_answer_loss
 
 OWN = torch.tensor([[-1.0, -2.0, -0.5], [-0.3, -1.2, 0.0]], dtype=torch.float64)
 OWN_START = torch.tensor([[-1.5, -1.0, -0.4], [-0.8, -1.1, 0.0]], dtype=torch.float64)
@@ -88,7 +87,7 @@ def test_nash_md_has_the_gradient_of_trl_for_preferences() -> None:
     part = experience(OWN, OWN_START, [3, 3], torch.tensor([0.8, 0.3], dtype=torch.float64) - 0.5)
     logprobs = OWN.clone().requires_grad_()
 
-    loss, _ = answer_loss(0.2, part, logprobs, Count(6, 2, 3))
+    loss, _ = whole_answer_loss(0.2, part, logprobs, Count(6, 2, 3))
     (gradient,) = torch.autograd.grad(loss, logprobs)
 
     torch.testing.assert_close(gradient, torch.tensor([[-0.15] * 3, [0.1] * 3], dtype=torch.float64))
