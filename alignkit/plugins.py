@@ -20,6 +20,7 @@ from alignkit.contract import hookspecs
 from alignkit.contract.judges import JudgeFunction, JudgeScheme
 from alignkit.contract.kinds import Artifact, source_words
 from alignkit.contract.method import Method
+from alignkit.contract.paper import Paper
 from alignkit.contract.reward_function import RewardFunction
 from alignkit.contract.settings import why_unusable
 from alignkit.contract.tracker import TrackerFunction
@@ -108,6 +109,20 @@ class Plugins:
     """Whether all that packages say of their methods was looked at, or, which is quicker, what a recipe uses alone."""
 
     @cached_property
+    def papers(self) -> list[tuple[Paper, Method]]:
+        """All papers with their methods, by name."""
+        found = [(paper, method) for method in self.methods.values() for paper in method.papers]
+        return sorted(found, key=lambda row: (row[0].name, row[1].name))
+
+    def papers_called(self, name: str) -> list[tuple[Paper, Method]]:
+        """Return the papers of this name or source, such as `dapo` or `2503.14476`, with their methods."""
+        return [(paper, method) for paper, method in self.papers if paper.is_called(name)]
+
+    def papers_meant(self, name: str) -> list[tuple[Paper, Method]]:
+        """Return the papers that are meant where a method is asked for by this name: none where there is such a one."""
+        return self.papers_called(name) if name not in self.methods and ":" not in name else []
+
+    @cached_property
     def source_kinds(self) -> Mapping[str, type[Artifact]]:
         """The words that name a source's kind in a recipe, those of the kinds that methods take or make among them."""
         methods = [one for one in (*self.methods.values(), *self.addressed.values()) if isinstance(one, Method)]
@@ -177,7 +192,7 @@ class Plugins:
 
     def _of_paper(self, name: str) -> str:
         """Return which methods are those of a paper of this name; nothing where none is."""
-        found = [one.name for one in self.methods.values() if any(paper.is_called(name) for paper in one.papers)]
+        found = dict.fromkeys(method.name for _, method in self.papers_meant(name))
         return f"it is {' or '.join(found)} with settings that `alignkit methods {name}` shows" if found else ""
 
     def _elsewhere(self, noun: str, name: str) -> str:

@@ -152,7 +152,7 @@ def methods(name: str | None, papers: bool, rows: str | None, plugins: Sequence[
     from dataclasses import asdict
 
     from alignkit.plugins import load_plugins
-    from alignkit.show.literature import describe_paper, list_papers, paper_as_dict, papers_called, papers_of
+    from alignkit.show.literature import describe_paper, list_papers, paper_as_dict
     from alignkit.show.offered import (
         all_as_dict,
         as_dict,
@@ -168,7 +168,7 @@ def methods(name: str | None, papers: bool, rows: str | None, plugins: Sequence[
         print_choices(loaded, rows, as_json)
         return
     if papers:
-        listed = papers_called(loaded, name) if name else papers_of(loaded)
+        listed = loaded.papers_called(name) if name else loaded.papers
         print_json([paper_as_dict(*row) for row in listed]) if as_json else print_lines(list_papers(listed, width()))
         return
     if name is None:
@@ -178,7 +178,7 @@ def methods(name: str | None, papers: bool, rows: str | None, plugins: Sequence[
     if scorer:
         print_json(asdict(scorer)) if as_json else print_lines(describe_scorer(scorer, width()))
         return
-    found = papers_called(loaded, name) if name not in loaded.methods and ":" not in name else []
+    found = loaded.papers_meant(name)
     if found:
         told = (line for row in found for line in [*describe_paper(*row, width()), ""])
         print_json([paper_as_dict(*row) for row in found]) if as_json else print_lines(told)

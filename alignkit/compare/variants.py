@@ -15,7 +15,6 @@ from alignkit.errors import Problem, RecipeError, near_miss
 from alignkit.plan.presets import PRESET
 from alignkit.plugins import WELL_KNOWN, Plugins
 from alignkit.recipe.recipe import Recipe
-from alignkit.show.literature import papers_called
 
 REPEAT = "repeat"
 """The table of a recipe that says how often its stages repeat."""
@@ -204,7 +203,7 @@ def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: 
 
 def _named(name: str, own: str, plugins: Plugins, recipe: Recipe, stage: str) -> Variant:
     """Return the variant of a method's name, or of a paper's, before anything varies."""
-    found = papers_called(plugins, name) if name not in plugins.methods and ":" not in name else []
+    found = plugins.papers_meant(name)
     if len(found) > 1:
         among = " or ".join(method.name for _, method in found)
         raise RecipeError(f"{name!r} is the paper of several methods", f"--methods {name}", f"write {among}")

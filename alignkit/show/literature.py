@@ -10,17 +10,6 @@ from alignkit.show.offered import in_toml
 from alignkit.text import table
 
 
-def papers_of(plugins: Plugins) -> list[tuple[Paper, Method]]:
-    """Return all papers with their methods, by name."""
-    methods = plugins.methods.values()
-    return sorted(((paper, one) for one in methods for paper in one.papers), key=lambda row: (row[0].name, row[1].name))
-
-
-def papers_called(plugins: Plugins, name: str) -> list[tuple[Paper, Method]]:
-    """Return the papers of this name or source, such as `dapo` or `2503.14476`, with their methods."""
-    return [(paper, method) for paper, method in papers_of(plugins) if paper.is_called(name)]
-
-
 def list_papers(found: Iterable[tuple[Paper, Method]], width: int | None) -> list[str]:
     """Return the lines of `alignkit methods --papers`."""
     rows = [(p.name, m.name, p.source, "\n".join([p.title, *_told(p, m)])) for p, m in found]
@@ -44,7 +33,7 @@ def paper_as_dict(paper: Paper, method: Method) -> dict[str, Any]:
 def papers_in_markdown(plugins: Plugins, method: str | None = None) -> str:
     """Return the table of all papers, or of those of one method, for a page."""
     head = ("| name | paper | method | settings | what differs |", "|---|---|---|---|---|")
-    return "\n".join([*head, *(_row(*row) for row in papers_of(plugins) if method in (None, row[1].name))])
+    return "\n".join([*head, *(_row(*row) for row in plugins.papers if method in (None, row[1].name))])
 
 
 def _row(paper: Paper, method: Method) -> str:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from alignkit import Method, Paper, PluginError, Prompts, Settings, Stage, method
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
-from alignkit.show.literature import papers_called, papers_in_markdown, papers_of
+from alignkit.show.literature import papers_in_markdown
 
 OFFERED = """
 from alignkit import Paper, Prompts, Settings, Stage, hookimpl, method
@@ -93,7 +93,7 @@ def test_what_a_method_cannot_say_of_itself_is_refused(words: dict[str, Any], wh
 
 @pytest.mark.parametrize("name", ["oddest", "2501.00001", "arXiv 2501.00001"])
 def test_a_paper_is_found_by_its_name_and_by_its_number(file: Path, name: str) -> None:
-    ((paper, found),) = papers_called(load_plugins([file]), name)
+    ((paper, found),) = load_plugins([file]).papers_called(name)
     assert (paper.name, found.name) == ("oddest", "odd")
 
 
@@ -118,7 +118,7 @@ def test_a_recipe_that_names_a_paper_is_told_the_method(file: Path) -> None:
 
 
 def test_a_paper_has_one_title_and_settings_that_may_be_taken_as_they_stand() -> None:
-    papers = [paper for paper, _ in papers_of(load_plugins(()))]
+    papers = [paper for paper, _ in load_plugins(()).papers]
     titles = {paper.source: paper.title for paper in papers}
 
     assert [paper.name for paper in papers if titles[paper.source] != paper.title] == []
