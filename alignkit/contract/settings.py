@@ -93,6 +93,7 @@ class Optimisation(Settings):
     """Memory of the squared gradient; 0.95 forgets faster."""
 
 
+@cache
 def why_unusable(kind: type[Settings]) -> str:
     """Return why settings cannot stand in a recipe: they have no JSON schema, or a default that JSON does not keep.
 
