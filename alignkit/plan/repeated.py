@@ -74,6 +74,8 @@ def renamed_gates(
     gates: Mapping[str, GateT], recipe: Recipe, method: Method, wires: Mapping[str, Sequence[str]]
 ) -> dict[str, GateT]:
     """Return gates on the results of rounds where the recipe has the names of the stages that they are rounds of."""
+    if not gates:
+        return {}
     rounds = recipe.rounds
     plain = {role: [rounds[name].stage if name in rounds else name for name in names] for role, names in wires.items()}
     names = dict(zip(method.result_names(plain), method.result_names(wires), strict=True))

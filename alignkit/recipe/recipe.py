@@ -75,14 +75,19 @@ class Recipe:
 
     def _places(self, path: Keys) -> list[Keys]:
         """Return where the recipe may say something of a place: of a round first what is said of all rounds."""
-        written = {("stage", name): one.stage for name, one in self.rounds.items()} | {
+        every = self._written.get(path[:2])
+        return [(path[0], every, *path[2:]), path] if every else [path]
+
+    @cached_property
+    def _written(self) -> Mapping[Keys, str]:
+        """The rounds of stages and the parts of sources, each with what the recipe calls all of them."""
+        stages: dict[Keys, str] = {("stage", name): one.stage for name, one in self.rounds.items()}
+        return stages | {
             ("sources", part): name
             for repeat in self.repeats.values()
             for name in repeat.split
             for part in parts_of(name, repeat)
         }
-        every = written.get((path[0], path[1])) if len(path) > 1 else None
-        return [(path[0], every, *path[2:]), path] if every else [path]
 
     @cached_property
     def rounds(self) -> Mapping[str, Round]:
