@@ -248,7 +248,7 @@ def print_examination(found: "Examination", as_json: bool) -> None:
     from alignkit.show.audit_lines import show_preview
     from alignkit.show.planned import mixes_in_words
 
-    mixes = mixes_in_words(found.desk.plan, {name: audit.rows for name, audit in found.desk.audits.items()})
+    mixes = mixes_in_words(found.desk.plan, found.desk.audits)
     audits = list(found.desk.audits.values())
     if as_json:
         print_json(

@@ -12,15 +12,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from alignkit.contract.events import Event, StageFinished, plain
-from alignkit.contract.kinds import Records
 from alignkit.errors import INTERRUPTED, TERMINATED, AlignkitError
 from alignkit.estimate.stage_previews import known_previews
 from alignkit.plan.plan import Plan
 from alignkit.run.provenance import versions
+from alignkit.run.states import known_audits
 from alignkit.show.index_page import write_index
 from alignkit.show.planned import as_kept, mixes_in_words
 from alignkit.show.report import write_report
-from alignkit.sources.audited import known
 from alignkit.store import rundir
 from alignkit.store.durable import write_json
 from alignkit.store.results import told_facts
@@ -127,13 +126,14 @@ def _noted(event: StageFinished) -> dict[str, Any]:
 
 def _found(plan: Plan, runs: Path) -> dict[str, Any]:
     """Return what is known of a plan's rows by now: what is in its sources, and what each stage gets of them."""
-    cache = rundir.cache_folder(runs)
-    sources = [source for source in plan.used_sources() if issubclass(source.kind, Records)]
-    audits = {source.name: found.as_dict() for source in sources if (found := known(source, cache))}
+    audits = known_audits(plan, runs)
     previews = {
         stage.name: {one.source: one.preview.as_dict() for one in known_previews(stage, runs)}
         for stage in plan.stages
         if stage.wanted
     }
-    rows = {name: int(found["rows"]) for name, found in audits.items()}
-    return {"audits": audits, "previews": previews, "mixes": mixes_in_words(plan, rows)}
+    return {
+        "audits": {name: audit.as_dict() for name, audit in audits.items()},
+        "previews": previews,
+        "mixes": mixes_in_words(plan, audits),
+    }

@@ -8,6 +8,7 @@ from alignkit.contract.kinds import Records
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.run.reuse import reusable, run_again
 from alignkit.show.planned import mixes_in_words, state_of
+from alignkit.sources.audit import Audit
 from alignkit.sources.audited import known
 from alignkit.store import rundir
 from alignkit.store.checkpoints import steps
@@ -27,15 +28,15 @@ def states_of(plan: Plan, runs: Path, again: Sequence[str] = ()) -> tuple[dict[s
     reused = reusable(plan, runs, again)
     states = {stage.name: _state(stage, runs, again, reused) for stage in plan.stages}
     remarks = {name: remark for name, found in reused.items() if (remark := _remark(name, found))}
-    mixed = mixes_in_words(plan, known_rows(plan, runs)).items()
+    mixed = mixes_in_words(plan, known_audits(plan, runs)).items()
     return states, remarks | {name: words for name, words in mixed if name not in reused}
 
 
-def known_rows(plan: Plan, runs: Path) -> dict[str, int]:
-    """Return how many rows to learn from each source has, where it was looked at before."""
+def known_audits(plan: Plan, runs: Path) -> dict[str, Audit]:
+    """Return what was found in each source of rows, where it was looked at before."""
     cache = rundir.cache_folder(runs)
-    rows = [source for source in plan.used_sources() if issubclass(source.kind, Records)]
-    return {source.name: audit.rows for source in rows if (audit := known(source, cache))}
+    sources = [source for source in plan.used_sources() if issubclass(source.kind, Records)]
+    return {source.name: audit for source in sources if (audit := known(source, cache))}
 
 
 def _state(stage: PlannedStage, runs: Path, again: Sequence[str], reused: Mapping[str, Finished]) -> str:

@@ -15,6 +15,7 @@ from alignkit.plan.presets import preset_of
 from alignkit.recipe.packaged import is_packaged
 from alignkit.show.metrics import bounds_in_words
 from alignkit.show.offered import in_toml, settings_in, settings_of
+from alignkit.sources.audit import Audit
 from alignkit.sources.source import RecordOptions, Source
 from alignkit.store.rundir import SHORT
 from alignkit.text import short, table
@@ -109,8 +110,9 @@ def _preset(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"{told}; the recipe says {_assignments(others, stage.method.name)}" if others else told
 
 
-def mixes_in_words(plan: Plan, rows: Mapping[str, int]) -> dict[str, str]:
+def mixes_in_words(plan: Plan, audits: Mapping[str, Audit]) -> dict[str, str]:
     """Return of each wanted stage that mixes sources whose rows are known what it reads of them."""
+    rows = {name: audit.rows for name, audit in audits.items()}
     stages = [stage for stage in plan.stages if stage.wanted]
     return {stage.name: words for stage in stages if (words := mix_in_words(stage, rows))}
 
