@@ -38,7 +38,7 @@ class Taker:
     stage: str
     method: Method
     offers: Offers
-    bounded: frozenset[str] = frozenset()
+    bounded: tuple[str, ...] = ()
     """What it constrains, which is a reward only where the recipe names it as one."""
 
     def key(self, role: str) -> str:
@@ -54,16 +54,16 @@ def wire(
     bounded = recipe.stages[stage].get("constraints", {})
     wires: Wires = {}
     errors: list[RecipeError] = []
-    taker = Taker(recipe, stage, method, offers, frozenset(bounded) if isinstance(bounded, dict) else frozenset())
+    taker = Taker(recipe, stage, method, offers, tuple(bounded) if isinstance(bounded, dict) else ())
     if COSTS in method.consumes:
         if COSTS in named:
             where = recipe.where("stage", stage, "inputs", COSTS)
             problem = f"stage {stage!r}: inputs.{COSTS} are the rewards that have a bound"
             errors.append(RecipeError(problem, where, "write constraints.NAME.max = 0.05 in its place"))
-        named[COSTS] = list(bounded) if isinstance(bounded, dict) else []
+        named[COSTS] = taker.bounded
     for role, wanted in method.consumes.items():
         try:
-            if role == COSTS and not named[COSTS]:
+            if role == COSTS and not taker.bounded:
                 continue
             if role in named:
                 wires[role] = _named(taker, wanted, named[role])
