@@ -5,6 +5,7 @@ from typing import Any
 
 from alignkit.contract.kinds import Artifact
 from alignkit.plan.choosing import Choice
+from alignkit.show.literature import linked
 from alignkit.text import table
 
 HEAD = ("method", "learns from", "holds", "time", "take it when", "what goes wrong")
@@ -36,7 +37,7 @@ def choices_in_markdown(found: Iterable[Choice]) -> str:
         name, *rest = _row(one)
         sources = list(dict.fromkeys(one.papers))
         more = [f"[{len(sources) - MOST} more](papers.md)"] if len(sources) > MOST else []
-        papers = ", ".join([*map(_linked, sources[:MOST]), *more])
+        papers = ", ".join([*(linked(one, one.removeprefix("arXiv ")) for one in sources[:MOST]), *more])
         lines.append(f"| {' | '.join((f'`{name}`', *rest, papers))} |")
     return "\n".join(lines)
 
@@ -45,8 +46,3 @@ def _row(choice: Choice) -> Sequence[str]:
     advice = choice.method.advice
     said = (advice.when, advice.risk) if advice else ("", "")
     return choice.method.name, choice.takes, choice.holds, choice.time, *said
-
-
-def _linked(source: str) -> str:
-    number = source.removeprefix("arXiv ")
-    return source if number == source else f"[{number}](https://arxiv.org/abs/{number})"

@@ -38,15 +38,16 @@ def papers_in_markdown(plugins: Plugins, method: str | None = None) -> str:
 
 def _row(paper: Paper, method: Method) -> str:
     said = "<br>".join(f"`{line}`" for line in _told(paper, method))
-    where = f"{paper.title} ({_linked(paper.source)})"
+    where = f"{paper.title} ({linked(paper.source, paper.source)})"
     return f"| `{paper.name}` | {where} | `{method.name}` | {said} | {paper.differs} |"
 
 
-def _linked(source: str) -> str:
+def linked(source: str, words: str) -> str:
+    """Return these words as a link to a paper on arXiv, in Markdown; elsewhere where the paper is."""
     number = source.removeprefix("arXiv ")
-    return source if number == source else f"[{source}](https://arxiv.org/abs/{number})"
+    return source if number == source else f"[{words}](https://arxiv.org/abs/{number})"
 
 
 def _told(paper: Paper, method: Method) -> list[str]:
-    """Return what a stage says besides its method: `grpo.preset = "dapo"`."""
+    """Return what a stage says besides its method: `grpo.kl.coef = 0.0`."""
     return [f"{key} = {in_toml(value)}" for key, value in paper.keys(method.name).items()]
