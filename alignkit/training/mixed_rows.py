@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Generic, NamedTuple, TypeVar
@@ -109,6 +109,12 @@ def value_of(row: Row, column: str) -> float:
     problem = f"rows are ordered by {column!r}, which must be a number"
     shown = f"{problem}, and is {value!r:.40}" if column in row else f"{problem}, and the row has none"
     raise at_place(DataError(shown, "", "correct the row, or leave mix.order out"), row)
+
+
+def values_of(rows: Iterable[Row], records: Records) -> list[float]:
+    """Return the numbers by which the mix of records orders rows; none where it does not order them."""
+    order = records.mix.order if records.mix else None
+    return [value_of(row, order) for row in rows] if order else []
 
 
 def held_out_rows(records: Records, most: int) -> dict[str, list[Record]]:

@@ -28,7 +28,7 @@ from alignkit.training.arithmetic import computing, device
 from alignkit.training.configs import positions
 from alignkit.training.encoded import encode_pairs_once
 from alignkit.training.encoding import LabelledPair, LabelledTokens, LengthReport
-from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, mixed, order_of, value_of
+from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, mixed, order_of, values_of
 from alignkit.training.rollouts import generator_for
 from alignkit.training.row_order import rows_of_step, size_of
 from alignkit.training.row_texts import Row
@@ -154,8 +154,7 @@ def read_answers(
 
     def read(some: Ratings | Preferences) -> ReadRows[JudgedAnswer]:
         kept, lengths = _judged(_alone(some.train()), tokenizer, limit)
-        order = some.mix.order if some.mix else None
-        return ReadRows(kept, lengths, [value_of(one.row, order) for one in kept] if order else ())
+        return ReadRows(kept, lengths, values_of((one.row for one in kept), some))
 
     train, lengths = mixed(answers, read)
     encoding.report(stage, "answers", lengths, settings.max_lost)

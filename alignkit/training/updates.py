@@ -25,7 +25,7 @@ from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
 from alignkit.training.layouts import Around, Models, ValueHead, open_models
 from alignkit.training.lengths import UNSET_ANSWER
-from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, in_order_of, mixed, order_of, value_of
+from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, in_order_of, mixed, order_of, values_of
 from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
 from alignkit.training.rollouts import Rollout, Tokens, generator_for
@@ -329,8 +329,7 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
 
     def read(some: Prompts) -> ReadRows[Prompt]:
         kept, lengths = encoding.prompts(some.train(), tokenizer, room)
-        order = some.mix.order if some.mix else None
-        return ReadRows(kept, lengths, [value_of(one.row, order) for one in kept] if order else ())
+        return ReadRows(kept, lengths, values_of((one.row for one in kept), some))
 
     asked, lengths = mixed(roles.prompts, read)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
