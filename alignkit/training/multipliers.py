@@ -6,6 +6,7 @@ Exploration in Deep Reinforcement Learning"; Tessler et al. 2018, arXiv 1805.110
 arXiv 2310.12773). Where it ends, the policy is start * exp((r - sum_i l_i c_i) / kl_coef) / Z.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,9 +42,9 @@ class Multiplier:
         if not self.scale and cost_std:
             self.scale = reward_std / cost_std**2
         excess = self.scale * constraint.sign * (mean - constraint.bound)
-        limit = {} if constraint.cap is None else {"cap": constraint.cap}
-        self.followed = losses.dual_ascent(self.followed, excess, constraint.learning_rate, **limit)
-        self.value = losses.dual_ascent(self.followed, excess, constraint.gain, **limit)
+        cap = math.inf if constraint.cap is None else constraint.cap
+        self.followed = losses.dual_ascent(self.followed, excess, constraint.learning_rate, cap)
+        self.value = losses.dual_ascent(self.followed, excess, constraint.gain, cap)
 
 
 def charged(seen: Seen, costs: Mapping[str, Tensor], multipliers: Mapping[str, Multiplier]) -> Seen:

@@ -70,8 +70,9 @@ def token_losses(
         kept = torch.where(advantages > 0, torch.minimum(log_ratio, bounded), torch.maximum(log_ratio, bounded))
         losses, clipped = -advantages * ratios(kept, mask, "sequence"), (kept != log_ratio).detach().to(ratio.dtype)
     else:
-        weight = ratio.clamp(low, high) if surrogate.form == "weights" else ratio.clamp(max=1.0)
-        weight = torch.where(advantages > 0, torch.ones_like(weight), weight) if surrogate.form == "tapered" else weight
+        weight = ratio.clamp(low, high)
+        if surrogate.form == "tapered":
+            weight = torch.where(advantages > 0, torch.ones_like(ratio), ratio.clamp(max=1.0))
         losses, clipped = -weight.detach() * advantages * logprobs, (weight != ratio).detach().to(ratio.dtype)
     return TokenLosses(losses, ratio, clipped)
 

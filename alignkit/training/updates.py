@@ -323,8 +323,7 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
     scores = {reward.name: stage.open_reward(reward) for reward in (*named, *roles.costs)}
     rewards = [Weighted(reward.name, scores[reward.name], reward.weight) for reward in named]
-    limits = {cost.name: cost.constraint for cost in roles.costs}
-    costs = [Bounded(name, scores[name], limit) for name, limit in limits.items() if limit]
+    costs = [Bounded(cost.name, scores[cost.name], cost.constraint) for cost in roles.costs if cost.constraint]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
 
     def read(some: Prompts) -> ReadRows[Prompt]:
