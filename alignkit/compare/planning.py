@@ -324,16 +324,13 @@ class _Writer:
 
     def _trained(self) -> list[str]:
         """Name the rewards that variants learn from, but for those that each has of its own."""
-        found = [
-            name
-            for plan in self.planned
-            for made in [_compared(plan, self.stage)]
-            for role, names in made.inputs.items()
-            if any(issubclass(kind, Reward) for kind in made.method.consumes[role].kinds)
-            for name in names
-            if name not in [one.name for one in _own_stages(plan, self.stage)]
-        ]
-        return list(dict.fromkeys(found))
+        found: dict[str, None] = {}
+        for plan in self.planned:
+            made, own = _compared(plan, self.stage), {one.name for one in _own_stages(plan, self.stage)}
+            for role, names in made.inputs.items():
+                if any(issubclass(kind, Reward) for kind in made.method.consumes[role].kinds):
+                    found |= dict.fromkeys(name for name in names if name not in own)
+        return list(found)
 
     def _deciding(self, measuring: PlannedStage | None) -> list[str]:
         """Name the rewards that decide: the recipe's own measure, else those nobody learns from, else those some do."""
@@ -388,5 +385,5 @@ class _Writer:
         for path, value in {**self.base.overrides, **mine}.items():
             for own in contender.own if path[0] == "stage" else ():
                 for old, new in own.items():
-                    if path[1] in (old, self.base.rounds[old].stage if old in self.base.rounds else old):
+                    if path[1] in (old, self.base.stage_in_file(old)):
                         yield ("stage", new, *path[2:]), value

@@ -141,7 +141,7 @@ def compared_stage(recipe: Recipe, plugins: Plugins, asked: VariantRequest) -> s
     stage = stage or next((name for name in reversed([*recipe.stages]) if _makes_policy(recipe, plugins, name)), None)
     if stage is None:
         raise RecipeError("no stage makes a policy, so there is nothing to compare", recipe.path.name, "add one")
-    stage = recipe.rounds[stage].stage if stage in recipe.rounds and stage != asked.stage else stage
+    stage = stage if stage == asked.stage else recipe.stage_in_file(stage)
     _check_asked(asked, stage, stages, rounds_vary=_repeats(recipe, stage))
     return stage
 

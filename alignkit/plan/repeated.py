@@ -76,8 +76,7 @@ def renamed_gates(
     """Return gates on the results of rounds where the recipe has the names of the stages that they are rounds of."""
     if not gates:
         return {}
-    rounds = recipe.rounds
-    plain = {role: [rounds[name].stage if name in rounds else name for name in names] for role, names in wires.items()}
+    plain = {role: [*map(recipe.stage_in_file, names)] for role, names in wires.items()}
     names = dict(zip(method.result_names(plain), method.result_names(wires), strict=True))
     return {names.get(result, result): bounds for result, bounds in gates.items()}
 

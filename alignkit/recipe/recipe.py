@@ -103,6 +103,10 @@ class Recipe:
         """Return the stage that a name means: of one that repeats, its last round."""
         return next((last for last, one in self.rounds.items() if one.stage == name and one.number == one.of), name)
 
+    def stage_in_file(self, name: str) -> str:
+        """Return what the recipe calls a stage: of a round, the stage that it is a round of."""
+        return self.rounds[name].stage if name in self.rounds else name
+
     @cached_property
     def _lines(self) -> Mapping[Keys, int]:
         return key_lines(self.text)
