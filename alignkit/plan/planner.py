@@ -86,6 +86,8 @@ class _Planner:
 
     def __init__(self, recipe: Recipe, plugins: Plugins, sources: Mapping[str, Source]) -> None:
         self.recipe, self.plugins, self.sources = recipe, plugins, sources
+        self.kinds = {name: source.kind for name, source in sources.items()}
+        self.parts = parts_of_rounds(recipe)
         self.errors: list[AlignkitError] = []
         self.made: dict[str, type[Artifact]] = {}
         self.unknown = {name for name in recipe.sources if name not in sources}
@@ -211,7 +213,7 @@ class _Planner:
 
     def _check_inputs(self, name: str, method: Method, settings: Settings, wires: Wires) -> None:
         """Refuse settings and inputs of which the method says that they do not go together."""
-        known = {**{key: source.kind for key, source in self.sources.items()}, **self.made}
+        known = {**self.kinds, **self.made}
         kinds = {role: [known[given] for given in names if given in known] for role, names in wires.items()}
         for problem, remedy in method.refuses(settings, kinds) if method.refuses else ():
             self._refuse(f"stage {name!r}: {problem}", self.recipe.where("stage", name), remedy)
@@ -236,10 +238,9 @@ class _Planner:
             where = self.recipe.where("stage", name, "inputs")
             self._refuse(f"stage {name!r}: inputs must be a table", where, 'write inputs.ROLE = "..."')
             return {}
-        names, parts = list(self.recipe.stages), parts_of_rounds(self.recipe)
-        kinds = {key: source.kind for key, source in self.sources.items()}
+        names = list(self.recipe.stages)
         later, unknown = tuple(names[names.index(name) :]), frozenset(self.unknown)
-        offers = Offers(kinds, self.made, parts, later, unknown)
+        offers = Offers(self.kinds, self.made, self.parts, later, unknown)
         wires, errors = wire(self.recipe, name, method, offers, self.plugins)
         self.errors += errors
         self.wires[name] = in_round(self.recipe, name, method, wires, self.wires)
