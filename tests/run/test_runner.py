@@ -565,7 +565,10 @@ def in_another_process(overrides: str) -> "subprocess.Popen[bytes]":
         "except AlignkitError as error:\n"
         "    sys.exit(error.status)\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code])
+    # A shell that puts the tests into its background lets them, and so the run, ignore SIGQUIT.
+    return subprocess.Popen(
+        [sys.executable, "-c", code], preexec_fn=lambda: signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    )
 
 
 @pytest.fixture
