@@ -5,8 +5,6 @@ Nothing is sampled there that is used: the answer to a request is thrown away bu
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from alignkit import Judge, RecipeError, StageError
 
 if TYPE_CHECKING:
-    from alignkit_rlaif.endpoint import EndpointSettings
+    from alignkit_rlaif.endpoint import Credentials, EndpointSettings
+    from httpx2 import Client
     from transformers import PreTrainedTokenizerBase
 
-LONGEST_PAUSE = 60.0
-"""Seconds between two attempts, at most, unless the endpoint asks for more."""
 SAME = 0.5
 """Share of the tokens that must read alike; where fewer do, the endpoint has other tokens."""
 LEAST = -100.0
@@ -53,15 +50,18 @@ class ScoringEndpoint:
     """Of its source, for messages."""
     model: str
     settings: EndpointSettings
-    headers: Mapping[str, str]
+    credentials: Credentials
     top_k: int
     tokenizer: PreTrainedTokenizerBase
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> ToldAnswers:
         """Return what it tells of each answer. Raise StageError where it gives nothing within patience."""
+        from alignkit_rlaif.http import make_client
+
         rows = list(zip(prompts, answers, strict=True))
-        with ThreadPoolExecutor(self.settings.limits.concurrency) as pool:
-            places = list(pool.map(lambda row: self._ask([*row[0], *row[1]])[len(row[0]) :], rows))
+        concurrency = self.settings.limits.concurrency
+        with make_client(self.settings.url) as client, ThreadPoolExecutor(concurrency) as pool:
+            places = list(pool.map(lambda row: self._ask(client, [*row[0], *row[1]])[len(row[0]) :], rows))
         self._check_tokens(answers, places)
         told = ToldAnswers([], [], [])
         for answer, row in zip(answers, places, strict=True):
@@ -71,27 +71,22 @@ class ScoringEndpoint:
             told.token.append([place.token for place in read])
         return told
 
-    def _ask(self, tokens: list[int]) -> list[Any]:
-        from alignkit_rlaif.http import FaultError, RefusedError, make_client, post
+    def _ask(self, client: Client, tokens: list[int]) -> list[Any]:
+        from alignkit_rlaif.http import FaultError, RefusedError, patiently, post
 
-        limits, pause = self.settings.limits, self.settings.limits.pause
-        url = f"{self.settings.url}/completions"
+        limits, url = self.settings.limits, f"{self.settings.url}/completions"
         body = {"model": self.model, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": self.top_k}
-        ends = time.monotonic() + limits.patience
-        with make_client(url) as client:
-            while True:
-                try:
-                    reply = post(client, url, self.headers, body, limits.timeout)
-                    return self._places(reply, len(tokens))
-                except RefusedError as error:
-                    raise self._gives_up(f"refuses ({error})", "check its url, its model's name and the key") from None
-                except FaultError as error:
-                    rest = pause if error.wait is None else error.wait
-                    if time.monotonic() + rest > ends:
-                        remedy = "the same command goes on from here once it does"
-                        raise self._gives_up(f"does not answer ({error})", remedy) from None
-                    time.sleep(rest)
-                    pause = min(2 * pause, LONGEST_PAUSE)
+
+        def attempt() -> Any:
+            return post(client, url, self.credentials.headers, body, limits.timeout)
+
+        try:
+            return self._places(patiently(attempt, limits.pause, limits.patience), len(tokens))
+        except RefusedError as error:
+            raise self._gives_up(f"refuses ({error})", "check its url, its model's name and the key") from None
+        except FaultError as error:
+            remedy = "the same command goes on from here once it does"
+            raise self._gives_up(f"does not answer ({error})", remedy) from None
 
     def _places(self, reply: Any, length: int) -> list[Any]:
         """Return what a reply says of each token of its prompt; of the first nothing."""
@@ -129,7 +124,7 @@ class ScoringEndpoint:
             raise self._gives_up("reads other tokens than the policy", remedy)
 
     def _gives_up(self, problem: str, remedy: str) -> StageError:
-        return StageError(f"the teacher {problem}", f"sources.{self.name}", remedy)
+        return StageError(f"the teacher {self.credentials.hidden_in(problem)}", f"sources.{self.name}", remedy)
 
 
 def open_endpoint(judge: Judge, top_k: int, tokenizer: PreTrainedTokenizerBase) -> ScoringEndpoint:
@@ -139,17 +134,10 @@ def open_endpoint(judge: Judge, top_k: int, tokenizer: PreTrainedTokenizerBase) 
         problem = f"a judge of the scheme {judge.scheme!r} tells no log-probabilities of given tokens"
         raise RecipeError(problem, where, 'name an endpoint, { judge = "openai:NAME", url = "..." }, or a policy')
     try:
-        from alignkit_rlaif.endpoint import EndpointSettings
+        from alignkit_rlaif.endpoint import EndpointSettings, credentials_of
     except ImportError as error:
         remedy = 'pip install "alignkit-distill[endpoint]"'
         raise RecipeError("a teacher at an endpoint needs the package alignkit-rlaif", where, remedy) from error
 
     settings = EndpointSettings.model_validate(dict(judge.options))
-    headers = {}
-    if settings.key_env:
-        key = os.environ.get(settings.key_env, "").strip()
-        if not key:
-            problem = f"the environment variable {settings.key_env} is not set"
-            raise RecipeError(problem, f"{where}.key_env", f"set it to the key of {settings.url}")
-        headers = {"Authorization": f"Bearer {key}"}
-    return ScoringEndpoint(judge.name, judge.rest, settings, headers, top_k, tokenizer)
+    return ScoringEndpoint(judge.name, judge.rest, settings, credentials_of(judge, settings), top_k, tokenizer)

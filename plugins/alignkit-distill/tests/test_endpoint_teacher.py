@@ -163,6 +163,17 @@ def test_a_key_that_is_not_there_is_asked_for(tmp_path, inputs, monkeypatch) -> 
     assert refused.value.problem == "the environment variable TEACHERS_KEY is not set"
 
 
+def test_a_key_that_the_endpoint_repeats_stands_in_no_message(tmp_path, inputs, monkeypatch) -> None:
+    monkeypatch.setenv("TEACHERS_KEY", "secret-7")
+    with (
+        serving(lambda asked, path: (401, {"error": {"message": "secret-7 is unknown"}})) as url,
+        pytest.raises(StageError) as ended,
+    ):
+        ran(tmp_path / "stage", {**inputs, "teacher": endpoint(url, tmp_path, key_env="TEACHERS_KEY")})
+
+    assert ended.value.problem == "the teacher refuses (status 401: *** is unknown)"
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -11,11 +11,11 @@ import hashlib
 import json
 import math
 import os
-import random
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,11 +25,9 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validat
 
 from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Settings, Verdict, judge_scheme
 from alignkit_rlaif import wording
-from alignkit_rlaif.http import FaultError, RefusedError, make_client, post
+from alignkit_rlaif.http import FaultError, RefusedError, make_client, patiently, post
 from alignkit_rlaif.replies import Replies, Spent
 
-LONGEST_PAUSE = 60.0
-"""Seconds between two attempts, unless the endpoint asks for more."""
 TOP = 20
 """Tokens whose probability is asked for; no endpoint tells more."""
 
@@ -108,12 +106,39 @@ def _mean(grades: Sequence[float | None]) -> float | None:
     return fmean(valid) if valid else None
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What an endpoint is shown."""
+
+    headers: Mapping[str, str]
+    secret: str
+
+    def hidden_in(self, text: str) -> str:
+        """Return a text without the key, which an endpoint may repeat in its own words."""
+        return text.replace(self.secret, "***") if self.secret else text
+
+
+def credentials_of(judge: Judge, settings: EndpointSettings) -> Credentials:
+    """Read a source's key. Raise RecipeError where its variable holds none."""
+    name, where = settings.key_env, f"sources.{judge.name}.key_env"
+    if name is None:
+        return Credentials({}, "")
+    key = os.environ.get(name, "").strip()
+    if not key:
+        problem = f"the environment variable {name} is not set"
+        raise RecipeError(problem, where, f"set it to the key of {settings.url}")
+    if not (key.isascii() and key.isprintable()):
+        problem = f"the environment variable {name} holds no key"
+        raise RecipeError(problem, where, "a key has no line breaks and plain characters only")
+    return Credentials({"Authorization": f"Bearer {key}"}, key)
+
+
 class Client:
     """Asks one endpoint, and remembers what it answered and what that has cost since it was opened."""
 
     def __init__(self, judge: Judge, settings: EndpointSettings, cache: Path | None) -> None:
         self.where, self.model, self.settings = f"sources.{judge.name}", judge.rest, settings
-        self._headers, self._secret = self._credentials()
+        self._credentials = credentials_of(judge, settings)
         self._url = f"{settings.url}/chat/completions"
         place = hashlib.sha256(f"{self._url} {self.model}".encode()).hexdigest()[:16]
         self._journal = Replies(cache / f"judge-{place}.jsonl" if cache else None)
@@ -121,19 +146,6 @@ class Client:
         self._client = make_client(self._url)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._costs = {"requests": 0.0, "tokens": 0.0, "retries": 0.0, "remembered": 0.0}
-
-    def _credentials(self) -> tuple[dict[str, str], str]:
-        name = self.settings.key_env
-        if name is None:
-            return {}, ""
-        key = os.environ.get(name, "").strip()
-        if not key:
-            problem = f"the environment variable {name} is not set"
-            raise RecipeError(problem, f"{self.where}.key_env", f"set it to the key of {self.settings.url}")
-        if not (key.isascii() and key.isprintable()):
-            problem = f"the environment variable {name} holds no key"
-            raise RecipeError(problem, f"{self.where}.key_env", "a key has no line breaks and plain characters only")
-        return {"Authorization": f"Bearer {key}"}, key
 
     def short(self, chat: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Make the request for a verdict."""
@@ -178,25 +190,23 @@ class Client:
 
     def _answer(self, key: str, body: Mapping[str, Any]) -> None:
         """Ask until there is a reply, and keep it."""
-        limits, pause = self.settings.limits, self.settings.limits.pause
-        ends = time.monotonic() + limits.patience
-        while True:
-            self._count_request()
-            try:
-                reply = reply_of(post(self._client, self._url, self._headers, body, limits.timeout))
-            except RefusedError as error:
-                raise self._gives_up(f"the judge refuses ({error})", _refusal_remedy(str(error))) from None
-            except FaultError as error:
-                rest = error.wait if error.wait is not None else pause * random.uniform(0.5, 1.5)  # noqa: S311
-                if time.monotonic() + rest > ends or self._over.wait(rest):
-                    problem = f"the judge does not answer ({error})"
-                    raise self._gives_up(problem, "the same command goes on from here once it does") from None
-                pause = min(2 * pause, LONGEST_PAUSE)
+        limits, attempts = self.settings.limits, count()
+
+        def attempt() -> dict[str, Any]:
+            if next(attempts):
                 self._add("retries", 1)
-                continue
-            self._spend("tokens", reply.pop("tokens") or len(json.dumps(body)) // 4)
-            self._journal.add(key, reply)
-            return
+            self._count_request()
+            return reply_of(post(self._client, self._url, self._credentials.headers, body, limits.timeout))
+
+        try:
+            reply = patiently(attempt, limits.pause, limits.patience, self._over.wait)
+        except RefusedError as error:
+            raise self._gives_up(f"the judge refuses ({error})", _refusal_remedy(str(error))) from None
+        except FaultError as error:
+            problem = f"the judge does not answer ({error})"
+            raise self._gives_up(problem, "the same command goes on from here once it does") from None
+        self._spend("tokens", reply.pop("tokens") or len(json.dumps(body)) // 4)
+        self._journal.add(key, reply)
 
     def _count_request(self) -> None:
         """Count one more request before it is sent. Raises JudgeError where a limit is reached."""
@@ -219,9 +229,8 @@ class Client:
             self._costs[name] += amount
 
     def _gives_up(self, problem: str, remedy: str) -> JudgeError:
-        """Make the error. An endpoint may repeat a key in its own words, so it is raised without its cause."""
-        plain = problem.replace(self._secret, "***") if self._secret else problem
-        return JudgeError(plain, self.where, remedy)
+        """Make the error. It is raised without its cause, which may hold the key."""
+        return JudgeError(self._credentials.hidden_in(problem), self.where, remedy)
 
 
 def _key(url: str, body: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 import ipaddress
 import json
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     import httpx2
 
+T = TypeVar("T")
+
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts, unless the endpoint asks for more."""
 LARGEST = 8 * 2**20
 """Bytes of a reply; a longer one is none."""
 PASSING = (408, 409, 425, 429)
@@ -78,6 +83,24 @@ def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Ma
         raise FaultError(f"the connection broke: {str(error) or type(error).__name__}") from error
     except ValueError as error:
         raise FaultError("its reply is not JSON") from error
+
+
+def patiently(
+    ask: Callable[[], T], pause: float, patience: float, rest: Callable[[float], bool | None] = time.sleep
+) -> T:
+    """Return what is asked for, again and again after growing pauses; `rest` waits, and returns whether to stop.
+
+    Raise FaultError once patience ends, and RefusedError at once.
+    """
+    ends = time.monotonic() + patience
+    while True:
+        try:
+            return ask()
+        except FaultError as error:
+            seconds = error.wait if error.wait is not None else pause * random.uniform(0.5, 1.5)  # noqa: S311
+            if time.monotonic() + seconds > ends or rest(seconds):
+                raise
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _read(response: "httpx2.Response", ends: float) -> bytes:
