@@ -8,23 +8,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 from alignkit_dpo.answer_learning import AnswerSettings
 from pydantic import Field
 
 from alignkit import Advice, Policy, Preferences, Ratings, RecipeError, Stage, TrainerNeeds, method, trainer_needs
 from alignkit_trl.passing import PRECOMPUTED, PassedOn
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
-    from alignkit.kit import JudgedAnswer
 
 READS = 6
 """How often an answer is read besides: with a swapped one, by policy and start, and by the start once before."""
@@ -64,49 +56,21 @@ def needs(settings: TRLKTOSettings) -> TrainerNeeds:
 )
 def trl_kto(settings: TRLKTOSettings, stage: Stage, *, policy: Policy, answers: Ratings | Preferences) -> Policy:
     """Learn from answers that are good or bad by themselves, by TRL's trainer with all its options."""
-    from alignkit_trl.passing import train
-
-    ready = prepare(settings, stage, policy, answers)
-    train(settings, ready.options, ready.arguments, stage)
-    return finish(ready, settings, stage)
-
-
-class Ready(NamedTuple):
-    """What the trainer is made of, and what is measured once it is done."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    options: dict[str, Any]
-    """Of TRL's config class."""
-    arguments: dict[str, Any]
-    """Of the trainer itself."""
-    held_out: Sequence[JudgedAnswer]
-    before: Tensor
-    """Log-probabilities of the held-out answers (n,)."""
-    good_from: float
-    """The rating that a good answer reaches."""
-
-
-def prepare(settings: TRLKTOSettings, stage: Stage, policy: Policy, answers: Ratings | Preferences) -> Ready:
-    """Open what the stage names, and lay answers out for the trainer. Raises RecipeError where groups do not fit."""
-    from alignkit_dpo.answer_learning import balance, is_good, threshold
+    from alignkit_dpo.answer_learning import balance, is_good, tell, threshold
     from datasets import Dataset
 
     from alignkit.kit import load_policy, read_answers, seen_by_all, sequence_logprobs, trainer_options
+    from alignkit_trl.passing import order_of_rows, train
     from alignkit_trl.trainer_texts import texts_for_trainer
 
-    if settings.batch % settings.kl_rows:
-        remedy = f"set it to a multiple of {settings.kl_rows}"
-        raise RecipeError(f"{settings.batch} answers do not split into groups of kl_rows", "batch", remedy)
-    if settings.kl_rows % stage.world:
-        remedy = f"set it to a multiple of {stage.world}"
-        raise RecipeError(f"{settings.kl_rows} answers cannot be shared by {stage.world} processes", "kl_rows", remedy)
+    refuse_uneven_groups(settings, stage)
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     start = load_policy(policy, precision=settings.precision)[0] if settings.lora else None
-    train, held_out = read_answers(answers, model, tokenizer, settings, stage)
-    good_from = threshold(train, settings)
+    learnt, held_out = read_answers(answers, model, tokenizer, settings, stage)
+    good_from = threshold(learnt, settings)
     before = sequence_logprobs(model, held_out, settings)
-    rows = [train[place] for place in order_of_rows(len(train), settings, stage.seed)]
+    order = order_of_rows(len(learnt), settings.epochs, stage.seed)
+    rows = [learnt[place] for place in filled_up(order, settings.kl_rows)]
     reader, columns = texts_for_trainer(rows, tokenizer)
     labels = [is_good(row, good_from) for row in rows]
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
@@ -122,24 +86,23 @@ def prepare(settings: TRLKTOSettings, stage: Stage, policy: Policy, answers: Rat
     }
     data = seen_by_all(Dataset.from_dict({**columns, "label": labels}), stage)
     arguments = {"model": model, "ref_model": start, "train_dataset": data, "processing_class": reader}
-    return Ready(model, tokenizer, options, arguments, held_out, before, good_from)
-
-
-def finish(ready: Ready, settings: TRLKTOSettings, stage: Stage) -> Policy:
-    """Save the policy, and tell what its held-out answers have gained."""
-    from alignkit_dpo.answer_learning import tell
-
-    from alignkit.kit import sequence_logprobs
-
-    made = stage.save_policy(ready.model, ready.tokenizer)
-    gains = sequence_logprobs(ready.model, ready.held_out, settings) - ready.before
-    tell(ready.held_out, gains.tolist(), ready.good_from, stage)
+    train(settings, options, arguments, stage)
+    made = stage.save_policy(model, tokenizer)
+    gains = sequence_logprobs(model, held_out, settings) - before
+    tell(held_out, gains.tolist(), good_from, stage)
     return made
 
 
-def order_of_rows(rows: int, settings: TRLKTOSettings, seed: int) -> list[int]:
-    """Shuffle each epoch anew; the last group is filled up, since an answer cannot be swapped with none."""
-    epochs = [Random(f"{seed} {epoch}").sample(range(rows), rows) for epoch in range(math.ceil(settings.epochs))]  # noqa: S311
-    order = [row for epoch in epochs for row in epoch][: max(1, round(settings.epochs * rows))]
-    lacking = -len(order) % settings.kl_rows
-    return order + (order * settings.kl_rows)[:lacking]
+def refuse_uneven_groups(settings: TRLKTOSettings, stage: Stage) -> None:
+    """Raise RecipeError where a step or the processes do not share groups of `kl_rows` evenly."""
+    if settings.batch % settings.kl_rows:
+        remedy = f"set it to a multiple of {settings.kl_rows}"
+        raise RecipeError(f"{settings.batch} answers do not split into groups of kl_rows", "batch", remedy)
+    if settings.kl_rows % stage.world:
+        remedy = f"set it to a multiple of {stage.world}"
+        raise RecipeError(f"{settings.kl_rows} answers cannot be shared by {stage.world} processes", "kl_rows", remedy)
+
+
+def filled_up(order: list[int], size: int) -> list[int]:
+    """Return rows of which the last group is full, too, since an answer cannot be swapped with none."""
+    return order + (order * size)[: -len(order) % size]

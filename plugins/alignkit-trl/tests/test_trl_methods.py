@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from alignkit_trl.passing import order_of_rows
 from alignkit_trl.trl_dpo import trl_dpo
 from alignkit_trl.trl_grpo import trl_grpo
-from alignkit_trl.trl_kto import TRLKTOSettings, order_of_rows, trl_kto
+from alignkit_trl.trl_kto import TRLKTOSettings, filled_up, trl_kto
 from alignkit_trl.trl_reward import trl_reward
 from alignkit_trl.trl_sft import trl_sft
 from transformers import AutoTokenizer
@@ -123,7 +124,7 @@ def test_a_batch_that_groups_do_not_fill_is_refused(alignkit_tiny_policy, alignk
 
 
 def test_every_row_is_learnt_and_the_last_group_is_filled_up():
-    order = order_of_rows(13, TRLKTOSettings(kl_rows=4, epochs=2), 1)
+    order = filled_up(order_of_rows(13, 2, 1), 4)
 
     assert len(order) == 28
     assert sorted(order[:13]) == sorted(order[13:26]) == list(range(13))
