@@ -71,7 +71,7 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
     from alignkit_dpo.pair_learning import START, Judgement, PairMethod, tell
     from datasets import Dataset
 
-    from alignkit.kit import load_policy, read_pairs, seen_by_all, trainer_options
+    from alignkit.kit import load_policy, read_pairs, seen_by_all, trainer_options, with_values
     from alignkit_trl.passing import equal_passes, order_of_rows, train
 
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
@@ -80,7 +80,7 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
     refuse_what_trl_cannot_learn(rows)
     measured = PairMethod(settings, lambda of: Judgement(of.shift, *(settings.beta * side.gains for side in of[:2])))
     before = measured.sums(model, aside)
-    held_out = [pair._replace(row={**pair.row, START: said}) for pair, said in zip(aside, before, strict=True)]
+    held_out = with_values(aside, START, before)
     reader, columns = texts_of_pairs(rows, tokenizer)
     data = Dataset.from_dict(columns).select(order_of_rows(len(rows), settings.epochs, stage.seed))
     longest = max(len(side.prompt) + len(side.answer) for pair in rows for side in (pair.chosen, pair.rejected))
