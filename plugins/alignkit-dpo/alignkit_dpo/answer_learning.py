@@ -165,9 +165,7 @@ def with_start(
         return [[next(said) for _ in answers_of(row)] for row in part]
 
     start = Start(policy, settings, stage, read, lambda row: [row.prompt, *answers_of(row)])
-    said = start.says_of(rows, [])
-    if stage.latest() is None:
-        start.check(rows[: settings.batch], said)
+    said, _ = start.says_of(rows, [])
     return [replace(row, start=own, swapped_start=sum(other)) for row, (own, *other) in zip(rows, said, strict=True)]
 
 

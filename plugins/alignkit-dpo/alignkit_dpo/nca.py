@@ -151,12 +151,11 @@ def with_start(
         return [[next(said) for _ in row.answers] for row in part]
 
     start = Start(policy, settings, stage, read, lambda row: [row.prompt, *row.answers])
-    train, held_out = rows
-    said = start.says_of(train, held_out)
-    if stage.latest() is None:
-        start.check(train[: settings.batch], said)
-    every = [replace(row, start=tuple(one)) for row, one in zip([*train, *held_out], said, strict=True)]
-    return every[: len(train)], every[len(train) :]
+    train, held_out = (
+        [replace(row, start=tuple(one)) for row, one in zip(some, said, strict=True)]
+        for some, said in zip(rows, start.says_of(*rows), strict=True)
+    )
+    return train, held_out
 
 
 def gains_of(model: Any, rows: Sequence[RatedAnswers], settings: NCASettings) -> list[list[float]]:

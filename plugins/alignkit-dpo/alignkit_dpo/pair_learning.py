@@ -174,15 +174,16 @@ def learn(
 
     A `reference` stands for the start: gains are then counted from it.
     """
-    from alignkit.kit import load_policy, load_reference, read_pairs, train_pairs
+    from alignkit.kit import load_policy, load_reference, read_pairs, train_pairs, with_values
 
     settings = method.settings
     model, tokenizer = load_policy(policy, lora=settings.lora, precision=settings.precision)
     train, held_out = read_pairs(pairs, model, tokenizer, settings, stage)
     if method.compared:
         began = load_reference(reference, policy, tokenizer, settings.precision) if reference else model
-        start = start_of(method, began, reference or policy, stage)
-        train, held_out = started(start, train, held_out, check=reference is None)
+        start = start_of(method, began, reference or policy, stage, learns=reference is None)
+        said = start.says_of(train, held_out)
+        train, held_out = with_values(train, START, said[0]), with_values(held_out, START, said[1])
         del began, start  # only its log-probabilities are needed from here on
     known = method.compared and reference is None
     before = None if known or not held_out else method.margins(model, held_out)
@@ -204,22 +205,10 @@ def learn(
     return made
 
 
-def start_of(method: PairMethod, model: Any, policy: Policy, stage: Stage) -> Start[Pair]:
+def start_of(method: PairMethod, model: Any, policy: Policy, stage: Stage, *, learns: bool) -> Start[Pair]:
     """Return how a model reads pairs before the first step."""
     form = "" if method.tail == 1 else f" tail {method.tail}"
-    return Start(policy, method.settings, stage, lambda part: method.sums(model, part), tokens_of, form)
-
-
-def started(
-    start: Start[Pair], train: Sequence[Pair], held_out: Sequence[Pair], *, check: bool
-) -> tuple[Sequence[Pair], Sequence[Pair]]:
-    """Return pairs with what the start says of them. Raise StageError where it is to be the policy, and is not."""
-    from alignkit.kit import with_values
-
-    said = start.says_of(train, held_out)
-    if check and start.stage.latest() is None:
-        start.check(train[: start.settings.batch], said)
-    return with_values(train, START, said[: len(train)]), with_values(held_out, START, said[len(train) :])
+    return Start(policy, method.settings, stage, lambda part: method.sums(model, part), tokens_of, form, learns)
 
 
 def tokens_of(pair: Pair) -> list[list[int]]:

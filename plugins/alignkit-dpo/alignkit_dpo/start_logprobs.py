@@ -43,19 +43,31 @@ class Start(Generic[T]):
     """Returns all tokens of a row."""
     form: str = ""
     """What else decides on what is read."""
+    learns: bool = True
+    """It is the policy that learns, so that no answer has gained or lost anything before the first step."""
 
-    def says_of(self, train: Sequence[T], held_out: Sequence[T]) -> Table:
-        """Return the start's log-probabilities of all rows, from disk where they were computed before.
+    def says_of(self, train: Sequence[T], held_out: Sequence[T]) -> tuple[Table, Table]:
+        """Return the start's log-probabilities of both rows, from disk where they were computed before.
+
+        Raise StageError where the policy is its own start and says otherwise the second time.
+        """
+        first_rows = train[: self.settings.batch]
+        first = self.read(first_rows)
+        said = self._of_all(first, train, held_out)
+        if self.learns and self.stage.latest() is None:
+            self.check(first_rows, first, said)
+        return said[: len(train)], said[len(train) :]
+
+    def _of_all(self, first: Table, train: Sequence[T], held_out: Sequence[T]) -> Table:
+        """Return what it says of all rows, one behind the other.
 
         What is kept is only used if this very model says the same of the first rows: a stage that was run again has
-        other weights under the same fingerprint. Raise StageError where the model differs from itself.
+        other weights under the same fingerprint.
         """
-        batch = self.settings.batch
         content = hashlib.sha256(f"{self.policy.fingerprint} {self.settings.precision}{self.form}".encode())
         for row in chain(train, held_out):
             content.update(repr([*self.tokens(row)]).encode())
         file = self.stage.cache / f"logprobs-{content.hexdigest()}.json"
-        first = self.read(train[:batch])
         kept = read_kept(file)
         if kept and len(kept[1]) == len(train) + len(held_out) and furthest(kept[0], first) < KEPT:
             return kept[1]
@@ -64,9 +76,9 @@ class Start(Generic[T]):
         write_kept(file, first, computed)
         return computed
 
-    def check(self, rows: Sequence[T], said: Table) -> None:
-        """Refuse a start that is not the policy: before the first step no answer has gained or lost anything."""
-        worst = furthest(self.read(rows), said[: len(rows)])
+    def check(self, rows: Sequence[T], first: Table, said: Table) -> None:
+        """Refuse a start that says of the first rows by themselves what it does not say of them among all."""
+        worst = furthest(first, said[: len(rows)])
         longest = max(sum(map(len, self.tokens(row))) for row in rows)
         if worst > SAME * math.sqrt(longest) * (1 if self.settings.precision == "fp32" else 100):
             raise StageError(

@@ -182,10 +182,11 @@ def test_a_start_of_other_weights_under_the_same_fingerprint_is_made_anew(tmp_pa
 
 def test_a_model_that_is_not_its_own_start_is_refused(two, alignkit_tiny_policy, alignkit_stage) -> None:
     settings = DPOSettings(precision="fp32")
-    start = Start(alignkit_tiny_policy, settings, alignkit_stage, lambda rows: [[-9.0, -9.0]] * len(rows), tokens_of)
+    readings = iter([[[-9.0, -9.0]] * 2, [[0.0, 0.0]] * 2, []])
+    start = Start(alignkit_tiny_policy, settings, alignkit_stage, lambda rows: next(readings), tokens_of)
 
     with pytest.raises(StageError) as refusal:
-        start.check(two, [[0.0, 0.0], [0.0, 0.0]])
+        start.says_of(two, [])
 
     assert refusal.value.problem == "the policy is not its own start before the first step (9 nats apart)"
     assert refusal.value.remedy == (
