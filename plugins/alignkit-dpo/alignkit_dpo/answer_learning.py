@@ -161,8 +161,7 @@ def with_start(
     """Return the rows with what the start says of them, which is the policy before the first step."""
 
     def read(part: Sequence[GoodOrBad]) -> list[list[float]]:
-        said = iter(logprobs_of(settings, model, [(row.prompt, answer) for row in part for answer in answers_of(row)]))
-        return [[next(said) for _ in answers_of(row)] for row in part]
+        return logprobs_by_prompt(settings, model, [(row.prompt, answers_of(row)) for row in part])
 
     start = Start(policy, settings, stage, read, lambda row: [row.prompt, *answers_of(row)])
     said, _ = start.says_of(rows, [])
@@ -183,6 +182,14 @@ def logprobs_of(settings: RowSettings, model: Any, answers: Sequence[tuple[list[
     return computed
 
 
+def logprobs_by_prompt(
+    settings: RowSettings, model: Any, asked: Sequence[tuple[list[int], Sequence[list[int]]]]
+) -> list[list[float]]:
+    """Compute the log-probabilities of several answers to each prompt, without gradient."""
+    computed = iter(logprobs_of(settings, model, [(prompt, answer) for prompt, some in asked for answer in some]))
+    return [[next(computed) for _ in some] for _, some in asked]
+
+
 def threshold(answers: Sequence[JudgedAnswer], settings: AnswerSettings) -> float:
     """Return the rating that a good answer exceeds or reaches; of rows with a label that is true.
 
@@ -198,7 +205,12 @@ def threshold(answers: Sequence[JudgedAnswer], settings: AnswerSettings) -> floa
 
 
 def is_good(answer: JudgedAnswer, good_from: float) -> bool:
-    return float(answer.row["label"] if "label" in answer.row else answer.row["rating"]) >= good_from
+    return rating_of(answer) >= good_from
+
+
+def rating_of(answer: JudgedAnswer) -> float:
+    """Return an answer's rating; a label counts as 1 or 0."""
+    return float(answer.row["label"] if "label" in answer.row else answer.row["rating"])
 
 
 def balance(labels: Sequence[bool]) -> float:

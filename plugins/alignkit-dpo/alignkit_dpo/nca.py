@@ -20,7 +20,7 @@ from pydantic import PositiveFloat
 
 from alignkit import Advice, DataError, PairNeeds, Paper, Policy, Ratings, RowSettings, Stage, method, pair_needs
 from alignkit_dpo import preference_losses as losses
-from alignkit_dpo.answer_learning import logprobs_of
+from alignkit_dpo.answer_learning import logprobs_by_prompt, rating_of
 from alignkit_dpo.start_logprobs import Start
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def nca(settings: NCASettings, stage: Stage, *, policy: Policy, answers: Ratings
 
 
 def by_prompt(answers: Sequence[JudgedAnswer]) -> list[RatedAnswers]:
-    """Put the answers to each prompt together; a label counts as a rating of 1 or 0."""
+    """Put the answers to each prompt together."""
     found: dict[tuple[int, ...], list[JudgedAnswer]] = {}
     for answer in answers:
         found.setdefault(tuple(answer.prompt), []).append(answer)
@@ -105,10 +105,6 @@ def by_prompt(answers: Sequence[JudgedAnswer]) -> list[RatedAnswers]:
     return [
         RatedAnswers(rows[0].prompt, tuple(row.answer for row in rows), tuple(map(rating_of, rows))) for rows in several
     ]
-
-
-def rating_of(answer: JudgedAnswer) -> float:
-    return float(answer.row["label"] if "label" in answer.row else answer.row["rating"])
 
 
 def losses_of(model: Any, part: Sequence[RatedAnswers], settings: NCASettings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,8 +143,7 @@ def with_start(
     """Return the rows with what the start says of their answers, which is the policy before the first step."""
 
     def read(part: Sequence[RatedAnswers]) -> list[list[float]]:
-        said = iter(logprobs_of(settings, model, [(row.prompt, answer) for row in part for answer in row.answers]))
-        return [[next(said) for _ in row.answers] for row in part]
+        return logprobs_by_prompt(settings, model, [(row.prompt, row.answers) for row in part])
 
     start = Start(policy, settings, stage, read, lambda row: [row.prompt, *row.answers])
     train, held_out = (
@@ -160,8 +155,11 @@ def with_start(
 
 def gains_of(model: Any, rows: Sequence[RatedAnswers], settings: NCASettings) -> list[list[float]]:
     """Return what each answer has gained against the start, in nats."""
-    now = iter(logprobs_of(settings, model, [(row.prompt, answer) for row in rows for answer in row.answers]))
-    return [[next(now) - start for start in row.start] for row in rows]
+    now = logprobs_by_prompt(settings, model, [(row.prompt, row.answers) for row in rows])
+    return [
+        [after - before for after, before in zip(said, row.start, strict=True)]
+        for row, said in zip(rows, now, strict=True)
+    ]
 
 
 def tell(rows: Sequence[RatedAnswers], gains: Sequence[Sequence[float]], stage: Stage) -> None:
