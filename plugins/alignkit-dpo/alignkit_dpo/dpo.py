@@ -15,6 +15,8 @@ is the start, and what it says of the pairs is kept on disk for this stage and a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -146,16 +148,12 @@ def dpo(
 
 def made_of(settings: DPOSettings) -> PairMethod:
     """Return how `dpo` learns with these settings."""
+    made = PairMethod(settings, partial(judged, settings=settings), tail=settings.tail)
 
-    def objective(sides: Sides) -> Judgement:
-        return judged(sides, settings)
-
-    made = PairMethod(settings, objective, tail=settings.tail)
-
-    def sorted_pairs(model: Any, part: Sequence[Pair]) -> list[Pair]:
+    def sorted_pairs(model: Any, part: Sequence[Pair]) -> Sequence[Pair]:
         return with_shifts(part, made.sums(model, part))
 
-    return PairMethod(settings, objective, True, settings.tail, sorted_pairs) if "aot" in settings.mixture else made
+    return replace(made, before_step=sorted_pairs) if "aot" in settings.mixture else made
 
 
 def judged(sides: Sides, settings: DPOSettings) -> Judgement:
@@ -175,10 +173,7 @@ def likelihood(side: Side) -> Tensor:
 def preferring(sides: Sides, settings: DPOSettings) -> Tensor:
     """Compute the loss of preferring the chosen of two answers (n,): the weighted sum of all that `loss` names."""
     parts = [weight * loss_of(name, sides, settings) for name, weight in settings.mixture.items()]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    return sum(parts[1:], parts[0])
 
 
 def loss_of(name: Loss, sides: Sides, settings: DPOSettings) -> Tensor:
@@ -223,18 +218,16 @@ def lead_of(sides: Sides, settings: DPOSettings, *, by_token: bool) -> Tensor:
     return lead
 
 
-def with_shifts(pairs: Sequence[Pair], now: Sequence[Sequence[float]]) -> list[Pair]:
+def with_shifts(pairs: Sequence[Pair], now: Sequence[Sequence[float]]) -> Sequence[Pair]:
     """Return the pairs of a step such that each is compared with the start's quantile of its own rank.
 
     AOT (arXiv 2406.05882) sorts the log-ratios of policy and start over the step, each by itself, and pairs them by
     rank; so a pair's margin moves by what the start says of it less what the start says of the pair at its rank.
     """
-    said = [pair.row[START] for pair in pairs]
-    starts = [chosen - rejected for chosen, rejected in said]
+    from alignkit.kit import with_values
+
+    starts = [chosen - rejected for chosen, rejected in (pair.row[START] for pair in pairs)]
     ratios = [chosen - rejected for chosen, rejected in now]
     order = sorted(range(len(pairs)), key=ratios.__getitem__)
     moved = dict(zip(order, sorted(starts), strict=True))
-    return [
-        pair._replace(row={**pair.row, SHIFT: start - moved[place]})
-        for place, (pair, start) in enumerate(zip(pairs, starts, strict=True))
-    ]
+    return with_values(pairs, SHIFT, [start - moved[place] for place, start in enumerate(starts)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -187,19 +188,8 @@ def learn(
         del began, start  # only its log-probabilities are needed from here on
     known = method.compared and reference is None
     before = None if known or not held_out else method.margins(model, held_out)
-
-    def ahead(part: Sequence[Pair]) -> Sequence[Pair]:
-        assert method.before_step is not None
-        return method.before_step(model, part)
-
-    train_pairs(
-        model,
-        train,
-        lambda part: method.loss(model, part),
-        settings,
-        stage,
-        before_step=ahead if method.before_step else None,
-    )
+    ahead = partial(method.before_step, model) if method.before_step else None
+    train_pairs(model, train, partial(method.loss, model), settings, stage, before_step=ahead)
     made = stage.save_policy(model, tokenizer)
     tell((train, held_out), (before, method.margins(model, held_out)), tokenizer, settings, stage)
     return made
