@@ -90,9 +90,11 @@ def benchmark(settings: BenchmarkSettings, stage: Stage, *, policies: tuple[Poli
         for policy, figures in zip(policies, reached, strict=True)
     ]
     made = stage.save_rows(Scores, rows)
-    for policy, figures in list(zip(policies, reached, strict=True))[len(policies) > 1 :]:
+    start, *others = zip(policies, reached, strict=True)
+    before = start[1] if others else {}
+    for policy, figures in others or [start]:
         for name, after in figures.items():
-            tell(stage, f"{name} {policy.name}", reached[0].get(name) if len(policies) > 1 else None, after)
+            tell(stage, f"{name} {policy.name}", before.get(name), after)
     return made
 
 
