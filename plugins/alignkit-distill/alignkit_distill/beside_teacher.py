@@ -61,8 +61,7 @@ class BesideTeacher:
 
     def each_token(self, read: Read, compute: Callable[[TokenComparison], Tensor]) -> Tensor:
         """Compute something of what both say at each token of answers (n, t, ...), with gradient."""
-        prompts = [read.prompts, *(read.asked for _ in self.teacher.models)]
-        return self._readers.each_token(prompts, read.answers, self._of_sides(compute), read.known)
+        return self._readers.each_token(self._prompts(read), read.answers, self._of_sides(compute), read.known)
 
     def every_answer(self, read: Read) -> Tensor:
         """Compare both at each token of any number of answers, without gradient (n, t, 4).
@@ -75,15 +74,18 @@ class BesideTeacher:
         def compute(sides: TokenComparison) -> Tensor:
             return torch.stack([sides.kl, sides.agree, sides.policy_token, sides.teacher_token], dim=-1)
 
-        known = self.known(read)
-        prompts = [read.prompts, *(read.asked for _ in self.teacher.models)]
-        return self._readers.every_answer(prompts, read.answers, self._of_sides(compute), known.known)
+        read = self.known(read)
+        return self._readers.every_answer(self._prompts(read), read.answers, self._of_sides(compute), read.known)
 
     def of_answers(self, read: Read) -> dict[str, list[float]]:
         """Return the means over each answer's tokens of the policy's KL from the teacher, and of their agreement."""
         table = self.every_answer(read)
         rows = [row[: len(answer)].mean(dim=0).tolist() for row, answer in zip(table, read.answers, strict=True)]
         return {"teacher_kl": [row[0] for row in rows], "agreement": [row[1] for row in rows]}
+
+    def _prompts(self, read: Read) -> list[Sequence[Tokens]]:
+        """Return what each of the readers is asked."""
+        return [read.prompts, *(read.asked for _ in self.teacher.models)]
 
     def _of_sides(self, compute: Callable[[TokenComparison], Tensor]) -> Callable[..., Tensor]:
         return lambda tables, tokens, known: compute(self.teacher.sides(tables, tokens, known))
