@@ -98,17 +98,13 @@ class DPOSettings(PairSettings):
         for name, known in KNOWN_TO.items():
             if getattr(self, name) != type(self).model_fields[name].default and not set(known) & set(self.mixture):
                 words = " or ".join(known)
-                raise ValueError(f"loss {self.words} has no {name}; take loss {words}, or leave it out")
+                named = " and ".join(self.mixture)
+                raise ValueError(f"loss {named} has no {name}; take loss {words}, or leave it out")
         if "exo" in self.mixture and not self.label_smoothing:
             raise ValueError("loss exo needs label_smoothing; its paper takes 1e-3")
         if self.alpha != type(self).model_fields["alpha"].default and self.divergence != "alpha":
             raise ValueError(f'divergence {self.divergence} has no alpha; take divergence "alpha", or leave it out')
         return self
-
-    @property
-    def words(self) -> str:
-        """The names of the losses."""
-        return " and ".join(self.mixture)
 
 
 KNOWN_TO: Mapping[str, Sequence[str]] = {
