@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from alignkit_dpo.pair_learning import PairSettings
@@ -68,7 +69,8 @@ def needs(settings: TRLDPOSettings) -> TrainerNeeds:
 )
 def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> Policy:
     """Raise the chosen answers above the rejected ones, without a reward model, by TRL's trainer."""
-    from alignkit_dpo.pair_learning import START, Judgement, PairMethod, tell
+    from alignkit_dpo.dpo import DPOSettings, judged
+    from alignkit_dpo.pair_learning import START, PairMethod, tell
     from datasets import Dataset
 
     from alignkit.kit import load_policy, read_pairs, seen_by_all, trainer_options, with_values
@@ -78,7 +80,7 @@ def trl_dpo(settings: TRLDPOSettings, stage: Stage, *, policy: Policy, pairs: Pr
     start = load_policy(policy, precision=settings.precision, trainable=False)[0] if settings.lora else None
     rows, aside = read_pairs(pairs, model, tokenizer, settings, stage)
     refuse_what_trl_cannot_learn(rows)
-    measured = PairMethod(settings, lambda of: Judgement(of.shift, *(settings.beta * side.gains for side in of[:2])))
+    measured = PairMethod(settings, partial(judged, settings=DPOSettings(beta=settings.beta)))
     before = measured.sums(model, aside)
     held_out = with_values(aside, START, before)
     reader, columns = texts_of_pairs(rows, tokenizer)
