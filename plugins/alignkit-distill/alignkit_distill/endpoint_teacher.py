@@ -56,7 +56,7 @@ class ScoringEndpoint:
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> ToldAnswers:
         """Return what it tells of each answer. Raise StageError where it gives nothing within patience."""
-        from alignkit_rlaif.http import make_client
+        from alignkit.http import make_client
 
         rows = list(zip(prompts, answers, strict=True))
         concurrency = self.settings.limits.concurrency
@@ -72,7 +72,7 @@ class ScoringEndpoint:
         return told
 
     def _ask(self, client: Client, tokens: list[int]) -> list[Any]:
-        from alignkit_rlaif.http import FaultError, RefusedError, patiently, post
+        from alignkit.http import FaultError, RefusedError, patiently, post
 
         limits, url = self.settings.limits, f"{self.settings.url}/completions"
         body = {"model": self.model, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": self.top_k}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from alignkit_rlaif.endpoint import EndpointSettings, openai, reply_of
-from alignkit_rlaif.http import FaultError, is_local, retry_after
+from alignkit.http import FaultError, is_local, retry_after
 from loopback import FAULTS, HANGS, Server, says, serving
 from pydantic import ValidationError
 

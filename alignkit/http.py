@@ -60,7 +60,7 @@ def is_local(url: str) -> bool:
 
 
 def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
-    """Send a JSON object, and return the JSON value that comes back within so many seconds.
+    """Send a JSON object, and return the JSON value that comes back within so many seconds, None for an empty reply.
 
     Raises FaultError or RefusedError.
     """
@@ -72,7 +72,7 @@ def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Ma
             content = _read(response, ends)
         if not response.is_success:
             raise _refusal(response, content)
-        return json.loads(content)
+        return json.loads(content) if content else None
     except httpx2.TimeoutException as error:
         raise FaultError(f"no reply within {timeout:g} seconds") from error
     except httpx2.ConnectError as error:
