@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Settings, Verdict, judge_scheme
-from alignkit_rlaif import wording
 from alignkit.http import FaultError, RefusedError, make_client, patiently, post
+from alignkit_rlaif import wording
 from alignkit_rlaif.replies import Replies, Spent
 
 TOP = 20

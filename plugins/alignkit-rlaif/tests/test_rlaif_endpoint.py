@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from alignkit_rlaif.endpoint import EndpointSettings, openai, reply_of
-from alignkit.http import FaultError, is_local, retry_after
 from loopback import FAULTS, HANGS, Server, says, serving
 from pydantic import ValidationError
 
 from alignkit import Answer, Judge, JudgeClient, JudgeError, Question, RecipeError, Verdict
+from alignkit.http import FaultError, is_local, retry_after
 
 QUICK = {"timeout": HANGS / 2, "pause": 0.001, "patience": 60.0}
 
