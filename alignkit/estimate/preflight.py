@@ -57,6 +57,8 @@ class Sharing:
     """Layers are compiled."""
     states: Literal["fp32", "8bit"] = "fp32"
     """How the optimiser keeps its moments."""
+    nodes: int = 1
+    """Computers that the processes are on, the same number on each."""
 
     def arrangement(self) -> "Arrangement":
         """Return how models learn, as they are told it."""
@@ -65,11 +67,11 @@ class Sharing:
         return Arrangement(self.again, self.compiles, self.states)
 
     def memory(self) -> int:
-        """Return how much memory each process has, in bytes; on a processor they share the machine's."""
+        """Return how much memory each process has, in bytes; on a processor those of a node share its own."""
         from alignkit.estimate.formulas import machine_memory
         from alignkit.training.arithmetic import device
 
-        return machine_memory() // (self.processes if device().type == "cpu" else 1)
+        return machine_memory() // (self.processes // self.nodes if device().type == "cpu" else 1)
 
     def cuts(self, memory: float) -> bool:
         """Return whether the weights of a stage are cut up that would take so many bytes in one process."""

@@ -65,7 +65,7 @@ def explain(error: BaseException, order: Order, folder: Path) -> Failure:
             free = shutil.disk_usage(folder).free / 2**30
             remedy = "make room, and run the same command again: it goes on from the last checkpoint"
             return Failure.of(attempt, DiskError.status, f"the disk is full ({free:.1f} GiB free)", remedy)
-        if order.machine.processes > 1 and any(words in str(cause) for words in LOST):
+        if order.machine.world > 1 and any(words in str(cause) for words in LOST):
             return lost(order)
     return Failure.of(attempt, 1, one_line(error))
 

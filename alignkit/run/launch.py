@@ -1,120 +1,51 @@
-"""The runner's end of the zygote: start a stage, ask how it does, signal it."""
+"""What starts stages: here, or wherever a machine's processes are."""
 
-import os
-import select
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, Self
 
-from alignkit.environment import ENVIRONMENT
-from alignkit.errors import StageError
+IMPORTING = "importing torch"
 
 
-class Launcher:
-    """Starts stages one after another; the process behind it is only started when the first one is."""
+class Launcher(Protocol):
+    """Starts stages one after another, and holds one at a time; leaving it ends the one that still runs.
 
-    def __init__(self, log: Path, *, fork: bool, processes: int, offline: bool) -> None:
-        self._log, self._fork, self._processes, self._offline = log, fork, processes, offline
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._unread = b""
-        self._folder = Path()
-        self._models = True
-        self._pid = 0
-        self._imported = False
-        """What starts stages has imported the heavy libraries."""
+    All that a stage needs lies in its folder, and all that it tells is written there (`store.journal`).
+    """
 
-    def __enter__(self) -> "Launcher":
-        return self
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End what still runs."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._zygote:
-            assert self._zygote.stdin
-            assert self._zygote.stdout
-            self._zygote.stdin.close()
-            if not self.started:
-                self._zygote.kill()  # while it imports, it would not notice the end of its input
-            self._zygote.wait()
-            self._zygote.stdout.close()
-            self._zygote = None
+    ) -> None: ...
 
     def start(self, partial: Path, *, models: bool = True) -> None:
-        """Start the stage whose order lies in this folder; one without models needs none of the heavy libraries."""
-        self._folder, self._models, self._pid = partial, models, 0
-        self._zygote = self._zygote or self._start_zygote()
-        assert self._zygote.stdin
-        self._zygote.stdin.write((b"models " if models else b"rows ") + os.fsencode(partial) + b"\n")
+        """Start the stage whose order lies in this folder; one without models needs none of the heavy libraries.
 
-    def _start_zygote(self) -> "subprocess.Popen[bytes]":
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--fork"] if self._fork and self._processes == 1 else ["--processes", str(self._processes)]
-        offline = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "alignkit.run.zygote", *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-                env=ENVIRONMENT | dict(os.environ) | offline,
-                start_new_session=True,
-            )
+        The folder may ask for a look at a plan instead (`worker.is_preflight`), which one process does.
+        """
 
     def status(self, wait: float) -> int | None:
-        """Return the exit status of the stage if it ends within so many seconds; negative: a signal's number."""
-        assert self._zygote
-        assert self._zygote.stdout
-        readable, _, _ = select.select([self._zygote.stdout], [], [], wait)
-        if not readable:
-            return None
-        read = self._zygote.stdout.read(65536)
-        if not read:
-            return self._without_zygote()
-        *lines, self._unread = (self._unread + read).split(b"\n")
-        for line in lines:
-            word, pid, rest = line.split(b" ", 2)
-            if word == b"started":
-                self._pid = int(pid)
-                self._imported |= self._models and self._fork and self._processes == 1
-            elif int(pid) == self._pid:
-                return int(rest)
-        return None
+        """Return the exit status of the stage if it ends within so many seconds; negative: a signal's number.
 
-    def _without_zygote(self) -> int | None:
-        """Go on where the zygote has died: a stage that it had started died with it, one that waits starts afresh."""
-        if self.started:
-            return -signal.SIGKILL
-        if not self._fork:
-            raise StageError("no process can be started", str(self._log), "this log may tell why")
-        self._close()
-        self._fork = False
-        self.start(self._folder, models=self._models)
-        return None
+        Raise StageError where it cannot be started.
+        """
 
     @property
-    def imports(self) -> bool:
-        """The heavy libraries are imported before the stage begins."""
-        return self._models and not self._imported
+    def doing(self) -> str:
+        """What is done before the stage begins, for those who wait; nothing where it begins at once."""
 
     @property
     def started(self) -> bool:
         """The stage's own process is there."""
-        return bool(self._pid)
+
+    @property
+    def interrupted(self) -> str:
+        """Why a stage that has ended was ended by others than the runner (a time limit, say), and may go on if it is
+        started again; nothing where it was not."""
 
     def ask_to_end(self) -> None:
-        """Ask the stage's process to keep what it has learnt and end, by a signal that torchrun passes on."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
+        """Ask the stage to keep what it has learnt and end."""
 
     def kill(self) -> None:
-        """End the stage's process and whatever it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
+        """End the stage's processes and whatever they have started."""

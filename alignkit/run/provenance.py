@@ -39,7 +39,7 @@ def facts_of(order: Order, stage: WorkingStage, plugins: Plugins, began: datetim
         "began": began.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "peak_memory": _peak_memory(before),
-        "processes": order.machine.processes,
+        "processes": order.machine.world,
         "sharded": order.machine.sharded,
         "device": _device(),
         "host": socket.gethostname(),

@@ -25,7 +25,8 @@ from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.gates import check_gates, doubts
 from alignkit.run.keeping import RunRecord
 from alignkit.run.kept import open_run
-from alignkit.run.launch import Launcher
+from alignkit.run.launch import IMPORTING, Launcher
+from alignkit.run.launching import launcher_of
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.reuse import reuse, run_again
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
-
-IMPORTING = "importing torch"
 
 PATIENCE = 300.0
 """Seconds that a stage has to end when it is asked to; it leaves by itself much earlier, unless something hangs."""
@@ -194,9 +193,7 @@ def run_plan(
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
         record = record or resources.enter_context(RunRecord(plan, folder))
-        launcher = resources.enter_context(
-            Launcher(rundir.zygote_log(folder), fork=fork, processes=machine.processes, offline=offline)
-        )
+        launcher = resources.enter_context(launcher_of(machine, folder, fork=fork, offline=offline))
         trackers = start_trackers(plan, record.folder, offline)
         watching: list[Observer] = [*observers, EventLog(record.folder), record, *trackers]
         tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
@@ -324,13 +321,17 @@ class _Run:
             preflight.answer(folder)
             return 0
         self.launcher.start(folder)
-        told = ""
+        told = self._tell_doing(first, self.launcher.doing)
         while (status := self.launcher.status(POLL)) is None:
-            doing = preflight.doing_in(folder) if self.launcher.started else IMPORTING
-            if doing not in ("", told):
-                self.tell(Doing(first, doing))
-                told = doing
+            doing = preflight.doing_in(folder) if self.launcher.started else self.launcher.doing
+            told = self._tell_doing(first, doing, told)
         return status
+
+    def _tell_doing(self, stage: str, doing: str, told: str = "") -> str:
+        """Report what is done before a stage begins, where that is news; return it."""
+        if doing not in ("", told):
+            self.tell(Doing(stage, doing))
+        return doing or told
 
     def _warn(self, first: str, left: Sequence[PlannedStage], remarks: Sequence[Problem]) -> None:
         """Report each remark as one of the stage that it names, else of the first that takes the source it names."""
@@ -420,10 +421,10 @@ class _Run:
         """Run a stage in a process of its own, and pass on what it tells."""
         watch = StageFollower(order, partial, self.tell)
         self.launcher.start(partial, models=models)
-        if self.launcher.imports:
-            self.tell(Doing(order.stage, IMPORTING))
+        told = self._tell_doing(order.stage, self.launcher.doing)
         asked_at: float | None = None
         while (status := self.launcher.status(POLL)) is None:
+            told = self._tell_doing(order.stage, self.launcher.doing, told)
             watch.look()
             if not self.stop.asked:
                 continue

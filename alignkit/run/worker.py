@@ -163,11 +163,11 @@ def _met(partial: Path, order: Order, rank: int, method: Method) -> Iterator[Non
 
     machine = order.machine
     room.arrange(room.Arrangement(machine.activation_checkpointing, machine.compile, machine.optimiser_states))
-    if machine.processes == 1:
+    if machine.world == 1:
         yield
         return
     with watched(partial, order, rank):
-        parallel.join(rank, machine.processes, sharded=machine.sharded is True)
+        parallel.join(rank, machine.world, sharded=machine.sharded is True)
         yield
         parallel.leave()
 
@@ -205,8 +205,8 @@ def _first_is_on(partial: Path, order: Order) -> bool:
 
 def _check_world(order: Order) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != order.machine.processes:
-        problem = f"{world} processes were started instead of {order.machine.processes}"
+    if world != order.machine.world:
+        problem = f"{world} processes were started instead of {order.machine.world}"
         raise StageError(problem, remedy="look at the launcher")
 
 

@@ -61,7 +61,7 @@ class WorkingStage:
         plugins: Callable[[], Plugins],
     ) -> None:
         self.name, self.seed, self.offline = order.stage, order.seed, order.offline
-        self.rank, self.world = rank, order.machine.processes
+        self.rank, self.world = rank, order.machine.world
         self.outcome: list[Result] = []
         """The results so far, those of before a resume among them."""
         self.made: Artifact | None = None

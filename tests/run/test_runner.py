@@ -765,6 +765,7 @@ def test_several_processes_share_a_stage(here: Path) -> None:
             "[gpus]\nsharded = 2",
             f"gpus.sharded.bool: Input should be a valid boolean; {SHAPE}",
         ),
+        ("[gpus]\nnodes = 2", 'gpus: 2 nodes cannot be reached with start = "here"; leave nodes out'),
     ],
 )
 def test_a_machine_that_cannot_be_read_is_refused(here: Path, text: str | None, message: str) -> None:

@@ -1,0 +1,14 @@
+"""Which launcher starts the stages of a machine."""
+
+from pathlib import Path
+
+from alignkit.run.launch import Launcher
+from alignkit.run.machine import Machine
+from alignkit.store import rundir
+
+
+def launcher_of(machine: Machine, runs: Path, *, fork: bool, offline: bool) -> Launcher:
+    """Return what starts stages on a machine. `fork`: on this one, from a process that has imported the libraries."""
+    from alignkit.run.start_here import LocalLauncher
+
+    return LocalLauncher(rundir.zygote_log(runs), fork=fork, processes=machine.world, offline=offline)
