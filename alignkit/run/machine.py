@@ -2,19 +2,22 @@
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
+from alignkit.run.command_words import check_template
 
 if TYPE_CHECKING:
     from alignkit.estimate.preflight import Sharing
 
 FILE = "machines.toml"
+REQUEUES = 3
+STARTED = {"here": "", "command": ", started by the machine's command"}
 SHAPE = (
-    'a machine has processes and nodes, whole numbers; start: "here"; '
+    'a machine has processes and nodes, whole numbers; start: "here" or "command"; '
     'sharded and activation_checkpointing: true, false or "auto"; '
     'compile: true or false; and optimiser_states: "fp32" or "8bit"'
 )
@@ -29,8 +32,15 @@ class Machine(Settings):
     """Processes that share a stage, on each node; usually one for each GPU. They are started by torchrun."""
     nodes: PositiveInt = 1
     """Computers that share a stage."""
-    start: Literal["here"] = "here"
-    """How stages are started: `here`, on the computer where commands are given."""
+    start: Literal["here", "command"] = "here"
+    """How stages are started: `here`, on the computer where commands are given, or by a `command`."""
+    command: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The words of a command that runs a stage and waits until it has ended, with start = "command". `{run}` becomes
+    the command that is to run on each node; there are `{folder}`, where the stage works, `{nodes}`, `{processes}` and a
+    `{name}` that no other start has."""
+    requeue: NonNegativeInt | None = None
+    """How often a stage is started again that a scheduler has ended (its time was over, others took its nodes), in a
+    row without having kept anything new; not with start = "here". Unset: 3 times."""
     sharded: bool | Literal["auto"] = "auto"
     """Whether weights are cut up among the processes, or each holds all of them. `auto`: they are where a stage is
     estimated to need more memory than one process has."""
@@ -46,8 +56,14 @@ class Machine(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> "Machine":
-        if self.nodes > 1:
+        if self.start == "here" and self.nodes > 1:
             raise ValueError(f'{self.nodes} nodes cannot be reached with start = "here"; leave nodes out')
+        if self.start == "here" and self.requeue is not None:
+            raise ValueError('nothing is started again with start = "here"; leave requeue out')
+        if self.start == "command":
+            check_template(self.command)
+        elif self.command:
+            raise ValueError('command needs start = "command"')
         return self
 
     @property
@@ -56,14 +72,23 @@ class Machine(Settings):
         return self.nodes * self.processes
 
     @property
+    def requeues(self) -> int:
+        """How often in a row a stage is started again."""
+        return REQUEUES if self.requeue is None else self.requeue
+
+    @property
     def told(self) -> str:
-        """Say in words what stages will run on."""
-        if self.world == 1:
-            return "one process"
-        where = "where they do not fit one" if self.sharded == "auto" else "always"
-        cut = f", among which weights are cut up {where}" if self.sharded else ", each of which holds all weights"
+        """Say in words what stages will run on, and how they are started where that is not here."""
         each = "one process" if self.processes == 1 else f"{self.processes} processes"
-        return f"{self.nodes} nodes with {each} each{cut}" if self.nodes > 1 else f"{each}{cut}"
+        on = f"{self.nodes} nodes with {each} each" if self.nodes > 1 else each
+        return f"{on}{self._cut}{STARTED[self.start]}"
+
+    @property
+    def _cut(self) -> str:
+        if self.world == 1:
+            return ""
+        where = "where they do not fit one" if self.sharded == "auto" else "always"
+        return f", among which weights are cut up {where}" if self.sharded else ", each of which holds all weights"
 
     def sharing(self) -> "Sharing":
         """Return how stages are shared here, as their estimates take it."""

@@ -29,6 +29,7 @@ from alignkit.run.launch import IMPORTING, Launcher
 from alignkit.run.launching import launcher_of
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
+from alignkit.run.requeues import Requeues
 from alignkit.run.reuse import reuse, run_again
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
@@ -366,14 +367,32 @@ class _Run:
         check_free(partial)
         with self._left_at_once(stage.name):
             self._check_inputs([stage], finished)
-        order = self._order(stage, finished, fetched)
-        write_order(partial, order)
-        status = self._here(partial, order) if self.inline else self._apart(partial, order, stage.method.handles_models)
+        order, status = self._ended(stage, partial, finished, fetched)
         if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
             raise StoppedError(stage.name, self.stop.status)
         raise failure_of(order, partial, status)
+
+    def _ended(
+        self,
+        stage: PlannedStage,
+        partial: Path,
+        finished: Mapping[str, Finished],
+        fetched: Mapping[str, Fetched],
+    ) -> tuple[Order, int]:
+        """Run a stage to its end, and return its last order and its exit status; what a scheduler ends is started
+        again, as often as the machine says."""
+        requeues = Requeues(stage.name, partial / rundir.CHECKPOINTS, self._machine.requeues)
+        while True:
+            order = self._order(stage, finished, fetched)
+            write_order(partial, order)
+            if self.inline:
+                return order, self._here(partial, order)
+            status = self._apart(partial, order, stage.method.handles_models)
+            if status == 0 or self.stop.asked or not self.launcher.interrupted:
+                return order, status
+            self.tell(requeues.next(self.launcher.interrupted))
 
     def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
         names = stage.taken

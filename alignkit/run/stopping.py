@@ -16,6 +16,9 @@ from alignkit.errors import INTERRUPTED, TERMINATED
 GRACE = 30.0
 """Seconds that a stage which takes steps has, at least, to end the one that it is in and to keep what it has learnt."""
 
+SHUTDOWN = 3600
+"""Seconds that torchrun lets processes keep what they have learnt in, once they are asked to end."""
+
 NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 INSISTING = (signal.SIGINT, signal.SIGTERM)
 """Two of these mean: at once. A closed terminal sends SIGHUP twice, and a scheduler SIGUSR1 and then SIGTERM."""

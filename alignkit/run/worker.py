@@ -3,7 +3,6 @@
 python -m alignkit.run.worker runs/stages/finetune-f8d922c0.partial
 """
 
-import ctypes
 import os
 import random
 import shutil
@@ -27,9 +26,10 @@ from alignkit.estimate import preflight
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.run.failures import explain, tell_failure
 from alignkit.run.order import Order, read_order, typed
+from alignkit.run.parent import die_with_parent
 from alignkit.run.peers import watched
 from alignkit.run.provenance import facts_of, memory_now
-from alignkit.run.stopping import Left, Stop, noting_signals
+from alignkit.run.stopping import NOTED, Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
 from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
@@ -50,28 +50,13 @@ def main(arguments: list[str]) -> int:
     order = read_order(partial)
     set_environment(order.offline)
     with noting_signals(Stop(once=True)) as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTED)  # what starts this on a node may have blocked them
         return work(partial, order, stop, quiet=True)
 
 
 def is_preflight(folder: Path) -> bool:
     """Return whether a folder asks for a look at a plan, which one process does, instead of a stage."""
     return (folder / preflight.ASKED).is_file()
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when its parent dies (Linux; elsewhere the zygote sees to it alone)."""
-    _when_parent_dies(signal.SIGKILL)
-
-
-def outlive_parent() -> None:
-    """Take back `die_with_parent`."""
-    _when_parent_dies(0)
-
-
-def _when_parent_dies(number: int) -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callable[[Event], None] | None = None) -> int:

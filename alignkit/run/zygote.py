@@ -25,14 +25,13 @@ from types import FrameType
 from typing import NoReturn
 
 from alignkit.run import worker
-from alignkit.run.stopping import NOTED
+from alignkit.run.parent import die_with_parent, outlive_parent
+from alignkit.run.stopping import NOTED, SHUTDOWN
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAZY = (("transformers", "AutoModelForCausalLM"), ("transformers", "Trainer"), ("trl", "SFTTrainer"))
 """Names that these libraries import when first asked for."""
 
-SHUTDOWN = 3600
-"""Seconds that torchrun lets processes keep what they have learnt in, once they are asked to end."""
 GRACE = 1.5
 """Seconds between asking the children of a dead runner to end, and ending them."""
 
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
 @cache
 def _import_heavy() -> None:
     """Import what stages need, once. What is missing or broken here is left to the stage that needs it to tell."""
-    worker.die_with_parent()  # while it imports, it would not notice the end of its input
+    die_with_parent()  # while it imports, it would not notice the end of its input
     try:
         for name in HEAVY:
             import_module(name)
@@ -62,7 +61,7 @@ def _import_heavy() -> None:
     except (ImportError, RuntimeError) as error:
         print(f"not imported in advance: {error}", file=sys.stderr)
     gc.freeze()  # children then leave these objects' memory shared
-    worker.outlive_parent()
+    outlive_parent()
 
 
 def _wake_on_child() -> int:
@@ -139,7 +138,7 @@ def _become_worker(folder: Path, fork: bool, processes: int) -> NoReturn:
     """Become an ordinary process in a group of its own, so that a terminal's Ctrl-C does not reach it."""
     status = 1
     try:
-        worker.die_with_parent()
+        die_with_parent()
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *NOTED):

@@ -156,6 +156,11 @@ def zygote_log(runs: Path) -> Path:
     return cache_folder(runs) / "zygote.log"
 
 
+def launch_folders(runs: Path) -> Path:
+    """Return where launchers and nodes of stages leave each other files."""
+    return cache_folder(runs) / "launch"
+
+
 def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
     """Return where a source lies that had to be written or unpacked."""
     return sources_folder(runs) / f"{name}-{fingerprint[:SHORT]}"

@@ -18,7 +18,12 @@ from alignkit.store.runs import KeptRun, KeptStage, kept_runs
 
 FOLDER = re.compile(r"[a-z].*-[0-9a-f]{8}(\.partial|\.replaced)?")
 """What a folder of a stage or of a source is called."""
-DERIVED = {"rows-*": "rows as tokens", "preflight-*": "what a plan was checked for", "smoke": "a trial of all stages"}
+DERIVED = {
+    "rows-*": "rows as tokens",
+    "preflight-*": "what a plan was checked for",
+    "smoke": "a trial of all stages",
+    "launch": "how stages were started",
+}
 """Entries of the cache that are large or many, and made again where they are missing."""
 
 
