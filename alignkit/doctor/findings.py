@@ -8,7 +8,6 @@ from alignkit.doctor.facts import Device, Disk, Doctor, Memory, Package, Plugin,
 GIB = 2**30
 LOW_MEMORY = 2 * GIB  # what the embedded default needs, with room to spare
 LOW_DISK = 5 * GIB  # two checkpoints of a model with a few hundred million weights
-NETWORK_FILES = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph", "gpfs", "beegfs")
 
 
 class Finding(NamedTuple):
@@ -115,12 +114,6 @@ def _about_disk(disk: Disk) -> Iterator[Finding]:
     yield Finding("disk", f"{_gib(disk.free)} free of {_gib(disk.total)} at {where}", remedy)
     if not disk.writable:
         yield Finding("disk", f"{where} cannot be written", remedy="choose another folder with --runs DIR")
-    if disk.filesystem.startswith(NETWORK_FILES):
-        yield Finding(
-            "disk",
-            f"{where} is on {disk.filesystem}, where locks may not hold",
-            remedy="start no two runs there at once, or choose a local folder with --runs DIR",
-        )
 
 
 def _about_hub(doctor: Doctor) -> Iterator[Finding]:

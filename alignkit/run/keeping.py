@@ -6,6 +6,7 @@ import platform
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from alignkit.show.planned import as_kept, mixes_in_words
 from alignkit.show.report import write_report
 from alignkit.store import rundir
 from alignkit.store.durable import write_json
+from alignkit.store.heartbeat import Heartbeat
 from alignkit.store.results import told_facts
 from alignkit.store.runs import KeptRun, hash_but_seed, this_process
 
@@ -56,14 +58,17 @@ class RunRecord:
             "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
         }
         self._show_again = time.monotonic() + SHOWN_EVERY
+        self._beats = ExitStack()
         self.folder = rundir.new_run(self._runs, plan.recipe.name, plan.recipe.text, kept, self._facts)
 
     def __enter__(self) -> Self:
+        self._beats.enter_context(Heartbeat().of(self.folder / rundir.RUN))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._beats.close()
         state, status, problem = end_of(error)
         del self._facts["process"]
         self._facts |= {"state": state, "ended": _now(), "status": status, "problem": problem}

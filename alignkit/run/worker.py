@@ -33,7 +33,8 @@ from alignkit.run.stopping import NOTED, Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
 from alignkit.store import rundir
 from alignkit.store.durable import read_json, write_json
-from alignkit.store.locks import hold
+from alignkit.store.leases import Hold
+from alignkit.store.locks import hold as held_stage
 from alignkit.store.results import find_finished, finish, finish_complete
 from alignkit.training.prepare import prepare
 
@@ -67,8 +68,8 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
     rank = rank_of_this_process()
     with ExitStack() as resources:
         try:
-            if rank == 0:
-                resources.enter_context(hold(partial))
+            taken_over = _end_at_once if quiet else lambda: None
+            hold = resources.enter_context(held_stage(partial, taken_over=taken_over)) if rank == 0 else None
         except LockedError as error:
             print(f"stage {order.stage!r}: {error}", file=sys.stderr)
             return LockedError.status
@@ -76,7 +77,7 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
             resources.enter_context(output_to(partial / rundir.LOG))
         try:
             with stop.at_once():
-                _run(partial, order, stop, rank, heard)
+                _run(partial, order, stop, hold, heard)
         except Left:
             return stop.status
         except Exception as error:
@@ -84,6 +85,11 @@ def work(partial: Path, order: Order, stop: Stop, *, quiet: bool, heard: Callabl
                 raise
             return _fail(partial, order, error)
     return 0
+
+
+def _end_at_once() -> None:
+    """End this process, and write nothing more: the stage's folder belongs to another machine's by now."""
+    os._exit(LockedError.status)
 
 
 def _fail(partial: Path, order: Order, error: Exception) -> int:
@@ -113,16 +119,18 @@ def output_to(log: Path) -> Iterator[None]:
             os.close(kept)
 
 
-def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Event], None] | None) -> None:
-    began, before = datetime.now(UTC), memory_now()
+def _run(partial: Path, order: Order, stop: Stop, hold: Hold | None, heard: Callable[[Event], None] | None) -> None:
+    began, before, rank = datetime.now(UTC), memory_now(), rank_of_this_process()
     if not _first_is_on(partial, order) if rank else _made_already(partial, order):
         return
     _check_world(order)
     plugins = load_plugins(order.plugin_files, examined=False)
     method = _find(plugins, order.method)
     stage = WorkingStage(order, partial, stop, rank, heard, lambda: plugins)
-    if rank == 0:
+    if hold:
+        stage.lease = hold.lease
         _report_start(partial, order, stage)
+        _tell_taken_over(stage, hold)
     for preparation in order.prepare:
         prepare(preparation)
     settings = method.settings.model_validate(order.settings)
@@ -135,6 +143,7 @@ def _run(partial: Path, order: Order, stop: Stop, rank: int, heard: Callable[[Ev
     stage.close()
     if rank == 0:
         _check_made(method, artifact, stage)
+        stage.check_held()
         finish(partial, artifact, facts_of(order, stage, plugins, began, before))
 
 
@@ -212,6 +221,12 @@ def _report_start(partial: Path, order: Order, stage: WorkingStage) -> None:
         "told": stage.told_before,
     }
     write_json(partial / rundir.STARTED, facts)
+
+
+def _tell_taken_over(stage: WorkingStage, hold: Hold) -> None:
+    if hold.lost:
+        problem = f"process {hold.lost['pid']} on {hold.lost['host']} worked on it and is not heard of any more"
+        stage.warn(f"{problem}, so it is taken over", "if that process is there, look at its connection to the disk")
 
 
 def seed_everything(seed: int, *, models: bool = True) -> None:

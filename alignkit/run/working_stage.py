@@ -36,6 +36,8 @@ from alignkit.run.order import Order, start_of
 from alignkit.run.stopping import Left, Stop
 from alignkit.store import checkpoints, rundir
 from alignkit.store.journal import Journal
+from alignkit.store.leases import Lease
+from alignkit.store.locks import busy
 from alignkit.text import writable
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class WorkingStage:
         """The results so far, those of before a resume among them."""
         self.made: Artifact | None = None
         """What the method has saved."""
+        self.lease: Lease | None = None
+        """By which this process has the stage's folder, where it is the first one."""
         self._order, self._partial, self._stop, self._plugins = order, partial, stop, plugins
         self.told_before = 0
         """Lines of the journal that attempts before this one have written."""
@@ -180,9 +184,22 @@ class WorkingStage:
     def commit(self, step: int, write: Callable[[Path], None]) -> None:
         staged = checkpoints.staged_folder(self._partial / rundir.CHECKPOINTS, step)
         with self._stop.only_noted():
-            self._first(lambda: checkpoints.begin(staged))
+            self._first(lambda: self._begin(staged))
             self._written(lambda: write(staged))
-            self._first(lambda: checkpoints.commit(staged, self._facts()))
+            self._first(lambda: self._commit(staged))
+
+    def _begin(self, staged: Path) -> None:
+        self.check_held()
+        checkpoints.begin(staged)
+
+    def _commit(self, staged: Path) -> None:
+        self.check_held()
+        checkpoints.commit(staged, self._facts())
+
+    def check_held(self) -> None:
+        """Raise LockedError where another machine has taken the stage over, as this process was not heard of."""
+        if self.lease and self.lease.is_taken_over:
+            raise busy(self._partial)
 
     def _facts(self) -> dict[str, Any]:
         """Return what is noted beside a checkpoint."""
@@ -293,6 +310,7 @@ class WorkingStage:
 
     def _cleared(self) -> Path:
         """Return an empty folder for the artifact: an interrupted attempt may have left half of one."""
+        self.check_held()
         shutil.rmtree(self.artifact, ignore_errors=True)
         self.artifact.mkdir()
         return self.artifact

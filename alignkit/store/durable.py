@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ SEAL = "seal"
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that at any moment either the old or the new content is there, also after a power cut."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with staged.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -1,13 +1,12 @@
 """The lock of a stage: one process at a time works on it, and others are told who."""
 
-import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alignkit.errors import LockedError
-from alignkit.store.durable import read_json, write_json
+from alignkit.store.heartbeat import Heartbeat
+from alignkit.store.leases import Hold, held, is_free, newest
 from alignkit.store.rundir import finished_folder, lock_file
 
 PATIENCE = 0.3
@@ -15,44 +14,30 @@ PATIENCE = 0.3
 
 
 @contextmanager
-def hold(partial: Path) -> Iterator[None]:
+def hold(
+    partial: Path, heartbeat: Heartbeat | None = None, taken_over: Callable[[], None] = lambda: None
+) -> Iterator[Hold]:
     """Hold a stage's lock: its folder belongs to nobody else meanwhile.
 
-    The system frees it when its holder dies. Raises LockedError naming the holder.
+    It is free when its holder dies: at once on the same machine, else once the holder has not been heard of for a
+    minute. `taken_over` is called, in another thread, where that was so of this process, and another has the stage.
+    Raises LockedError naming the holder.
     """
-    with _locked(partial):
-        write_json(_holder(partial), {"pid": os.getpid(), "host": socket.gethostname()})
-        yield
+    with held(lock_file(partial), heartbeat or Heartbeat(), patience=PATIENCE, taken_over=taken_over) as found:
+        if found is None:
+            raise busy(partial)
+        yield found
 
 
-def check_free(partial: Path) -> None:
+def check_free(partial: Path, heartbeat: Heartbeat | None = None) -> None:
     """Raise LockedError where somebody works on a stage at the moment."""
-    with _locked(partial):
-        pass
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout  # here, since every `alignkit plan` loads this module
-
-    lock = FileLock(lock_file(partial))
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout as error:
-        raise busy(partial) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _holder(partial: Path) -> Path:
-    return lock_file(partial).with_suffix(".json")
+    if not is_free(lock_file(partial), heartbeat or Heartbeat(), PATIENCE):
+        raise busy(partial)
 
 
 def busy(partial: Path) -> LockedError:
     """Return who works on a stage."""
-    holder = read_json(_holder(partial))
+    lease = newest(lock_file(partial))
+    holder = lease.holder if lease else {}
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
     return LockedError(f"{who} is working on it", str(finished_folder(partial)), "wait for it, or stop it")

@@ -2,8 +2,8 @@
 
 stages/finetune-f8d922c0/           finished means: the folder has this name
 stages/finetune-f8d922c0.partial/   where the stage works
-stages/.locks/                      who works on what
-sources/                            sources that had to be written or unpacked
+stages/.locks/                      who works on what: a lock, and a lease with its number
+sources/                            sources that had to be written or unpacked, and their locks
 index.html                          all runs with links to their reports
 cache/                              hashes and the like, safe to delete
 rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, run.json, data.json, events.jsonl,
@@ -23,6 +23,8 @@ from typing import Any
 
 from alignkit.errors import DiskError
 from alignkit.store.durable import publish, sync_and_list, sync_folder, write_json, write_text
+from alignkit.store.heartbeat import Heartbeat
+from alignkit.store.leases import held
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
 ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
@@ -83,7 +85,7 @@ def lock_of(folder: Path) -> Path | None:
 
 def source_lock(folder: Path) -> Path:
     """Return the file that is locked while somebody writes a source."""
-    return folder.with_suffix(".lock")
+    return folder.parent / ".locks" / f"{folder.stem}.lock"
 
 
 def scrapped(folder: Path) -> Path:
@@ -168,19 +170,15 @@ def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
 
 def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a source's folder, once: others that need it wait, and a crash leaves nothing half-written."""
-    from filelock import FileLock  # here, since every `alignkit plan` loads this module
-
-    if folder.is_dir():
-        return folder
     staged = folder.with_suffix(".partial")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(source_lock(folder)):
-        if not folder.is_dir():
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir()
-            write(staged)
-            sync_and_list(staged)
-            publish(staged, folder)
+    while not folder.is_dir():
+        with held(source_lock(folder), Heartbeat(), patience=1.0) as hold:
+            if hold and not folder.is_dir():
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.mkdir()
+                write(staged)
+                sync_and_list(staged)
+                publish(staged, folder)
     return folder
 
 

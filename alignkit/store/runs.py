@@ -20,6 +20,7 @@ from alignkit.contract.kinds import Artifact, kinds_by_name
 from alignkit.errors import LockedError, RecipeError, StageError
 from alignkit.store import rundir
 from alignkit.store.durable import read_json
+from alignkit.store.heartbeat import Heartbeat, this_system
 from alignkit.store.journal import read_journal
 from alignkit.store.results import latest, read_finished, told_facts
 
@@ -317,7 +318,7 @@ class KeptRun:
         if not self.facts:
             whole = all(stage.facts for stage in self.stages if stage.wanted)
             return "finished" if whole else "stopped"
-        if self.facts["state"] == "running" and not _alive(self.facts["process"]):
+        if self.facts["state"] == "running" and not _alive(self.facts["process"], self.folder / rundir.RUN):
             return "died"
         return str(self.facts["state"])
 
@@ -464,12 +465,13 @@ def hash_but_seed(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([stages, sources], sort_keys=True).encode()).hexdigest()
 
 
-def _alive(process: Mapping[str, Any]) -> bool:
-    """Return whether a process runs; of other machines that is not known, and believed."""
+def _alive(process: Mapping[str, Any], beats: Path) -> bool:
+    """Return whether a process runs; of another machine, whether it has been heard of by its file."""
     import psutil  # here, since only what says that it runs needs it
 
-    if process["host"] != socket.gethostname():
-        return True
+    heartbeat = Heartbeat()
+    if process["system"] != heartbeat.system:
+        return not heartbeat.is_lost(beats)
     try:
         found = psutil.Process(process["pid"])
         same = abs(found.create_time() - process["began"]) < CLOCK
@@ -482,7 +484,8 @@ def this_process() -> dict[str, Any]:
     """Return what tells this process from all others, also from a later one of the same number."""
     import psutil
 
-    return {"pid": os.getpid(), "host": socket.gethostname(), "began": psutil.Process().create_time()}
+    here = {"pid": os.getpid(), "host": socket.gethostname(), "system": this_system()}
+    return {**here, "began": psutil.Process().create_time()}
 
 
 def open_run(path: str | Path) -> KeptRun:

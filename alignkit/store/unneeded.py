@@ -14,6 +14,8 @@ from pathlib import Path
 from alignkit.data.adapter_folder import base_folder, is_adapter
 from alignkit.errors import StageError
 from alignkit.store import rundir
+from alignkit.store.heartbeat import Heartbeat
+from alignkit.store.leases import held, is_free
 from alignkit.store.runs import KeptRun, KeptStage, kept_runs
 
 FOLDER = re.compile(r"[a-z].*-[0-9a-f]{8}(\.partial|\.replaced)?")
@@ -133,32 +135,18 @@ def _size(folder: Path) -> int:
 def _is_free(path: Path) -> bool:
     """Return whether nobody works on a folder; where there is no lock, nobody has."""
     lock = rundir.lock_of(path)
-    if lock is None or not lock.exists():
-        return True
-    with _held(path) as free:
-        return free
+    return lock is None or not lock.exists() or is_free(lock, Heartbeat(), patience=0)
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
     """Hold a folder's lock, and say whether nobody else does."""
-    from filelock import FileLock, Timeout
-
     lock = rundir.lock_of(path)
     if lock is None:
         yield True
         return
-    lock.parent.mkdir(exist_ok=True)
-    held = FileLock(lock, timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
+    with held(lock, Heartbeat(), patience=0) as hold:
+        yield hold is not None
 
 
 def _delete(path: Path) -> None:

@@ -174,7 +174,7 @@ def test_removing_the_last_run_removes_its_recipes_folder(alignkit: Alignkit) ->
 def test_a_run_that_goes_on_is_not_removed(alignkit: Alignkit) -> None:
     identity = run(alignkit)
     kept = open_run("runs/light")
-    process = {"pid": 1, "host": "elsewhere", "began": 0.0}
+    process = {"pid": 1, "host": "elsewhere", "system": "another", "began": 0.0}
     (kept.folder / "run.json").write_text(json.dumps({**kept.facts, "state": "running", "process": process}))
 
     result = alignkit("runs", "rm", "light")

@@ -182,11 +182,6 @@ def test_an_idle_gpu_is_a_warning_that_tells_why(built_for: str, fact: str, reme
             "free some space, or choose another folder with --runs DIR",
         ),
         ({"writable": False}, "~/runs cannot be written", "choose another folder with --runs DIR"),
-        (
-            {"filesystem": "nfs4"},
-            "~/runs is on nfs4, where locks may not hold",
-            "start no two runs there at once, or choose a local folder with --runs DIR",
-        ),
     ],
 )
 def test_a_poor_place_for_runs_is_a_warning(change: dict[str, object], fact: str, remedy: str) -> None:

@@ -197,10 +197,10 @@ def test_a_complete_stage_that_is_damaged_is_not_renamed(tmp_path: Path) -> None
 def test_who_holds_a_stage_is_named(tmp_path: Path) -> None:
     partial = rundir.partial_folder(tmp_path, "finetune", PRINT)
 
-    with hold(partial), pytest.raises(LockedError) as raised:
-        check_free(partial)
-
-    holder = json.loads((tmp_path / "stages" / ".locks" / "finetune-f8d922c0.json").read_text())
+    with hold(partial):
+        with pytest.raises(LockedError) as raised:
+            check_free(partial)
+        holder = json.loads((tmp_path / "stages" / ".locks" / "finetune-f8d922c0.1" / "holder.json").read_text())
     expected = (
         f"{tmp_path}/stages/finetune-f8d922c0: process {holder['pid']} on {holder['host']} is working on it; "
         "wait for it, or stop it"

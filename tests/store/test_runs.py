@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,18 @@ def test_a_run_whose_process_is_gone_without_a_word_has_died() -> None:
             alive,
             {**alive, "pid": gone.pid},
             {**alive, "began": alive["began"] - 3600},
-            {**alive, "pid": gone.pid, "host": "elsewhere"},
         )
     ]
 
-    assert states == ["running", "died", "died", "running"]
+    assert states == ["running", "died", "died"]
+
+
+def test_a_run_of_another_machine_has_died_once_it_is_not_heard_of() -> None:
+    kept = facts_of(run(), state="running", process={**this_process(), "system": "elsewhere"})
+    heard_of = kept.state
+    os.utime(kept.folder / "run.json", (time.time() - 3600,) * 2)
+
+    assert (heard_of, kept.state) == ("running", "died")
 
 
 def test_a_stage_tells_what_it_was_given_what_it_told_and_what_came_of_it() -> None:
@@ -113,6 +121,7 @@ def test_the_report_can_be_written_from_the_folders_alone(here: Path) -> None:
     (here / "light.toml").unlink()
     script = f"""
 import sys
+import time
 from alignkit.show.report import write_report
 from alignkit.store.runs import open_run
 write_report(open_run({str(kept.folder)!r}))

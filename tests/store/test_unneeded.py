@@ -119,7 +119,7 @@ def test_sources_and_rows_in_the_cache_go_with_the_last_run_that_needs_them(here
     kept = open_run(run_recipe("own.toml", inline=True, plugins=[PLUGIN]).folder)
     (here / "runs" / "cache" / "rows-0123456789abcdef").mkdir()
     (here / "runs" / "cache" / "judge-paid.jsonl").write_text("{}")
-    (source,) = (path.name for path in (here / "runs" / "sources").iterdir() if path.is_dir())
+    (source,) = (path.name for path in (here / "runs" / "sources").glob("[!.]*"))
 
     with_run = collected()
     (here / "runs" / "cache" / "rows-0123456789abcdef").mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -97,7 +97,7 @@ def read_kept(file: Path) -> tuple[Table, Table] | None:
 
 
 def write_kept(file: Path, first: Table, every: Table) -> None:
-    written = file.with_suffix(f".{os.getpid()}")
+    written = file.with_suffix(f".{secrets.token_hex(4)}")
     written.write_text(json.dumps([first, every, sealed(first, every)]), "utf-8")
     written.replace(file)
 

@@ -1,0 +1,91 @@
+"""Heartbeats: files that are touched every few seconds, by which other machines know that a process is still there.
+
+No two clocks are compared: the time of a file is set by the file system that it lies on, which both machines share, and
+who looks compares it with the time of a file of its own.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Event, Thread
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def this_system() -> str:
+    """Return a word for the running system, which other machines do not have, also where they have the same name."""
+    try:
+        return BOOT.read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How often processes are heard of, and how those of other systems are told from those of this one."""
+
+    every: float = 5.0
+    """Seconds between two beats."""
+    lost_after: float = 60.0
+    """Seconds without a beat after which a process of another system is taken to be gone."""
+    system: str = field(default_factory=this_system)
+
+    @contextmanager
+    def of(self, file: Path, look: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Touch a file while inside; `look` is called after each beat."""
+        over = Event()
+        thread = Thread(target=self._beat, args=(file, look, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, file: Path, look: Callable[[], None], over: Event) -> None:
+        while not over.wait(self.every):
+            with suppress(OSError):  # the disk may be back at the next beat
+                os.utime(file)
+            with suppress(OSError):
+                look()
+
+    def is_lost(self, file: Path) -> bool:
+        """Return whether the file's process has not been heard of for long."""
+        return silence(file) > self.lost_after
+
+    def ends(self, file: Path) -> bool:
+        """Wait until the file's process is heard of again, or is lost; return whether it is lost, or the file is gone.
+
+        Of one that is silent already two more beats are awaited: the disk may have been gone for all of them.
+        """
+        last, until = beat_of(file), time.monotonic() + 2 * self.every
+        while not self.is_lost(file) or time.monotonic() < until:
+            if beat_of(file) != last:
+                return not file.exists()
+            time.sleep(self.every / 10)
+        return True
+
+
+def silence(file: Path) -> float:
+    """Return for how many seconds a file has not been touched, by its file system's clock; for ever, if it is gone."""
+    try:
+        with TemporaryFile(dir=file.parent) as own:
+            os.utime(own.fileno())
+            now = os.fstat(own.fileno()).st_mtime
+    except OSError:  # it may be read, and no more
+        now = time.time()
+    return now - beat_of(file)
+
+
+def beat_of(file: Path) -> float:
+    """Return when a file was touched last: it is opened, as a file system of a network looks anew only then."""
+    try:
+        with file.open("rb") as opened:
+            return os.fstat(opened.fileno()).st_mtime
+    except FileNotFoundError:
+        return float("-inf")
