@@ -99,6 +99,7 @@ def test_a_killed_process_of_another_machine_is_lost_after_a_while(partial: Path
 
 def test_one_that_wakes_up_after_it_was_taken_over_ends_without_another_word(partial: Path) -> None:
     with working(partial, "there") as process:
+        wait_until((partial / "steps.txt").exists)
         process.send_signal(signal.SIGSTOP)  # its machine is cut off: it keeps the system's lock, and is silent
 
         with hold(partial, HERE) as mine:
