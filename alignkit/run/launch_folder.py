@@ -175,12 +175,13 @@ class LaunchFolder:
         write_json(meeting, {"address": address})
         return address, True
 
-    def last_line(self) -> str:
-        """Return the last line that was printed around the stage; empty where nothing was."""
-        with suppress(OSError):
-            lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
-        return ""
-
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def last_line(file: Path) -> str:
+    """Return the last line of a file that somebody prints to; empty where there is none."""
+    with suppress(OSError):
+        lines = file.read_text("utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+    return ""

@@ -1,10 +1,11 @@
 """What belongs to a machine and not to a recipe: `machines.toml` in the current folder, chosen by `--on NAME`."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
@@ -15,12 +16,55 @@ if TYPE_CHECKING:
 
 FILE = "machines.toml"
 REQUEUES = 3
-STARTED = {"here": "", "command": ", started by the machine's command"}
+SAID = {
+    "nodes": "the machine's nodes says it",
+    "ntasks": "each node has one task",
+    "ntasks-per-node": "each node has one task",
+    "cpus-per-task": "write cpus_per_node",
+    "gpus-per-node": "write gpus_per_node",
+    "partition": "write partition",
+    "time": "write time",
+    "signal": "notice says it",
+    "requeue": "the machine's requeue says it",
+    "no-requeue": "the machine's requeue says it",
+    "array": "a stage is one job",
+}
+"""Options of sbatch that are said otherwise."""
+STARTED = {"here": "", "command": ", started by the machine's command", "slurm": ", started by SLURM"}
 SHAPE = (
-    'a machine has processes and nodes, whole numbers; start: "here" or "command"; '
+    'a machine has processes and nodes, whole numbers; start: "here", "slurm" or "command"; '
     'sharded and activation_checkpointing: true, false or "auto"; '
     'compile: true or false; and optimiser_states: "fp32" or "8bit"'
 )
+
+
+class Slurm(Settings):
+    """What SLURM is asked for, for each stage."""
+
+    model_config = ConfigDict(strict=True)
+
+    time: str = Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
+    """How long a stage may run, as sbatch takes it: minutes, `hours:minutes:seconds` or `days-hours`."""
+    partition: str | None = None
+    """Where it is submitted to; unset: the cluster's default."""
+    gpus_per_node: PositiveInt | None = None
+    """GPUs that are asked for on each node; unset: none."""
+    cpus_per_node: PositiveInt | None = None
+    """Processors that are asked for on each node, for all its processes; unset: what the cluster gives, often one."""
+    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Lines of a shell before the stage, such as `source .venv/bin/activate`."""
+    notice: PositiveInt = 180
+    """Seconds before its time is over in which a stage keeps what it has learnt; it is then submitted again."""
+    more: Mapping[str, str | int | bool] = {}
+    """Other options of sbatch by their long names: `{ account = "lab", mem = "0", exclusive = true }`."""
+
+    @field_validator("more")
+    @classmethod
+    def _not_said_elsewhere(cls, more: Mapping[str, str | int | bool]) -> Mapping[str, str | int | bool]:
+        for option in more:
+            if place := SAID.get(option.replace("_", "-")):
+                raise ValueError(f"more cannot have {option!r}; {place}")
+        return more
 
 
 class Machine(Settings):
@@ -32,8 +76,10 @@ class Machine(Settings):
     """Processes that share a stage, on each node; usually one for each GPU. They are started by torchrun."""
     nodes: PositiveInt = 1
     """Computers that share a stage."""
-    start: Literal["here", "command"] = "here"
-    """How stages are started: `here`, on the computer where commands are given, or by a `command`."""
+    start: Literal["here", "slurm", "command"] = "here"
+    """How stages are started: `here`, on the computer where commands are given, by `slurm` or by a `command`."""
+    slurm: Slurm | None = None
+    """What SLURM is asked for, with start = "slurm"."""
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """The words of a command that runs a stage and waits until it has ended, with start = "command". `{run}` becomes
     the command that is to run on each node; there are `{folder}`, where the stage works, `{nodes}`, `{processes}` and a
@@ -60,6 +106,8 @@ class Machine(Settings):
             raise ValueError(f'{self.nodes} nodes cannot be reached with start = "here"; leave nodes out')
         if self.start == "here" and self.requeue is not None:
             raise ValueError('nothing is started again with start = "here"; leave requeue out')
+        if (self.start == "slurm") != (self.slurm is not None):
+            raise ValueError('start = "slurm" and slurm = { time = "1:00:00" } need each other')
         if self.start == "command":
             check_template(self.command)
         elif self.command:

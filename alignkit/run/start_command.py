@@ -13,7 +13,7 @@ from alignkit.environment import ENVIRONMENT
 from alignkit.errors import StageError
 from alignkit.run.command_words import filled
 from alignkit.run.launch import IMPORTING
-from alignkit.run.launch_folder import LaunchFolder
+from alignkit.run.launch_folder import LaunchFolder, last_line
 from alignkit.run.machine import Machine
 
 GRACE = 5.0
@@ -86,7 +86,7 @@ class CommandLauncher:
             time.sleep(0.1)
         if told is None and (status == 0 or not launch.begun):
             when = "while the stage was running" if launch.begun else "before the stage began"
-            said = f", its last line was: {line}" if (line := launch.last_line()) else ""
+            said = f", its last line was: {line}" if (line := last_line(launch.log)) else ""
             problem = f"the machine's command ended with status {status} {when}{said}"
             raise StageError(problem, launch.where, f"it has to wait until the stage has ended; see {launch.log}")
         if told is None:

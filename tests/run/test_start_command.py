@@ -35,7 +35,7 @@ def plan(**overrides: object) -> Plan:
 
 
 def slow() -> Plan:
-    return plan(first__count__seconds=0.1, first__count__steps=8)
+    return plan(first__count__seconds=0.1, first__count__steps=20)
 
 
 def run(made: Plan, command: tuple[str, ...] = RUN, *, requeue: int | None = None, **more: Any) -> RunResult:
@@ -85,7 +85,7 @@ def test_a_run_that_is_asked_to_stop_keeps_what_was_learnt_and_goes_on_afterward
     run(made, observers=[heard.append])
     assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True]
     steps = [event.step for event in heard if isinstance(event, Metrics)]
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, 21))
 
 
 def test_who_insists_does_not_wait_for_the_stage() -> None:
@@ -96,6 +96,7 @@ def test_who_insists_does_not_wait_for_the_stage() -> None:
         run(made, stop=stop, observers=[lambda event: stop.signals.extend(twice)])
 
 
+@pytest.mark.slow
 def test_a_stage_that_a_scheduler_ends_is_started_again_and_goes_on() -> None:
     made, heard = slow(), list[Event]()
     ended = iter([lambda: signal_nodes(signal.SIGUSR1)])
