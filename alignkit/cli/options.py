@@ -48,6 +48,14 @@ AGAIN = click.option(
 )
 
 
+JOBS = click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Run up to so many stages at the same time, where none waits for another.",
+)
 INLINE = click.option("--inline", is_flag=True, help="Run the stages in this process, for debugging.")
 MACHINE = click.option("--on", "machine", metavar="NAME", help="Use this machine of ./machines.toml.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings, errors and the result alone.")
@@ -85,7 +93,8 @@ def selection_of(words: Mapping[str, Any]) -> dict[str, Any]:
 def how_of(words: dict[str, Any]) -> dict[str, Any]:
     """Take from a command's words how its stages are run."""
     machine, inline, again = machine_called(words.pop("machine")), words.pop("inline"), words.pop("again")
-    return {"inline": inline, "again": again, "machine": machine, "offline": words.pop("offline"), "check": True}
+    how = {key: words.pop(key) for key in ("jobs", "offline")}
+    return {"inline": inline, "again": again, "machine": machine, "check": True, **how}
 
 
 def machine_called(name: str | None) -> "Machine":

@@ -13,6 +13,7 @@ from alignkit.cli import completion
 from alignkit.cli.options import (
     AGAIN,
     INLINE,
+    JOBS,
     MACHINE,
     OFFLINE,
     PLUGINS,
@@ -58,7 +59,7 @@ SETTLED = (RecipeError.status, DataError.status, PluginError.status)
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
 @options(SET, SEED, RUNS, UNTIL, AGAIN, TRACK, PLUGINS)
-@options(INLINE, MACHINE, OFFLINE, QUIET)
+@options(JOBS, INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON Lines.")
 @click.pass_context
 def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
@@ -83,7 +84,7 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **wor
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
 @options(SET, SEED, RUNS, AGAIN, TRACK, PLUGINS)
-@options(INLINE, MACHINE, OFFLINE, QUIET)
+@options(JOBS, INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
 def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, quiet: bool, **words: Any) -> None:

@@ -32,6 +32,7 @@ def compare_recipe(
     seed: int | None = None,
     runs: str | Path = "runs",
     again: Sequence[str] = (),
+    jobs: int = 1,
     inline: bool = False,
     offline: bool = False,
     machine: Machine | None = None,
@@ -41,7 +42,8 @@ def compare_recipe(
     """Compare methods or settings of one stage: `compare_recipe("rlhf.toml", methods=["ppo", "grpo"], seeds=3)`.
 
     `vary` is a grid, such as {"align.ppo.kl.coef": [0.05, 0.1]}. What the variants share runs once; finished stages are
-    reused. Raises RecipeError, DataError or PluginError before anything runs, and StageError where a stage fails.
+    reused; up to `jobs` stages run at the same time, where none waits for another. Raises RecipeError, DataError or
+    PluginError before anything runs, and StageError where a stage fails.
     """
     asked = VariantRequest(stage, tuple(methods), vary or {}, seeds)
     planned = plan_pinned(recipe, asked, set=set, seed=seed, runs=runs, plugins=plugins, offline=offline)
@@ -50,6 +52,7 @@ def compare_recipe(
         runs=runs,
         observers=[*notebook_views(planned.plan), *observers],
         again=again,
+        jobs=jobs,
         inline=inline,
         offline=offline,
         machine=machine,

@@ -18,6 +18,7 @@ from alignkit.doctor.facts import Disk, Doctor, Memory, Package, Plugin, Torch
 from alignkit.plugins import CLASH_REMEDY, Plugins, load_plugins
 
 PROBE = (sys.executable, "-P", "-m", "alignkit.doctor.probe")
+CGROUP = Path("/sys/fs/cgroup")
 OPTIONAL = ("bitsandbytes", "gguf")
 ENVIRONMENT = (
     "ALIGNKIT_PLUGINS",
@@ -37,7 +38,7 @@ def report(
     *,
     plugins: Plugins | None = None,
     torch: Callable[[], Torch] | None = None,
-    cgroup: Path = Path("/sys/fs/cgroup"),
+    cgroup: Path = CGROUP,
     environment: Mapping[str, str] = os.environ,
 ) -> Doctor:
     """Find out all there is to know; `torch` finds what there is to know about torch, by default `ask_torch`."""
@@ -47,7 +48,7 @@ def report(
         executable=_short(sys.executable),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages=tuple(_packages()),
-        cores=_cores(cgroup),
+        cores=usable_cores(cgroup),
         memory=_memory(cgroup),
         torch=(torch or ask_torch)(),
         disk=_disk(runs),
@@ -75,7 +76,8 @@ def _package(requirement: Requirement) -> Package:
     return Package(name=requirement.name, version=found, wanted=str(requirement.specifier), fits=fits)
 
 
-def _cores(cgroup: Path) -> int:
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Return how many cores this process may use."""
     if sys.platform == "linux":
         usable = len(os.sched_getaffinity(0))
     else:

@@ -3,7 +3,7 @@
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError
 from alignkit.estimate import preflight
+from alignkit.estimate.host import host_memory
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.planner import make_plan
@@ -26,11 +27,12 @@ from alignkit.run.gates import check_gates, doubts
 from alignkit.run.keeping import RunRecord
 from alignkit.run.kept import open_run
 from alignkit.run.launch import IMPORTING, Launcher
-from alignkit.run.launching import launcher_of
+from alignkit.run.launching import launchers_of
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.requeues import Requeues
 from alignkit.run.reuse import reuse, run_again
+from alignkit.run.side_by_side import check_jobs, error_of_all, waits_for
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
@@ -43,6 +45,7 @@ from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
 from alignkit.store.runs import KeptRun, stage_called
+from alignkit.text import size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -139,6 +142,7 @@ def run_recipe(
     runs: str | Path = "runs",
     until: str | None = None,
     again: Sequence[str] = (),
+    jobs: int = 1,
     inline: bool = False,
     offline: bool = False,
     machine: Machine | None = None,
@@ -147,8 +151,8 @@ def run_recipe(
 ) -> RunResult:
     """Run a recipe, from a script or a notebook: `run_recipe("rlhf.toml", set={"align.method": "dpo"})`.
 
-    Finished stages are reused. Raises RecipeError, DataError or PluginError before anything runs, and StageError where
-    a stage fails.
+    Finished stages are reused; up to `jobs` stages run at the same time, where none waits for another. Raises
+    RecipeError, DataError or PluginError before anything runs, and StageError where a stage fails.
     """
 
     def plan() -> Plan:
@@ -158,7 +162,7 @@ def run_recipe(
     if any(stage.wanted and stage.fingerprint is None for stage in made.stages):
         pin(made, Path(runs), offline)
         made = plan()
-    how: dict[str, Any] = {"inline": inline, "offline": offline, "machine": machine}
+    how: dict[str, Any] = {"jobs": jobs, "inline": inline, "offline": offline, "machine": machine}
     return run_plan(made, runs=runs, observers=[*notebook_views(made), *observers], again=again, check=True, **how)
 
 
@@ -173,6 +177,7 @@ def run_plan(
     runs: str | Path = "runs",
     observers: Sequence[Observer] = (),
     again: Sequence[str] = (),
+    jobs: int = 1,
     inline: bool = False,
     offline: bool = False,
     machine: Machine | None = None,
@@ -187,22 +192,38 @@ def run_plan(
     without it, as is needed on macOS, each imports them anew. `check` looks first whether the models of all stages fit
     them, and this machine (`alignkit.estimate.preflight`). `record` is where the run is kept; by default it begins one
     of its own. Raises StageError with the exit status of what failed, LockedError, or StoppedError after a signal.
+
+    Up to `jobs` stages run at the same time, where none waits for another. One that fails ends none of those beside
+    it, and what does not need it still runs.
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
+    check_jobs(jobs, inline)
     again = run_again(plan, again)
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))
         record = record or resources.enter_context(RunRecord(plan, folder))
-        launcher = resources.enter_context(launcher_of(machine, folder, fork=fork, offline=offline))
+        launchers = launchers_of(machine, folder, jobs=jobs, fork=fork, offline=offline)
+        for launcher in launchers:
+            resources.enter_context(launcher)
         trackers = start_trackers(plan, record.folder, offline)
         watching: list[Observer] = [*observers, EventLog(record.folder), record, *trackers]
         tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
         resources.push(partial(end_trackers, trackers, plan.stages[-1].name, tell))
         hashes = FileHashes(rundir.file_hashes(folder))
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launcher, tell, check, hashes)
-        results = tuple(run.stages())
+        run = _Run(plan, folder, again, inline, offline, machine, stop, launchers, tell, check, hashes)
+        results = run.stages()
     return RunResult(plan.recipe.name, record.folder, results)
+
+
+@dataclass
+class _Working:
+    """A stage that runs now."""
+
+    stage: PlannedStage
+    launcher: Launcher
+    looks: Iterator[None]
+    """Each look passes on what the stage has told since the last one; there is none once the stage is finished."""
 
 
 @dataclass
@@ -216,32 +237,107 @@ class _Run:
     offline: bool
     machine: Machine
     stop: Stop
-    launcher: Launcher
+    launchers: list[Launcher]
+    """Those that start no stage now."""
     tell: Observer
     check: bool
     hashes: FileHashes
+    jobs: int = field(init=False)
     large: set[str] = field(default_factory=set)
     """Stages that need more memory than one process has."""
+    memory: dict[str, float] = field(default_factory=dict)
+    """Stage -> bytes that it is estimated to need."""
+    finished: dict[str, Finished] = field(default_factory=dict)
+    """Stages that are through, with their gates."""
+    fetched: dict[str, Fetched] | None = None
+    """Source -> its artifact, once all that the stages which are left need was looked at."""
+    results: dict[str, StageResult] = field(default_factory=dict)
+    working: list[_Working] = field(default_factory=list)
+    failures: list[AlignkitError] = field(default_factory=list)
+    told_to_wait: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.jobs = len(self.launchers)
 
     @property
     def _machine(self) -> Machine:
         """Return what stages run on; inline, that is this process alone."""
         return Machine() if self.inline else self.machine
 
-    def stages(self) -> Iterator[StageResult]:
-        finished: dict[str, Finished] = {}
-        fetched: dict[str, Fetched] | None = None
+    def stages(self) -> tuple[StageResult, ...]:
+        """Finish all stages that are wanted, and return their results in the plan's order."""
         self._tell_broken()
-        for stage in self.plan.stages:
-            if not stage.wanted:
-                continue
-            with self._left_at_once(stage.name):
-                found = reuse(stage, self.runs, self.again, finished)
-                if not found and fetched is None:
-                    fetched = self._prepare(stage.name, finished)
-            result = found or self._watched(stage, finished, fetched or {})
-            finished[stage.name] = result
-            yield self._conclude(stage, result, reused=found is not None)
+        waiting = [stage for stage in self.plan.stages if stage.wanted]
+        self._begin_some(waiting)
+        while self.working:
+            for one in list(self.working):
+                self._look_after(one)
+            self._begin_some(waiting)
+        if self.failures:
+            raise error_of_all(self.failures)
+        return tuple(self.results[stage.name] for stage in self.plan.stages if stage.wanted)
+
+    def _begin_some(self, waiting: list[PlannedStage]) -> None:
+        """Begin the stages whose turn it is."""
+        while stage := self._choose(waiting):
+            waiting.remove(stage)
+            try:
+                self._begin(stage)
+            except AlignkitError as error:
+                self.failures.append(error)
+
+    def _choose(self, waiting: Sequence[PlannedStage]) -> PlannedStage | None:
+        """Choose the first stage that waits for nothing; those that lack memory are told so."""
+        if not self.launchers or self._halted:
+            return None
+        for stage in waiting:
+            if waits_for(stage, self.plan) <= self.finished.keys():
+                if not (lack := self._lack_of_memory(stage)):
+                    return stage
+                if stage.name not in self.told_to_wait:
+                    self.told_to_wait.add(stage.name)
+                    self.tell(Doing(stage.name, lack))
+        return None
+
+    @property
+    def _halted(self) -> bool:
+        """Nothing more begins: a signal came, or a stage failed where no other could run beside it."""
+        if self.stop.asked:
+            return bool(self.working or self.failures)
+        return bool(self.failures) and (self.jobs == 1 or self.fetched is None)
+
+    def _lack_of_memory(self, stage: PlannedStage) -> str:
+        """Say that a stage does not fit this machine's memory beside those that run; nothing where it does."""
+        beside = [one.stage.name for one in self.working]
+        needed = sum(self.memory.get(name, 0.0) for name in [stage.name, *beside])
+        if not beside or needed <= host_memory():
+            return ""
+        told = f"beside {' and '.join(beside)} it would take {size(needed)} of memory"
+        return f"{stage.name} waits: {told}, and this machine has {size(host_memory())}"
+
+    def _begin(self, stage: PlannedStage) -> None:
+        """Reuse a stage, or start it."""
+        with self._left_at_once(stage.name):
+            found = reuse(stage, self.runs, self.again, self.finished)
+            if not found and self.fetched is None:
+                self.fetched = self._prepare(stage.name)
+        if found:
+            self._conclude(stage, found, reused=True)
+        else:
+            launcher = self.launchers.pop(0)
+            self.working.append(_Working(stage, launcher, self._looks(stage, launcher)))
+
+    def _look_after(self, one: _Working) -> None:
+        """Look after a stage that runs. A failure counts once no stage runs any more."""
+        try:
+            next(one.looks)
+            return
+        except StopIteration:
+            pass
+        except AlignkitError as error:
+            self.failures.append(error)
+        self.working.remove(one)
+        self.launchers.append(one.launcher)
 
     def _tell_broken(self) -> None:
         """Report which of the files that were given as plugins are of no use."""
@@ -261,39 +357,39 @@ class _Run:
             self.tell(Stopping(stage))
             raise StoppedError(stage, self.stop.status) from None
 
-    def _prepare(self, first: str, finished: Mapping[str, Finished]) -> dict[str, Fetched]:
+    def _prepare(self, first: str) -> dict[str, Fetched]:
         """Look at all that the stages which are left need, before the first of them runs."""
-        left = self._left(finished)
-        self._check_inputs(left, finished)
-        open_judges(self._needed(finished), self.plan.plugins.schemes)
-        fetched = fetch(self._needed(finished), self.runs, self.offline, lambda what: self.tell(Doing(first, what)))
+        left = self._left()
+        self._check_inputs(left)
+        open_judges(self._needed(), self.plan.plugins.schemes)
+        fetched = fetch(self._needed(), self.runs, self.offline, lambda what: self.tell(Doing(first, what)))
         self._warn(first, left, [remark for one in fetched.values() for remark in one.remarks])
         if self.check:
-            self._preflight(first, finished)
+            self._preflight(first)
         return fetched
 
-    def _left(self, finished: Mapping[str, Finished]) -> list[PlannedStage]:
-        return [stage for stage in self.plan.stages if stage.wanted and stage.name not in finished]
+    def _left(self) -> list[PlannedStage]:
+        return [stage for stage in self.plan.stages if stage.wanted and stage.name not in self.finished]
 
-    def _needed(self, finished: Mapping[str, Finished]) -> list[Source]:
+    def _needed(self) -> list[Source]:
         """List the sources of all stages that are not finished: their rows are checked before the first one runs."""
-        names = {name for stage in self._left(finished) for name in stage.taken}
+        names = {name for stage in self._left() for name in stage.taken}
         return [source for name, source in self.plan.sources.items() if name in names]
 
-    def _check_inputs(self, stages: Sequence[PlannedStage], finished: Mapping[str, Finished]) -> None:
+    def _check_inputs(self, stages: Sequence[PlannedStage]) -> None:
         """Read what is finished of what these stages start from; raises StageError where it is not as it was written.
 
         A file that has not changed since it was last read is not read again.
         """
         names = {name for stage in stages for name in stage.taken}
-        for name, made in finished.items():
+        for name, made in self.finished.items():
             if name in names:
                 made.check(self.hashes.of)
         self.hashes.save()
 
-    def _preflight(self, first: str, finished: Mapping[str, Finished]) -> None:
+    def _preflight(self, first: str) -> None:
         """Look whether models fit their stages and this machine; raises RecipeError where not."""
-        left = self._left(finished)
+        left = self._left()
         if not any(stage.needs or _reads(stage, self.plan) for stage in left):
             return
         open_stages, sharing = [stage.name for stage in left], self._machine.sharing()
@@ -308,6 +404,7 @@ class _Run:
             self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
             return
         self.large |= {one["stage"] for one in found.stages if not one["fits"]}
+        self.memory |= {one["stage"]: one["memory"] * self._machine.processes for one in found.stages}
         for one in found.stages:
             self.tell(Estimated(one["stage"], one["seconds"], one["stepping"]))
         self._warn(first, left, found.remarks)
@@ -321,10 +418,11 @@ class _Run:
             set_environment(self.offline)
             preflight.answer(folder)
             return 0
-        self.launcher.start(folder)
-        told = self._tell_doing(first, self.launcher.doing)
-        while (status := self.launcher.status(POLL)) is None:
-            doing = preflight.doing_in(folder) if self.launcher.started else self.launcher.doing
+        launcher = self.launchers[0]
+        launcher.start(folder)
+        told = self._tell_doing(first, launcher.doing)
+        while (status := launcher.status(POLL)) is None:
+            doing = preflight.doing_in(folder) if launcher.started else launcher.doing
             told = self._tell_doing(first, doing, told)
         return status
 
@@ -342,32 +440,34 @@ class _Run:
             taker = next((one.name for one in left if _takes(one, remark.where)), first)
             self.tell(Warned(stage or taker, problem, remark.remedy))
 
-    def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> StageResult:
+    def _conclude(self, stage: PlannedStage, made: Finished, *, reused: bool) -> None:
         self.tell(
             StageFinished(stage.name, made.method, made.made, str(made.folder), made.seconds, reused, made.results)
         )
         for problem, remedy in doubts(stage, made):
             self.tell(Warned(stage.name, problem, remedy))
         check_gates(stage, made)
-        return StageResult(stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact)
+        self.finished[stage.name] = made
+        self.results[stage.name] = StageResult(
+            stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact
+        )
 
-    def _watched(
-        self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]
-    ) -> Finished:
-        """Finish a stage; observers are told where that fails."""
+    def _looks(self, stage: PlannedStage, launcher: Launcher) -> Iterator[None]:
+        """Finish a stage, a look at a time; observers are told where that fails."""
         try:
-            return self._work(stage, finished, fetched)
+            made = yield from self._work(stage, launcher)
         except AlignkitError as error:
             self.tell(StageFailed(stage.name, error.problem, error.remedy, error.status))
             raise
+        self._conclude(stage, made, reused=False)
 
-    def _work(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Finished:
+    def _work(self, stage: PlannedStage, launcher: Launcher) -> Generator[None, None, Finished]:
         assert stage.fingerprint
         partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
         with self._left_at_once(stage.name):
-            self._check_inputs([stage], finished)
-        order, status = self._ended(stage, partial, finished, fetched)
+            self._check_inputs([stage])
+        order, status = yield from self._ended(stage, partial, launcher)
         if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
@@ -375,27 +475,23 @@ class _Run:
         raise failure_of(order, partial, status)
 
     def _ended(
-        self,
-        stage: PlannedStage,
-        partial: Path,
-        finished: Mapping[str, Finished],
-        fetched: Mapping[str, Fetched],
-    ) -> tuple[Order, int]:
+        self, stage: PlannedStage, partial: Path, launcher: Launcher
+    ) -> Generator[None, None, tuple[Order, int]]:
         """Run a stage to its end, and return its last order and its exit status; what a scheduler ends is started
         again, as often as the machine says."""
         requeues = Requeues(stage.name, partial / rundir.CHECKPOINTS, self._machine.requeues)
         while True:
-            order = self._order(stage, finished, fetched)
+            order = self._order(stage)
             write_order(partial, order)
             if self.inline:
                 return order, self._here(partial, order)
-            status = self._apart(partial, order, stage.method.handles_models)
-            if status == 0 or self.stop.asked or not self.launcher.interrupted:
+            status = yield from self._apart(partial, order, launcher, stage.method.handles_models)
+            if status == 0 or self.stop.asked or not launcher.interrupted:
                 return order, status
-            self.tell(requeues.next(self.launcher.interrupted))
+            self.tell(requeues.next(launcher.interrupted))
 
-    def _order(self, stage: PlannedStage, finished: Mapping[str, Finished], fetched: Mapping[str, Fetched]) -> Order:
-        names = stage.taken
+    def _order(self, stage: PlannedStage) -> Order:
+        names, finished, fetched = stage.taken, self.finished, self.fetched or {}
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
         assert stage.fingerprint
@@ -436,25 +532,26 @@ class _Run:
         except Exception as error:
             raise error_of(order, partial, explain(error, order, partial)) from error
 
-    def _apart(self, partial: Path, order: Order, models: bool) -> int:
-        """Run a stage in a process of its own, and pass on what it tells."""
+    def _apart(self, partial: Path, order: Order, launcher: Launcher, models: bool) -> Generator[None, None, int]:
+        """Run a stage in a process of its own, and pass on what it tells at each look."""
         watch = StageFollower(order, partial, self.tell)
-        self.launcher.start(partial, models=models)
-        told = self._tell_doing(order.stage, self.launcher.doing)
+        launcher.start(partial, models=models)
+        told = self._tell_doing(order.stage, launcher.doing)
         asked_at: float | None = None
-        while (status := self.launcher.status(POLL)) is None:
-            told = self._tell_doing(order.stage, self.launcher.doing, told)
+        while (status := launcher.status(POLL / len(self.working))) is None:
+            told = self._tell_doing(order.stage, launcher.doing, told)
             watch.look()
+            yield
             if not self.stop.asked:
                 continue
-            if not self.launcher.started:
+            if not launcher.started:
                 return self.stop.status
             if asked_at is None:
                 self.tell(Stopping(order.stage))
-                self.launcher.ask_to_end()
+                launcher.ask_to_end()
                 asked_at = time.monotonic()
             if self.stop.insisted or time.monotonic() > asked_at + PATIENCE:
-                self.launcher.kill()
+                launcher.kill()
         watch.end(find_finished(self.runs, order.stage, order.fingerprint) if status == 0 else None)
         return status
 

@@ -15,18 +15,120 @@ from alignkit.errors import StageError
 from alignkit.run.launch import IMPORTING
 
 
-class LocalLauncher:
-    """Starts stages one after another; the process behind it is only started when the first one is."""
+class Zygote:
+    """The process that starts stages, several at a time if so asked; it is only started when the first stage is."""
 
-    def __init__(self, log: Path, *, fork: bool, processes: int, offline: bool) -> None:
-        self._log, self._fork, self._processes, self._offline = log, fork, processes, offline
-        self._zygote: subprocess.Popen[bytes] | None = None
+    def __init__(self, log: Path, *, fork: bool, processes: int, offline: bool, threads: int | None = None) -> None:
+        """Start nothing yet; `threads` is how many a stage takes on processors, where its user does not say so."""
+        self.log = log
+        self._fork, self._processes = fork, processes
+        self._before = ENVIRONMENT | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        self._after = {"HF_HUB_OFFLINE": "1"} if offline else {}
+        self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        self._waiting: dict[Path, bool] = {}
+        """The folders of stages that it has to start, and whether they handle models."""
+        self.running: dict[Path, int] = {}
+        """The folders of stages that it has started, and their processes."""
+        self._ended: dict[Path, int | None] = {}
+        """The exit statuses of those that have ended; None where one cannot be started."""
+        self.imported = False
+        """It has imported the heavy libraries."""
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self._process:
+            assert self._process.stdin
+            assert self._process.stdout
+            self._process.stdin.close()
+            if self._waiting and not self.running:
+                self._process.kill()  # while it imports, it would not notice the end of its input
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+        self._unread = b""
+
+    def start(self, folder: Path, *, models: bool) -> None:
+        """Have the stage started whose order lies in this folder."""
+        self._process = self._process or self._begin()
+        assert self._process.stdin
+        self._ended.pop(folder, None)
+        self._waiting[folder] = models
+        with suppress(BrokenPipeError):  # that it has died is seen where it is listened to
+            self._process.stdin.write((b"models " if models else b"rows ") + os.fsencode(folder) + b"\n")
+
+    def _begin(self) -> "subprocess.Popen[bytes]":
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        options = ["--fork"] if self._forks else ["--processes", str(self._processes)]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "alignkit.run.zygote", *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                env=self._before | dict(os.environ) | self._after,
+                start_new_session=True,
+            )
+
+    @property
+    def _forks(self) -> bool:
+        return self._fork and self._processes == 1
+
+    def status(self, folder: Path, wait: float) -> int | None:
+        """Return the exit status of a stage if it ends within so many seconds. Raise StageError where none starts."""
+        if folder not in self._ended:
+            self._listen(wait)
+        if folder not in self._ended:
+            return None
+        status = self._ended[folder]
+        if status is None:
+            raise StageError("no process can be started", str(self.log), "this log may tell why")
+        return status
+
+    def _listen(self, wait: float) -> None:
+        """Take notice of what it says within so many seconds."""
+        assert self._process
+        assert self._process.stdout
+        readable, _, _ = select.select([self._process.stdout], [], [], wait)
+        if not readable:
+            return
+        read = self._process.stdout.read(65536)
+        if not read:
+            self._died()
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        for line in lines:
+            word, pid, rest = line.split(b" ", 2)
+            if word == b"started":
+                folder = Path(os.fsdecode(rest))
+                self.running[folder] = int(pid)
+                self.imported |= self._waiting.pop(folder) and self._forks
+            else:
+                folder = next(one for one, process in self.running.items() if process == int(pid))
+                del self.running[folder]
+                self._ended[folder] = int(rest)
+
+    def _died(self) -> None:
+        """Go on where it has died: stages that it had started died with it, those that wait start afresh."""
+        self.close()
+        self._ended |= dict.fromkeys(self.running, -signal.SIGKILL)
+        self.running.clear()
+        waiting, self._waiting = self._waiting, {}
+        if not self._fork:
+            self._ended |= dict.fromkeys(waiting)
+            return
+        self._fork = False
+        for folder, models in waiting.items():
+            self.start(folder, models=models)
+
+
+class LocalLauncher:
+    """Starts stages one after another, by a zygote that may be others' too."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        self._zygote = zygote
         self._folder = Path()
         self._models = True
-        self._pid = 0
-        self._imported = False
-        """What starts stages has imported the heavy libraries."""
 
     def __enter__(self) -> Self:
         return self
@@ -35,75 +137,19 @@ class LocalLauncher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End what still runs."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._zygote:
-            assert self._zygote.stdin
-            assert self._zygote.stdout
-            self._zygote.stdin.close()
-            if not self.started:
-                self._zygote.kill()  # while it imports, it would not notice the end of its input
-            self._zygote.wait()
-            self._zygote.stdout.close()
-            self._zygote = None
+        self._zygote.close()
 
     def start(self, partial: Path, *, models: bool = True) -> None:
         """Start the stage whose order lies in this folder; one without models needs none of the heavy libraries."""
-        self._folder, self._models, self._pid = partial, models, 0
-        self._zygote = self._zygote or self._start_zygote()
-        assert self._zygote.stdin
-        self._zygote.stdin.write((b"models " if models else b"rows ") + os.fsencode(partial) + b"\n")
-
-    def _start_zygote(self) -> "subprocess.Popen[bytes]":
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--fork"] if self._fork and self._processes == 1 else ["--processes", str(self._processes)]
-        offline = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "alignkit.run.zygote", *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-                env=ENVIRONMENT | dict(os.environ) | offline,
-                start_new_session=True,
-            )
+        self._folder, self._models = partial, models
+        self._zygote.start(partial, models=models)
 
     def status(self, wait: float) -> int | None:
-        """Return the exit status of the stage if it ends within so many seconds; negative: a signal's number."""
-        assert self._zygote
-        assert self._zygote.stdout
-        readable, _, _ = select.select([self._zygote.stdout], [], [], wait)
-        if not readable:
-            return None
-        read = self._zygote.stdout.read(65536)
-        if not read:
-            return self._without_zygote()
-        *lines, self._unread = (self._unread + read).split(b"\n")
-        for line in lines:
-            word, pid, rest = line.split(b" ", 2)
-            if word == b"started":
-                self._pid = int(pid)
-                self._imported |= self._models and self._fork and self._processes == 1
-            elif int(pid) == self._pid:
-                return int(rest)
-        return None
-
-    def _without_zygote(self) -> int | None:
-        """Go on where the zygote has died: a stage that it had started died with it, one that waits starts afresh."""
-        if self.started:
-            return -signal.SIGKILL
-        if not self._fork:
-            raise StageError("no process can be started", str(self._log), "this log may tell why")
-        self._close()
-        self._fork = False
-        self.start(self._folder, models=self._models)
-        return None
+        return self._zygote.status(self._folder, wait)
 
     @property
     def doing(self) -> str:
-        return IMPORTING if self._models and not self._imported else ""
+        return IMPORTING if self._models and not self._zygote.imported else ""
 
     @property
     def interrupted(self) -> str:
@@ -111,14 +157,14 @@ class LocalLauncher:
 
     @property
     def started(self) -> bool:
-        return bool(self._pid)
+        return self._folder in self._zygote.running
 
     def ask_to_end(self) -> None:
         """Ask the stage's process to keep what it has learnt and end, by a signal that torchrun passes on."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
+        with suppress(ProcessLookupError, KeyError):
+            os.kill(self._zygote.running[self._folder], signal.SIGTERM)
 
     def kill(self) -> None:
         """End the stage's process and whatever it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, KeyError):
+            os.killpg(self._zygote.running[self._folder], signal.SIGKILL)

@@ -1,0 +1,147 @@
+"""Stages that run at the same time: which begin when, what fails and what is stopped beside others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from light_recipes import PLUGIN, desk_with, dotted
+
+from alignkit import Event, Metrics, RecipeError, StageError, StageFailed, StageFinished, StageStarted
+from alignkit.contract.events import Stopping
+from alignkit.plan.plan import Plan
+from alignkit.plan.planner import make_plan
+from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.stopping import Stop
+from alignkit.store import rundir
+from alignkit.store.journal import read_journal
+from alignkit.store.runs import KeptRun
+
+RECIPE = """
+name = "wide"
+seed = 1
+result = ["loud", "c"]
+[stage.a]
+method = "count"
+count.steps = 3
+[stage.b]
+method = "count"
+count.steps = 10
+count.seconds = 0.12
+[stage.c]
+method = "count"
+count.steps = 2
+[stage.loud]
+method = "shout"
+inputs.text = "a"
+[stage.louder]
+method = "shout"
+inputs.text = "loud"
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, with a recipe in it."""
+    return desk_with(RECIPE, tmp_path, monkeypatch)
+
+
+def plan(*result: str, **overrides: object) -> Plan:
+    return make_plan("light.toml", set={"result": [*result], **dotted(overrides)}, plugins=[PLUGIN])
+
+
+def run(made: Plan, **more: Any) -> RunResult:
+    return run_plan(made, **({"jobs": 2} | more))
+
+
+def told(heard: list[Event], kind: type[Event]) -> list[str]:
+    return [event.stage for event in heard if isinstance(event, kind)]
+
+
+def test_stages_that_wait_for_nothing_run_at_the_same_time_and_make_what_they_make_one_by_one() -> None:
+    made, heard = plan("b", "c", "loud"), list[Event]()
+
+    result = run(made, observers=[heard.append])
+    one_by_one = run_plan(made, inline=True, runs="others")
+
+    names = ["a", "b", "c", "loud"]
+    moments = [(event.stage, type(event)) for event in heard if isinstance(event, StageStarted | StageFinished)]
+    assert moments.index(("b", StageFinished)) > max(moments.index((name, StageFinished)) for name in ("a", "c"))
+    assert moments.index(("c", StageStarted)) > moments.index(("a", StageFinished))
+    assert moments.index(("loud", StageStarted)) > moments.index(("a", StageFinished))
+    assert [stage.name for stage in result.stages] == [stage.name for stage in one_by_one.stages] == names
+    assert list(result.kept.facts["stages"]) == names
+    for apart, alone in zip(result.stages, one_by_one.stages, strict=True):
+        assert apart.folder.name == alone.folder.name
+        assert apart.artifact.fingerprint == alone.artifact.fingerprint
+    assert [event.step for event in heard if isinstance(event, Metrics) and event.stage == "b"] == list(range(1, 11))
+
+
+def test_a_stage_that_fails_ends_nothing_but_what_needs_it() -> None:
+    made, heard = plan("b", "c", "loud", a__count__fail="user"), list[Event]()
+
+    with pytest.raises(StageError) as raised:
+        run(made, observers=[heard.append])
+
+    lies = rundir.partial_folder(Path("runs"), "a", str(made.stage("a").fingerprint))
+    expected = f"stage 'a', step 2: the loss is NaN; lower the learning rate; see {lies / rundir.LOG}"
+    assert (str(raised.value), raised.value.status) == (expected, 76)
+    assert told(heard, StageFailed) == ["a"]
+    assert sorted(told(heard, StageFinished)) == ["b", "c"]
+    kept = KeptRun(Path("runs/wide/latest").resolve())
+    assert (kept.state, [stage.state for stage in kept.stages][:3]) == ("failed", ["not finished", "finished", "finished"])
+
+
+def test_all_stages_that_fail_are_told() -> None:
+    with pytest.raises(StageError) as raised:
+        run(plan("a", "c", a__count__fail="user", c__count__fail="bug"))
+
+    assert sorted(problem.where for problem in raised.value.problems) == ["stage 'a', step 2", "stage 'c'"]
+
+
+def test_nothing_begins_before_the_gates_that_stand_before_it() -> None:
+    heard: list[Event] = []
+
+    with pytest.raises(StageError, match="3 is below its minimum 7"):
+        run(plan("a", "b", a__gates__steps__min=7), observers=[heard.append])
+
+    assert told(heard, StageStarted) == ["a"]
+
+
+def slow(**more: object) -> Plan:
+    return plan("b", "c", c__count__steps=12, c__count__seconds=0.12, **more)
+
+
+def test_a_signal_stops_all_stages_and_each_keeps_what_it_has_learnt() -> None:
+    heard, stop = list[Event](), Stop()
+
+    def interrupting(event: Event) -> None:
+        heard.append(event)
+        if set(told(heard, Metrics)) == {"b", "c"} and not stop.asked:
+            stop.signals.append(signal.SIGTERM)
+
+    with pytest.raises(StoppedError) as raised:
+        run(slow(), observers=[interrupting], stop=stop)
+
+    assert raised.value.status == 143
+    assert len(told(heard, Stopping)) == 1
+    assert sorted(told(heard, StageFailed)) == ["b", "c"]
+    heard.clear()
+    run(slow(), observers=[heard.append])
+    assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True, True]
+    for name, steps in ("b", 10), ("c", 12):
+        journal = read_journal(name, rundir.stage_folder(Path("runs"), name, str(slow().stage(name).fingerprint)))
+        assert [event.step for event in journal if isinstance(event, Metrics)] == list(range(1, steps + 1))
+
+
+def test_stages_cannot_run_at_the_same_time_in_one_process() -> None:
+    with pytest.raises(RecipeError) as raised:
+        run(plan("a"), inline=True)
+
+    expected = "--inline --jobs 2: inline, stages run one after another in this process; leave one of the two out"
+    assert str(raised.value) == expected
