@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 from weakref import finalize
 
 import numpy as np
+from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Preferences, Records
@@ -184,9 +185,11 @@ def _in_cache(
     folder = stage.cache / f"rows-{_key(records, tokenizer, [*depends_on, *([order] if order else [])])}"
 
     def made() -> Path:
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, len(tokenizer), encoder, order)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # a stage that runs beside this one may want the same rows
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                _write(folder, len(tokenizer), encoder, order)
         return folder
 
     return parallel.first(made)

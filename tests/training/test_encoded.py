@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -64,6 +67,25 @@ def test_rows_are_encoded_once(encode):
     assert list(first) == list(again)
 
 
+def test_rows_that_two_stages_want_at_the_same_time_are_encoded_once(tmp_path, tokenizer):
+    records, times, inside = write_records(Demonstrations, tmp_path / "rows", rows(7)), [], threading.Barrier(2)
+
+    def slowly(some):
+        times.append(1)
+        time.sleep(0.2)
+        return (yield from encode_demonstrations(some.train(), tokenizer, 64))
+
+    def read(place):
+        inside.wait()
+        return list(encode_once(RecordingStage(tmp_path / "stage"), records, tokenizer, slowly).rows)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(read, range(2))
+
+    assert len(times) == 1
+    assert first == second
+
+
 def test_other_rows_another_limit_and_another_tokenizer_are_encoded_anew(encode, tokenizer):
     encode()
     encode(rows(8))
@@ -99,7 +121,7 @@ def test_what_fails_leaves_nothing(encode, tmp_path, tokenizer):
     with pytest.raises(RuntimeError):
         encode_once(RecordingStage(tmp_path / "stage"), records, tokenizer, fails)
 
-    assert len(list(encode.cache.iterdir())) == 1
+    assert len(list(encode.cache.glob("rows-*/"))) == 1
     assert os.environ.get("TOKENIZERS_PARALLELISM", "false") == "false"
 
 
@@ -123,7 +145,7 @@ def test_pairs_are_read_with_their_rows(tmp_path, tokenizer):
         assert list(found) == expected
         assert (found[-1], found[1:2]) == (expected[-1], expected[1:2])
         assert found.lengths == lengths
-    assert len(list(stage.cache.iterdir())) == 1
+    assert len(list(stage.cache.glob("rows-*/"))) == 1
 
 
 def test_batches_are_encoded_as_rows_are_one_by_one(tokenizer):

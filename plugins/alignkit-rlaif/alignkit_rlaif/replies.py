@@ -33,25 +33,35 @@ class Replies:
 
 
 class Spent:
-    """What was spent on a judge, over all attempts of all stages: each request is a line, and so are its tokens."""
+    """What was spent on a judge, over all attempts of all stages, those that run beside this one among them: each
+    request is a line, and so are its tokens."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self._path, self._read = path, 0
         self._amounts = Counter[str]()
-        for line in path.read_bytes().splitlines() if path and path.is_file() else ():
+
+    def __getitem__(self, name: str) -> int:
+        if self._path and self._path.is_file():
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                self._count(file.read())
+        return self._amounts[name]
+
+    def _count(self, text: bytes) -> None:
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may be half-written
+        self._read += len(whole)
+        for line in whole.splitlines():
             try:
                 self._amounts.update({str(name): int(amount) for name, amount in json.loads(line).items()})
             except (ValueError, TypeError, AttributeError):
                 continue
 
-    def __getitem__(self, name: str) -> int:
-        return self._amounts[name]
-
     def add(self, name: str, amount: int) -> None:
         """Count something for good."""
-        self._amounts[name] += amount
         if self._path:
             _append(self._path, json.dumps({name: amount}) + "\n")
+        else:
+            self._amounts[name] += amount
 
 
 def _append(path: Path, line: str) -> None:

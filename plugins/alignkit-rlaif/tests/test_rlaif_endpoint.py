@@ -224,6 +224,17 @@ def test_a_limit_counts_over_attempts(tmp_path: Path, name: str) -> None:
     assert asked == 4
 
 
+def test_what_a_stage_beside_this_one_spends_counts(tmp_path: Path) -> None:
+    limits = {"requests": 3, "concurrency": 1}
+    with serving(longer) as server:
+        one, other = opened(server, tmp_path, limits), opened(server, tmp_path, limits)
+        one.compare([question("one"), question("two")])
+        with pytest.raises(JudgeError, match="the judge has had its 3 requests"):
+            other.compare([question("three"), question("four")])
+
+    assert len(server.asked) == 3
+
+
 def test_half_a_line_of_what_was_spent_is_not_counted(tmp_path: Path) -> None:
     with serving(longer) as server:
         opened(server, tmp_path).compare([question("one"), question("two")])
