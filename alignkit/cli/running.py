@@ -165,7 +165,7 @@ def run_and_show(
     kept = RunRecord(plan, runs, ctx.meta[ARGUMENTS])
     try:
         with kept, console, redirect_stdout(sys.stderr if aside else sys.stdout):
-            console.begin(plan, states, remarks)
+            console.begin(plan, states, remarks, how.get("jobs", 1))
             result = run_plan(plan, runs=runs, observers=[console, *heard], stop=ctx.obj, record=kept, **how)
     except AlignkitError as error:
         print_results(console, kept.folder, err=True)

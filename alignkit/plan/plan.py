@@ -76,6 +76,14 @@ class Plan:
         used = {name for stage in self.stages if stage.wanted for name in stage.taken}
         return [source for name, source in self.sources.items() if name in used]
 
+    def waits_for(self, stage: PlannedStage) -> set[str]:
+        """Return which stages must be finished before one begins: those that it takes, and those before it with gates.
+
+        Only what is wanted counts.
+        """
+        before = self.stages[: self.stages.index(stage)]
+        return {other.name for other in before if other.wanted and (other.name in stage.taken or other.gates)}
+
     def stage(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
 

@@ -81,7 +81,8 @@ class RunRecord:
     def __call__(self, event: Event) -> None:
         """Take notice of one event."""
         if isinstance(event, StageFinished):
-            self._facts["stages"][event.stage] = _noted(event)
+            noted = self._facts["stages"] | {event.stage: _noted(event)}
+            self._facts["stages"] = {name: noted[name] for name in self._facts["methods"] if name in noted}
             self._write()
         elif time.monotonic() >= self._show_again:
             self._show()

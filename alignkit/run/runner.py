@@ -32,7 +32,7 @@ from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.requeues import Requeues
 from alignkit.run.reuse import reuse, run_again
-from alignkit.run.side_by_side import check_jobs, error_of_all, waits_for
+from alignkit.run.side_by_side import check_jobs, error_of_all
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
@@ -255,6 +255,7 @@ class _Run:
     working: list[_Working] = field(default_factory=list)
     failures: list[AlignkitError] = field(default_factory=list)
     told_to_wait: set[str] = field(default_factory=set)
+    told_to_stop: bool = False
 
     def __post_init__(self) -> None:
         self.jobs = len(self.launchers)
@@ -291,7 +292,7 @@ class _Run:
         if not self.launchers or self._halted:
             return None
         for stage in waiting:
-            if waits_for(stage, self.plan) <= self.finished.keys():
+            if self.plan.waits_for(stage) <= self.finished.keys():
                 if not (lack := self._lack_of_memory(stage)):
                     return stage
                 if stage.name not in self.told_to_wait:
@@ -312,8 +313,8 @@ class _Run:
         needed = sum(self.memory.get(name, 0.0) for name in [stage.name, *beside])
         if not beside or needed <= host_memory():
             return ""
-        told = f"beside {' and '.join(beside)} it would take {size(needed)} of memory"
-        return f"{stage.name} waits: {told}, and this machine has {size(host_memory())}"
+        told = f"it and {' and '.join(beside)} would take {size(needed)} of memory"
+        return f"waiting, as {told}, and this machine has {size(host_memory())}"
 
     def _begin(self, stage: PlannedStage) -> None:
         """Reuse a stage, or start it."""
@@ -354,8 +355,14 @@ class _Run:
             with self.stop.at_once():
                 yield
         except Left:
-            self.tell(Stopping(stage))
+            self._tell_stopping(stage)
             raise StoppedError(stage, self.stop.status) from None
+
+    def _tell_stopping(self, stage: str) -> None:
+        """Report once that a signal asks the run to stop, whatever number of stages runs."""
+        if not self.told_to_stop:
+            self.tell(Stopping(stage))
+        self.told_to_stop = True
 
     def _prepare(self, first: str) -> dict[str, Fetched]:
         """Look at all that the stages which are left need, before the first of them runs."""
@@ -547,7 +554,7 @@ class _Run:
             if not launcher.started:
                 return self.stop.status
             if asked_at is None:
-                self.tell(Stopping(order.stage))
+                self._tell_stopping(order.stage)
                 launcher.ask_to_end()
                 asked_at = time.monotonic()
             if self.stop.insisted or time.monotonic() > asked_at + PATIENCE:

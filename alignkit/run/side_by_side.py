@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from alignkit.errors import INTERRUPTED, TERMINATED, AlignkitError, RecipeError, StageError
-from alignkit.plan.plan import Plan, PlannedStage
 
 
 def check_jobs(jobs: int, inline: bool) -> None:
@@ -13,12 +12,6 @@ def check_jobs(jobs: int, inline: bool) -> None:
     if inline and jobs > 1:
         problem = "inline, stages run one after another in this process"
         raise RecipeError(problem, f"--inline --jobs {jobs}", "leave one of the two out")
-
-
-def waits_for(stage: PlannedStage, plan: Plan) -> set[str]:
-    """Return which stages must be finished before one begins: those that it takes, and those before it with gates."""
-    before = plan.stages[: plan.stages.index(stage)]
-    return {other.name for other in before if other.wanted and (other.name in stage.taken or other.gates)}
 
 
 def threads_of(jobs: int) -> int:

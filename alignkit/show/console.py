@@ -14,7 +14,17 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from alignkit.contract.events import Doing, Event, Metrics, Sample, StageFinished, StageStarted, Stopping, Warned
+from alignkit.contract.events import (
+    Doing,
+    Event,
+    Metrics,
+    Sample,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+    Stopping,
+    Warned,
+)
 from alignkit.plan.plan import Plan
 from alignkit.show.colours import console_on, painted
 from alignkit.show.keys import pressed
@@ -74,8 +84,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress.running and error:
-            self.say(self._now(self._progress.running, "stopped"))
+        for running in self._progress.running.values() if error else ():
+            self.say(self._now(running, "stopped"))
         self._resources.close()
 
     def say(self, line: str, style: str = "") -> None:
@@ -87,9 +97,11 @@ class Console:
         self._terminal.print(line, soft_wrap=not self._live)
         self._spoke = self._clock()
 
-    def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str]) -> None:
-        """Show the plan, or in a line that nothing of it is left to do."""
+    def begin(self, plan: Plan, states: Mapping[str, str], remarks: Mapping[str, str], jobs: int = 1) -> None:
+        """Show the plan, or in a line that nothing of it is left to do; up to `jobs` stages run at the same time."""
         wanted = [stage.name for stage in plan.stages if stage.wanted]
+        self._progress.jobs = jobs
+        self._progress.waits = {stage.name: plan.waits_for(stage) for stage in plan.stages if stage.wanted}
         self._progress.reusable = [name for name in wanted if states[name].startswith("finished")]
         if self._progress.reusable == wanted:
             self.say(f"nothing to run: {_counted(len(wanted))} finished, and reused")
@@ -103,47 +115,66 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        waited = bool(self._progress.doing)
+        before, waited = self._progress.running.get(event.stage), self._progress.waits_already(event)
         with self._lock:
             self._progress.hear(event)
         match event:
             case StageStarted():
                 self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
-            case Metrics() if self._progress.running and self._is_time():
-                self.say(self._now(self._progress.running))
+            case Metrics() if self._is_time():
+                for running in self._progress.running.values():
+                    self.say(self._now(running))
             case Doing() if not self._live and (not waited or self._is_time()):
-                self.say(event.what)
+                self.say(f"{event.stage}: {event.what}" if self._progress.running else event.what)
             case Stopping():
                 self.say(self._progress.stopping(), "bold yellow")
             case Warned():
                 self._print(Text(plain(f"warning: {about(event)}"), "yellow"))
+            case StageFailed():
+                self._say_failure(event, before)
             case StageFinished() if not self._all_reused:
                 self.say(outcome(event), "dim" if event.reused else "green")
+
+    def _say_failure(self, event: StageFailed, running: Running | None) -> None:
+        """Say how far a stage was, and why it failed where others go on; else that is said when the run ends."""
+        if running:
+            self.say(self._now(running, "stopped"))
+        if self._progress.running:
+            self.say(about(event), "red")
 
     def _is_time(self) -> bool:
         """Return whether a line is due where nothing can be redrawn."""
         return not self._live and self._clock() - self._spoke >= self._every
 
     def _now(self, running: Running, word: str = "") -> str:
-        facts = [running.progress, *running.figures, *([] if word else self._progress.times())]
+        facts = [running.progress, *running.figures, *([] if word else self._progress.times(running))]
         return f"{running.stage}: {', '.join(fact for fact in [word, *facts] if fact)}"
 
     def frame(self) -> RenderableType:
-        """Draw the running stage: where it stands in the recipe, how far it is, its figures and times."""
+        """Draw the running stage: where it stands in the recipe, how far it is, its figures and times; of several a
+        line each."""
         if KEY in self._keys():
             self._sample_shown = not self._sample_shown
         width = self._terminal.width
         with self._lock:
-            running, sample = self._progress.running, self._progress.sample
-            lines = self._stage_lines(running, width) if running else self._waiting_lines(width)
-            return Group(*lines, *(self._sample_lines(sample, width) if sample else []))
+            running, sample = list(self._progress.running.values()), self._progress.sample
+            lines = self._stage_lines(running[0], width) if len(running) == 1 else self._lines_of_all(running, width)
+            lines += [Text(fitting(facts, width), style="dim") for facts in self._progress.waiting()]
+            return Group(*(lines or [Text("")]), *(self._sample_lines(sample, width) if sample else []))
 
-    def _waiting_lines(self, width: int) -> list[Text]:
-        return [Text(fitting(self._progress.waiting() or [""], width), style="dim")]
+    def _lines_of_all(self, several: Sequence[Running], width: int) -> list[Text]:
+        """Show each of several stages in a line, and how long the run still takes."""
+        shown = [
+            [self._progress.head(one), *self._progress.of_stage(one), *filter(None, [one.phase]), *one.figures]
+            for one in several
+        ]
+        lines = [Text(fitting(facts, width), style="bold") for facts in shown]
+        of_run = self._progress.of_run() if several else []
+        return [*lines, *(Text(fitting([fact], width), style="dim") for fact in of_run)]
 
     def _stage_lines(self, running: Running, width: int) -> list[Text]:
         now, of_run = self._clock(), self._progress.of_run()
-        facts = [self._progress.head(running), *(self._progress.of_stage() or [ticking(now - running.since)])]
+        facts = [self._progress.head(running), *(self._progress.of_stage(running) or [ticking(now - running.since)])]
         lines = [Text(fitting(facts, width), style="bold")]
         if running.phase:
             facts = [running.phase, ticking(now - running.heard_at), *of_run]
@@ -174,7 +205,8 @@ class Console:
 
     def closing(self, width: int | None, base: Path) -> list[str]:
         """Return the lines of the result: a table of the stages, and all warnings again."""
-        rows = [result_row(event, base) for event in self._progress.finished.values()]
+        finished = self._progress.finished
+        rows = [result_row(finished[name], base) for name in self._progress.stages if name in finished]
         lines = table(rows, width, ("stage", "made", "time", "lies in", "before -> after"))
         warnings = [("warning:", about(event)) for event in self._progress.warnings]
         return [*lines, *table(warnings, width)]
@@ -184,8 +216,8 @@ def _counted(stages: int) -> str:
     return "the stage is" if stages == 1 else f"all {stages} stages are"
 
 
-def about(event: Warned) -> str:
-    """Word a warning with its remedy."""
+def about(event: Warned | StageFailed) -> str:
+    """Word a warning or a failure with its remedy."""
     return f"{event.stage}: {event.problem}; {event.remedy}"
 
 

@@ -8,7 +8,7 @@ from rich.console import Console as Terminal
 
 from alignkit.contract.events import Event, Metrics, StageFailed, StageFinished, Stopping, Warned
 from alignkit.show.console import about, outcome
-from alignkit.show.progress import BLOCKS, Progress, fitting
+from alignkit.show.progress import BLOCKS, Progress, fitting, ticking
 from alignkit.text import plain
 
 WIDTH = 110
@@ -29,7 +29,8 @@ class NotebookView:
         self._progress, self._clock = Progress(stages, clock), clock
         self._lines: dict[str, Any] = {}
         """Stage -> the handle of its line."""
-        self._spoke = -EVERY
+        self._spoke: dict[str, float] = {}
+        """Stage -> when its line was written last."""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -40,20 +41,22 @@ class NotebookView:
             case StageFinished():
                 self._rewrite(event.stage, outcome(event))
             case StageFailed():
-                self._rewrite(event.stage, f"{event.stage}: {event.problem}; {event.remedy}")
+                self._rewrite(event.stage, about(event))
             case Stopping():
                 self._rewrite(event.stage, self._progress.stopping())
-            case Metrics() if self._clock() - self._spoke < EVERY:
+            case Metrics() if self._clock() - self._spoke.get(event.stage, -EVERY) < EVERY:
                 pass
             case _:
-                self._rewrite(event.stage, self._line())
+                self._rewrite(event.stage, self._line(event.stage))
 
-    def _line(self) -> str:
-        """Say in one line how the run does."""
-        running = self._progress.running
+    def _line(self, stage: str) -> str:
+        """Say in one line how a stage does."""
+        running, preparing = self._progress.running.get(stage), self._progress.doing.get(stage)
+        if preparing:
+            return fitting([preparing.what, ticking(self._clock() - preparing.since)], WIDTH)
         if running is None:
-            return fitting(self._progress.waiting() or [""], WIDTH)
-        facts = [self._progress.head(running), *self._progress.times(), *filter(None, [running.phase])]
+            return fitting(next(iter(self._progress.waiting()), [""]), WIDTH)
+        facts = [self._progress.head(running), *self._progress.times(running), *filter(None, [running.phase])]
         return fitting([*facts, *running.drawn(WIDTH // 2, BLOCKS)], WIDTH)
 
     def _rewrite(self, stage: str, line: str) -> None:
@@ -62,7 +65,7 @@ class NotebookView:
             self._lines[stage].update({"text/plain": plain(line)}, raw=True)
         else:
             self._lines[stage] = self._write(line)
-        self._spoke = self._clock()
+        self._spoke[stage] = self._clock()
 
     def _write(self, line: str) -> Any:
         from IPython.display import display

@@ -1,12 +1,22 @@
-"""How far a run is: the stage that runs now, its figures so far, and the time that is left."""
+"""How far a run is: the stages that run now, their figures so far, and the time that is left."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from statistics import fmean
 
-from alignkit.contract.events import Doing, Estimated, Event, Metrics, Sample, StageFinished, StageStarted, Warned
+from alignkit.contract.events import (
+    Doing,
+    Estimated,
+    Event,
+    Metrics,
+    Sample,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
 from alignkit.show.metrics import telling
 from alignkit.text import duration, number, plain
 
@@ -63,7 +73,7 @@ def _halved(points: Sequence[float]) -> list[float]:
 
 @dataclass
 class Running:
-    """The stage that runs now, as far as its events tell; times are the console's."""
+    """A stage that runs now, as far as its events tell; times are the console's."""
 
     stage: str
     method: str
@@ -153,15 +163,20 @@ class Progress:
     stages: Sequence[str]
     """Those that are wanted, in order."""
     clock: Callable[[], float]
-    running: Running | None = None
-    doing: str = ""
-    """What is done before a stage begins."""
+    running: dict[str, Running] = field(default_factory=dict)
+    doing: dict[str, "Preparing"] = field(default_factory=dict)
+    """Stage -> what is done before it begins."""
     since: float = field(init=False)
-    """When that began."""
+    """When the last stage ended."""
     sample: Sample | None = None
     reusable: Collection[str] = ()
     """Stages that need not run."""
+    jobs: int = 1
+    """How many stages run at the same time, at most."""
+    waits: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Stage -> those that must be finished before it begins; needed where several run at the same time."""
     finished: dict[str, StageFinished] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
     warnings: list[Warned] = field(default_factory=list)
     _estimates: dict[str, Estimated] = field(default_factory=dict)
 
@@ -170,28 +185,38 @@ class Progress:
 
     def hear(self, event: Event) -> None:
         """Take notice of an event."""
+        stage = event.stage
         match event:
             case StageStarted():
-                self._begin(event.stage, event.method)
+                self._begin(stage, event.method)
             case Metrics():
-                if self.running is None or self.running.stage != event.stage:
-                    self._begin(event.stage, "")
-                assert self.running
-                self.running.heard(event, self.clock())
+                if stage not in self.running:
+                    self._begin(stage, "")
+                self.running[stage].heard(event, self.clock())
             case Sample():
                 self.sample = event
-            case Doing() if event.what != self.doing:
-                self.doing, self.since = event.what, self.clock()
+            case Doing() if stage not in self.doing or self.doing[stage].what != event.what:
+                self.doing[stage] = Preparing(event.what, self.clock())
             case Estimated():
-                self._estimates[event.stage] = event
+                self._estimates[stage] = event
             case Warned():
                 self.warnings.append(event)
             case StageFinished():
-                self.running, self.since = None, self.clock()
-                self.finished[event.stage] = event
+                self._end(stage)
+                self.finished[stage] = event
+            case StageFailed():
+                self._end(stage)
+                self.failed.add(stage)
 
     def _begin(self, stage: str, method: str) -> None:
-        self.running, self.doing = Running(stage, method, self.clock(), self._estimates.get(stage)), ""
+        self.doing.pop(stage, None)
+        self.running[stage] = Running(stage, method, self.clock(), self._estimates.get(stage))
+        self.jobs = max(self.jobs, len(self.running))
+
+    def _end(self, stage: str) -> None:
+        self.running.pop(stage, None)
+        self.doing.pop(stage, None)
+        self.since = self.clock()
 
     def head(self, running: Running) -> str:
         """Say which stage runs and how far it is: `[4 of 5] align ppo 12/24`."""
@@ -200,47 +225,81 @@ class Progress:
         )
         return " ".join(filter(None, [place, running.stage, running.method, running.progress]))
 
-    def waiting(self) -> list[str]:
-        """Say what is done while no stage runs; nothing where all are finished."""
-        what = self.doing or ("starting the next stage" if len(self.finished) < len(self.stages) else "")
-        return [what, ticking(self.clock() - self.since), *self.times()] if what else []
+    def waits_already(self, event: Event) -> bool:
+        """Return whether the event's stage is known to wait, or another one for the same."""
+        told = {one.what for one in self.doing.values()}
+        return event.stage in self.doing or (isinstance(event, Doing) and event.what in told)
 
-    def times(self) -> list[str]:
-        """Say how long the running stage still takes, and the whole run, as far as that is known."""
-        return [*self.of_stage(), *self.of_run()]
+    def waiting(self) -> list[list[str]]:
+        """Say what is done for stages that do not run yet, a line each; nothing where all are finished."""
+        now, several = self.clock(), len(self.doing) + len(self.running) > 1
+        lines = [
+            [f"{stage}: {one.what}" if several else one.what, ticking(now - one.since)]
+            for stage, one in self.doing.items()
+        ]
+        if not self.running and not lines and len(self.finished) < len(self.stages):
+            lines = [["starting the next stage", ticking(now - self.since)]]
+        if not self.running and lines:
+            lines[-1] += self.of_run()
+        return lines
 
-    def of_stage(self) -> list[str]:
-        """Say how long the running stage still takes, if that is known."""
-        left = self.running.seconds_left(self.clock()) if self.running else None
+    def times(self, running: Running) -> list[str]:
+        """Say how long a running stage still takes, and the whole run, as far as that is known."""
+        return [*self.of_stage(running), *self.of_run()]
+
+    def of_stage(self, running: Running) -> list[str]:
+        """Say how long a running stage still takes, if that is known."""
+        left = running.seconds_left(self.clock())
         return [] if left is None else [f"{ticking(left)} left"]
 
     def of_run(self) -> list[str]:
-        """Say how long the whole run still takes, if more than the running stage is left of it and that is known.
+        """Say how long the whole run still takes, if more than one running stage is left of it and that is known.
 
         Estimates are corrected by how long the stages before took that were estimated, too.
         """
-        begun = {*self.finished, *self.reusable, *([self.running.stage] if self.running else [])}
-        later = [self._estimates.get(stage) for stage in self.stages if stage not in begun]
-        known = [one.seconds for one in later if one]
-        left = self.running.seconds_left(self.clock()) if self.running else 0.0
-        if not later or len(known) < len(later) or left is None:
-            return []
-        return [f"whole run: {ticking(left + sum(known) * self._slower())} left"]
+        begun = {*self.finished, *self.failed, *self.reusable, *self.running}
+        slower = self._slower()
+        later = {stage: self._estimates.get(stage) for stage in self.stages if stage not in begun}
+        left = {stage: one.seconds_left(self.clock()) for stage, one in self.running.items()}
+        left |= {stage: one.seconds * slower if one else None for stage, one in later.items()}
+        known = {stage: seconds for stage, seconds in left.items() if seconds is not None}
+        can_be_told = len(known) == len(left) and (self.jobs == 1 or bool(self.waits))
+        return [f"whole run: {ticking(self._in_all(known))} left"] if can_be_told and (later or len(left) > 1) else []
+
+    def _in_all(self, waiting: dict[str, float]) -> float:
+        """Return how long stages take together, each begun as soon as those that it waits for are finished."""
+        now, ends = 0.0, dict[str, float]()
+        while waiting or ends:
+            for stage in list(waiting):
+                if len(ends) < self.jobs and not {*waiting, *ends}.intersection(self.waits.get(stage, ())):
+                    ends[stage] = now + waiting.pop(stage)
+            now = min(ends.values())
+            ends = {stage: end for stage, end in ends.items() if end > now}
+        return now
 
     def _slower(self) -> float:
         """Return how many times as long as estimated stages take."""
         taken = {stage.stage: stage.seconds for stage in self.finished.values() if not stage.reused}
-        if self.running and (total := self.running.seconds_in_all(self.clock())):
-            taken[self.running.stage] = total
+        for stage, running in self.running.items():
+            if total := running.seconds_in_all(self.clock()):
+                taken[stage] = total
         estimated = sum(self._estimates[stage].seconds for stage in taken if stage in self._estimates)
         measured = sum(seconds for stage, seconds in taken.items() if stage in self._estimates)
         return measured / estimated if estimated else 1.0
 
     def stopping(self) -> str:
         """Say what a signal does."""
-        if self.running and self.running.last:
+        if any(running.last for running in self.running.values()):
             return "stopping after this step; press Ctrl-C again to stop at once and lose the step"
         return "stopping; press Ctrl-C again to stop at once"
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What is done before a stage begins."""
+
+    what: str
+    since: float
 
 
 def ticking(seconds: float) -> str:
