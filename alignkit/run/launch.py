@@ -10,6 +10,9 @@ IMPORTING = "importing torch"
 class Launcher(Protocol):
     """Starts stages one after another, and holds one at a time; leaving it ends the one that still runs.
 
+    Where several stages run at the same time each has a launcher, and they are asked in turn: `status` waits no longer
+    than it is told to, but at a stage's end.
+
     All that a stage needs lies in its folder, and all that it tells is written there (`store.journal`).
     """
 
@@ -48,4 +51,4 @@ class Launcher(Protocol):
         """Ask the stage to keep what it has learnt and end."""
 
     def kill(self) -> None:
-        """End the stage's processes and whatever they have started."""
+        """End the stage's processes and whatever they have started; one that has not begun does not begin."""

@@ -552,6 +552,7 @@ class _Run:
             if not self.stop.asked:
                 continue
             if not launcher.started:
+                launcher.kill()
                 return self.stop.status
             if asked_at is None:
                 self._tell_stopping(order.stage)

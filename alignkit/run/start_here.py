@@ -26,8 +26,8 @@ class Zygote:
         self._after = {"HF_HUB_OFFLINE": "1"} if offline else {}
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
-        self._waiting: dict[Path, bool] = {}
-        """The folders of stages that it has to start, and whether they handle models."""
+        self._waiting: dict[Path, bool | None] = {}
+        """The folders of stages that it has to start, and whether they handle models; None: nobody wants it now."""
         self.running: dict[Path, int] = {}
         """The folders of stages that it has started, and their processes."""
         self._ended: dict[Path, int | None] = {}
@@ -102,11 +102,22 @@ class Zygote:
             if word == b"started":
                 folder = Path(os.fsdecode(rest))
                 self.running[folder] = int(pid)
-                self.imported |= self._waiting.pop(folder) and self._forks
+                models = self._waiting.pop(folder)
+                self.imported |= bool(models) and self._forks
+                if models is None:
+                    os.kill(int(pid), signal.SIGKILL)
             else:
                 folder = next(one for one, process in self.running.items() if process == int(pid))
                 del self.running[folder]
                 self._ended[folder] = int(rest)
+
+    def send(self, folder: Path, number: int) -> None:
+        """Signal the process of a stage, with SIGKILL whatever it has started too; one that waits does not begin."""
+        if folder in self._waiting:
+            self._waiting[folder] = None
+            return
+        with suppress(ProcessLookupError, KeyError):
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.running[folder], number)
 
     def _died(self) -> None:
         """Go on where it has died: stages that it had started died with it, those that wait start afresh."""
@@ -119,7 +130,8 @@ class Zygote:
             return
         self._fork = False
         for folder, models in waiting.items():
-            self.start(folder, models=models)
+            if models is not None:
+                self.start(folder, models=models)
 
 
 class LocalLauncher:
@@ -161,10 +173,8 @@ class LocalLauncher:
 
     def ask_to_end(self) -> None:
         """Ask the stage's process to keep what it has learnt and end, by a signal that torchrun passes on."""
-        with suppress(ProcessLookupError, KeyError):
-            os.kill(self._zygote.running[self._folder], signal.SIGTERM)
+        self._zygote.send(self._folder, signal.SIGTERM)
 
     def kill(self) -> None:
         """End the stage's process and whatever it has started."""
-        with suppress(ProcessLookupError, KeyError):
-            os.killpg(self._zygote.running[self._folder], signal.SIGKILL)
+        self._zygote.send(self._folder, signal.SIGKILL)
