@@ -64,15 +64,47 @@ def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Ma
 
     Raises FaultError or RefusedError.
     """
+    return _replied(client, "POST", url, timeout, json=body, headers=headers)
+
+
+def send(client: "httpx2.Client", url: str, body: Mapping[str, Any], timeout: float) -> None:
+    """Send a JSON object as `post` does to what confirms it in any words."""
+    _content(client, "POST", url, timeout, json=body)
+
+
+def get(client: "httpx2.Client", url: str, timeout: float) -> Any:
+    """Ask for a JSON value as `post` does."""
+    return _replied(client, "GET", url, timeout)
+
+
+def is_there(url: str, timeout: float = 2.0) -> bool:
+    """Return whether an address answers well."""
+    try:
+        with make_client(url) as client:
+            get(client, url, timeout)
+    except (FaultError, RefusedError):
+        return False
+    return True
+
+
+def _replied(client: "httpx2.Client", method: str, url: str, timeout: float, **sent: Any) -> Any:
+    content = _content(client, method, url, timeout, **sent)
+    try:
+        return json.loads(content) if content else None
+    except ValueError as error:
+        raise FaultError("its reply is not JSON") from error
+
+
+def _content(client: "httpx2.Client", method: str, url: str, timeout: float, **sent: Any) -> bytes:
     import httpx2
 
     ends = time.monotonic() + timeout
     try:
-        with client.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
+        with client.stream(method, url, timeout=timeout, **sent) as response:
             content = _read(response, ends)
         if not response.is_success:
             raise _refusal(response, content)
-        return json.loads(content) if content else None
+        return content
     except httpx2.TimeoutException as error:
         raise FaultError(f"no reply within {timeout:g} seconds") from error
     except httpx2.ConnectError as error:
@@ -81,8 +113,6 @@ def post(client: "httpx2.Client", url: str, headers: Mapping[str, str], body: Ma
         raise FaultError(str(error)) from error
     except httpx2.HTTPError as error:
         raise FaultError(f"the connection broke: {str(error) or type(error).__name__}") from error
-    except ValueError as error:
-        raise FaultError("its reply is not JSON") from error
 
 
 def patiently(

@@ -69,6 +69,21 @@ class RewardShape(Settings):
     """Scores beyond this, either way, are cut to it. 0: none are."""
 
 
+class Engine(Settings):
+    """Answers from elsewhere: from servers that the machine names (`rollouts` in machines.toml), or from an update
+    before."""
+
+    ahead: Literal[0, 1] = 0
+    """By how many updates answers are drawn ahead: 1 lets the next update be answered while this one is learnt, by
+    weights that are one update old."""
+    most_kl: PositiveFloat = 0.05
+    """KL a token, in nats, between what answered and the policy that learns, above which the stage stops: a server has
+    other weights than it was given. Of answers that are an update old, ten times as much."""
+    correct: NonNegativeFloat = 3.0
+    """The most that a token counts for, by the ratio of its probabilities by the policy and by what answered. 0: every
+    token counts the same."""
+
+
 class UpdateSettings(Settings):
     """Settings of every method that samples answers and learns from them, again and again."""
 
@@ -127,10 +142,14 @@ class UpdateSettings(Settings):
 class SamplingSettings(UpdateSettings):
     """Settings of every method that raises the scores of a policy's own answers."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"engine"})
+
     kl: KL = KL()
     """The pull back to the starting policy."""
     generation: Generation = Generation()
     """How answers are sampled."""
+    engine: Engine = Engine()
+    """Answers from elsewhere: from servers that the machine names, or from an update before."""
     reward: RewardShape = RewardShape()
     """What is done to scores before they are learnt from."""
     patience: NonNegativeInt = 4

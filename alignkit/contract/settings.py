@@ -126,11 +126,12 @@ def but_missing(error: ValidationError) -> str:
 def identity(settings: Settings) -> dict[str, Any]:
     """Return as JSON values what of settings makes a stage's result: all, but for what was added and is at default."""
     stored = settings.model_dump(mode="json")
+    added = {name for kind in type(settings).__mro__ for name in vars(kind).get("added", ())}
     for name, value in settings:
-        if isinstance(value, Settings):
-            stored[name] = identity(value)
-        elif name in settings.added and value == type(settings).model_fields[name].default:
+        if name in added and value == type(settings).model_fields[name].default:
             del stored[name]
+        elif isinstance(value, Settings):
+            stored[name] = identity(value)
     return stored
 
 

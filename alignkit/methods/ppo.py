@@ -294,12 +294,14 @@ def separate_steps(
 ) -> dict[str, dict[str, float]]:
     """Take one step of the policy and one of a critic with a body of its own, and give the metrics of each."""
     from alignkit.training.layouts import critic_values, policy_logprobs
+    from alignkit.training.losses import weighted
     from alignkit.training.step import take_step
 
     tokens = sum(int(part.mask.sum()) for part in parts)
 
     def policy(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        return policy_loss(policy_logprobs(models, part.prompts, part.answers), part, settings, tokens)
+        logprobs = weighted(policy_logprobs(models, part.prompts, part.answers), part.weights)
+        return policy_loss(logprobs, part, settings, tokens)
 
     def critic(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         return value_loss(critic_values(models, part.prompts, part.answers), part, settings, tokens)
@@ -316,6 +318,7 @@ def joint_step(
     The critic's loss is divided by `scale`, so that rewards of any size leave the policy its share of the body.
     """
     from alignkit.training.layouts import logprobs_and_values
+    from alignkit.training.losses import weighted
     from alignkit.training.step import take_joint_step
 
     tokens = sum(int(part.mask.sum()) for part in parts)
@@ -323,7 +326,7 @@ def joint_step(
 
     def both(part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, values = logprobs_and_values(models, part.prompts, part.answers, part.states, head_alone=alone)
-        ours, told = policy_loss(logprobs, part, settings, tokens)
+        ours, told = policy_loss(weighted(logprobs, part.weights), part, settings, tokens)
         theirs, also = value_loss(values, part, settings, tokens)
         metrics = {f"policy/{name}": value for name, value in {"loss": ours, **told}.items()}
         metrics |= {f"critic/{name}": value for name, value in {"loss": theirs, **also}.items()}

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationE
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
 from alignkit.run.command_words import check_template
+from alignkit.serve.serving import Rollouts
 
 if TYPE_CHECKING:
     from alignkit.estimate.preflight import Sharing
@@ -99,6 +100,8 @@ class Machine(Settings):
     optimiser_states: Literal["fp32", "8bit"] = "fp32"
     """How the optimiser keeps its two moments of each weight. `8bit`: in a quarter of the memory, by bitsandbytes; not
     where weights are cut up."""
+    rollouts: Rollouts | None = None
+    """Servers of vLLM that answer where a method learns from answers of its policy. Unset: the policy itself does."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Machine":

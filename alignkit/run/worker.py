@@ -153,9 +153,10 @@ def _met(partial: Path, order: Order, rank: int, method: Method) -> Iterator[Non
     if not method.handles_models:
         yield
         return
-    from alignkit.training import parallel, room
+    from alignkit.training import answering, parallel, room
 
     machine = order.machine
+    answering.arrange(machine.rollouts)
     room.arrange(room.Arrangement(machine.activation_checkpointing, machine.compile, machine.optimiser_states))
     if machine.world == 1:
         yield

@@ -91,6 +91,17 @@ def estimate_kl(logprobs: Tensor, reference: Tensor, estimator: KLEstimator = "k
     return torch.exp(-difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - 1 + difference
 
 
+def weighted(logprobs: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the same log-probabilities (n, t), through which gradients are multiplied by weights; None: they are not.
+
+    So each token counts for its weight in any loss that is made of them, whatever that is.
+    """
+    if weights is None:
+        return logprobs
+    fixed = logprobs.detach()
+    return fixed + weights.detach() * (logprobs - fixed)
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return each token its share of the reward (n, t): -kl_coef * kl everywhere, the score (n,) on the last token.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
-from alignkit.training.losses import Count, rloo_loss
+from alignkit.training.losses import Count, rloo_loss, weighted
 from alignkit.training.packing import joined
 from alignkit.training.rollouts import Rollout, Tokens, apart_beyond
 from alignkit.training.seen import Experience
@@ -35,7 +35,7 @@ def step_policy(
 
     def objective(rows: Sequence[int], count: Count) -> tuple[Tensor, Mapping[str, Tensor]]:
         part = experience.take(rows)
-        return loss(part, _logprobs(models, part, together), count)
+        return loss(part, weighted(_logprobs(models, part, together), part.weights), count)
 
     return step_answers(update, experience, experience.mask, objective, together)
 

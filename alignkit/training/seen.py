@@ -33,6 +33,8 @@ class Experience:
     returns: Tensor | None = None
     states: Sequence[Tensor] | None = None
     """What frozen layers made of each row, where there are some."""
+    weights: Tensor | None = None
+    """What each token counts for in the policy's gradient, where another policy drew it."""
 
     def take(self, rows: Sequence[int]) -> "Experience":
         """Return these rows, as wide as the longest of them."""
@@ -52,10 +54,14 @@ class Experience:
             None if self.values is None else part(self.values),
             None if self.returns is None else part(self.returns),
             None if self.states is None else [self.states[row] for row in rows],
+            None if self.weights is None else part(self.weights),
         )
 
     def alternating(self, other: "Experience") -> "Experience":
-        """Return the rows of both, each before the other's of the same place, as pairs are laid out."""
+        """Return the rows of both, each before the other's of the same place, as pairs are laid out.
+
+        Every token of a pair counts the same, whoever drew it: a comparison is right wherever it is made.
+        """
         width = max(self.mask.shape[1], other.mask.shape[1])
 
         def both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
@@ -92,6 +98,8 @@ class Seen(NamedTuple):
     """Of the distribution that each token was drawn from, in nats."""
     kl_coef: float = 0.0
     """What a nat of KL takes off scores of this size."""
+    weights: Tensor | None = None
+    """What each token counts for in the policy's gradient, where another policy drew it."""
 
     @property
     def kl(self) -> Tensor:
@@ -112,6 +120,7 @@ class Seen(NamedTuple):
             self.values,
             returns,
             self.states,
+            self.weights,
         )
 
 

@@ -19,7 +19,8 @@ from alignkit.contract.kinds import Judge, Policy, Prompts, Reward
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import PluginError, StageError
-from alignkit.training import encoding, held_out, judging, layouts, losses, parallel
+from alignkit.training import encoding, held_out, judging, layouts, losses, off_policy, parallel
+from alignkit.training.answering import Answering, Asked, Own, answering_of
 from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoding import Prompt
 from alignkit.training.held_out import Measured, Shown
@@ -28,7 +29,7 @@ from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, in_order_of, mixed, order_of, values_of
 from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
-from alignkit.training.rollouts import Rollout, Tokens, generator_for
+from alignkit.training.rollouts import Rollout, Tokens, generator_for, padded_table
 from alignkit.training.row_order import in_turn
 from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
 from alignkit.training.seen import Seen, see, shaped
@@ -63,6 +64,17 @@ Heed = Callable[[Stage, WarningSigns, int, Mapping[str, float]], None]
 """Is told of each update its number and its metrics."""
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Answers to the prompts of an update that is still to come."""
+
+    number: int
+    answers: int
+    """Answers to each prompt."""
+    wait: Callable[[], Rollout]
+    """Waits for the answers."""
+
+
 @dataclass
 class State:
     """What one update leaves to the next; what is random in an update depends on the seed and its number alone."""
@@ -75,6 +87,8 @@ class State:
     watch: WarningSigns = field(default_factory=WarningSigns)
     multipliers: dict[str, Multiplier] = field(default_factory=dict)
     """What a unit of each cost takes off the reward, where costs are bounded."""
+    ahead: Ahead | None = None
+    """What is answered while an update is learnt."""
 
     @property
     def actor(self) -> Learner:
@@ -108,15 +122,23 @@ class Loop(Generic[SettingsC]):
     """Is told the number of updates that were taken and the metrics of the last; keeps checkpoints."""
     judged: bool = False
     """Judges say an answer's score: how likely it is better than another answer to its prompt."""
+    answering: Answering | None = None
+    """Who answers; None: the policy itself."""
+    keep: Callable[[], None] | None = None
+    """Keeps a checkpoint of the updates that were taken."""
 
     def updates(self) -> "Iterator[Update[SettingsC]]":
         """Yield the updates that are left, with learning rates set. Raise PluginError where one is not ended."""
-        for number in range(self.state.done, self.settings.updates):
-            for learner in self.state.learners.values():
-                set_learning_rate(learner, number, self.settings.updates)
-            yield Update(self, number)
-            if self.state.done == number:
-                raise PluginError("an update was not ended", remedy="call update.done(metrics) before the next one")
+        try:
+            for number in range(self.state.done, self.settings.updates):
+                for learner in self.state.learners.values():
+                    set_learning_rate(learner, number, self.settings.updates)
+                yield Update(self, number)
+                if self.state.done == number:
+                    raise PluginError("an update was not ended", remedy="call update.done(metrics) before the next one")
+        finally:
+            if self.answering:
+                self.answering.close()
 
 
 class Update(Generic[SettingsC]):
@@ -149,14 +171,55 @@ class Update(Generic[SettingsC]):
         policy in what answers, policy^(1 - start) * start^start at every token; `greedy` takes the likeliest token
         each time.
         """
-        settings, prompts, models = self.loop.settings, self.loop.prompts, self.loop.models
-        rows = [row for row in (self.asked if asked is None else asked) for _ in range(answers or settings.answers)]
-        models = replace(models, start_share=start, temperature=0.0 if greedy else models.temperature)
-        rollout = layouts.sample(models, prompts, rows, longest_answer(settings), self.chance)
+        settings, models, together = self.loop.settings, self.loop.models, answers or self.loop.settings.answers
+        rows = [row for row in (self.asked if asked is None else asked) for _ in range(together)]
+        if start:
+            mixed_with_start = replace(models, start_share=start, temperature=0.0 if greedy else models.temperature)
+            longest = longest_answer(settings)
+            rollout = layouts.sample(mixed_with_start, self.loop.prompts, rows, longest, self.chance)
+            rollout = replace(rollout, version=self.number)
+        elif settings.engine.ahead and asked is None and not greedy:
+            rollout = self._kept_on_failure(lambda: self._drawn_ahead(rows, together))
+        else:
+            rollout = self._kept_on_failure(lambda: self._begin(rows, self.chance, greedy=greedy)())
         self._tokens += sum(map(len, rollout.answers))
         self._spend("sample")
         drawn = [] if start or greedy else rollout.logprobs  # others are another distribution's than the policy's
-        return replace(rollout, version=self.number, logprobs=drawn, together=answers or settings.answers)
+        return replace(rollout, logprobs=drawn, together=together)
+
+    def _begin(self, rows: list[int], chance: torch.Generator, *, greedy: bool = False) -> Callable[[], Rollout]:
+        """Begin to answer these rows of the prompts by the weights of now, and return what waits for the answers."""
+        loop, number = self.loop, self.number
+        answering = loop.answering or Own(loop.models)
+        answering.give(number)
+        temperature = 0.0 if greedy else loop.models.temperature
+        wait = answering.answer(Asked(loop.prompts, rows, longest_answer(loop.settings), temperature), chance)
+        return lambda: replace(wait(), version=number)
+
+    def _drawn_ahead(self, rows: list[int], answers: int) -> Rollout:
+        """Return the answers to these rows that were begun an update ago, where they were, and begin the next ones."""
+        loop, state, following = self.loop, self.loop.state, self.number + 1
+        begun, state.ahead = state.ahead, None
+        here = begun is not None and (begun.number, begun.answers) == (self.number, answers)
+        rollout = begun.wait() if begun and here else self._begin(rows, self.chance)()
+        if begun and begun.number == following:
+            state.ahead = begun
+        elif following < loop.settings.updates:
+            asked = prompts_of_update(loop.settings, loop.prompts, following, loop.seed)
+            next_rows = [row for row in asked for _ in range(answers)]
+            wait = self._begin(next_rows, generator_for(loop.seed, "ahead", following))
+            state.ahead = Ahead(following, answers, wait)
+        return rollout
+
+    def _kept_on_failure(self, work: Callable[[], Rollout]) -> Rollout:
+        """Return answers; where there are none, the updates that were taken are kept first."""
+        try:
+            return work()
+        except StageError:
+            self.loop.state.ahead = None
+            if self.loop.keep:
+                self.loop.keep()
+            raise
 
     def score(self, rollout: Rollout) -> Scored:
         """Score the answers by all rewards of the stage.
@@ -206,7 +269,25 @@ class Update(Generic[SettingsC]):
         seen = see(models, rollout, scored, settings, state.kl_coef)
         if seen.reference is not None and not state.done and not models.apart:
             layouts.check_start(models, seen.metrics["objective/kl_k2"], seen.metrics["length"])
+        if rollout.logprobs and ((self.loop.answering or Own(models)).elsewhere or settings.engine.ahead):
+            seen = self._compared(seen)
         return charged(seen, scored.costs, state.multipliers)
+
+    def _compared(self, seen: Seen) -> Seen:
+        """Return it with how far what answered is from the policy, and with what each token counts for.
+
+        Raise StageError where that is too far to be the policy.
+        """
+        engine, lag = self.loop.settings.engine, self.number - seen.rollout.version
+        sampler = padded_table(seen.rollout.logprobs, seen.mask)
+        apart = off_policy.compare(seen.logprobs, sampler, seen.mask)
+        off_policy.check(apart.kl, lag, engine)
+        told = {"engine/kl": apart.kl, "engine/ratio_max": apart.ratio_max, "engine/version_lag": float(lag)}
+        weights = None
+        if engine.correct:
+            weights = apart.ratio.clamp(max=engine.correct)
+            told["engine/clipped"] = float(losses.masked_mean((apart.ratio > engine.correct).float(), seen.mask))
+        return seen._replace(metrics={**seen.metrics, **told}, weights=weights)
 
     def done(self, metrics: Mapping[str, float]) -> None:
         """End the update: adapt the KL coefficient and the multipliers of costs, and log the metrics with learning
@@ -380,11 +461,24 @@ def begin_loop(
             heed(stage, state.watch, done, metrics)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
+    def keep() -> None:
+        if state.done:
+            stage.commit(state.done, partial(save, state, before))
+
     latest, timer = stage.latest(), CommitTimer()
-    before: PlainT = load(state, latest) if latest else measure()
+    room = max((len(prompt.ids) for prompt in opened.prompts), default=0) + longest_answer(settings)
+    answering = answering_of(opened.models, opened.tokenizer, stage, room)  # a server starts while this measures
+    try:
+        before: PlainT = load(state, latest) if latest else measure()
+    except BaseException:
+        answering.close()
+        raise
     score = partial(opened.score_groups, opened.prompts)
     ids = in_order_of([prompt.ids for prompt in opened.prompts], opened.prompts)
-    return Loop(opened.models, state, ids, score, settings, stage.seed, log, opened.judged), before
+    loop = Loop(
+        opened.models, state, ids, score, settings, stage.seed, log, opened.judged, answering=answering, keep=keep
+    )
+    return loop, before
 
 
 def prompts_of_update(settings: SamplingSettings, prompts: int | Sequence[object], number: int, seed: int) -> list[int]:
@@ -416,6 +510,8 @@ def save(state: State, before: object, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": before}
     facts["multipliers"] = {name: [one.value, one.followed, one.scale] for name, one in state.multipliers.items()}
+    if state.ahead:
+        facts["ahead"] = [state.ahead.number, state.ahead.answers, asdict(state.ahead.wait())]
     save_learners(folder, state.learners, facts)
 
 
@@ -426,4 +522,8 @@ def load(state: State, folder: Path) -> Any:
     state.watch = WarningSigns(**facts["watch"])
     for name, numbers in facts["multipliers"].items():
         state.multipliers[name] = Multiplier(state.multipliers[name].constraint, *numbers)
+    if ahead := facts.get("ahead"):
+        number, answers, begun = ahead
+        rollout = Rollout(**begun)
+        state.ahead = Ahead(number, answers, lambda: rollout)
     return facts["before"]
