@@ -35,7 +35,7 @@ STARTED = {"here": "", "command": ", started by the machine's command", "slurm":
 SHAPE = (
     'a machine has processes and nodes, whole numbers; start: "here", "slurm" or "command"; '
     'sharded and activation_checkpointing: true, false or "auto"; '
-    'compile: true or false; and optimiser_states: "fp32" or "8bit"'
+    'compile: true or false; optimiser_states: "fp32" or "8bit"; and rollouts, a table with vllm or urls'
 )
 
 
