@@ -1,6 +1,6 @@
-"""SLURM as far as the launcher asks for it: sbatch, srun, squeue and scancel on this computer, for tests.
+"""SLURM as far as the launcher asks for it: sbatch, srun, squeue, scancel and sinfo on this computer, for tests.
 
-`on_path` puts the four on the PATH; each runs this file. A job is a shell in a session of its own, its script, state
+`on_path` puts them on the PATH; each runs this file. A job is a shell in a session of its own, its script, state
 and process number lie in the folder that FAKE_SLURM names.
 """
 
@@ -22,7 +22,7 @@ def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     commands, jobs = folder / "commands", folder / "jobs"
     commands.mkdir()
     jobs.mkdir()
-    for name in ("sbatch", "srun", "squeue", "scancel"):
+    for name in COMMANDS:
         (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
@@ -93,7 +93,18 @@ def scancel(number: str) -> None:
     (jobs / f"{number}.state").write_text("CANCELLED")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"sbatch": sbatch, "srun": srun, "squeue": squeue, "scancel": scancel}
+def sinfo(*words: str) -> None:
+    if words[-1] == "--partition=full":
+        print("full")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "sbatch": sbatch,
+    "srun": srun,
+    "squeue": squeue,
+    "scancel": scancel,
+    "sinfo": sinfo,
+}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

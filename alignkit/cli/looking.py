@@ -94,6 +94,8 @@ def check(
     refuse_rows(recipe)
     on = machine_called(machine)
     plan = pinned_plan(find_recipe(recipe), offline, **selection)
+    if machine and not as_json:
+        click.echo(f"on {machine}: {on.told}")
     found = examine(plan, selection["runs"], offline, rows_only=rows_only, on=on.sharing())
     print_examination(found, as_json)
     stop_at(ctx, found.errors)
@@ -200,15 +202,19 @@ def print_choices(plugins: "Plugins", rows: str, as_json: bool) -> None:
 
 @click.command()
 @RUNS
+@MACHINE
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, for a bug report.")
-def doctor(runs: Path, as_json: bool) -> None:
-    """Report what this machine offers, and what to mend."""
+def doctor(runs: Path, machine: str | None, as_json: bool) -> None:
+    """Report what this machine offers, and what to mend; with --on, also what is missing for starting stages there."""
     from alignkit.doctor.examine import report
     from alignkit.doctor.findings import as_dict, render
+    from alignkit.run.reachable import findings_on
 
+    on = machine_called(machine)
     click.echo("looking (importing torch, about 5 s)", err=True)
     found = report(runs)
-    print_json(as_dict(found)) if as_json else click.echo(render(found))
+    more = tuple(findings_on(machine, on, found.disk)) if machine else ()
+    print_json(as_dict(found, more)) if as_json else click.echo(render(found, more))
 
 
 @click.command()

@@ -32,10 +32,10 @@ def findings(doctor: Doctor) -> tuple[Finding, ...]:
     )
 
 
-def render(doctor: Doctor) -> str:
+def render(doctor: Doctor, more: Sequence[Finding] = ()) -> str:
     """Return one line for each finding, marked ok or warn, with the remedy below a warning and a count at the end."""
     lines = []
-    found = findings(doctor)
+    found = [*findings(doctor), *more]
     for finding in found:
         lines.append(f"{'warn' if finding.remedy else 'ok':<5} {finding.subject:<9} {finding.fact}")
         if finding.remedy:
@@ -45,9 +45,9 @@ def render(doctor: Doctor) -> str:
     return "\n".join(lines)
 
 
-def as_dict(doctor: Doctor) -> dict[str, Any]:
+def as_dict(doctor: Doctor, more: Sequence[Finding] = ()) -> dict[str, Any]:
     """Return facts and warnings as plain JSON values, fit for a bug report."""
-    warnings = [finding._asdict() for finding in findings(doctor) if finding.remedy]
+    warnings = [finding._asdict() for finding in [*findings(doctor), *more] if finding.remedy]
     return {**doctor.model_dump(mode="json"), "warnings": warnings}
 
 

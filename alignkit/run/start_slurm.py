@@ -22,6 +22,7 @@ from alignkit.run.machine import Machine, Slurm
 if TYPE_CHECKING:
     from submitit import Job
 
+COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 LOOK = 0.3
 """Seconds between two looks at what nodes have written."""
 LONGEST = 15.0
@@ -93,8 +94,7 @@ class SlurmLauncher:
         self._looked = now
         status = self._launch.status()
         if status == 0 or (status and self._launch.asked()):
-            self._job = None
-            self._launch.remove()
+            self._job = None  # its folder stays: submitit still writes there
             return status
         if status is None and now > self._asked + self._pause:
             self._ask_queue(self._job)
@@ -168,7 +168,7 @@ def missing() -> list[tuple[str, str]]:
     found = []
     if not find_spec("submitit"):
         found.append(("submitit is not installed", 'pip install "alignkit[slurm]"'))
-    for command in ("sbatch", "srun", "squeue", "scancel"):
+    for command in COMMANDS:
         if not shutil.which(command):
             found.append((f"{command} of SLURM is not on the PATH", "give commands on a login node of the cluster"))
     return found

@@ -32,6 +32,10 @@ sharded = true
 [three]
 processes = 3
 sharded = true
+[pair]
+nodes = 2
+start = "command"
+command = ["sh", "-c", "for node in $(seq {nodes}); do {run} & done; wait"]
 """
 
 
@@ -77,7 +81,11 @@ def stop(runs: str, machine: str) -> None:
     assert process.returncode == 130, told
 
 
-@pytest.mark.parametrize("machine", ["two", "parted"])
+def test_two_nodes_make_what_two_processes_make() -> None:
+    assert finished("nodes", "pair") == finished("processes", "two")
+
+
+@pytest.mark.parametrize("machine", ["two", "parted", "pair"])
 def test_stopped_and_gone_on_with_it_makes_the_same(machine: str) -> None:
     stop("stopped", machine)
 

@@ -1,7 +1,9 @@
 """Stages that a machine's command starts: a wrapper of the user's own, a script for a queue, ssh."""
 
 import os
+import re
 import signal
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from alignkit.run.stopping import Stop
 from alignkit.store.results import find_finished
 
 RUN = ("{run}",)
+GUIDE = "".join(
+    re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "scale.md").read_text(), re.DOTALL)
+)
+MACHINES = [name for name in tomllib.loads(GUIDE) if name != "small"]
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +203,13 @@ def test_a_command_that_cannot_be_is_refused(here: Path, lines: str, message: st
         read_machine("queue", here)
 
     assert str(raised.value) == f"{here / 'machines.toml'}: queue: {message}"
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_machines_of_the_guide_are_read(here: Path, name: str) -> None:
+    (here / "machines.toml").write_text(GUIDE)
+
+    assert read_machine(name, here).world > 1
 
 
 def test_a_machine_with_a_command_is_read_and_told(here: Path) -> None:
