@@ -1,8 +1,12 @@
-"""A server on this machine that answers as vLLM's does, by a real model, with faults if so asked."""
+"""A server on this machine that answers as vLLM's does, by a real model, with faults if so asked.
+
+python tests/engine_server.py serve FOLDER --port PORT
+"""
 
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,10 +101,10 @@ def drawn(model: Any, body: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 
 @contextmanager
-def engine_server(folder: Path, **how: Any) -> Iterator[EngineServer]:
-    """Serve the model of a folder on a free port."""
+def engine_server(folder: Path, port: int = 0, **how: Any) -> Iterator[EngineServer]:
+    """Serve the model of a folder, on a free port where none is given."""
     engine = EngineServer(folder, **how)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(engine))
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler_of(engine))
     server.daemon_threads = True
     engine.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -141,3 +145,8 @@ def handler_of(engine: EngineServer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+if __name__ == "__main__":
+    with engine_server(Path(sys.argv[2]), int(sys.argv[sys.argv.index("--port") + 1])):
+        threading.Event().wait()

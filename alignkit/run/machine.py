@@ -132,7 +132,8 @@ class Machine(Settings):
         """Say in words what stages will run on, and how they are started where that is not here."""
         each = "one process" if self.processes == 1 else f"{self.processes} processes"
         on = f"{self.nodes} nodes with {each} each" if self.nodes > 1 else each
-        return f"{on}{self._cut}{STARTED[self.start]}"
+        answers = ", answers from vLLM" if self.rollouts else ""
+        return f"{on}{self._cut}{STARTED[self.start]}{answers}"
 
     @property
     def _cut(self) -> str:

@@ -470,6 +470,7 @@ def begin_loop(
     answering = answering_of(opened.models, opened.tokenizer, stage, room)  # a server starts while this measures
     try:
         before: PlainT = load(state, latest) if latest else measure()
+        answering.give(state.done)  # waits for the server, which no update should be charged for
     except BaseException:
         answering.close()
         raise
