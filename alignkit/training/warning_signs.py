@@ -15,6 +15,8 @@ PATIENCE = 10
 """Updates that a critic has to become of use."""
 FAR = 30.0
 """Nats by which an answer's log-probability may exceed the start's; what people still like lies below 10 or so."""
+CLIPPED = 0.05
+"""Share of the tokens that may count for less than the policy would have it, as another one drew them."""
 CUT = 0.5
 """Share of the answers that may be cut before it is told."""
 ENDING = 0.1
@@ -31,6 +33,7 @@ WATCHED = (
     "val/explained_var",
     "val/length_corr",
     "val/groups_without_signal",
+    "engine/clipped",
 )
 
 
@@ -138,6 +141,11 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
     if updates >= PATIENCE and now.get("val/explained_var", 1.0) < 0.0:
         problem = f"the critic explains nothing of the returns (explained variance {now['val/explained_var']:.2f})"
         yield Sign("critic", problem, "raise critic.learning_rate, or let it learn first with critic.warmup")
+    if (share := now.get("engine/clipped", 0.0)) > CLIPPED:
+        problem = (
+            f"{share:.0%} of the tokens were so unlikely for what drew them that their weight is cut (engine.correct)"
+        )
+        yield Sign("engine", problem, "lower learning_rate or epochs, or set engine.ahead = 0")
     if now.get("val/groups_without_signal", 0.0) > 0.8:
         share = now["val/groups_without_signal"]
         problem = f"in {share:.0%} of the prompts all answers score the same, and nothing is learnt from them"

@@ -34,10 +34,11 @@ def test_a_healthy_run_shows_no_sign() -> None:
         ("entropy", {"policy/entropy_avg": 0.1}),
         ("critic", {"val/explained_var": -0.3}),
         ("groups", {"val/groups_without_signal": 0.95}),
+        ("engine", {"engine/clipped": 0.2}),
     ],
 )
 def test_what_goes_wrong_is_told_once(sign, then) -> None:
-    always = {"val/groups_without_signal": 0.0} if sign == "groups" else {}
+    always = {name: 0.0 for name in then if name not in HEALTHY}
 
     assert told(*[HEALTHY | always] * 8, *[HEALTHY | then] * 10) == [sign]
 
