@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from alignkit.plugins import Plugins
     from alignkit.sources.audit import Audit
 
+ELSEWHERE = "; memory is compared with this computer's here, and with a node's before a run"
+
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.recipes)
@@ -95,7 +97,7 @@ def check(
     on = machine_called(machine)
     plan = pinned_plan(find_recipe(recipe), offline, **selection)
     if machine and not as_json:
-        click.echo(f"on {machine}: {on.told}")
+        click.echo(f"on {machine}: {on.told}{'' if on.start == 'here' else ELSEWHERE}")
     found = examine(plan, selection["runs"], offline, rows_only=rows_only, on=on.sharing())
     print_examination(found, as_json)
     stop_at(ctx, found.errors)

@@ -59,6 +59,8 @@ class Sharing:
     """How the optimiser keeps its moments."""
     nodes: int = 1
     """Computers that the processes are on, the same number on each."""
+    where: str = ""
+    """Which computers, where it is not this one: what fits them says nothing of others."""
 
     def arrangement(self) -> "Arrangement":
         """Return how models learn, as they are told it."""

@@ -154,6 +154,7 @@ class Machine(Settings):
             compiles=self.compile,
             states=self.optimiser_states,
             nodes=self.nodes,
+            where="" if self.start == "here" else self.model_dump_json(include={"start", "slurm", "command"}),
         )
 
     def decided(self, large: bool) -> "Machine":

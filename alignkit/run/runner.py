@@ -311,7 +311,7 @@ class _Run:
         """Say that a stage does not fit this machine's memory beside those that run; nothing where it does."""
         beside = [one.stage.name for one in self.working]
         needed = sum(self.memory.get(name, 0.0) for name in [stage.name, *beside])
-        if not beside or needed <= host_memory():
+        if not beside or self._machine.start != "here" or needed <= host_memory():
             return ""
         told = f"it and {' and '.join(beside)} would take {size(needed)} of memory"
         return f"waiting, as {told}, and this machine has {size(host_memory())}"

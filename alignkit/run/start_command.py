@@ -73,8 +73,8 @@ class CommandLauncher:
             self._process.wait(wait)
         if self._process.returncode is None:
             return None
-        status = self._ended(self._process.returncode, self._launch)
-        self._process = None
+        ended, self._process = self._process.returncode, None
+        status = self._ended(ended, self._launch)
         if status == 0:
             self._launch.remove()
         return status
@@ -84,15 +84,16 @@ class CommandLauncher:
         until = time.monotonic() + GRACE
         while (told := launch.status()) is None and (launch.running or status == 0) and time.monotonic() < until:
             time.sleep(0.1)
-        if told is None and (status == 0 or not launch.begun):
+        if told is not None or launch.asked():
+            return told or status
+        launch.ask("kill")
+        if status == 0 or not launch.begun:
             when = "while the stage was running" if launch.begun else "before the stage began"
             said = f", its last line was: {line}" if (line := last_line(launch.log)) else ""
             problem = f"the machine's command ended with status {status} {when}{said}"
             raise StageError(problem, launch.where, f"it has to wait until the stage has ended; see {launch.log}")
-        if told is None:
-            launch.ask("kill")
-            self._lost = f"the machine's command ended with status {status}"
-        return told or status
+        self._lost = f"the machine's command ended with status {status}"
+        return status
 
     @property
     def doing(self) -> str:

@@ -121,8 +121,8 @@ class SlurmLauncher:
             self._ask_queue(job)
             time.sleep(LOOK)
         status = launch.status()
-        if status == 0:
-            return 0
+        if status == 0 or launch.asked():
+            return -signal.SIGKILL if status is None else status
         if self._state == "CANCELLED":
             remedy = "the same command submits it again"
             raise StageError(f"job {job.job_id} of SLURM was cancelled", launch.where, remedy)
@@ -158,7 +158,7 @@ class SlurmLauncher:
 
     def kill(self) -> None:
         """Take the job from the queue, or end it."""
-        if self._launch and self._job:
+        if self._launch and self._job and self._launch.asked() != "kill":
             self._launch.ask("kill")
             self._job.cancel(check=False)
 

@@ -1,6 +1,7 @@
 """Stages that SLURM starts, by submitit and commands that behave as SLURM's do."""
 
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def test_it_makes_what_a_stage_that_is_started_here_makes(jobs: Path) -> None:
 
     assert content(made) == content(made, "local")
     assert [event.step for event in heard if isinstance(event, Metrics)] == [1, 2, 3]
-    assert [event.what for event in heard if isinstance(event, Doing)] == ["waiting for SLURM: job 1 is submitted"]
+    waits = [event.what for event in heard if isinstance(event, Doing)]
+    assert waits[0] == "waiting for SLURM: job 1 is submitted"
 
 
 def test_what_is_submitted_asks_for_what_the_machine_says(jobs: Path) -> None:
@@ -131,6 +133,18 @@ def test_a_run_that_is_asked_to_stop_keeps_what_was_learnt_and_goes_on_afterward
     run(made, observers=[heard.append])
     assert [event.resumed for event in heard if isinstance(event, StageStarted)] == [True]
     assert [event.step for event in heard if isinstance(event, Metrics)] == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_who_insists_does_not_wait_for_the_stage_and_its_job_is_cancelled(jobs: Path) -> None:
+    made, stop = plan(first__count__seconds=30, first__count__steps=2), Stop()
+    begun = threading.Timer(5, lambda: stop.signals.extend([signal.SIGTERM, signal.SIGTERM]))
+    begun.start()
+
+    with pytest.raises(StoppedError):
+        run(made, stop=stop)
+
+    assert (jobs / "1.state").read_text() == "CANCELLED"
 
 
 def test_a_stage_whose_time_is_over_is_submitted_again_and_goes_on(jobs: Path) -> None:
