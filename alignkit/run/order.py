@@ -49,6 +49,8 @@ class Order(_Facts):
     offline: bool = False
     machine: Machine = Machine()
     """`sharded` is decided."""
+    gpus: tuple[str, ...] = ()
+    """Those that it has for itself, as CUDA_VISIBLE_DEVICES names them; where there are none it has all."""
     plugin_files: tuple[Path, ...] = ()
     prepare: tuple[Preparation, ...] = ()
 

@@ -32,7 +32,7 @@ from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.requeues import Requeues
 from alignkit.run.reuse import reuse, run_again
-from alignkit.run.side_by_side import check_jobs, error_of_all
+from alignkit.run.side_by_side import check_jobs, dealt, error_of_all, has_driver, lack_of_memory, visible_gpus
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
@@ -45,7 +45,6 @@ from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free
 from alignkit.store.results import Finished, find_finished
 from alignkit.store.runs import KeptRun, stage_called
-from alignkit.text import size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -204,16 +203,24 @@ def run_plan(
         resources.enter_context(noting_signals(stop))
         record = record or resources.enter_context(RunRecord(plan, folder))
         launchers = launchers_of(machine, folder, jobs=jobs, fork=fork, offline=offline)
-        for launcher in launchers:
-            resources.enter_context(launcher)
+        free = [_Place(resources.enter_context(launcher)) for launcher in launchers]
         trackers = start_trackers(plan, record.folder, offline)
         watching: list[Observer] = [*observers, EventLog(record.folder), record, *trackers]
         tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
         resources.push(partial(end_trackers, trackers, plan.stages[-1].name, tell))
         hashes = FileHashes(rundir.file_hashes(folder))
-        run = _Run(plan, folder, again, inline, offline, machine, stop, launchers, tell, check, hashes)
+        run = _Run(plan, folder, again, inline, offline, machine, stop, free, tell, check, hashes)
         results = run.stages()
     return RunResult(plan.recipe.name, record.folder, results)
+
+
+@dataclass
+class _Place:
+    """Where one stage at a time can run."""
+
+    launcher: Launcher
+    gpus: tuple[str, ...] = ()
+    """Its own; where there are none a stage has all."""
 
 
 @dataclass
@@ -221,7 +228,7 @@ class _Working:
     """A stage that runs now."""
 
     stage: PlannedStage
-    launcher: Launcher
+    place: "_Place"
     looks: Iterator[None]
     """Each look passes on what the stage has told since the last one; there is none once the stage is finished."""
 
@@ -237,8 +244,8 @@ class _Run:
     offline: bool
     machine: Machine
     stop: Stop
-    launchers: list[Launcher]
-    """Those that start no stage now."""
+    free: list[_Place]
+    """Where no stage runs now."""
     tell: Observer
     check: bool
     hashes: FileHashes
@@ -246,7 +253,7 @@ class _Run:
     large: set[str] = field(default_factory=set)
     """Stages that need more memory than one process has."""
     memory: dict[str, float] = field(default_factory=dict)
-    """Stage -> bytes that it is estimated to need."""
+    """Stage -> bytes that it is estimated to need of this machine's main memory."""
     finished: dict[str, Finished] = field(default_factory=dict)
     """Stages that are through, with their gates."""
     fetched: dict[str, Fetched] | None = None
@@ -258,7 +265,7 @@ class _Run:
     told_to_stop: bool = False
 
     def __post_init__(self) -> None:
-        self.jobs = len(self.launchers)
+        self.jobs = len(self.free)
 
     @property
     def _machine(self) -> Machine:
@@ -288,16 +295,19 @@ class _Run:
                 self.failures.append(error)
 
     def _choose(self, waiting: Sequence[PlannedStage]) -> PlannedStage | None:
-        """Choose the first stage that waits for nothing; those that lack memory are told so."""
-        if not self.launchers or self._halted:
+        """Choose the first stage that waits for nothing; what lacks memory beside those that run is told so."""
+        if not self.free or self._halted:
             return None
+        beside = [one.stage.name for one in self.working]
         for stage in waiting:
-            if self.plan.waits_for(stage) <= self.finished.keys():
-                if not (lack := self._lack_of_memory(stage)):
-                    return stage
-                if stage.name not in self.told_to_wait:
-                    self.told_to_wait.add(stage.name)
-                    self.tell(Doing(stage.name, lack))
+            if not self.plan.waits_for(stage) <= self.finished.keys():
+                continue
+            lack = lack_of_memory(stage.name, beside, self.memory, host_memory())
+            if not lack:
+                return stage
+            if stage.name not in self.told_to_wait:
+                self.told_to_wait.add(stage.name)
+                self.tell(Doing(stage.name, lack))
         return None
 
     @property
@@ -306,15 +316,6 @@ class _Run:
         if self.stop.asked:
             return bool(self.working or self.failures)
         return bool(self.failures) and (self.jobs == 1 or self.fetched is None)
-
-    def _lack_of_memory(self, stage: PlannedStage) -> str:
-        """Say that a stage does not fit this machine's memory beside those that run; nothing where it does."""
-        beside = [one.stage.name for one in self.working]
-        needed = sum(self.memory.get(name, 0.0) for name in [stage.name, *beside])
-        if not beside or self._machine.start != "here" or needed <= host_memory():
-            return ""
-        told = f"it and {' and '.join(beside)} would take {size(needed)} of memory"
-        return f"waiting, as {told}, and this machine has {size(host_memory())}"
 
     def _begin(self, stage: PlannedStage) -> None:
         """Reuse a stage, or start it."""
@@ -325,8 +326,8 @@ class _Run:
         if found:
             self._conclude(stage, found, reused=True)
         else:
-            launcher = self.launchers.pop(0)
-            self.working.append(_Working(stage, launcher, self._looks(stage, launcher)))
+            place = self.free.pop(0)
+            self.working.append(_Working(stage, place, self._looks(stage, place)))
 
     def _look_after(self, one: _Working) -> None:
         """Look after a stage that runs. A failure counts once no stage runs any more."""
@@ -338,7 +339,7 @@ class _Run:
         except AlignkitError as error:
             self.failures.append(error)
         self.working.remove(one)
-        self.launchers.append(one.launcher)
+        self.free.append(one.place)
 
     def _tell_broken(self) -> None:
         """Report which of the files that were given as plugins are of no use."""
@@ -367,6 +368,7 @@ class _Run:
     def _prepare(self, first: str) -> dict[str, Fetched]:
         """Look at all that the stages which are left need, before the first of them runs."""
         left = self._left()
+        self._deal(first, left)
         self._check_inputs(left)
         open_judges(self._needed(), self.plan.plugins.schemes)
         fetched = fetch(self._needed(), self.runs, self.offline, lambda what: self.tell(Doing(first, what)))
@@ -374,6 +376,15 @@ class _Run:
         if self.check:
             self._preflight(first)
         return fetched
+
+    def _deal(self, first: str, left: Sequence[PlannedStage]) -> None:
+        """Give each of the stages that run at the same time GPUs of its own. Raises RecipeError where it cannot."""
+        models = any(stage.method.handles_models for stage in left)
+        if self.jobs == 1 or self.machine.start != "here" or not models or not has_driver():
+            return
+        self.tell(Doing(first, "looking for GPUs"))
+        for place, gpus in zip(self.free, dealt(visible_gpus(), self.jobs, self.machine.processes), strict=True):
+            place.gpus = gpus
 
     def _left(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.stages if stage.wanted and stage.name not in self.finished]
@@ -411,7 +422,8 @@ class _Run:
             self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
             return
         self.large |= {one["stage"] for one in found.stages if not one["fits"]}
-        self.memory |= {one["stage"]: one["memory"] * self._machine.processes for one in found.stages}
+        if self.machine.start == "here" and not self.free[0].gpus:
+            self.memory |= {one["stage"]: one["memory"] * self._machine.processes for one in found.stages}
         for one in found.stages:
             self.tell(Estimated(one["stage"], one["seconds"], one["stepping"]))
         self._warn(first, left, found.remarks)
@@ -425,7 +437,7 @@ class _Run:
             set_environment(self.offline)
             preflight.answer(folder)
             return 0
-        launcher = self.launchers[0]
+        launcher = self.free[0].launcher
         launcher.start(folder)
         told = self._tell_doing(first, launcher.doing)
         while (status := launcher.status(POLL)) is None:
@@ -459,45 +471,43 @@ class _Run:
             stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact
         )
 
-    def _looks(self, stage: PlannedStage, launcher: Launcher) -> Iterator[None]:
+    def _looks(self, stage: PlannedStage, place: _Place) -> Iterator[None]:
         """Finish a stage, a look at a time; observers are told where that fails."""
         try:
-            made = yield from self._work(stage, launcher)
+            made = yield from self._work(stage, place)
         except AlignkitError as error:
             self.tell(StageFailed(stage.name, error.problem, error.remedy, error.status))
             raise
         self._conclude(stage, made, reused=False)
 
-    def _work(self, stage: PlannedStage, launcher: Launcher) -> Generator[None, None, Finished]:
+    def _work(self, stage: PlannedStage, place: _Place) -> Generator[None, None, Finished]:
         assert stage.fingerprint
         partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
         check_free(partial)
         with self._left_at_once(stage.name):
             self._check_inputs([stage])
-        order, status = yield from self._ended(stage, partial, launcher)
+        order, status = yield from self._ended(stage, partial, place)
         if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
             raise StoppedError(stage.name, self.stop.status)
         raise failure_of(order, partial, status)
 
-    def _ended(
-        self, stage: PlannedStage, partial: Path, launcher: Launcher
-    ) -> Generator[None, None, tuple[Order, int]]:
+    def _ended(self, stage: PlannedStage, partial: Path, place: _Place) -> Generator[None, None, tuple[Order, int]]:
         """Run a stage to its end, and return its last order and its exit status; what a scheduler ends is started
         again, as often as the machine says."""
         requeues = Requeues(stage.name, partial / rundir.CHECKPOINTS, self._machine.requeues)
         while True:
-            order = self._order(stage)
+            order = self._order(stage, place)
             write_order(partial, order)
             if self.inline:
                 return order, self._here(partial, order)
-            status = yield from self._apart(partial, order, launcher, stage.method.handles_models)
-            if status == 0 or self.stop.asked or not launcher.interrupted:
+            status = yield from self._apart(partial, order, place.launcher, stage.method.handles_models)
+            if status == 0 or self.stop.asked or not place.launcher.interrupted:
                 return order, status
-            self.tell(requeues.next(launcher.interrupted))
+            self.tell(requeues.next(place.launcher.interrupted))
 
-    def _order(self, stage: PlannedStage) -> Order:
+    def _order(self, stage: PlannedStage, place: _Place) -> Order:
         names, finished, fetched = stage.taken, self.finished, self.fetched or {}
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
@@ -527,6 +537,7 @@ class _Run:
             again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
             machine=self._machine.decided(stage.name in self.large),
+            gpus=place.gpus,
             plugin_files=self.plan.plugin_files,
             prepare=tuple(preparation for preparation in preparations if preparation),
         )

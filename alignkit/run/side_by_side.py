@@ -1,8 +1,14 @@
 """Stages that run at the same time: which may, and what each of them has of the machine."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from alignkit.errors import INTERRUPTED, TERMINATED, AlignkitError, RecipeError, StageError
+from alignkit.text import size
+
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""One of these is there where a driver of GPUs is: NVIDIA's, on Windows beneath, AMD's."""
 
 
 def check_jobs(jobs: int, inline: bool) -> None:
@@ -19,6 +25,45 @@ def threads_of(jobs: int) -> int:
     from alignkit.doctor.examine import usable_cores
 
     return max(1, usable_cores() // jobs)
+
+
+def has_driver() -> bool:
+    """Return whether this machine has a driver of GPUs, so that torch is worth asking."""
+    return any(Path(file).exists() for file in DRIVERS)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that stages may use, as CUDA_VISIBLE_DEVICES names them: those that torch sees."""
+    from alignkit.doctor.examine import ask_torch
+
+    count = sum(device.kind == "cuda" for device in ask_torch().devices)
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (list(map(str, range(count))) if named is None else named.split(","))[:count]
+
+
+def dealt(gpus: Sequence[str], jobs: int, processes: int) -> list[tuple[str, ...]]:
+    """Return the GPUs of each of the stages that run at the same time, one for each process; none where there are none.
+
+    Raises RecipeError where there are too few.
+    """
+    if gpus and jobs * processes > len(gpus):
+        most = len(gpus) // processes
+        each = "one GPU each" if processes == 1 else f"{processes} GPUs each"
+        remedy = f"take --jobs {most}" if most else "take a machine with fewer processes"
+        raise RecipeError(f"{jobs} stages need {each}, and there are {len(gpus)}", f"--jobs {jobs}", remedy)
+    return [tuple(gpus[job * processes : (job + 1) * processes]) for job in range(jobs)]
+
+
+def lack_of_memory(stage: str, beside: Sequence[str], needed: Mapping[str, float], has: float) -> str:
+    """Say that a stage does not fit a machine's memory beside those that run; nothing where it does, or runs alone.
+
+    `needed`: of the stages that are estimated, in bytes.
+    """
+    together = sum(needed.get(name, 0.0) for name in (stage, *beside))
+    if not beside or together <= has:
+        return ""
+    others = f"{', '.join([stage, *beside[:-1]])} and {beside[-1]}"
+    return f"waiting: {others} need about {size(together)} of memory together, and this machine has {size(has)}"
 
 
 def error_of_all(failures: Sequence[AlignkitError]) -> AlignkitError:

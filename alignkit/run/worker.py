@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
         die_with_parent()
     order = read_order(partial)
     set_environment(order.offline)
+    if order.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpus)
     with noting_signals(Stop(once=True)) as stop:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTED)  # what starts this on a node may have blocked them
         return work(partial, order, stop, quiet=True)

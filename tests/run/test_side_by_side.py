@@ -1,9 +1,12 @@
 """Stages that run at the same time: which begin when, what fails and what is stopped beside others."""
 
+import os
 import signal
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from light_recipes import PLUGIN, desk_with, dotted
 
@@ -12,6 +15,7 @@ from alignkit.contract.events import Stopping
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.side_by_side import dealt, lack_of_memory
 from alignkit.run.stopping import Stop
 from alignkit.store import rundir
 from alignkit.store.journal import read_journal
@@ -24,6 +28,7 @@ result = ["loud", "c"]
 [stage.a]
 method = "count"
 count.steps = 3
+count.seconds = 0.3
 [stage.b]
 method = "count"
 count.steps = 10
@@ -66,8 +71,9 @@ def test_stages_that_wait_for_nothing_run_at_the_same_time_and_make_what_they_ma
 
     names = ["a", "b", "c", "loud"]
     moments = [(event.stage, type(event)) for event in heard if isinstance(event, StageStarted | StageFinished)]
-    assert moments.index(("b", StageFinished)) > max(moments.index((name, StageFinished)) for name in ("a", "c"))
-    assert moments.index(("c", StageStarted)) > moments.index(("a", StageFinished))
+    running = list(accumulate(1 if kind is StageStarted else -1 for _, kind in moments))
+    assert max(running) == 2
+    assert {name for name, _ in moments[:2]} == {"a", "b"}
     assert moments.index(("loud", StageStarted)) > moments.index(("a", StageFinished))
     assert [stage.name for stage in result.stages] == [stage.name for stage in one_by_one.stages] == names
     assert list(result.kept.facts["stages"]) == names
@@ -141,3 +147,62 @@ def test_stages_cannot_run_at_the_same_time_in_one_process() -> None:
 
     expected = "--inline --jobs 2: inline, stages run one after another in this process; leave one of the two out"
     assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "processes", "each"),
+    [
+        ([], 2, 4, [(), ()]),
+        (["0", "1", "2"], 2, 1, [("0",), ("1",)]),
+        (["3", "5", "GPU-8", "7"], 2, 2, [("3", "5"), ("GPU-8", "7")]),
+    ],
+)
+def test_stages_get_gpus_of_their_own(gpus: list[str], jobs: int, processes: int, each: list[tuple[str, ...]]) -> None:
+    assert dealt(gpus, jobs, processes) == each
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "message"),
+    [
+        (2, 1, "--jobs 3: 3 stages need one GPU each, and there are 2; take --jobs 2"),
+        (5, 2, "--jobs 3: 3 stages need 2 GPUs each, and there are 5; take --jobs 2"),
+        (1, 2, "--jobs 3: 3 stages need 2 GPUs each, and there are 1; take a machine with fewer processes"),
+    ],
+)
+def test_more_stages_than_there_are_gpus_for_are_refused(gpus: int, processes: int, message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        dealt([*map(str, range(gpus))], 3, processes)
+
+    assert str(raised.value) == message
+
+
+def test_a_stage_waits_where_memory_is_lacking_beside_others() -> None:
+    needed = {"a": 2.0 * 2**30, "b": 3.0 * 2**30, "c": 1.0 * 2**30}
+
+    said = [lack_of_memory("b", beside, needed, 4.5 * 2**30) for beside in ([], ["c"], ["d"], ["a"], ["c", "d"])]
+    assert said == [
+        "",
+        "",
+        "",
+        "waiting: b and a need about 5.0 GiB of memory together, and this machine has 4.5 GiB",
+        "",
+    ]
+
+
+def test_a_process_that_starts_stages_and_dies_ends_those_that_run_and_starts_those_that_wait(
+    here: Path,
+) -> None:
+    heard, killed = list[Event](), list[int]()
+
+    def killing(event: Event) -> None:
+        heard.append(event)
+        if isinstance(event, Metrics) and not killed:
+            killed.append(psutil.Process().children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(StageError) as raised:
+        run(plan("b", "c", "loud", a__count__seconds=0.3, b__count__seconds=0.3), observers=[killing])
+
+    assert raised.value.status == 71
+    assert sorted(told(heard, StageFailed)) == ["a", "b"]
+    assert told(heard, StageFinished) == ["c"]

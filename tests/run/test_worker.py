@@ -100,6 +100,37 @@ def test_it_tells_steps_figures_and_samples_in_their_order(partial: Path) -> Non
     assert told == [Metrics, Metrics, Metrics, Result, Sample]
 
 
+SEEN = """
+import os
+from alignkit import Settings, Stage, Text, hookimpl, method
+
+class SeenSettings(Settings):
+    "None."
+
+@method("seen")
+def seen(settings: SeenSettings, stage: Stage) -> Text:
+    "Say which GPUs there are."
+    return stage.save_rows(Text, [{"text": os.environ["CUDA_VISIBLE_DEVICES"]}])
+
+@hookimpl
+def alignkit_methods():
+    return [seen]
+"""
+
+
+def test_it_has_the_gpus_of_its_order(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    plugin = partial.parent / "seen.py"
+    plugin.write_text(SEEN)
+    write_order(partial, order(method="seen", gpus=("2", "3"), plugin_files=(plugin,)))
+
+    status = main([str(partial)])
+
+    artifact = finished(partial).artifact
+    assert isinstance(artifact, Text)
+    assert (status, [row["text"] for row in artifact.train()]) == (0, ["2,3"])
+
+
 def test_it_records_what_made_it(partial: Path) -> None:
     run(partial, settings={"steps": 2})
 

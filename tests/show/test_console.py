@@ -13,6 +13,7 @@ from alignkit.contract.events import (
     Metrics,
     Result,
     Sample,
+    StageFailed,
     StageFinished,
     StageStarted,
     Stopping,
@@ -319,6 +320,70 @@ def test_what_is_left_of_the_whole_run_is_corrected_by_how_long_stages_take() ->
     console(finished())
 
     assert lines_of(console) == ["starting the next stage  0 s  whole run: 1 min 00 s left"]
+
+
+def step_of(stage: str, step: int, of: int, seconds: float, loss: float) -> Metrics:
+    return Metrics(stage, step, of, {"loss": loss}, seconds)
+
+
+def test_stages_that_run_at_the_same_time_have_a_line_each() -> None:
+    clock = Clock()
+    console = Console(["a", "b", "c"], FakeTerminal(), clock)
+
+    for event in (started("a"), started("b"), Doing("c", "waiting: for memory")):
+        console(event)
+    for second in (1, 2):
+        clock.seconds = float(second)
+        console(step_of("a", second, 10, second, 3.0))
+        console(step_of("b", second, 4, second, 2.0))
+
+    assert lines_of(console) == [
+        "[1 of 3] a ppo 2/10  8 s left  loss 3",
+        "[2 of 3] b ppo 2/4  2 s left  loss 2",
+        "c: waiting: for memory  2 s",
+    ]
+
+
+def test_a_pipe_gets_a_line_of_each_stage_that_runs_every_so_often() -> None:
+    file, clock = io.StringIO(), Clock()
+
+    with Console(["a", "b"], file, clock, every=15) as console:
+        console(started("a"))
+        console(started("b"))
+        for second in range(1, 17):
+            clock.seconds = float(second)
+            console(step_of("a", second, 100, second, 3.0))
+            console(step_of("b", second, 20, second, 2.0))
+
+    assert file.getvalue().splitlines()[2:] == ["a: 15/100, loss 3, 1 min 25 s left", "b: 14/20, loss 2, 5 s left"]
+
+
+def test_a_failure_is_told_at_once_where_other_stages_go_on() -> None:
+    file = io.StringIO()
+
+    with Console(["a", "b"], file) as console:
+        for event in (started("a"), started("b"), step_of("a", 3, 10, 1.0, 3.0)):
+            console(event)
+        console(StageFailed("a", "the loss is NaN", "lower the learning rate", 76))
+        console(StageFailed("b", "stopped", "the same command goes on from here", 130))
+
+    assert file.getvalue().splitlines()[2:] == [
+        "a: stopped, 3/10, loss 3",
+        "a: the loss is NaN; lower the learning rate",
+        "b: stopped",
+    ]
+
+
+@pytest.mark.parametrize(("jobs", "left"), [(1, "1 min 55 s"), (2, "1 min 05 s"), (3, "55 s")])
+def test_the_whole_run_takes_as_long_as_stages_that_begin_as_soon_as_they_can(jobs: int, left: str) -> None:
+    waits = {"a": [], "b": [], "c": [], "d": ["a", "b", "c"]}
+    progress = Progress([*waits], Clock(), jobs=jobs, waits=waits)
+
+    for stage, seconds in ("a", 10.0), ("b", 50.0), ("c", 50.0), ("d", 5.0):
+        progress.hear(Estimated(stage, seconds, 0.0))
+    progress.hear(started("a"))
+
+    assert progress.of_run() == [f"whole run: {left} left"]
 
 
 def test_a_stage_that_need_not_run_takes_no_time() -> None:
