@@ -197,7 +197,7 @@ def run_plan(
     """
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
-    check_jobs(jobs, inline)
+    check_jobs(jobs, inline, machine)
     again = run_again(plan, again)
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))

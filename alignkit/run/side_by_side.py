@@ -5,19 +5,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignkit.errors import INTERRUPTED, TERMINATED, AlignkitError, RecipeError, StageError
+from alignkit.run.machine import Machine
 from alignkit.text import size
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """One of these is there where a driver of GPUs is: NVIDIA's, on Windows beneath, AMD's."""
 
 
-def check_jobs(jobs: int, inline: bool) -> None:
+def check_jobs(jobs: int, inline: bool, machine: Machine) -> None:
     """Raise RecipeError where stages cannot run at the same time."""
     if jobs < 1:
         raise RecipeError("at least one stage runs at a time", f"jobs = {jobs}", "take a number from 1 on")
-    if inline and jobs > 1:
+    if jobs == 1:
+        return
+    if inline:
         problem = "inline, stages run one after another in this process"
         raise RecipeError(problem, f"--inline --jobs {jobs}", "leave one of the two out")
+    if machine.rollouts and (machine.rollouts.urls or machine.rollouts.gpus):
+        what = "give their weights to the same servers" if machine.rollouts.urls else "start servers on the same GPUs"
+        remedy = "leave it out, or let the machine's rollouts have vllm alone: each stage starts a server of its own"
+        raise RecipeError(f"stages that run at the same time would {what}", f"--jobs {jobs}", remedy)
 
 
 def threads_of(jobs: int) -> int:

@@ -14,9 +14,11 @@ from alignkit import Event, Metrics, RecipeError, StageError, StageFailed, Stage
 from alignkit.contract.events import Stopping
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
+from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.side_by_side import dealt, lack_of_memory
 from alignkit.run.stopping import Stop
+from alignkit.serve.serving import Rollouts
 from alignkit.store import rundir
 from alignkit.store.journal import read_journal
 from alignkit.store.runs import KeptRun
@@ -147,6 +149,21 @@ def test_stages_cannot_run_at_the_same_time_in_one_process() -> None:
 
     expected = "--inline --jobs 2: inline, stages run one after another in this process; leave one of the two out"
     assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "what"),
+    [
+        ({"urls": ["http://10.0.0.7:8000"]}, "give their weights to the same servers"),
+        ({"vllm": "vllm", "gpus": [6, 7]}, "start servers on the same GPUs"),
+    ],
+)
+def test_stages_that_would_share_a_server_do_not_run_at_the_same_time(rollouts: dict[str, Any], what: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        run(plan("a"), machine=Machine(rollouts=Rollouts.model_validate(rollouts)))
+
+    remedy = "leave it out, or let the machine's rollouts have vllm alone: each stage starts a server of its own"
+    assert str(raised.value) == f"--jobs 2: stages that run at the same time would {what}; {remedy}"
 
 
 @pytest.mark.parametrize(
