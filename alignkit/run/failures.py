@@ -77,6 +77,12 @@ def lost(order: Order) -> Failure:
     return Failure.of(order.attempt, MemoryLimitError.status, problem, f"the same command goes on; else {advice}")
 
 
+def silent(order: Order, host: str) -> Failure:
+    """Word that another of a stage's nodes is gone."""
+    remedy = "look whether that computer works, and sees the disk; the same command goes on"
+    return Failure.of(order.attempt, StageError.status, f"nothing is heard of the stage's processes on {host}", remedy)
+
+
 def told_failure(order: Order, partial: Path) -> Failure | None:
     """Return what a process of this attempt has said of its failure, if any has."""
     told = read_json(partial / FAILURE)

@@ -29,6 +29,10 @@ def launcher_of(machine: Machine, *, offline: bool) -> Launcher:
         from alignkit.run.start_slurm import SlurmLauncher
 
         return SlurmLauncher(machine, offline=offline)
+    if machine.start == "ray":
+        from alignkit.run.start_ray import RayLauncher
+
+        return RayLauncher(machine, offline=offline)
     from alignkit.run.start_command import CommandLauncher
 
     return CommandLauncher(machine, offline=offline)

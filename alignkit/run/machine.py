@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
@@ -31,9 +40,14 @@ SAID = {
     "array": "a stage is one job",
 }
 """Options of sbatch that are said otherwise."""
-STARTED = {"here": "", "command": ", started by the machine's command", "slurm": ", started by SLURM"}
+STARTED = {
+    "here": "",
+    "command": ", started by the machine's command",
+    "slurm": ", started by SLURM",
+    "ray": ", started by Ray",
+}
 SHAPE = (
-    'a machine has processes and nodes, whole numbers; start: "here", "slurm" or "command"; '
+    'a machine has processes and nodes, whole numbers; start: "here", "slurm", "ray" or "command"; '
     'sharded and activation_checkpointing: true, false or "auto"; '
     'compile: true or false; optimiser_states: "fp32" or "8bit"; and rollouts, a table with vllm or urls'
 )
@@ -68,6 +82,19 @@ class Slurm(Settings):
         return more
 
 
+class Ray(Settings):
+    """What Ray is asked for, for each stage."""
+
+    model_config = ConfigDict(strict=True)
+
+    resources: Mapping[str, Annotated[PositiveFloat, Field(strict=False)]] = Field(min_length=1)
+    """What a stage has to itself on each node, for all its processes there: `{ GPU = 8, CPU = 64 }`, or a resource by
+    the name that the cluster's nodes give it."""
+    address: str | None = None
+    """The cluster: `auto`, where this computer is one of its nodes, or an address such as `ray://head:10001`. Unset:
+    one is made of this computer alone, while the run goes on."""
+
+
 class Machine(Settings):
     """One machine. Recorded with each stage, and no part of its fingerprint."""
 
@@ -77,10 +104,12 @@ class Machine(Settings):
     """Processes that share a stage, on each node; usually one for each GPU. They are started by torchrun."""
     nodes: PositiveInt = 1
     """Computers that share a stage."""
-    start: Literal["here", "slurm", "command"] = "here"
-    """How stages are started: `here`, on the computer where commands are given, by `slurm` or by a `command`."""
+    start: Literal["here", "slurm", "ray", "command"] = "here"
+    """How stages are started: `here`, on the computer where commands are given; by `slurm`, `ray` or a `command`."""
     slurm: Slurm | None = None
     """What SLURM is asked for, with start = "slurm"."""
+    ray: Ray | None = None
+    """What Ray is asked for, with start = "ray"."""
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """The words of a command that runs a stage and waits until it has ended, with start = "command". `{run}` becomes
     the command that is to run on each node; there are `{folder}`, where the stage works, `{nodes}`, `{processes}` and a
@@ -111,6 +140,10 @@ class Machine(Settings):
             raise ValueError('nothing is started again with start = "here"; leave requeue out')
         if (self.start == "slurm") != (self.slurm is not None):
             raise ValueError('start = "slurm" and slurm = { time = "1:00:00" } need each other')
+        if (self.start == "ray") != (self.ray is not None):
+            raise ValueError('start = "ray" and ray = { resources = { CPU = 8 } } need each other')
+        if self.ray and self.ray.resources.get("GPU", self.processes) < self.processes:
+            raise ValueError(f"ray.resources has {self.ray.resources['GPU']:g} GPU for {self.processes} processes")
         if self.start == "command":
             check_template(self.command)
         elif self.command:

@@ -42,7 +42,7 @@ from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
-from alignkit.store.locks import check_free
+from alignkit.store.locks import check_free, holder_elsewhere
 from alignkit.store.results import Finished, find_finished
 from alignkit.store.runs import KeptRun, stage_called
 
@@ -483,6 +483,8 @@ class _Run:
     def _work(self, stage: PlannedStage, place: _Place) -> Generator[None, None, Finished]:
         assert stage.fingerprint
         partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
+        if who := holder_elsewhere(partial):
+            self.tell(Doing(stage.name, f"listening for {who}, which has this stage"))
         check_free(partial)
         with self._left_at_once(stage.name):
             self._check_inputs([stage])

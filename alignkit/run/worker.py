@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,12 +26,12 @@ from alignkit.plugins import Plugins, load_plugins
 from alignkit.run.failures import explain, tell_failure
 from alignkit.run.order import Order, read_order, typed
 from alignkit.run.parent import die_with_parent
-from alignkit.run.peers import watched
+from alignkit.run.peers import be_seen, first_is_on, watched
 from alignkit.run.provenance import facts_of, memory_now
 from alignkit.run.stopping import NOTED, Left, Stop, noting_signals
 from alignkit.run.working_stage import WorkingStage, rank_of_this_process
 from alignkit.store import rundir
-from alignkit.store.durable import read_json, write_json
+from alignkit.store.durable import write_json
 from alignkit.store.leases import Hold
 from alignkit.store.locks import hold as held_stage
 from alignkit.store.results import find_finished, finish, finish_complete
@@ -123,7 +122,9 @@ def output_to(log: Path) -> Iterator[None]:
 
 def _run(partial: Path, order: Order, stop: Stop, hold: Hold | None, heard: Callable[[Event], None] | None) -> None:
     began, before, rank = datetime.now(UTC), memory_now(), rank_of_this_process()
-    if not _first_is_on(partial, order) if rank else _made_already(partial, order):
+    if rank == 0:
+        be_seen(partial, order)
+    if not first_is_on(partial, order) if rank else _made_already(partial, order):
         return
     _check_world(order)
     plugins = load_plugins(order.plugin_files, examined=False)
@@ -189,15 +190,6 @@ def _made_already(partial: Path, order: Order) -> bool:
         shutil.rmtree(partial)
         return True
     return finish_complete(partial)
-
-
-def _first_is_on(partial: Path, order: Order) -> bool:
-    """Wait until the first of several processes has the folder ready; False where it found nothing to do."""
-    while partial.is_dir():
-        if read_json(partial / rundir.STARTED).get("attempt") == order.attempt:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def _check_world(order: Order) -> None:

@@ -7,7 +7,7 @@ who looks compares it with the time of a file of its own.
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,37 +55,45 @@ class Heartbeat:
                 look()
 
     def is_lost(self, file: Path) -> bool:
-        """Return whether the file's process has not been heard of for long."""
-        return silence(file) > self.lost_after
+        """Return whether the file is there, and its process has not been heard of for long."""
+        return bool(self.lost([file]))
+
+    def lost(self, files: Sequence[Path]) -> list[Path]:
+        """Return those of a folder's files whose processes have not been heard of for long."""
+        if not files:
+            return []
+        beats = [(file, beat_of(file)) for file in files]
+        now = _now(files[0].parent)
+        return [file for file, beat in beats if beat is not None and now - beat > self.lost_after]
 
     def ends(self, file: Path) -> bool:
-        """Wait until the file's process is heard of again, or is lost; return whether it is lost, or the file is gone.
+        """Wait until the file's process is heard of again, is lost, or has removed it; return whether it has ended.
 
-        Of one that is silent already two more beats are awaited: the disk may have been gone for all of them.
+        Of one that has been silent for long two more beats are awaited: the disk may have been gone for all.
         """
         last, until = beat_of(file), time.monotonic() + 2 * self.every
-        while not self.is_lost(file) or time.monotonic() < until:
-            if beat_of(file) != last:
-                return not file.exists()
+        while last is not None and (not self.is_lost(file) or time.monotonic() < until):
             time.sleep(self.every / 10)
+            if (beat := beat_of(file)) != last:
+                return beat is None
         return True
 
 
-def silence(file: Path) -> float:
-    """Return for how many seconds a file has not been touched, by its file system's clock; for ever, if it is gone."""
-    try:
-        with TemporaryFile(dir=file.parent) as own:
-            os.utime(own.fileno())
-            now = os.fstat(own.fileno()).st_mtime
-    except OSError:  # it may be read, and no more
-        now = time.time()
-    return now - beat_of(file)
-
-
-def beat_of(file: Path) -> float:
-    """Return when a file was touched last: it is opened, as a file system of a network looks anew only then."""
+def beat_of(file: Path) -> float | None:
+    """Return when a file was touched last, None where it is gone. A file system of a network looks anew at what is
+    opened, and only then."""
     try:
         with file.open("rb") as opened:
             return os.fstat(opened.fileno()).st_mtime
     except FileNotFoundError:
-        return float("-inf")
+        return None
+
+
+def _now(folder: Path) -> float:
+    """Return the time as a folder's file system has it; where it may only be read, as this machine has it."""
+    try:
+        with TemporaryFile(dir=folder) as own:
+            os.utime(own.fileno())
+            return os.fstat(own.fileno()).st_mtime
+    except OSError:
+        return time.time()

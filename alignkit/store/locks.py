@@ -1,11 +1,12 @@
 """The lock of a stage: one process at a time works on it, and others are told who."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alignkit.errors import LockedError
-from alignkit.store.heartbeat import Heartbeat
+from alignkit.store.heartbeat import Heartbeat, this_system
 from alignkit.store.leases import Hold, held, is_free, newest
 from alignkit.store.rundir import finished_folder, lock_file
 
@@ -35,9 +36,22 @@ def check_free(partial: Path, heartbeat: Heartbeat | None = None) -> None:
         raise busy(partial)
 
 
+def holder_elsewhere(partial: Path) -> str:
+    """Return which process of another machine works on a stage, or did when it was lost; empty where none does."""
+    holder = _holder(partial)
+    return _named(holder) if holder and holder["system"] != this_system() else ""
+
+
 def busy(partial: Path) -> LockedError:
     """Return who works on a stage."""
+    problem = f"{_named(_holder(partial))} is working on it"
+    return LockedError(problem, str(finished_folder(partial)), "wait for it, or stop it")
+
+
+def _holder(partial: Path) -> Mapping[str, Any]:
     lease = newest(lock_file(partial))
-    holder = lease.holder if lease else {}
-    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-    return LockedError(f"{who} is working on it", str(finished_folder(partial)), "wait for it, or stop it")
+    return lease.holder if lease else {}
+
+
+def _named(holder: Mapping[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"

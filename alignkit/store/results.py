@@ -16,6 +16,8 @@ from alignkit.store.rundir import (
     ARTIFACT,
     CHECKPOINTS,
     FAILURE,
+    FIRST,
+    NODES,
     ORDER,
     SCRATCH,
     STAGE,
@@ -168,9 +170,9 @@ def finish_complete(partial: Path) -> bool:
 
 def _settle(partial: Path) -> Path:
     """Clear a complete stage of its scraps, and rename it; one that it replaces is removed last."""
-    for name in (CHECKPOINTS, SCRATCH):
+    for name in (CHECKPOINTS, SCRATCH, NODES):
         shutil.rmtree(partial / name, ignore_errors=True)
-    for name in (ORDER, STARTED, FAILURE):
+    for name in (ORDER, STARTED, FAILURE, FIRST):
         (partial / name).unlink(missing_ok=True)
     final, old = finished_folder(partial), partial.with_suffix(".replaced")
     shutil.rmtree(old, ignore_errors=True)

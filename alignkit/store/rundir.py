@@ -27,7 +27,9 @@ from alignkit.store.heartbeat import Heartbeat
 from alignkit.store.leases import held
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
-ARTIFACT, CHECKPOINTS, SCRATCH = "artifact", "checkpoints", "scratch"
+FIRST = "first.json"
+"""In a stage's folder: the attempt that the first of several processes works on, before it has done anything."""
+ARTIFACT, CHECKPOINTS, SCRATCH, NODES = "artifact", "checkpoints", "scratch", "nodes"
 RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
 EVENTS, OBSERVERS = "events.jsonl", "observers.log"

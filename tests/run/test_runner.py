@@ -26,7 +26,7 @@ from alignkit import (
     Warned,
     run_recipe,
 )
-from alignkit.contract.events import from_json, to_json
+from alignkit.contract.events import Doing, from_json, to_json
 from alignkit.errors import DataError, LockedError, RecipeError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
@@ -411,6 +411,22 @@ def test_a_stage_that_somebody_works_on_is_not_disturbed() -> None:
 
     assert raised.value.status == 75
     assert str(raised.value).endswith("is working on it; wait for it, or stop it")
+
+
+@pytest.mark.slow
+def test_a_stage_of_a_machine_that_vanished_is_taken_over_with_a_warning() -> None:
+    made, heard = plan(), list[Event]()
+    lease = rundir.lock_file(folder(made, "first")).with_suffix(".1")
+    lease.mkdir(parents=True)
+    (lease / "holder.json").write_text('{"pid": 12, "host": "far", "system": "another"}')
+    os.utime(lease / "holder.json", (0, 0))
+
+    run(made, observers=[heard.append])
+
+    assert Doing("first", "listening for process 12 on far, which has this stage") in heard
+    assert [event.problem for event in heard if isinstance(event, Warned) and event.stage == "first"] == [
+        "process 12 on far worked on it and is not heard of any more, so it is taken over"
+    ]
 
 
 def test_a_stop_before_a_stage_begins_is_heeded() -> None:
