@@ -67,11 +67,11 @@ class RayLauncher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what still runs, and leave the cluster."""
+        """End what still runs, and leave the cluster, where this one has joined it."""
+        self.kill()
         if self._connected:
             import ray
 
-            self.kill()
             with _handlers_kept():
                 ray.shutdown()
 
@@ -86,11 +86,11 @@ class RayLauncher:
         self._look_again = time.monotonic() + (0 if self._address == LOCAL else self._patience)
 
     def _connect(self, launch: LaunchFolder) -> None:
-        if self._connected:
-            return
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         import ray
 
+        if ray.is_initialized():  # by another launcher, or by a program around the run
+            return
         host, _, port = self._address.rpartition("://")[2].rpartition(":")
         alone: dict[str, Any] = {"include_dashboard": False} if self._address == LOCAL else {}
         try:
@@ -201,18 +201,22 @@ class RayLauncher:
 
     def kill(self) -> None:
         """Have the nodes end the stage's processes, and end what is left of their tasks."""
-        if self._launch and self._tasks:
-            import ray
+        if self._group is None:
+            return
+        import ray
 
-            self._launch.ask("kill")
+        assert self._launch
+        self._launch.ask("kill")
+        if self._tasks and ray.is_initialized():
             ray.wait(self._tasks, num_returns=len(self._tasks), timeout=GRACE if self._launch.running else 0)
         self._remove_group()
 
     def _remove_group(self) -> None:
         """Give back what the stage had of the cluster; tasks that are left there are ended."""
+        import ray
         from ray.util.placement_group import remove_placement_group
 
-        if self._group:
+        if self._group and ray.is_initialized():
             remove_placement_group(self._group)
         self._group = None
 

@@ -470,7 +470,7 @@ def _alive(process: Mapping[str, Any], beats: Path) -> bool:
     import psutil  # here, since only what says that it runs needs it
 
     heartbeat = Heartbeat()
-    if process["system"] != heartbeat.system:
+    if process.get("system") != heartbeat.system:
         return not heartbeat.is_lost(beats)
     try:
         found = psutil.Process(process["pid"])
