@@ -19,9 +19,11 @@ def findings_on(name: str, machine: Machine, disk: Disk) -> Iterator[Finding]:
     yield Finding(SUBJECT, f"{name}: {machine.told}")
     if machine.slurm:
         yield from _about_slurm(machine.slurm)
+    if machine.ray:
+        yield _about_ray(machine.ray.address)
     if machine.command:
         yield _about_command(machine.command[0])
-    if machine.start != "here":
+    if machine.start != "here" and not (machine.ray and machine.ray.address is None):
         yield _about_runs(disk)
 
 
@@ -39,6 +41,19 @@ def _about_slurm(slurm: Slurm) -> Iterator[Finding]:
 def _is_partition(name: str) -> bool:
     line = ["sinfo", "--noheader", "--format=%R", f"--partition={name}"]
     return bool(subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip())
+
+
+def _about_ray(address: str | None) -> Finding:
+    from alignkit.run.start_ray import knock, missing
+
+    if found := missing():
+        return Finding(SUBJECT, *found[0])
+    try:
+        knock(address or "")
+    except OSError as error:
+        remedy = "look at the cluster by `ray status`, or correct the address in machines.toml"
+        return Finding(SUBJECT, f"nobody answers at {address} ({error.strerror or error})", remedy)
+    return Finding(SUBJECT, f"ray {version('ray')}, {address or 'a cluster of this computer'}")
 
 
 def _about_command(word: str) -> Finding:

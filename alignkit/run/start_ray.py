@@ -91,11 +91,9 @@ class RayLauncher:
 
         if ray.is_initialized():  # by another launcher, or by a program around the run
             return
-        host, _, port = self._address.rpartition("://")[2].rpartition(":")
         alone: dict[str, Any] = {"include_dashboard": False} if self._address == LOCAL else {}
         try:
-            if port.isdigit():  # Ray itself would try for five minutes and more
-                socket.create_connection((host, int(port)), timeout=GRACE).close()
+            knock(self._address)  # Ray itself would try for five minutes and more
             with _handlers_kept():
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **alone)
         except (OSError, RuntimeError, ValueError) as error:
@@ -224,6 +222,13 @@ class RayLauncher:
 def missing() -> list[tuple[str, str]]:
     """Return what is missing here for Ray, with its remedy."""
     return [] if find_spec("ray") else [("Ray is not installed", 'pip install "alignkit[ray]"')]
+
+
+def knock(address: str) -> None:
+    """Raise OSError where an address names a port of a computer at which nobody answers."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=GRACE).close()
 
 
 def fits(asked: Mapping[str, float], times: int, nodes: Sequence[Mapping[str, float]]) -> bool:

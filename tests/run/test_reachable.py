@@ -1,13 +1,16 @@
 """What is missing for stages to be started on a machine."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fake_slurm import on_path
 
 from alignkit.doctor.facts import Disk
 from alignkit.doctor.findings import GIB, Finding
-from alignkit.run.machine import Machine, Slurm
+from alignkit.run.machine import Machine, Ray, Slurm
 from alignkit.run.reachable import findings_on
 
 SHARED = Disk(folder="/home/lab/runs", total=GIB, free=GIB, writable=True, filesystem="nfs4")
@@ -42,6 +45,30 @@ def test_slurm_that_is_there_is_told_and_asked_for_its_partition(
     assert good[1].fact.endswith(", sbatch, srun, squeue, scancel")
     assert good[2:] == [Finding("machine", "/home/lab/runs is on nfs4, which nodes may share")]
     assert bad[2] == Finding("machine", "SLURM knows no partition 'ful'", remedy="sinfo lists those that there are")
+
+
+def test_ray_that_is_missing_or_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(start="ray", ray=Ray(address="ray://127.0.0.1:9", resources={"CPU": 1}))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = told(machine)[1]
+    found = ModuleType("ray")
+    found.__spec__ = ModuleSpec("ray", None)
+    monkeypatch.setitem(sys.modules, "ray", found)
+
+    assert missing == Finding("machine", "Ray is not installed", remedy='pip install "alignkit[ray]"')
+    assert told(machine)[1] == Finding(
+        "machine",
+        "nobody answers at ray://127.0.0.1:9 (Connection refused)",
+        remedy="look at the cluster by `ray status`, or correct the address in machines.toml",
+    )
+
+
+def test_a_cluster_of_this_computer_needs_no_disk_that_others_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    found = told(Machine(start="ray", ray=Ray(resources={"CPU": 1})), OWN)
+
+    assert [one.fact for one in found] == ["cluster: one process, started by Ray", "Ray is not installed"]
 
 
 def test_a_command_that_is_not_there_is_told() -> None:
