@@ -80,7 +80,6 @@ def times(folder: Path, wait: float) -> None:
         for ahead in (0, 1):
             result = ran(folder, 1, ahead, machine, **how)
             rows = result.metrics("align").iloc[2:]
-
             spans = {name: 1 / rows[f"tokens_per_second{name}"] for name in ("/sample", "/learn", "")}
             answered = rows["length"] * how["batch"]
             seconds = [float((span * answered).median()) for span in spans.values()]
@@ -89,13 +88,15 @@ def times(folder: Path, wait: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: rewards are not compared")
     parser.add_argument("--updates", type=int, default=24)
-    parser.add_argument("--wait", type=float, default=1.0)
+    parser.add_argument("--wait", type=float, default=1.0, help="0: times are not measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        rewards(Path(name), options.seeds, options.updates)
-        times(Path(name), options.wait)
+        if options.seeds:
+            rewards(Path(name), options.seeds, options.updates)
+        if options.wait:
+            times(Path(name), options.wait)
 
 
 if __name__ == "__main__":
