@@ -84,7 +84,7 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for running in self._progress.running.values() if error else ():
+        for running in self._progress.in_order if error else ():
             self.say(self._now(running, "stopped"))
         self._resources.close()
 
@@ -122,7 +122,7 @@ class Console:
             case StageStarted():
                 self.say(f"{event.stage}: {event.method} {'resumes' if event.resumed else 'begins'}")
             case Metrics() if self._is_time():
-                for running in self._progress.running.values():
+                for running in self._progress.in_order:
                     self.say(self._now(running))
             case Doing() if not self._live and (not waited or self._is_time()):
                 self.say(f"{event.stage}: {event.what}" if self._progress.running else event.what)
@@ -157,7 +157,7 @@ class Console:
             self._sample_shown = not self._sample_shown
         width = self._terminal.width
         with self._lock:
-            running, sample = list(self._progress.running.values()), self._progress.sample
+            running, sample = self._progress.in_order, self._progress.sample
             lines = self._stage_lines(running[0], width) if len(running) == 1 else self._lines_of_all(running, width)
             lines += [Text(fitting(facts, width), style="dim") for facts in self._progress.waiting()]
             return Group(*(lines or [Text("")]), *(self._sample_lines(sample, width) if sample else []))

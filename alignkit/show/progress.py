@@ -218,6 +218,11 @@ class Progress:
         self.doing.pop(stage, None)
         self.since = self.clock()
 
+    @property
+    def in_order(self) -> list[Running]:
+        """The stages that run, in the plan's order."""
+        return sorted(self.running.values(), key=lambda one: [*self.stages, one.stage].index(one.stage))
+
     def head(self, running: Running) -> str:
         """Say which stage runs and how far it is: `[4 of 5] align ppo 12/24`."""
         place = (

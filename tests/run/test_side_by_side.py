@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from light_recipes import PLUGIN, desk_with, dotted
 
 from alignkit import Event, Metrics, RecipeError, StageError, StageFailed, StageFinished, StageStarted
 from alignkit.contract.events import Stopping
+from alignkit.errors import NotFiniteError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StoppedError, run_plan
-from alignkit.run.side_by_side import dealt, lack_of_memory
+from alignkit.run.side_by_side import dealt, error_of_all, lack_of_memory
 from alignkit.run.stopping import Stop
 from alignkit.serve.serving import Rollouts
 from alignkit.store import rundir
@@ -101,11 +103,14 @@ def test_a_stage_that_fails_ends_nothing_but_what_needs_it() -> None:
     assert (kept.state, states) == ("failed", ["not finished", "finished", "finished", "not begun"])
 
 
-def test_all_stages_that_fail_are_told() -> None:
-    with pytest.raises(StageError) as raised:
-        run(plan("a", "c", a__count__fail="user", c__count__fail="bug"))
+def test_all_stages_that_fail_are_told_and_those_that_were_stopped_go_without_saying() -> None:
+    failed, other = NotFiniteError("the loss is NaN", "stage 'a'", "lower it"), StageError("broken", "stage 'c'")
+    stopped = [StoppedError("b", 130), StoppedError("d", 130)]
 
-    assert sorted(problem.where for problem in raised.value.problems) == ["stage 'a', step 2", "stage 'c'"]
+    error = error_of_all([stopped[0], failed, other])
+
+    assert str(error) == "stage 'a': the loss is NaN; lower it\nstage 'c': broken"
+    assert (error.status, error_of_all([other, *stopped]), error_of_all(stopped)) == (76, other, stopped[0])
 
 
 def test_nothing_begins_before_the_gates_that_stand_before_it() -> None:
@@ -141,6 +146,23 @@ def test_a_signal_stops_all_stages_and_each_keeps_what_it_has_learnt() -> None:
     for name, steps in ("b", 10), ("c", 12):
         journal = read_journal(name, rundir.stage_folder(Path("runs"), name, str(slow().stage(name).fingerprint)))
         assert [event.step for event in journal if isinstance(event, Metrics)] == list(range(1, steps + 1))
+
+
+def test_a_second_signal_ends_all_stages_at_once(here: Path) -> None:
+    (here / "light.toml").write_text('result = ["a", "b"]\n[stage.a]\nmethod = "nap"\n[stage.b]\nmethod = "nap"\n')
+    heard, stop = list[Event](), Stop()
+
+    def insisting(event: Event) -> None:
+        heard.append(event)
+        if len(told(heard, Metrics)) == 2 and not stop.asked:
+            stop.signals += [signal.SIGINT, signal.SIGINT]
+
+    began = time.monotonic()
+    with pytest.raises(StoppedError):
+        run(plan("a", "b", a__nap__stepped=True, b__nap__stepped=True), observers=[insisting], stop=stop)
+
+    assert time.monotonic() - began < 30
+    assert sorted(told(heard, StageFailed)) == ["a", "b"]
 
 
 def test_stages_cannot_run_at_the_same_time_in_one_process() -> None:

@@ -330,7 +330,7 @@ def test_stages_that_run_at_the_same_time_have_a_line_each() -> None:
     clock = Clock()
     console = Console(["a", "b", "c"], FakeTerminal(), clock)
 
-    for event in (started("a"), started("b"), Doing("c", "waiting: for memory")):
+    for event in (started("b"), started("a"), Doing("c", "waiting: for memory")):
         console(event)
     for second in (1, 2):
         clock.seconds = float(second)
