@@ -84,6 +84,16 @@ class Plan:
         before = self.stages[: self.stages.index(stage)]
         return {other.name for other in before if other.wanted and (other.name in stage.taken or other.gates)}
 
+    @property
+    def is_chain(self) -> bool:
+        """No two stages that are wanted could run at the same time: each waits for all before it."""
+        before: dict[str, set[str]] = {}
+        for stage in self.stages:
+            if stage.wanted:
+                waits = self.waits_for(stage)
+                before[stage.name] = waits.union(*(before[name] for name in waits))
+        return all(len(names) == place for place, names in enumerate(before.values()))
+
     def stage(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
 

@@ -198,6 +198,7 @@ def run_plan(
     folder = Path(runs).resolve()
     machine, stop = machine or Machine(), Stop() if stop is None else stop
     check_jobs(jobs, inline, machine)
+    jobs = 1 if plan.is_chain else jobs
     again = run_again(plan, again)
     with ExitStack() as resources:
         resources.enter_context(noting_signals(stop))

@@ -116,10 +116,10 @@ def test_all_stages_that_fail_are_told_and_those_that_were_stopped_go_without_sa
 def test_nothing_begins_before_the_gates_that_stand_before_it() -> None:
     heard: list[Event] = []
 
-    with pytest.raises(StageError, match="3 is below its minimum 7"):
-        run(plan("a", "b", a__gates__steps__min=7), observers=[heard.append])
+    with pytest.raises(StageError, match="10 is below its minimum 11"):
+        run(plan("a", "b", "c", b__gates__steps__min=11), observers=[heard.append])
 
-    assert told(heard, StageStarted) == ["a"]
+    assert sorted(told(heard, StageStarted)) == ["a", "b"]
 
 
 def slow(**more: object) -> Plan:
@@ -163,6 +163,19 @@ def test_a_second_signal_ends_all_stages_at_once(here: Path) -> None:
 
     assert time.monotonic() - began < 30
     assert sorted(told(heard, StageFailed)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("result", "chain"), [(["a"], True), (["louder"], True), (["a", "b"], False), (["louder", "b"], False)]
+)
+def test_a_plan_says_whether_its_stages_could_run_at_the_same_time(result: list[str], chain: bool) -> None:
+    assert plan(*result).is_chain == chain
+
+
+def test_what_stands_before_with_gates_is_waited_for() -> None:
+    made = plan("b", "loud", a__gates__steps__min=1)
+
+    assert [made.waits_for(made.stage(name)) for name in ("a", "b", "loud")] == [set(), {"a"}, {"a"}]
 
 
 def test_stages_cannot_run_at_the_same_time_in_one_process() -> None:
