@@ -204,7 +204,7 @@ def run_plan(
         resources.enter_context(noting_signals(stop))
         record = record or resources.enter_context(RunRecord(plan, folder))
         launchers = launchers_of(machine, folder, jobs=jobs, fork=fork, offline=offline)
-        free = [_Place(resources.enter_context(launcher)) for launcher in launchers]
+        free = [_Slot(resources.enter_context(launcher)) for launcher in launchers]
         trackers = start_trackers(plan, record.folder, offline)
         watching: list[Observer] = [*observers, EventLog(record.folder), record, *trackers]
         tell = Audience(plan.plugins.hooks, watching, record.folder / rundir.OBSERVERS).tell
@@ -216,7 +216,7 @@ def run_plan(
 
 
 @dataclass
-class _Place:
+class _Slot:
     """Where one stage at a time can run."""
 
     launcher: Launcher
@@ -229,7 +229,7 @@ class _Working:
     """A stage that runs now."""
 
     stage: PlannedStage
-    place: "_Place"
+    slot: _Slot
     looks: Iterator[None]
     """Each look passes on what the stage has told since the last one; there is none once the stage is finished."""
 
@@ -245,7 +245,7 @@ class _Run:
     offline: bool
     machine: Machine
     stop: Stop
-    free: list[_Place]
+    free: list[_Slot]
     """Where no stage runs now."""
     tell: Observer
     check: bool
@@ -327,8 +327,8 @@ class _Run:
         if found:
             self._conclude(stage, found, reused=True)
         else:
-            place = self.free.pop(0)
-            self.working.append(_Working(stage, place, self._looks(stage, place)))
+            slot = self.free.pop(0)
+            self.working.append(_Working(stage, slot, self._looks(stage, slot)))
 
     def _look_after(self, one: _Working) -> None:
         """Look after a stage that runs. A failure counts once no stage runs any more."""
@@ -340,7 +340,7 @@ class _Run:
         except AlignkitError as error:
             self.failures.append(error)
         self.working.remove(one)
-        self.free.append(one.place)
+        self.free.append(one.slot)
 
     def _tell_broken(self) -> None:
         """Report which of the files that were given as plugins are of no use."""
@@ -384,8 +384,8 @@ class _Run:
         if self.jobs == 1 or self.machine.start != "here" or not models or not has_driver():
             return
         self.tell(Doing(first, "looking for GPUs"))
-        for place, gpus in zip(self.free, dealt(visible_gpus(), self.jobs, self.machine.processes), strict=True):
-            place.gpus = gpus
+        for slot, gpus in zip(self.free, dealt(visible_gpus(), self.jobs, self.machine.processes), strict=True):
+            slot.gpus = gpus
 
     def _left(self) -> list[PlannedStage]:
         return [stage for stage in self.plan.stages if stage.wanted and stage.name not in self.finished]
@@ -472,16 +472,16 @@ class _Run:
             stage.name, made.method, made.folder, made.results, reused, made.seconds, made.artifact
         )
 
-    def _looks(self, stage: PlannedStage, place: _Place) -> Iterator[None]:
+    def _looks(self, stage: PlannedStage, slot: _Slot) -> Iterator[None]:
         """Finish a stage, a look at a time; observers are told where that fails."""
         try:
-            made = yield from self._work(stage, place)
+            made = yield from self._work(stage, slot)
         except AlignkitError as error:
             self.tell(StageFailed(stage.name, error.problem, error.remedy, error.status))
             raise
         self._conclude(stage, made, reused=False)
 
-    def _work(self, stage: PlannedStage, place: _Place) -> Generator[None, None, Finished]:
+    def _work(self, stage: PlannedStage, slot: _Slot) -> Generator[None, None, Finished]:
         assert stage.fingerprint
         partial = rundir.partial_folder(self.runs, stage.name, stage.fingerprint)
         if who := holder_elsewhere(partial):
@@ -489,28 +489,28 @@ class _Run:
         check_free(partial)
         with self._left_at_once(stage.name):
             self._check_inputs([stage])
-        order, status = yield from self._ended(stage, partial, place)
+        order, status = yield from self._ended(stage, partial, slot)
         if status == 0 and (made := find_finished(self.runs, stage.name, stage.fingerprint)):
             return made
         if self.stop.asked:
             raise StoppedError(stage.name, self.stop.status)
         raise failure_of(order, partial, status)
 
-    def _ended(self, stage: PlannedStage, partial: Path, place: _Place) -> Generator[None, None, tuple[Order, int]]:
+    def _ended(self, stage: PlannedStage, partial: Path, slot: _Slot) -> Generator[None, None, tuple[Order, int]]:
         """Run a stage to its end, and return its last order and its exit status; what a scheduler ends is started
         again, as often as the machine says."""
         requeues = Requeues(stage.name, partial / rundir.CHECKPOINTS, self._machine.requeues)
         while True:
-            order = self._order(stage, place)
+            order = self._order(stage, slot)
             write_order(partial, order)
             if self.inline:
                 return order, self._here(partial, order)
-            status = yield from self._apart(partial, order, place.launcher, stage.method.handles_models)
-            if status == 0 or self.stop.asked or not place.launcher.interrupted:
+            status = yield from self._apart(partial, order, slot.launcher, stage.method.handles_models)
+            if status == 0 or self.stop.asked or not slot.launcher.interrupted:
                 return order, status
-            self.tell(requeues.next(place.launcher.interrupted))
+            self.tell(requeues.next(slot.launcher.interrupted))
 
-    def _order(self, stage: PlannedStage, place: _Place) -> Order:
+    def _order(self, stage: PlannedStage, slot: _Slot) -> Order:
         names, finished, fetched = stage.taken, self.finished, self.fetched or {}
         artifacts = {name: finished[name].artifact if name in finished else fetched[name].artifact for name in names}
         preparations = [fetched[name].preparation for name in names if name in fetched]
@@ -540,7 +540,7 @@ class _Run:
             again=rundir.stage_folder(self.runs, stage.name, stage.fingerprint).is_dir(),
             offline=self.offline,
             machine=self._machine.decided(stage.name in self.large),
-            gpus=place.gpus,
+            gpus=slot.gpus,
             plugin_files=self.plan.plugin_files,
             prepare=tuple(preparation for preparation in preparations if preparation),
         )
