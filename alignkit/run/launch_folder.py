@@ -62,7 +62,10 @@ class LaunchFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Raise StageError where the runner that has made it no longer waits for the stage."""
+        """Raise StageError where it cannot be seen from here, or the runner that has made it no longer waits."""
+        if not path.parent.is_dir():
+            remedy = "let all nodes see one folder for runs, at one path (--runs)"
+            raise StageError(f"{socket.gethostname()} does not see it", str(path.parent), remedy)
         if not (path / "launch.json").is_file():
             raise StageError("nobody waits for this stage any more", str(path), "nothing is to be done")
         return cls(path)

@@ -172,6 +172,16 @@ def test_a_node_that_is_late_does_not_run_a_stage_that_nobody_waits_for(tmp_path
     assert raised.value.problem == "nobody waits for this stage any more"
 
 
+def test_a_node_that_does_not_see_the_runs_is_named() -> None:
+    with pytest.raises(StageError) as raised:
+        LaunchFolder.open(Path("/nowhere/runs/cache/launch/first-01234567-89abcdef"))
+
+    assert str(raised.value) == (
+        f"/nowhere/runs/cache/launch: {os.uname().nodename} does not see it; "
+        "let all nodes see one folder for runs, at one path (--runs)"
+    )
+
+
 def test_what_runs_on_a_node_is_one_word_or_several() -> None:
     words = filled(("ssh", "{name}", "cd /a && {run}", "--", "{run}"), ["python", "a b"], {"name": "first-1"})
 

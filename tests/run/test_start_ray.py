@@ -22,7 +22,7 @@ cluster = pytest.mark.skipif(not find_spec("ray"), reason='Ray is not installed:
 RECIPE = """
 [sources]
 base = { policy = "builtin:tiny" }
-pairs = { preferences = "builtin:reviews", rows = 400 }
+pairs = { preferences = "builtin:reviews", rows = 160 }
 [stage.prefer]
 method = "dpo"
 dpo.learning_rate = 1e-3
@@ -125,7 +125,7 @@ def made(runs: str, machine: str = "ray") -> str:
 
 
 def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> None:
-    until = time.monotonic() + 180
+    until = time.monotonic() + 400
     while sum(path.read_text().count("\n") for path in Path(runs).glob("stages/*.partial/metrics.jsonl")) < steps:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "waited in vain"

@@ -18,7 +18,7 @@ from alignkit import Demonstrations, Event, Metrics, Policy, Result, Rows, Sampl
 from alignkit.contract.events import from_json, to_json
 from alignkit.contract.method import Input
 from alignkit.data.records import Part
-from alignkit.errors import DataError, NotFiniteError, StageError
+from alignkit.errors import DataError, LockedError, NotFiniteError, StageError
 from alignkit.noise import change_interval, mean_interval
 from alignkit.plugins import load_plugins
 from alignkit.run.failures import explain, lighter
@@ -28,6 +28,7 @@ from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.worker import main, work
 from alignkit.run.working_stage import WorkingStage
 from alignkit.store import rundir
+from alignkit.store.checkpoints import steps
 from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 from alignkit.store.locks import hold
@@ -472,6 +473,23 @@ def test_a_stage_that_somebody_works_on_is_left_alone(partial: Path, capsys: pyt
 
     assert status == 75
     assert capsys.readouterr().err.endswith("is working on it; wait for it, or stop it\n")
+
+
+def test_a_stage_that_another_machine_has_taken_over_keeps_nothing_more(partial: Path) -> None:
+    write_order(partial, order())
+    stage = WorkingStage(order(), partial, Stop(), 0, None, load_plugins)
+
+    with hold(partial) as mine:
+        stage.lease = mine.lease
+        stage.commit(1, lambda folder: None)
+        mine.lease.folder.with_suffix(".2").mkdir()
+        with pytest.raises(LockedError):
+            stage.commit(2, lambda folder: None)
+        with pytest.raises(LockedError):
+            stage.save_rows(Text, [{"text": "one"}])
+
+    assert list(steps(partial / rundir.CHECKPOINTS)) == [1]
+    assert not stage.artifact.exists()
 
 
 def test_a_listener_in_the_same_process_hears_all_of_it(partial: Path) -> None:
