@@ -132,8 +132,9 @@ def _next(lock: Path, number: int, heartbeat: Heartbeat) -> Lease | None:
     """Make the lease of this number, and remove those before; None where another process was quicker."""
     staged, lease = lock.with_suffix(f".new-{secrets.token_hex(4)}"), Lease(lock.with_suffix(f".{number}"))
     staged.mkdir()
-    write_json(staged / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "system": heartbeat.system})
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "system": heartbeat.system}
     try:
+        write_json(staged / HOLDER, holder)
         staged.rename(lease.folder)
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)

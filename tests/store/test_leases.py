@@ -121,13 +121,14 @@ def test_what_has_let_go_is_free_for_all(partial: Path) -> None:
         assert (mine.lost, mine.lease.number) == ({}, 2)
 
 
-def test_of_several_that_take_one_over_one_has_it(partial: Path) -> None:
-    lock = lock_file(partial)
-    lost(lock)
-    ready, done = threading.Barrier(4), threading.Barrier(4)
+@pytest.mark.parametrize("attempt", range(4))
+def test_of_several_that_take_one_over_one_has_it_also_where_locks_do_not_reach(tmp_path: Path, attempt: int) -> None:
+    lost(tmp_path / "first.lock")
+    ready, done = threading.Barrier(4, timeout=10), threading.Barrier(4, timeout=10)
     found: list[Hold | None] = []
 
     def take(number: int) -> None:
+        lock = tmp_path / f"first.lock-of-{number}"
         ready.wait()
         with held(lock, Heartbeat(0.01, 0.1, f"machine {number}"), patience=0.1) as mine:
             found.append(mine)
