@@ -1,21 +1,31 @@
-"""Become another program that the system ends when its parent dies, however it dies (Linux).
+"""Run another program, and end it with all that it has started once this one's input ends: its parent has died.
 
 python leash.py vllm serve ...
+
+It leads a group of processes of its own. A program that is killed alone may leave others behind, as vLLM leaves the one
+that holds the model.
 """
 
-import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
 
 
-def main(command: list[str]) -> None:
-    """Become the command; this does not return."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    os.execvp(command[0], command)  # noqa: S606  # no shell is wanted
+def main(command: list[str]) -> int:
+    """Return the program's exit status; SIGTERM is passed on to it."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return process.wait()
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from alignkit.errors import RecipeError, StageError
@@ -48,7 +50,7 @@ class Server:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", leash.__file__, *command],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends with this process, and the server with it
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment_of(serving, os.environ),
@@ -75,13 +77,14 @@ class Server:
 
     def close(self) -> None:
         """End it, and what it has started."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdin
+        self._process.stdin.close()
 
 
 def environment_of(serving: Serving, ours: Mapping[str, str]) -> dict[str, str]:
