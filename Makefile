@@ -4,13 +4,14 @@ export OMP_WAIT_POLICY := passive
 bin := .venv/bin
 caches := .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test slow real lint format docs site pictures coverage mutants bench build clean setup
+.PHONY: help demo test slow real vllm lint format docs site pictures coverage mutants bench build clean setup
 
 help:
 	@echo "make demo      run the whole chain (CLM, SFT, reward model, PPO) on the embedded data"
 	@echo "make test      run the tests"
 	@echo "make slow      run the tests that take longer"
 	@echo "make real      run the tests on real data (ALIGNKIT_DATA names the folder)"
+	@echo "make vllm      run the tests that ask vLLM (ALIGNKIT_VLLM names its environment; scripts/vllm.sh makes one)"
 	@echo "make lint      check style and types"
 	@echo "make format    mend style, as far as that can be done without you"
 	@echo "make docs      write the generated parts of the pages anew"
@@ -34,6 +35,9 @@ slow: setup
 
 real: setup
 	$(bin)/python -m pytest -m real
+
+vllm: setup
+	$(bin)/python -m pytest -m vllm
 
 lint: setup
 	$(bin)/ruff check

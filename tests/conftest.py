@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from alignkit.contract.kinds import Policy
+from alignkit.serve.serving import Serving
 from alignkit.testing import RecordingStage
 
 # CI draws the same examples in each run: what landed stays green. Whoever runs the tests by hand draws new ones.
@@ -48,6 +49,18 @@ def model_folder(tiny_policy: Policy) -> Path:
 @pytest.fixture
 def policy(tiny_policy: Policy) -> Policy:
     return tiny_policy
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Serving:
+    """What starts a server of vLLM on this processor."""
+    folder = os.environ.get("ALIGNKIT_VLLM")
+    if not folder:
+        pytest.skip("ALIGNKIT_VLLM names no environment with vLLM; scripts/vllm.sh FOLDER --cpu makes one")
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    # Prompts that are cut into chunks end a server on a processor where a request has a seed.
+    more = ("--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048")
+    return Serving(vllm=f"{folder}/bin/vllm", more=more, environment=environment)
 
 
 FROZEN = [0]

@@ -44,6 +44,7 @@ from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.mixed_rows import value_of
 from alignkit.training.models import rows_of
 from alignkit.training.room import AS_IT_IS, Arrangement
+from alignkit.training.served_scores import ADAPTER, check_served, unserved
 from alignkit.training.weight_files import root_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
@@ -100,6 +101,8 @@ class Estimator:
     desk: Desk
     how: Arrangement = AS_IT_IS
     """In which models learn."""
+    served: bool = False
+    """Servers score by reward models, which then take no memory of the stage."""
 
     def __post_init__(self) -> None:
         self._libraries = 0 if device().type == "cuda" else int(psutil.Process().memory_info().rss)
@@ -132,7 +135,7 @@ class Estimator:
         policies = sum(
             len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
         )
-        beside = [sizes_of(one, scores=True) for one in self._reward_configs(stage)]
+        beside = [] if self.served else [sizes_of(one, scores=True) for one in self._reward_configs(stage)]
         if teachers := policy_roles(stage)[1:]:
             beside += [sizes_of(self._config(one.name)) for one in policies_of(self.plan, stage, teachers)]
         read = [Held(one, trains=False, bytes=arithmetic("auto").itemsize) for one in beside]
@@ -172,6 +175,8 @@ class Estimator:
         told += remarks_on_answers(self.desk, stage)
         self._check_tokens(stage)
         self._check_order(stage)
+        if self.served:
+            self._check_rewards(stage)
         rows = self._rows_of(stage, stage.needs)
         of = self.plan.recipe.rounds.get(stage.name)
         told_before = of is not None and of.number > 1
@@ -179,6 +184,15 @@ class Estimator:
             problem = f"the rows are not made yet; the estimate assumes one per row of {rows[0]!r}"
             told.append(Problem(problem, f"stage {stage.name!r}", "--smoke makes some, and measures"))
         return told
+
+    def _check_rewards(self, stage: PlannedStage) -> None:
+        """Refuse reward models that no server can hold."""
+        for name in stage.taken:
+            if name in self.plan.sources:
+                if issubclass(self.plan.sources[name].kind, RewardModel):
+                    check_served(self.desk.open(self.plan.sources[name]))
+            elif issubclass((before := self.plan.stage(name)).made, RewardModel) and before.needs and before.needs.lora:
+                raise unserved(name, *ADAPTER)
 
     def _check_order(self, stage: PlannedStage) -> None:
         """Refuse rows without the number that a stage's mix orders them by."""

@@ -61,6 +61,8 @@ class Sharing:
     """Computers that the processes are on, the same number on each."""
     where: str = ""
     """Which computers, where it is not this one: what fits them says nothing of others."""
+    served: bool = False
+    """Servers score by reward models."""
 
     def arrangement(self) -> "Arrangement":
         """Return how models learn, as they are told it."""
@@ -107,7 +109,7 @@ def preflight(desk: Desk, on: Sharing = ALONE, doing: Callable[[str], None] = la
     from alignkit.training.packing import FAILURES
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of the small models that are tried
-    found, estimator, room = Preflight(), Estimator(desk, on.arrangement()), on.memory()
+    found, estimator, room = Preflight(), Estimator(desk, on.arrangement(), on.served), on.memory()
     found.problems += _of_machine(on)
     chats, disk = Chats(desk), 0.0
     wanted = [stage for stage in desk.plan.stages if stage.wanted]

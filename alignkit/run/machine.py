@@ -19,7 +19,7 @@ from pydantic import (
 from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError, near_miss
 from alignkit.run.command_words import check_template
-from alignkit.serve.serving import Rollouts
+from alignkit.serve.serving import Rollouts, Serving
 
 if TYPE_CHECKING:
     from alignkit.estimate.preflight import Sharing
@@ -49,7 +49,7 @@ STARTED = {
 SHAPE = (
     'a machine has processes and nodes, whole numbers; start: "here", "slurm", "ray" or "command"; '
     'sharded and activation_checkpointing: true, false or "auto"; '
-    'compile: true or false; optimiser_states: "fp32" or "8bit"; and rollouts, a table with vllm or urls'
+    'compile: true or false; optimiser_states: "fp32" or "8bit"; and rollouts and rewards, tables with vllm or urls'
 )
 
 
@@ -131,6 +131,8 @@ class Machine(Settings):
     where weights are cut up."""
     rollouts: Rollouts | None = None
     """Servers of vLLM that answer where a method learns from answers of its policy. Unset: the policy itself does."""
+    rewards: Serving | None = None
+    """Servers of vLLM that score by reward models. Unset: each is opened by the stage that asks it."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Machine":
@@ -148,6 +150,8 @@ class Machine(Settings):
             check_template(self.command)
         elif self.command:
             raise ValueError('command needs start = "command"')
+        if self.rewards and self.rewards.vllm and self.nodes > 1:
+            raise ValueError("the server of rewards.vllm is on one node, and others do not reach it; name rewards.urls")
         return self
 
     @property
@@ -165,8 +169,12 @@ class Machine(Settings):
         """Say in words what stages will run on, and how they are started where that is not here."""
         each = "one process" if self.processes == 1 else f"{self.processes} processes"
         on = f"{self.nodes} nodes with {each} each" if self.nodes > 1 else each
-        answers = ", answers from vLLM" if self.rollouts else ""
-        return f"{on}{self._cut}{STARTED[self.start]}{answers}"
+        return f"{on}{self._cut}{STARTED[self.start]}{self._served}"
+
+    @property
+    def _served(self) -> str:
+        asked = [what for what, servers in (("answers", self.rollouts), ("scores", self.rewards)) if servers]
+        return f", {' and '.join(asked)} from vLLM" if asked else ""
 
     @property
     def _cut(self) -> str:
@@ -188,6 +196,7 @@ class Machine(Settings):
             states=self.optimiser_states,
             nodes=self.nodes,
             where="" if self.start == "here" else self.model_dump_json(include={"start", "slurm", "command"}),
+            served=self.rewards is not None,
         )
 
     def decided(self, large: bool) -> "Machine":

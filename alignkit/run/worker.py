@@ -139,7 +139,7 @@ def _run(partial: Path, order: Order, stop: Stop, hold: Hold | None, heard: Call
     settings = method.settings.model_validate(order.settings)
     inputs = {role: typed(method.consumes[role], several) for role, several in order.inputs.items()}
     seed_everything(order.seed, models=method.handles_models)
-    with _met(partial, order, rank, method):
+    with stage.resources, _met(partial, order, rank, method):
         if stage.stopping:
             stage.leave()
         artifact = _result(method, settings, stage, inputs)

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack
@@ -64,6 +65,8 @@ class WorkingStage:
     ) -> None:
         self.name, self.seed, self.offline = order.stage, order.seed, order.offline
         self.rank, self.world = rank, order.machine.world
+        self.resources = ExitStack()
+        """What ends with the stage, however that ends."""
         self.outcome: list[Result] = []
         """The results so far, those of before a resume among them."""
         self.made: Artifact | None = None
@@ -254,6 +257,10 @@ class WorkingStage:
     def open_reward(self, reward: Reward) -> Score:
         from alignkit.training import opening
 
+        if isinstance(reward, RewardModel) and (serving := self._order.machine.rewards):
+            from alignkit.training.served_scores import RewardServers
+
+            return RewardServers(serving, self.folder, self.resources).open(reward, self.warn)
         return opening.open_reward(reward, self._plugins(), cache=self.cache, warn=self.warn)
 
     def open_judge(self, judge: Judge) -> JudgeClient:

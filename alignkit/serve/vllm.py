@@ -8,6 +8,7 @@ would be answered by the same random numbers. The routes that change weights are
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -20,6 +21,7 @@ from alignkit.serve.serving import Serving
 if TYPE_CHECKING:
     from httpx2 import Client
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 MODEL = "policy"
@@ -77,18 +79,44 @@ class EngineClient:
                 problem = f"the server at {url} reads {limit} tokens, and prompts with their answers need {longest}"
                 raise self._error(problem, f"start it with --max-model-len {longest}, or set max_length = {limit}")
 
+    def find(self, folder: Path, name: str) -> None:
+        """Keep to the servers that hold the model of this folder, under this name or the folder's own.
+
+        Raise StageError where none does, or one holds another model under this name.
+        """
+        for url in list(self._clients):
+            held = self._get(url, "/v1/models", lambda told: {str(one["id"]): str(one["root"]) for one in told["data"]})
+            known = next((one for one in (name, str(folder)) if one in held), None)
+            if known is None:
+                self._clients.pop(url).close()
+                continue
+            root = Path(held[known])
+            if root.is_dir() and not root.samefile(folder):
+                raise self._error(f"the server at {url} holds {root} under the name {known!r}", f"serve {folder} there")
+            self._model = known
+        if not self._clients:
+            problem = f"no server at `urls` holds the model {name!r}"
+            raise self._error(problem, f"start one: vllm serve {folder} --runner pooling --served-model-name {name}")
+
     def answer(self, prompts: Sequence[Sequence[int]], how: Sampling, seeds: Sequence[int]) -> list[Reply]:
         """Return an answer to each prompt; each is drawn by its seed alone.
 
         Raise StageError where a server does not answer, or has not the weights that it was given last.
         """
         self._check_version()
+        return self._each(
+            lambda url, row: self._reply(url, row[0], how, row[1]), list(zip(prompts, seeds, strict=True))
+        )
+
+    def classify(self, rows: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
+        """Return the logits of each row of tokens, one for each class. Raise StageError where a server gives others."""
+        return self._each(lambda url, row: self._logits(url, row, classes), rows)
+
+    def _each(self, ask: Callable[[str, R], T], rows: Sequence[R]) -> list[T]:
+        """Ask for each row, of one server after another, so many at once as the machine says."""
         urls = list(self._clients)
-        with ThreadPoolExecutor(min(self._serving.at_once, len(prompts))) as pool:
-            asked = [
-                pool.submit(self._reply, urls[row % len(urls)], prompt, how, seed)
-                for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-            ]
+        with ThreadPoolExecutor(min(self._serving.at_once, len(rows)) or 1) as pool:
+            asked = [pool.submit(ask, urls[number % len(urls)], row) for number, row in enumerate(rows)]
             try:
                 return [one.result() for one in asked]
             except StageError:
@@ -121,6 +149,11 @@ class EngineClient:
             "seed": seed,
         }
         return self._ask(url, lambda: _reply_of(post(client, f"{url}/v1/completions", {}, asked, timeout), how))
+
+    def _logits(self, url: str, row: Sequence[int], classes: int) -> list[float]:
+        client, timeout = self._clients[url], self._serving.timeout
+        asked = {"model": self._model, "input": list(row), "use_activation": False}
+        return self._ask(url, lambda: _logits_of(post(client, f"{url}/classify", {}, asked, timeout), classes))
 
     def give_weights(self, folder: Path, version: int) -> None:
         """Let the servers answer by the weights of this folder, once they have ended what they work on."""
@@ -200,3 +233,18 @@ def _reply_of(told: Any, how: Sampling) -> Reply:
     if len(reply.tokens) != len(reply.logprobs) or not (ended or len(reply.tokens) == how.longest):
         raise FaultError(f"its answer has {len(reply.tokens)} of {how.longest} tokens and no end")
     return reply
+
+
+def _logits_of(told: Any, classes: int) -> list[float]:
+    """Read the logits of one row. Raise FaultError where the reply has none, so that the same is asked again, and
+    RefusedError where it has those of other classes."""
+    try:
+        (row,) = told["data"]
+        logits = [float(value) for value in row["probs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FaultError("its reply is no classification") from error
+    if len(logits) != classes:
+        raise RefusedError(f"it gives {len(logits)} logits, and the model has {classes}")
+    if not all(map(isfinite, logits)):
+        raise FaultError("its reply has logits that are not finite")
+    return logits

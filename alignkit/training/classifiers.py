@@ -35,6 +35,29 @@ Warn = Callable[[str, str], None]
 
 
 @dataclass
+class Limit:
+    """How many tokens a classifier reads; that answers are longer is told once."""
+
+    name: str
+    """Of the classifier."""
+    tokens: int | None
+    """None: nothing says so."""
+    warn: Warn | None = None
+
+    def tell(self, lengths: Sequence[int], lost: str) -> None:
+        """Warn of rows that are longer; `lost` is what is cut off."""
+        cut = sum(length > self.tokens for length in lengths) if self.tokens else 0
+        if not cut or self.warn is None:
+            return
+        self.warn(
+            f"{cut} of {len(lengths)} answers are longer with their prompts than {self.name!r} reads "
+            f"({self.tokens} tokens), and are scored without their {lost}; the longest has {max(lengths)}",
+            "lower generation.max_new_tokens or take shorter prompts, or a reward model that reads more",
+        )
+        self.warn = None
+
+
+@dataclass
 class Reader:
     """A classifier that scores answers, and tells once where it could not read all of one."""
 
@@ -47,14 +70,14 @@ class Reader:
 
     def __post_init__(self) -> None:
         self.decoder = scored_at_the_last_token(self.model)
-        self.limit = positions(self.model) if self.decoder else reading_limit(self.model, self.tokenizer)
-        self._told = False
+        tokens = positions(self.model) if self.decoder else reading_limit(self.model, self.tokenizer)
+        self.limit = Limit(self.name, tokens, self.warn)
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
         """Return one logit of each answer, in their order."""
         if self.decoder:
             rows = [as_read(answer, self.tokenizer) for answer in answers]
-            self._tell([len(row) for row in rows], "beginning")
+            self.limit.tell([len(row) for row in rows], "beginning")
             return score_tokens(self.model, rows, self.tokenizer, self.place)
         return self._by_tokenizer([text_of(answer, self.tokenizer) for answer in answers])
 
@@ -63,9 +86,10 @@ class Reader:
         tokenizer, known = self.tokenizer, inspect.signature(self.model.forward).parameters
         read = [_framed(tokenizer, text, None) for text in texts]
         lengths = [len(one["input_ids"]) for one in read]
-        self._tell(lengths, "end" if tokenizer.truncation_side == "right" else "beginning")
+        self.limit.tell(lengths, "end" if tokenizer.truncation_side == "right" else "beginning")
+        limit = self.limit.tokens
         rows = [
-            _framed(tokenizer, text, self.limit) if self.limit and length > self.limit else one
+            _framed(tokenizer, text, limit) if limit and length > limit else one
             for text, length, one in zip(texts, lengths, read, strict=True)
         ]
         tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # the advice is not for rows of a batch
@@ -76,18 +100,6 @@ class Reader:
             return {key: value for key, value in filled.items() if key in known}
 
         return _logits(self.model, [len(row["input_ids"]) for row in rows], batch, self.place)
-
-    def _tell(self, lengths: Sequence[int], lost: str) -> None:
-        """Warn, once, of answers that are longer than the model reads."""
-        cut = sum(length > self.limit for length in lengths) if self.limit else 0
-        if not cut or self._told or self.warn is None:
-            return
-        self._told = True
-        self.warn(
-            f"{cut} of {len(lengths)} answers are longer with their prompts than {self.name!r} reads "
-            f"({self.limit} tokens), and are scored without their {lost}; the longest has {max(lengths)}",
-            "lower generation.max_new_tokens or take shorter prompts, or a reward model that reads more",
-        )
 
 
 def scored_at_the_last_token(model: PreTrainedModel) -> bool:

@@ -22,7 +22,7 @@ from alignkit.training.packing import FAILURES, decoder_of, name_decoder
 
 def scorer_for(config: Any) -> Any:
     """Return what opens a language model's weights under a head with one score: transformers' class, else our own."""
-    known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or _has_score(config)
+    known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or has_score(config)
     return AutoModelForSequenceClassification if known else _our_class(type(config))
 
 
@@ -36,7 +36,7 @@ def made_scorer(config: Any) -> Any:
 def scorer_named_by(config: Any) -> Any:
     """Return what opens a text classifier that was saved: what its config names."""
     named = getattr(config, "architectures", None) or []
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_score(config):
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not has_score(config):
         ours: Any = _our_class(type(config))
         adapted = ours.causal.__name__ in named  # an adapter with a score stands on a language model
         if adapted or ours.__name__ in named or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -47,7 +47,7 @@ def scorer_named_by(config: Any) -> Any:
 _scores: dict[type, bool] = {}
 
 
-def _has_score(config: Any) -> bool:
+def has_score(config: Any) -> bool:
     """Return whether transformers has a classifier for an architecture that is a decoder with a linear `score`."""
     kind = type(config)
     if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:

@@ -81,13 +81,17 @@ def test_a_plan_is_shown_as_tables(alignkit: Alignkit) -> None:
 
 
 def test_a_plan_tells_the_machine_that_it_would_run_on(alignkit: Alignkit) -> None:
-    Path("machines.toml").write_text("[box]\nprocesses = 8\n[pair]\nprocesses = 2\nsharded = false\n")
+    served = '[served]\nrollouts.vllm = "vllm"\nrewards.urls = ["http://far:8000"]\n'
+    Path("machines.toml").write_text(f"[box]\nprocesses = 8\n[pair]\nprocesses = 2\nsharded = false\n{served}")
 
-    box, pair = (light(alignkit, "plan", "--on", name).stdout.splitlines()[1] for name in ("box", "pair"))
+    box, pair, served = (
+        light(alignkit, "plan", "--on", name).stdout.splitlines()[1] for name in ("box", "pair", "served")
+    )
     told = json.loads(light(alignkit, "plan", "--on", "box", "--json").stdout)["machine"]
 
     assert box == "on box: 8 processes, among which weights are cut up where they do not fit one"
     assert pair == "on pair: 2 processes, each of which holds all weights"
+    assert served == "on served: one process, answers and scores from vLLM"
     assert (told["processes"], told["sharded"]) == (8, "auto")
 
 

@@ -291,6 +291,35 @@ def test_what_cannot_be_cut_up_is_refused_before_the_first_stage(
     assert never.problems == []
 
 
+def test_a_reward_model_that_a_server_holds_takes_no_memory_of_the_stage(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    monkeypatch.setattr(estimators.psutil, "Process", lambda: libraries)
+    write_tiny_reward(tmp_path / "taste")
+    file = recipe(method="grpo", sources='taste = { reward = "taste/reward" }\n' + GOLD_AND_PROMPTS.split("\n")[1])
+
+    here, there = (found_of(file, Sharing(served=served)).stages[0]["memory"] for served in (False, True))
+
+    weights = sum(tensor.numel() for tensor in load_file(tmp_path / "taste" / "reward" / "model.safetensors").values())
+    assert here - there == pytest.approx(4 * weights, rel=0.05)
+
+
+def test_a_reward_model_that_no_server_can_hold_is_refused_before_it_is_trained(
+    recipe: Callable[..., Path],
+) -> None:
+    pairs = 'pairs = { preferences = "builtin:reviews", rows = 40 }\n' + GOLD_AND_PROMPTS.split("\n")[1]
+    file = recipe("lora = {}", "[stage.two]", 'method = "grpo"', method="reward", sources=pairs)
+
+    served, here = (found_of(file, Sharing(served=served)).problems for served in (True, False))
+
+    assert [str(problem) for problem in served] == [
+        "stage 'two', machines.toml, rewards: no server can score by 'one', which is an adapter; train all its "
+        "weights, or merge it with its base into one folder of full weights, or leave rewards out of the machine"
+    ]
+    assert here == []
+
+
 def test_moments_in_8_bits_cannot_be_cut_up(recipe: Callable[..., Path]) -> None:
     found = found_of(recipe(), Sharing(2, True, always=True, states="8bit"))
 

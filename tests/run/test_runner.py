@@ -782,6 +782,10 @@ def test_several_processes_share_a_stage(here: Path) -> None:
             f"gpus.sharded.bool: Input should be a valid boolean; {SHAPE}",
         ),
         ("[gpus]\nnodes = 2", 'gpus: 2 nodes cannot be reached with start = "here"; leave nodes out'),
+        (
+            '[gpus]\nnodes = 2\nstart = "slurm"\nslurm.time = "1:00:00"\nrewards.vllm = "vllm"',
+            "gpus: the server of rewards.vllm is on one node, and others do not reach it; name rewards.urls",
+        ),
     ],
 )
 def test_a_machine_that_cannot_be_read_is_refused(here: Path, text: str | None, message: str) -> None:
