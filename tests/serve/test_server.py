@@ -65,6 +65,7 @@ def test_a_server_that_ends_says_why(command: Command, tmp_path: Path) -> None:
 
     with pytest.raises(AlignkitError) as refusal:
         server.wait()
+    server.close()
 
     assert refusal.value.problem == "the server has ended with status 3 (ValueError: no such model)"
     assert refusal.value.where == "machines.toml, rollouts"
