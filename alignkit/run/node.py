@@ -4,8 +4,8 @@
 
 It starts the node's processes, by torchrun where there are several, and asks them to end when the runner asks for it,
 through a file, or when a scheduler sends a signal, which may reach this process, or all of the node, or both, once or
-more often. So signals are blocked here and in torchrun, which a second one would end; a process of the stage takes
-those that came as soon as it can heed them (`worker.main`).
+more often. So signals are blocked here, and in torchrun, which the first SIGUSR1 or the third SIGTERM would end; a
+process of the stage takes those that came as soon as it can heed them (`worker.main`).
 """
 
 import os

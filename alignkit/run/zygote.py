@@ -160,6 +160,7 @@ def _start_afresh(folder: Path, processes: int) -> NoReturn:
     module = ["alignkit.run.worker", str(folder)]
     if processes > 1:
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would end torchrun; its processes heed it
         module = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", *module]
     os.execv(sys.executable, [sys.executable, "-m", *module])  # noqa: S606  # no shell is wanted
 

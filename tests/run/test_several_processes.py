@@ -92,6 +92,20 @@ def test_stopped_and_gone_on_with_it_makes_the_same(machine: str) -> None:
     assert finished("stopped", machine) == finished("whole", machine)
 
 
+@pytest.mark.parametrize("machine", ["two", "pair"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_all_processes_keeps_what_was_learnt(machine: str, number: int) -> None:
+    process = start("signalled", machine)
+    wait_for_steps(process, "signalled", 3)
+
+    runner = psutil.Process(process.pid)
+    for one in [runner, *runner.children(recursive=True)]:
+        one.send_signal(number)
+    process.communicate(timeout=120)
+
+    assert list(Path("signalled").glob("stages/prefer-*.partial/checkpoints/step-*"))
+
+
 @pytest.mark.parametrize("machine", ["one", "two", "three"])
 def test_what_two_processes_with_half_the_weights_each_began_any_number_ends(machine: str) -> None:
     stop("stopped", "parted")
