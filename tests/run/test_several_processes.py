@@ -53,7 +53,7 @@ def start(runs: str, machine: str = "two") -> "subprocess.Popen[str]":
 
 
 def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while sum(path.read_text().count("\n") for path in Path(runs).glob("stages/*.partial/metrics.jsonl")) < steps:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "waited in vain"
