@@ -420,7 +420,9 @@ class _Run:
             found = preflight.found_in(folder)
         if found is None:
             problem = f"the plan could not be checked beforehand (exit status {status})"
-            self.tell(Warned(first, problem, f"{rundir.zygote_log(self.runs)} tells why"))
+            here = self._machine.start == "here"
+            log = rundir.zygote_log(self.runs) if here else rundir.launch_folders(self.runs)
+            self.tell(Warned(first, problem, f"{log} tells why"))
             return
         self.large |= {one["stage"] for one in found.stages if not one["fits"]}
         if self.machine.start == "here" and not self.free[0].gpus:
