@@ -1,16 +1,22 @@
 """Answers of updates from servers of vLLM: they are those of the policy as it is, update by update."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from opened import open_judge
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from alignkit.contract.kinds import FunctionReward, Policy, Prompts
+from alignkit.contract.judges import Question
+from alignkit.contract.kinds import Demonstrations, FunctionReward, Judge, Policy, Prompts
+from alignkit.contract.reward_function import Answer
 from alignkit.methods.grpo import grpo
 from alignkit.methods.ppo import ppo
+from alignkit.methods.sft import sft
+from alignkit.serve.server import Server
 from alignkit.serve.serving import Rollouts, Serving
 from alignkit.testing import RecordingStage, run_method
 from alignkit.training import answering
@@ -32,7 +38,7 @@ def write_policy(tokenizer: Path, folder: Path, *, tied: bool) -> Policy:
     read = AutoTokenizer.from_pretrained(tokenizer)
     config = LlamaConfig(
         vocab_size=len(read), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, pad_token_id=read.pad_token_id, bos_token_id=None,
+        num_key_value_heads=1, max_position_embeddings=1024, pad_token_id=read.pad_token_id, bos_token_id=None,
         eos_token_id=read.eos_token_id, tie_word_embeddings=tied,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -58,3 +64,32 @@ def test_answers_are_those_of_the_policy_in_every_update(
     assert len(logged) == SETTINGS["updates"]
     assert max(values["engine/kl"] for values in logged) <= 1e-6
     assert logged[-1]["objective/kl_k3"] > 1e-3  # the weights have moved, so those of before would be told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections are kept for the next one
+def test_a_judge_on_vllm_is_as_sure_as_the_policy_itself(
+    vllm: Serving, model_folder: Path, tmp_path: Path, records: Callable[..., Any]
+) -> None:
+    asked = [{"role": "user", "content": "Which reply is better? Answer with the letter A or B and nothing else."}]
+    rows = [{"prompt": asked, "completion": letter} for letter in "AABABBAA"]
+    start = write_policy(model_folder, tmp_path / "start", tied=False)
+    settings = {"learning_rate": 1e-2, "epochs": 20, "batch": 8}
+    judge = run_method(
+        sft, settings, RecordingStage(tmp_path / "sft"), policy=start, demos=records(Demonstrations, rows)
+    )
+    questions = [
+        Question(Answer("How was it?", f" it was {one}", True), Answer("How was it?", f" it was {other}", True))
+        for one, other in (("good", "bad"), ("bad", "good"), ("fine", "fine"), ("", "awful, and late"))
+    ]
+
+    words = [str(judge.path), "--served-model-name", "judge", "--dtype", "float32"]
+    with closing(Server(vllm, words, tmp_path / "log", "here")) as server:
+        server.wait()
+        options = {"url": f"{server.url}/v1"}
+        served = Judge(name="served", fingerprint="0", path=tmp_path, address="openai:judge", options=options)
+        verdicts = open_judge(served).compare(questions)
+    own = open_judge(Judge(name="own", fingerprint="0", path=judge.path, address="policy:judge")).compare(questions)
+
+    assert [one.first for one in verdicts] == pytest.approx([one.first for one in own], abs=1e-4)
+    assert [one.mass for one in verdicts] == pytest.approx([one.mass for one in own], abs=1e-4)
+    assert all(one.mass > 0.5 for one in own)
