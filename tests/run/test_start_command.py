@@ -27,7 +27,7 @@ RUN = ("{run}",)
 GUIDE = "".join(
     re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "scale.md").read_text(), re.DOTALL)
 )
-MACHINES = [name for name in tomllib.loads(GUIDE) if name != "small"]
+MACHINES = list(tomllib.loads(GUIDE))
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ def test_a_command_that_cannot_be_is_refused(here: Path, lines: str, message: st
 def test_the_machines_of_the_guide_are_read(here: Path, name: str) -> None:
     (here / "machines.toml").write_text(GUIDE)
 
-    assert read_machine(name, here).world > 1
+    assert read_machine(name, here) != Machine()
 
 
 def test_a_machine_with_a_command_is_read_and_told(here: Path) -> None:
