@@ -38,18 +38,22 @@ ppo.layout = "shared"
 ppo.updates = {updates}
 ppo.batch = {batch}
 ppo.epochs = {epochs}
-ppo.learning_rate = 3e-4
+ppo.learning_rate = {rate}
 ppo.kl.coef = 0.1
 ppo.measured = {measured}
 ppo.generation.max_new_tokens = {longest}
 ppo.generation.penalty = 3.0
 """
 
+USUAL = {"updates": 24, "batch": 128, "epochs": 2, "measured": 256, "longest": 48, "rate": 3e-4}
 
-def ran(folder: Path, seed: int, ahead: int, machine: Machine | None = None, **how: int) -> Any:
+
+def ran(folder: Path, seed: int, ahead: int, machine: Machine | None = None, **how: float) -> Any:
     """Run the recipe, and return the stage that aligns."""
     file = folder / "r.toml"
-    file.write_text(RECIPE.format(**{"updates": 24, "batch": 128, "epochs": 2, "measured": 256, "longest": 48} | how))
+    file.write_text(
+        RECIPE.format(**{"updates": 24, "batch": 128, "epochs": 2, "measured": 256, "longest": 48, "rate": 3e-4} | how)
+    )
     changes = {"align.ppo.engine.ahead": ahead}
     return run_recipe(file, set=changes, seed=seed, runs=folder / "runs", machine=machine, offline=True)
 
@@ -76,7 +80,7 @@ def times(folder: Path, wait: float) -> None:
     print("| | sample, s | learn, s | update, s |\n|---|---|---|---|")
     with engine_server(policy, slow=wait) as server:
         machine = Machine(rollouts=Rollouts(urls=(server.url,), at_once=64))
-        how = {"updates": 8, "batch": 32, "epochs": 12, "measured": 4, "longest": 12}
+        how = {"updates": 8, "batch": 32, "epochs": 12, "measured": 4, "longest": 12, "rate": 1e-5}
         for ahead in (0, 1):
             result = ran(folder, 1, ahead, machine, **how)
             rows = result.metrics("align").iloc[2:]
