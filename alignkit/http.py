@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+__all__ = ["FaultError", "RefusedError", "make_client", "patiently", "post"]
+
 T = TypeVar("T")
 
 LONGEST_PAUSE = 60.0

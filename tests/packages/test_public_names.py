@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 import alignkit
+import alignkit.http
 import alignkit.kit
 from alignkit.contract import hookspecs
 from alignkit.contract.settings import Settings, described
@@ -17,7 +18,9 @@ from alignkit.contract.stage import Stage
 
 SNAPSHOT = Path(__file__).parent / "public_names.txt"
 PUBLIC = [
-    (module.__name__, name, getattr(module, name)) for module in (alignkit, alignkit.kit) for name in module.__all__
+    (module.__name__, name, getattr(module, name))
+    for module in (alignkit, alignkit.http, alignkit.kit)
+    for name in module.__all__
 ]
 
 

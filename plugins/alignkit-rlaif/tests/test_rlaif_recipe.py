@@ -12,6 +12,7 @@ from alignkit_rlaif import critique, rlaif, self_rlaif
 from loopback import says, serving
 
 import alignkit
+import alignkit.http
 import alignkit.kit
 from alignkit import Answer, Judge, JudgeReward, Method, Policy, Preferences, Prompts, RecipeError
 from alignkit.testing import RecordingStage, run_method, write_records
@@ -130,5 +131,7 @@ def test_it_imports_what_alignkit_exports_and_nothing_else() -> None:
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "alignkit":
                 found |= {f"{node.module}.{name.name}" for name in node.names}
 
-    public = [f"{module.__name__}.{name}" for module in (alignkit, alignkit.kit) for name in module.__all__]
+    public = [
+        f"{module.__name__}.{name}" for module in (alignkit, alignkit.http, alignkit.kit) for name in module.__all__
+    ]
     assert found <= set(public)
