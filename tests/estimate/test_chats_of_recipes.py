@@ -120,7 +120,10 @@ def test_a_row_that_the_template_refuses_is_told_with_its_place(
     assert list(map(str, found.problems)) == refused_at(tmp_path / f"{kind}.jsonl")
 
 
-@pytest.mark.parametrize("how", [{}, {"inline": True}, {"machine": Machine(processes=2)}], ids=str)
+HOW = [{}, {"inline": True}, pytest.param({"machine": Machine(processes=2)}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
 def test_a_run_is_refused_before_its_first_stage(
     recipe: Callable[..., Path], tmp_path: Path, how: dict[str, Any]
 ) -> None:

@@ -91,6 +91,7 @@ def share_by_the_pull_of_the_paper() -> float:
     return (linear + math.sqrt(linear**2 + 16 * KL_COEF)) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_pull_of_the_paper_ends_elsewhere(seed) -> None:
     settings = grpo_settings(8, 0, corrected=False, updates=150)

@@ -48,10 +48,9 @@ def even_tokens(rollout: Rollout) -> Scored:
 
 
 SEEDS = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-LAYOUTS = ["separate", "shared"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["separate", pytest.param("shared", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_of_fixed_length_reach_the_known_optimum(seed, layout) -> None:
     length, share = 8, 1 / (1 + math.exp(-1 / (8 * KL_COEF)))
@@ -91,7 +90,7 @@ def ones(rollout: Rollout) -> Scored:
     return as_scores([answer.count(1) / 5 for answer in rollout.answers])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param("separate", marks=pytest.mark.slow), "shared"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed, layout) -> None:
     models = laid_out(uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP])), layout)
@@ -110,6 +109,7 @@ def logprobs_of_all(model: PreTrainedModel) -> Tensor:
     return table.masked_fill(~answer_mask(answers), 0.0).sum(dim=1)
 
 
+@pytest.mark.slow
 def test_frozen_lower_layers_leave_nearly_the_optimum_of_all_weights() -> None:
     """The objective is exact here: every answer is weighed by its probability."""
     policy = two_layers_and_a_peaked_start(vocabulary=5, seed=2)

@@ -12,6 +12,7 @@ from alignkit.errors import RecipeError
 from alignkit.scaffold import new_package
 
 
+@pytest.mark.slow
 def test_a_new_package_is_offered_and_passes_its_own_tests(tmp_path: Path) -> None:
     folder = new_package("sim-po", tmp_path)
     where = tmp_path / "installed"

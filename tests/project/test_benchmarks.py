@@ -44,6 +44,7 @@ def test_every_script_stands_in_the_table() -> None:
     assert [name for name in SCRIPTS if f"| `{name}.py` |" not in page] == []
 
 
+@pytest.mark.slow
 def test_the_speed_of_reading_is_measured_in_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def prove(out: Path, *words: str) -> list[dict[str, object]]:
     return [json.loads(told) for told in (out / "gpu.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_a_gpu_proves_is_rehearsed_in_small(tmp_path: Path) -> None:
     dpo, grpo = prove(tmp_path, "dpo 0.5B 8 padded again + online grpo 0.5B 8 + table")
 

@@ -211,6 +211,7 @@ def test_the_test_kit_remembers_over_attempts_what_was_told_by_the_last_commit(t
     assert [json.loads(line)["values"] for line in lines] == [{"loss": 0.5}, {"loss": 0.125}]
 
 
+@pytest.mark.slow
 def test_fixtures_have_our_name_and_cost_other_peoples_tests_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_theirs.py").write_text(
         "import sys\n"

@@ -145,6 +145,7 @@ def test_values_of_pairs_stand_in_their_rows_and_keep_the_order(policy: Policy, 
         with_values(train[:2], "start", [0.0])
 
 
+@pytest.mark.slow
 def test_a_mixed_stage_is_the_same_resumed_and_in_two_processes(policy: Policy, tmp_path: Path) -> None:
     inputs = {"policy": policy, "demos": of_two(Demonstrations, tmp_path, Mix(shares={"few": 0.6}, order="level"))}
     whole = run_method(sft, SFT, RecordingStage(tmp_path / "whole"), **inputs)
