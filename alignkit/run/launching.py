@@ -13,7 +13,9 @@ def launchers_of(machine: Machine, runs: Path, *, jobs: int, fork: bool, offline
 
     `fork`: on this machine, from a process that has imported the libraries.
     """
-    if machine.start != "here":
+    if machine.start == "here":
+        check_servers(machine)
+    else:
         return [launcher_of(machine, offline=offline) for _ in range(jobs)]
     from alignkit.run.start_here import LocalLauncher, Zygote
 
@@ -21,6 +23,15 @@ def launchers_of(machine: Machine, runs: Path, *, jobs: int, fork: bool, offline
     log = rundir.zygote_log(runs)
     zygote = Zygote(log, fork=fork, processes=machine.world, offline=offline, threads=threads)
     return [LocalLauncher(zygote) for _ in range(jobs)]
+
+
+def check_servers(machine: Machine) -> None:
+    """Raise RecipeError where a stage would start a server on this computer by a command that is not there."""
+    if machine.servers:
+        from alignkit.serve.server import check_command
+
+        for name, serving in machine.servers.items():
+            check_command(serving, f"machines.toml, {name}")
 
 
 def launcher_of(machine: Machine, *, offline: bool) -> Launcher:

@@ -155,6 +155,12 @@ class Machine(Settings):
         return self
 
     @property
+    def servers(self) -> Mapping[str, Serving]:
+        """Servers that stages ask, by what they do."""
+        found = {"rollouts": self.rollouts, "rewards": self.rewards}
+        return {name: serving for name, serving in found.items() if serving}
+
+    @property
     def world(self) -> int:
         """How many processes share a stage."""
         return self.nodes * self.processes

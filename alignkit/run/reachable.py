@@ -7,7 +7,9 @@ from importlib.metadata import version
 
 from alignkit.doctor.facts import Disk
 from alignkit.doctor.findings import Finding
+from alignkit.http import is_there
 from alignkit.run.machine import Machine, Slurm
+from alignkit.serve.serving import Serving
 
 SUBJECT = "machine"
 SHARED = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph", "gpfs", "beegfs", "afs", "virtiofs", "wekafs")
@@ -23,6 +25,8 @@ def findings_on(name: str, machine: Machine, disk: Disk) -> Iterator[Finding]:
         yield _about_ray(machine.ray.address)
     if machine.command:
         yield _about_command(machine.command[0])
+    for what, serving in machine.servers.items():
+        yield from _about_servers(what, serving, here=machine.start == "here")
     if machine.start != "here" and not (machine.ray and machine.ray.address is None):
         yield _about_runs(disk)
 
@@ -61,6 +65,20 @@ def _about_command(word: str) -> Finding:
     if word == "{run}" or shutil.which(word):
         return Finding(SUBJECT, f"{shutil.which(word) or 'its command'} starts stages")
     return Finding(SUBJECT, f"{word} is not on the PATH", "install it, or correct command in machines.toml")
+
+
+def _about_servers(what: str, serving: Serving, *, here: bool) -> Iterator[Finding]:
+    """Yield whether servers can be started on this computer, or answer where they listen."""
+    if serving.vllm and here:
+        path = shutil.which(serving.vllm)
+        remedy = "" if path else f"scripts/vllm.sh DIR makes its environment; correct {what}.vllm in machines.toml"
+        yield Finding(
+            SUBJECT, f"{path} starts the server of {what}" if path else f"{serving.vllm} is not there", remedy
+        )
+    for url in serving.urls:
+        answers = is_there(f"{url.rstrip('/')}/health")
+        remedy = "" if answers else f"start vllm serve there, or correct {what}.urls in machines.toml"
+        yield Finding(SUBJECT, f"{url} answers" if answers else f"nobody answers at {url}", remedy)
 
 
 def _about_runs(disk: Disk) -> Finding:

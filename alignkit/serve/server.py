@@ -41,9 +41,7 @@ class Server:
         """Start `vllm serve` with these words behind it, and do not wait. Raise RecipeError where it is not there."""
         assert serving.vllm
         self._log, self._where, self._serving = log, where, serving
-        if shutil.which(serving.vllm) is None:
-            problem = f"there is no command {serving.vllm!r}"
-            raise RecipeError(problem, where, "name the vllm of its environment, such as /opt/vllm/bin/vllm")
+        check_command(serving, where)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [serving.vllm, "serve", *words, "--host", "127.0.0.1", "--port", str(port), *serving.more]
@@ -85,6 +83,13 @@ class Server:
         self._process.wait()
         assert self._process.stdin
         self._process.stdin.close()
+
+
+def check_command(serving: Serving, where: str) -> None:
+    """Raise RecipeError where a server is to be started by a command that is not there."""
+    if serving.vllm and shutil.which(serving.vllm) is None:
+        problem = f"there is no command {serving.vllm!r}"
+        raise RecipeError(problem, where, "name the vllm of its environment, such as /opt/vllm/bin/vllm")
 
 
 def environment_of(serving: Serving, ours: Mapping[str, str]) -> dict[str, str]:

@@ -10,8 +10,11 @@ from fake_slurm import on_path
 
 from alignkit.doctor.facts import Disk
 from alignkit.doctor.findings import GIB, Finding
+from alignkit.errors import RecipeError
+from alignkit.run.launching import launchers_of
 from alignkit.run.machine import Machine, Ray, Slurm
 from alignkit.run.reachable import findings_on
+from alignkit.serve.serving import Rollouts, Serving
 
 SHARED = Disk(folder="/home/lab/runs", total=GIB, free=GIB, writable=True, filesystem="nfs4")
 OWN = Disk(folder="~/runs", total=GIB, free=GIB, writable=True, filesystem="ext4")
@@ -86,3 +89,27 @@ def test_a_disk_of_this_computer_is_a_warning() -> None:
         "~/runs is on ext4 of this computer, which nodes may not see",
         remedy="choose a folder that all nodes see under the same name, with --runs DIR",
     )
+
+
+def test_servers_that_are_not_there_are_told() -> None:
+    started, listening = Rollouts(vllm="/nowhere/vllm"), Serving(urls=("http://127.0.0.1:9",))
+
+    assert told(Machine(rollouts=started, rewards=listening), OWN)[1:] == [
+        Finding(
+            "machine",
+            "/nowhere/vllm is not there",
+            remedy="scripts/vllm.sh DIR makes its environment; correct rollouts.vllm in machines.toml",
+        ),
+        Finding(
+            "machine",
+            "nobody answers at http://127.0.0.1:9",
+            remedy="start vllm serve there, or correct rewards.urls in machines.toml",
+        ),
+    ]
+
+
+def test_a_server_that_cannot_be_started_is_refused_before_the_first_stage() -> None:
+    with pytest.raises(RecipeError) as refusal:
+        launchers_of(Machine(rollouts=Rollouts(vllm="/nowhere/vllm")), Path("runs"), jobs=1, fork=False, offline=True)
+
+    assert str(refusal.value).startswith("machines.toml, rollouts: there is no command '/nowhere/vllm'; name the vllm")
