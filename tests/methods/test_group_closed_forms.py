@@ -70,6 +70,7 @@ def test_rloo_reaches_the_optimum_of_answers_of_fixed_length(seed) -> None:
     assert kl == pytest.approx(kl_of_share(best_share()), abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_grpo_reaches_the_optimum_of_answers_of_fixed_length(seed) -> None:
     """A token's choice leads to no later departure here, so that paying for its own is exact."""
@@ -137,6 +138,7 @@ def where_tokens_pay_for_themselves(place: int = 0, found: int = 0) -> tuple[flo
     return score, sum(share * (math.log(5 * share) + kl) for share, (_, kl) in zip(shares, outcomes, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_grpo_ends_where_each_token_pays_for_itself(seed) -> None:
     settings = grpo_settings(5, 0.5, updates=60, epochs=4)

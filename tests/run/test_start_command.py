@@ -81,6 +81,7 @@ def test_it_makes_what_a_stage_that_is_started_here_makes() -> None:
     assert list(Path("runs/cache/launch").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_keeps_what_was_learnt_and_goes_on_afterwards() -> None:
     made, stop = slow(), Stop()
 

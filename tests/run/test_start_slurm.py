@@ -147,6 +147,7 @@ def test_who_insists_does_not_wait_for_the_stage_and_its_job_is_cancelled(jobs: 
     assert (jobs / "1.state").read_text() == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_a_stage_whose_time_is_over_is_submitted_again_and_goes_on(jobs: Path) -> None:
     made, heard = slow(), list[Event]()
     over = at_step(3, lambda: end_job(jobs, 1, "TIMEOUT", signal.SIGTERM))
