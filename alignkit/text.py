@@ -3,12 +3,15 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import floor, isfinite, log10
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TextIO
 
 NARROWEST_LAST_COLUMN = 24
+MOST = 300
+"""Characters of a line that another program has printed."""
 
 
 def writable(value: Any) -> Any:
@@ -20,6 +23,15 @@ def writable(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(writable, value))
     return value
+
+
+def last_line(file: Path) -> str:
+    """Return the last line of a file that somebody prints to, which mostly says why it ended; empty where there is
+    none."""
+    with suppress(OSError):
+        lines = file.read_text("utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip()[:MOST] if lines else ""
+    return ""
 
 
 def table(rows: Sequence[Sequence[str]], width: int | None, head: Sequence[str] = ()) -> list[str]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -98,7 +99,7 @@ class LaunchFolder:
     def offline(self) -> bool:
         return bool(self._facts["offline"])
 
-    @property
+    @cached_property
     def _facts(self) -> dict[str, Any]:
         return read_json(self.path / "launch.json")
 
@@ -180,11 +181,3 @@ class LaunchFolder:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def last_line(file: Path) -> str:
-    """Return the last line of a file that somebody prints to; empty where there is none."""
-    with suppress(OSError):
-        lines = file.read_text("utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-    return ""

@@ -13,8 +13,9 @@ from alignkit.environment import ENVIRONMENT
 from alignkit.errors import StageError
 from alignkit.run.command_words import filled
 from alignkit.run.launch import IMPORTING
-from alignkit.run.launch_folder import LaunchFolder, last_line
+from alignkit.run.launch_folder import LaunchFolder
 from alignkit.run.machine import Machine
+from alignkit.text import last_line
 
 GRACE = 5.0
 """Seconds in which a command ends that was told to, and in which what nodes have written is seen here."""

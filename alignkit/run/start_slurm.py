@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from alignkit.errors import RecipeError, StageError
 from alignkit.run.launch import IMPORTING
-from alignkit.run.launch_folder import LaunchFolder, last_line
+from alignkit.run.launch_folder import LaunchFolder
 from alignkit.run.machine import Machine, Slurm
+from alignkit.text import last_line
 
 if TYPE_CHECKING:
     from submitit import Job

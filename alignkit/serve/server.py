@@ -15,6 +15,7 @@ from alignkit.errors import RecipeError, StageError
 from alignkit.http import is_there
 from alignkit.serve import leash
 from alignkit.serve.serving import Serving
+from alignkit.text import last_line
 
 POLL = 0.2
 """Seconds between two looks at a server that starts."""
@@ -69,7 +70,7 @@ class Server:
         """Raise StageError where it is no longer there."""
         status = self._process.poll()
         if status is not None:
-            told = _last_line(self._log)
+            told = last_line(self._log)
             problem = f"the server has ended with status {status}" + (f" ({told})" if told else "")
             raise StageError(problem, self._where, f"{self._log} tells why; then the same command goes on")
 
@@ -105,9 +106,3 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         number: int = free.getsockname()[1]
         return number
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line that a server has written, which mostly says why it ended."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
