@@ -99,6 +99,17 @@ def is_free(lock: Path, heartbeat: Heartbeat, patience: float) -> bool:
         return free is not None
 
 
+def once(lock: Path, is_made: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Make something where it is not made, while nobody else does; who comes meanwhile waits for it."""
+    while not is_made():
+        with held(lock, Heartbeat(), patience=1.0) as hold:
+            if hold is None:
+                continue
+            if not is_made():
+                make()
+            return
+
+
 @dataclass(frozen=True)
 class _Free:
     """What can be had: by the system's lock, where that is to be had as well, and the number of the next lease."""

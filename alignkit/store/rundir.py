@@ -23,8 +23,7 @@ from typing import Any
 
 from alignkit.errors import DiskError
 from alignkit.store.durable import publish, sync_and_list, sync_folder, write_json, write_text
-from alignkit.store.heartbeat import Heartbeat
-from alignkit.store.leases import held
+from alignkit.store.leases import once
 
 ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.json", "stage.json", "log.txt"
 FIRST = "first.json"
@@ -173,14 +172,15 @@ def source_folder(runs: Path, name: str, fingerprint: str) -> Path:
 def prepare(folder: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a source's folder, once: others that need it wait, and a crash leaves nothing half-written."""
     staged = folder.with_suffix(".partial")
-    while not folder.is_dir():
-        with held(source_lock(folder), Heartbeat(), patience=1.0) as hold:
-            if hold and not folder.is_dir():
-                shutil.rmtree(staged, ignore_errors=True)
-                staged.mkdir()
-                write(staged)
-                sync_and_list(staged)
-                publish(staged, folder)
+
+    def make() -> None:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        write(staged)
+        sync_and_list(staged)
+        publish(staged, folder)
+
+    once(source_lock(folder), folder.is_dir, make)
     return folder
 
 

@@ -14,16 +14,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 from weakref import finalize
 
 import numpy as np
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.kinds import Preferences, Records
 from alignkit.contract.stage import Stage
 from alignkit.store.durable import damage, hash_file, publish, read_json, sync_and_list, write_json
+from alignkit.store.leases import once
 from alignkit.training import parallel
 from alignkit.training.encoding import (
     NOT_LEARNT,
@@ -184,15 +185,14 @@ def _in_cache(
     order = records.mix.order if records.mix else None
     folder = stage.cache / f"rows-{_key(records, tokenizer, [*depends_on, *([order] if order else [])])}"
 
-    def made() -> Path:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # a stage that runs beside this one may want the same rows
-            if not _is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                _write(folder, len(tokenizer), encoder, order)
-        return folder
+    def make() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(folder, len(tokenizer), encoder, order)
 
-    return parallel.first(made)
+    # A stage that runs beside this one, here or elsewhere, may want the same rows.
+    lock = folder.parent / ".locks" / f"{folder.name}.lock"
+    parallel.first(lambda: once(lock, lambda: _is_whole(folder), make))
+    return folder
 
 
 def _key(records: Records, tokenizer: PreTrainedTokenizerBase, depends_on: Sequence[object]) -> str:
@@ -219,7 +219,7 @@ def _is_whole(folder: Path) -> bool:
 def _write(folder: Path, vocabulary: int, encoder: Encoder[R], order: str | None) -> None:
     """Write rows as they are encoded, by all cores; the folder has its name once all of them are there."""
     kind = np.min_scalar_type(vocabulary)
-    staged = folder.with_suffix(f".{os.getpid()}.partial")
+    staged = folder.with_suffix(f".{token_hex(4)}.partial")
     staged.mkdir(parents=True)
     try:
         with _all_cores():
