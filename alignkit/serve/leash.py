@@ -14,11 +14,15 @@ import threading
 
 
 def main(command: list[str]) -> int:
-    """Return the program's exit status; SIGTERM is passed on to it."""
+    """Return the program's exit status, or end by the signal that has ended it; SIGTERM is passed on to it."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    return process.wait()
+    status = process.wait()
+    if status < 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
 
 
 def _end_with_parent() -> None:

@@ -98,7 +98,10 @@ class Served:
     def __init__(
         self, models: Models, tokenizer: PreTrainedTokenizerBase, stage: Stage, rollouts: Rollouts, room: int
     ) -> None:
-        """Start a server, or find those that run; a prompt with its answer has `room` tokens at most."""
+        """Start a server, or find those that run; a prompt with its answer has `room` tokens at most.
+
+        The weights that are given first are those of now.
+        """
         self._models, self._rollouts, self._room = models, rollouts, room
         self._resources = ExitStack()
         self._version: int | None = None
@@ -124,7 +127,9 @@ class Served:
 
     def _words(self, held: Path) -> list[str]:
         """Return what `vllm serve` is told: the policy's own distribution, nothing cut off and nothing else added."""
-        words = [str(held), "--served-model-name", "policy", "--max-model-len", str(self._room)]
+        from alignkit.serve.vllm import MODEL
+
+        words = [str(held), "--served-model-name", MODEL, "--max-model-len", str(self._room)]
         words += ["--dtype", "float32" if self._models.dtype == torch.float32 else "bfloat16"]
         words += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
         if isinstance(self._models.policy, PeftModel):
@@ -154,6 +159,8 @@ class Served:
                 self._server.wait()
             self._engine.open(self._room)
             self._opened = True
+            if self._server and not isinstance(whole, PeftModel):
+                return  # it was started with these weights
         folder = self._folder / str(version)
         if isinstance(whole, PeftModel):
             handing_over.write_adapter(whole, folder)

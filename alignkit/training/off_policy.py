@@ -14,6 +14,8 @@ from torch import Tensor
 from alignkit.contract.sampling_settings import Engine
 from alignkit.errors import StageError
 from alignkit.training.losses import masked_mean
+from alignkit.training.rollouts import padded_table
+from alignkit.training.seen import Seen
 from alignkit.training.surrogates import LOG_RATIO_LIMIT
 
 STALE = 10.0
@@ -37,6 +39,22 @@ def compare(logprobs: Tensor, sampler: Tensor, mask: Tensor) -> Apart:
     ratio = difference.exp()
     kl = masked_mean(ratio - 1 - difference, mask)
     return Apart(float(kl), float(difference.abs().max().exp()), ratio)
+
+
+def corrected(seen: Seen, lag: int, settings: Engine) -> Seen:
+    """Return what is known of answers with how far what drew them, `lag` updates ago, is from the policy, and with what
+    each token counts for.
+
+    Raise StageError where that is too far to be the policy.
+    """
+    apart = compare(seen.logprobs, padded_table(seen.rollout.logprobs, seen.mask), seen.mask)
+    check(apart.kl, lag, settings)
+    told = {"engine/kl": apart.kl, "engine/ratio_max": apart.ratio_max, "engine/version_lag": float(lag)}
+    weights = None
+    if settings.correct:
+        weights = apart.ratio.clamp(max=settings.correct)
+        told["engine/clipped"] = float(masked_mean((apart.ratio > settings.correct).float(), seen.mask))
+    return seen._replace(metrics={**seen.metrics, **told}, weights=weights)
 
 
 def check(kl: float, lag: int, settings: Engine) -> None:

@@ -29,7 +29,7 @@ from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, in_order_of, mixed, order_of, values_of
 from alignkit.training.models import load_policy
 from alignkit.training.multipliers import Multiplier, ascend, charged
-from alignkit.training.rollouts import Rollout, Tokens, generator_for, padded_table
+from alignkit.training.rollouts import Rollout, Tokens, generator_for
 from alignkit.training.row_order import in_turn
 from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
 from alignkit.training.seen import Seen, see, shaped
@@ -269,25 +269,10 @@ class Update(Generic[SettingsC]):
         seen = see(models, rollout, scored, settings, state.kl_coef)
         if seen.reference is not None and not state.done and not models.apart:
             layouts.check_start(models, seen.metrics["objective/kl_k2"], seen.metrics["length"])
-        if rollout.logprobs and ((self.loop.answering or Own(models)).elsewhere or settings.engine.ahead):
-            seen = self._compared(seen)
+        elsewhere = self.loop.answering is not None and self.loop.answering.elsewhere
+        if rollout.logprobs and (elsewhere or settings.engine.ahead):
+            seen = off_policy.corrected(seen, self.number - rollout.version, settings.engine)
         return charged(seen, scored.costs, state.multipliers)
-
-    def _compared(self, seen: Seen) -> Seen:
-        """Return it with how far what answered is from the policy, and with what each token counts for.
-
-        Raise StageError where that is too far to be the policy.
-        """
-        engine, lag = self.loop.settings.engine, self.number - seen.rollout.version
-        sampler = padded_table(seen.rollout.logprobs, seen.mask)
-        apart = off_policy.compare(seen.logprobs, sampler, seen.mask)
-        off_policy.check(apart.kl, lag, engine)
-        told = {"engine/kl": apart.kl, "engine/ratio_max": apart.ratio_max, "engine/version_lag": float(lag)}
-        weights = None
-        if engine.correct:
-            weights = apart.ratio.clamp(max=engine.correct)
-            told["engine/clipped"] = float(losses.masked_mean((apart.ratio > engine.correct).float(), seen.mask))
-        return seen._replace(metrics={**seen.metrics, **told}, weights=weights)
 
     def done(self, metrics: Mapping[str, float]) -> None:
         """End the update: adapt the KL coefficient and the multipliers of costs, and log the metrics with learning
@@ -466,10 +451,11 @@ def begin_loop(
             stage.commit(state.done, partial(save, state, before))
 
     latest, timer = stage.latest(), CommitTimer()
+    kept: Any = load(state, latest) if latest else None
     room = max((len(prompt.ids) for prompt in opened.prompts), default=0) + longest_answer(settings)
     answering = answering_of(opened.models, opened.tokenizer, stage, room)  # a server starts while this measures
     try:
-        before: PlainT = load(state, latest) if latest else measure()
+        before: PlainT = kept if latest else measure()
         answering.give(state.done)  # waits for the server, which no update should be charged for
     except BaseException:
         answering.close()

@@ -66,7 +66,8 @@ def metrics(runs: str) -> list[dict[str, float]]:
 
 
 def servers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    return [one for one in psutil.Process(process.pid).children(recursive=True) if "serve" in one.cmdline()]
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in below if "serve" in one.cmdline() and "-I" not in one.cmdline()]  # that is the leash
 
 
 @pytest.mark.parametrize("machine", ["one", "two", "parted"])
