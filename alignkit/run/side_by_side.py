@@ -21,10 +21,12 @@ def check_jobs(jobs: int, inline: bool, machine: Machine) -> None:
     if inline:
         problem = "inline, stages run one after another in this process"
         raise RecipeError(problem, f"--inline --jobs {jobs}", "leave one of the two out")
-    if machine.rollouts and (machine.rollouts.urls or machine.rollouts.gpus):
-        what = "give their weights to the same servers" if machine.rollouts.urls else "start servers on the same GPUs"
-        remedy = "leave it out, or let the machine's rollouts have vllm alone: each stage starts a server of its own"
-        raise RecipeError(f"stages that run at the same time would {what}", f"--jobs {jobs}", remedy)
+    for name, serving in machine.servers.items():
+        weights = name == "rollouts" and serving.urls
+        if weights or serving.gpus:
+            what = "give their weights to the same servers" if weights else "start servers on the same GPUs"
+            remedy = f"leave it out, or let the machine's {name} have vllm alone: each stage starts a server of its own"
+            raise RecipeError(f"stages that run at the same time would {what}", f"--jobs {jobs}", remedy)
 
 
 def threads_of(jobs: int) -> int:

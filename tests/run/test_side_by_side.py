@@ -20,7 +20,7 @@ from alignkit.run.machine import Machine
 from alignkit.run.runner import RunResult, StoppedError, run_plan
 from alignkit.run.side_by_side import dealt, error_of_all, lack_of_memory
 from alignkit.run.stopping import Stop
-from alignkit.serve.serving import Rollouts
+from alignkit.serve.serving import Rollouts, Serving
 from alignkit.store import rundir
 from alignkit.store.journal import read_journal
 from alignkit.store.runs import KeptRun
@@ -199,6 +199,13 @@ def test_stages_that_would_share_a_server_do_not_run_at_the_same_time(rollouts: 
 
     remedy = "leave it out, or let the machine's rollouts have vllm alone: each stage starts a server of its own"
     assert str(raised.value) == f"--jobs 2: stages that run at the same time would {what}; {remedy}"
+
+
+def test_stages_that_would_start_reward_servers_on_the_same_gpus_do_not_run_at_the_same_time() -> None:
+    with pytest.raises(RecipeError) as raised:
+        run(plan("a"), machine=Machine(rewards=Serving(vllm="vllm", gpus=(5,))))
+
+    assert "would start servers on the same GPUs; leave it out, or let the machine's rewards" in str(raised.value)
 
 
 @pytest.mark.parametrize(
