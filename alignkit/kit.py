@@ -28,6 +28,7 @@ from alignkit.training.models import load_for_reward_training, load_policy, load
 from alignkit.training.pair_values import with_values
 from alignkit.training.picking import picked_samples
 from alignkit.training.policy_steps import step_answers, step_policy, whole_answer_loss
+from alignkit.training.roles import Opened, Roles, longest_answer, open_roles
 from alignkit.training.rollouts import Rollout, learnt_mask
 from alignkit.training.row_texts import answered_text, prompt_text
 from alignkit.training.rows import (
@@ -55,17 +56,7 @@ from alignkit.training.scoring import Scored
 from alignkit.training.seen import Experience, Seen, shaped
 from alignkit.training.tokenizers import check_same_tokens
 from alignkit.training.trainers import run_trainer, seen_by_all, trainer_options, trl_makes_its_logits
-from alignkit.training.updates import (
-    Loop,
-    Opened,
-    Roles,
-    Update,
-    begin_loop,
-    longest_answer,
-    open_loop,
-    open_roles,
-    prompts_of_update,
-)
+from alignkit.training.updates import Loop, Update, begin_loop, open_loop, prompts_of_update
 from alignkit.training.warning_signs import WarningSigns
 
 __all__ = [

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from alignkit import run_recipe
-from alignkit.run.runner import RunResult
+from alignkit.run.run_result import RunResult
 
 HERE = Path(__file__).parent
 HELD_OUT = 400

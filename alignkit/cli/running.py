@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from alignkit.compare.planning import ComparisonPlan
     from alignkit.contract.events import Event
     from alignkit.plan.plan import Plan
-    from alignkit.run.runner import RunResult
+    from alignkit.run.run_result import RunResult
     from alignkit.show.console import Console
 
 ARGUMENTS = "alignkit.arguments"

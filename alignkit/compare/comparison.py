@@ -13,7 +13,8 @@ from alignkit.contract.kinds import Scores
 from alignkit.plan.pin import pin
 from alignkit.run.follow import Observer
 from alignkit.run.machine import Machine
-from alignkit.run.runner import RunResult, StageResult, notebook_views, run_plan
+from alignkit.run.run_result import RunResult, StageResult
+from alignkit.run.runner import notebook_views, run_plan
 from alignkit.show.index_page import write_index
 from alignkit.show.report import write_report
 from alignkit.store import rundir

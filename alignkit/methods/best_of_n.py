@@ -103,7 +103,8 @@ def best_of_n(
 ) -> Policy:
     """Learn to imitate the best of a policy's own answers, as rewards choose them."""
     from alignkit.training.layouts import Around
-    from alignkit.training.updates import Roles, open_loop
+    from alignkit.training.roles import Roles
+    from alignkit.training.updates import open_loop
 
     loop, finish = open_loop(
         settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.kl.coef > 0)

@@ -222,7 +222,8 @@ def ppo(
 ) -> Policy:
     """Raise the rewards of a policy's own answers, and keep it close to where it started."""
     from alignkit.training.layouts import Around
-    from alignkit.training.updates import Roles, open_loop
+    from alignkit.training.roles import Roles
+    from alignkit.training.updates import open_loop
 
     around = Around(
         critic=settings.critic.init,

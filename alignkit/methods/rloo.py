@@ -82,7 +82,8 @@ def rloo(
 ) -> Policy:
     """Raise the rewards of a policy's own answers, each judged by the mean of the others to its prompt."""
     from alignkit.training.layouts import Around
-    from alignkit.training.updates import Roles, open_loop
+    from alignkit.training.roles import Roles
+    from alignkit.training.updates import open_loop
 
     around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
     loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs, reference), around)

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit.contract.constraint import COSTS
-from alignkit.contract.events import Doing, Estimated, Result, StageFailed, StageFinished, Stopping, Warned
+from alignkit.contract.events import Doing, Estimated, StageFailed, StageFinished, Stopping, Warned
 from alignkit.contract.kinds import Artifact, Policy, Records
 from alignkit.environment import set_environment
 from alignkit.errors import AlignkitError, Problem, RecipeError
@@ -25,29 +25,24 @@ from alignkit.run.failures import error_of, explain, failure_of
 from alignkit.run.follow import Audience, Observer, StageFollower
 from alignkit.run.gates import check_gates, doubts
 from alignkit.run.keeping import RunRecord
-from alignkit.run.kept import open_run
 from alignkit.run.launch import IMPORTING, Launcher
 from alignkit.run.launching import launchers_of
 from alignkit.run.machine import Machine
 from alignkit.run.order import Order, given, write_order
 from alignkit.run.requeues import Requeues
 from alignkit.run.reuse import reuse, run_again
+from alignkit.run.run_result import RunResult, StageResult
 from alignkit.run.side_by_side import check_jobs, dealt, error_of_all, has_driver, lack_of_memory, visible_gpus
 from alignkit.run.stopping import Left, Stop, noting_signals
 from alignkit.run.tracking import end_trackers, start_trackers
 from alignkit.run.worker import work
 from alignkit.show.notebook import NotebookView, in_notebook
-from alignkit.show.result_page import result_page
 from alignkit.sources.fetch import Fetched, fetch, open_judges
 from alignkit.sources.source import Source
 from alignkit.store import rundir
 from alignkit.store.file_hashes import FileHashes
 from alignkit.store.locks import check_free, holder_elsewhere
 from alignkit.store.results import Finished, find_finished
-from alignkit.store.runs import KeptRun, stage_called
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 POLL = 0.05
 """Seconds between two looks at what a running stage tells."""
@@ -62,75 +57,6 @@ class StoppedError(AlignkitError):
     def __init__(self, stage: str, status: int) -> None:
         super().__init__("stopped", f"stage {stage!r}", "the same command goes on from here")
         self.status = status
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """One stage of a run that is through."""
-
-    name: str
-    method: str
-    folder: Path
-    results: tuple[Result, ...]
-    reused: bool
-    seconds: float
-    artifact: Artifact
-
-
-@dataclass(frozen=True, repr=False)
-class RunResult:
-    """What a run made, or found made."""
-
-    recipe: str
-    folder: Path
-    """Where the run is kept: its recipe, its plan, its report."""
-    stages: tuple[StageResult, ...]
-
-    def __repr__(self) -> str:
-        return f"<run of {self.recipe}: {', '.join(stage.name for stage in self.stages)}; {self.folder}>"
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return result_page(KeptRun(self.folder))
-
-    def stage(self, name: str) -> StageResult:
-        """Return one stage's result; the name of one that repeats means its last round.
-
-        Raises StageError where no stage of that name was wanted.
-        """
-        return stage_called(self.kept.last_round(name), self.stages)
-
-    def artifact(self, name: str) -> Artifact:
-        """Return what a stage made, as `load_policy` takes it."""
-        return self.stage(name).artifact
-
-    @property
-    def kept(self) -> KeptRun:
-        """The run as its files tell it, the same as `alignkit.open_run` gives."""
-        return open_run(self.folder)
-
-    @property
-    def figures(self) -> "DataFrame":
-        """What each stage achieved: a row for each result."""
-        return self.kept.figures
-
-    def metrics(self, name: str) -> "DataFrame":
-        """Return the figures of a stage's steps."""
-        return self.kept.metrics(name)
-
-    def samples(self, name: str) -> "DataFrame":
-        """Return the rows that a stage showed."""
-        return self.kept.samples(name)
-
-    @property
-    def warnings(self) -> tuple[Warned, ...]:
-        """What a person should act on, stage by stage."""
-        return self.kept.warnings
-
-    @property
-    def report(self) -> Path:
-        """Where its report lies."""
-        return self.kept.report
 
 
 def run_recipe(

@@ -25,7 +25,7 @@ from alignkit.store.durable import read_json
 from alignkit.store.journal import read_journal
 
 if TYPE_CHECKING:
-    from alignkit.run.runner import RunResult
+    from alignkit.run.run_result import RunResult
 
 STEPS, MEASURED = 2, 8
 SECONDS = 3.0

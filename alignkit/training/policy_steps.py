@@ -9,10 +9,11 @@ from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.training.layouts import Models, check_first_step, passes, policy_logprobs
 from alignkit.training.losses import Count, rloo_loss, weighted
 from alignkit.training.packing import joined
+from alignkit.training.roles import longest_answer
 from alignkit.training.rollouts import Rollout, Tokens, apart_beyond
 from alignkit.training.seen import Experience
 from alignkit.training.step import mean_metrics, minibatches, take_step
-from alignkit.training.updates import POLICY_METRICS, Update, longest_answer
+from alignkit.training.updates import POLICY_METRICS, Update
 
 METRICS = POLICY_METRICS | {"pull": "loss/kl_avg", "margin": "policy/margin_avg"}
 

@@ -32,7 +32,8 @@ from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.machine import SHAPE, Machine, read_machine
 from alignkit.run.reuse import reusable
-from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.run_result import RunResult
+from alignkit.run.runner import StoppedError, run_plan
 from alignkit.run.stopping import Stop
 from alignkit.store import rundir
 from alignkit.store.durable import read_json

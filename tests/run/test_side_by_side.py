@@ -17,7 +17,8 @@ from alignkit.errors import NotFiniteError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine
-from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.run_result import RunResult
+from alignkit.run.runner import StoppedError, run_plan
 from alignkit.run.side_by_side import dealt, error_of_all, lack_of_memory
 from alignkit.run.stopping import Stop
 from alignkit.serve.serving import Rollouts, Serving

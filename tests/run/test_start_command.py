@@ -19,7 +19,8 @@ from alignkit.plan.planner import make_plan
 from alignkit.run.command_words import filled
 from alignkit.run.launch_folder import LaunchFolder
 from alignkit.run.machine import Machine, read_machine
-from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.run_result import RunResult
+from alignkit.run.runner import StoppedError, run_plan
 from alignkit.run.stopping import Stop
 from alignkit.store.results import find_finished
 

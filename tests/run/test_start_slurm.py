@@ -16,7 +16,8 @@ from alignkit.errors import RecipeError
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
 from alignkit.run.machine import Machine, Slurm, read_machine
-from alignkit.run.runner import RunResult, StoppedError, run_plan
+from alignkit.run.run_result import RunResult
+from alignkit.run.runner import StoppedError, run_plan
 from alignkit.run.start_slurm import missing
 from alignkit.run.stopping import Stop
 from alignkit.store.results import find_finished

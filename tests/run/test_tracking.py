@@ -18,7 +18,7 @@ from alignkit.errors import PluginError, RecipeError
 from alignkit.plan.planner import make_plan
 from alignkit.plugins import load_plugins
 from alignkit.run import tracking
-from alignkit.run.runner import RunResult
+from alignkit.run.run_result import RunResult
 from alignkit.testing import FIGURES, SAMPLE, SETTINGS, track
 
 LIGHT = Path(__file__).parents[1] / "light"

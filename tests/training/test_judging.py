@@ -8,8 +8,8 @@ import pytest
 from alignkit.contract.judges import JudgeClient, Question, Verdict
 from alignkit.contract.reward_function import Answer
 from alignkit.training.judging import group_win_rates, preferred
+from alignkit.training.roles import Opened
 from alignkit.training.rollouts import Rollout
-from alignkit.training.updates import Opened
 
 
 def answers(*texts: str) -> list[Answer]:
