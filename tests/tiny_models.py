@@ -48,6 +48,30 @@ def llama(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama_config(vocabulary)).eval()
 
 
+def written_policy(
+    tokenizer: Path, folder: Path, *, tied: bool, width: int = 16, layers: int = 1, positions: int = 128
+) -> Policy:
+    """Write a policy with the vocabulary of another one's tokenizer, for what opens it from its folder."""
+    read = AutoTokenizer.from_pretrained(tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(read),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=positions,
+        pad_token_id=read.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=read.eos_token_id,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    read.save_pretrained(folder)
+    return Policy(name="policy", fingerprint="0", path=folder)
+
+
 def two_layers_and_a_peaked_start(vocabulary: int, seed: int) -> LlamaForCausalLM:
     """Make a model whose output layer already tells tokens apart."""
     torch.manual_seed(seed)

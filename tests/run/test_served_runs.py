@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from recipe_process import begun
 from safetensors.torch import load_file
 
 from alignkit.store.durable import read_json
@@ -55,11 +56,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(runs: str, machine: str) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", machine, "--runs", runs, "--offline"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def metrics(runs: str) -> list[dict[str, float]]:
     lines = [line for path in Path(runs).glob("stages/align-*/metrics.jsonl") for line in path.read_text().splitlines()]
     return [json.loads(line)["values"] for line in lines]
@@ -72,7 +68,7 @@ def servers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 @pytest.mark.parametrize("machine", ["one", "two", "parted"])
 def test_a_server_answers_for_all_processes(machine: str) -> None:
-    process = start("runs", machine)
+    process = begun("runs", machine)
     _, told = process.communicate(timeout=300)
 
     assert process.returncode == 0, told
@@ -80,16 +76,16 @@ def test_a_server_answers_for_all_processes(machine: str) -> None:
 
 
 def test_a_run_whose_server_is_killed_goes_on_to_the_same_policy() -> None:
-    whole = start("whole", "one")
+    whole = begun("whole", "one")
     whole.communicate(timeout=300)
-    process = start("runs", "one")
+    process = begun("runs", "one")
     until = time.monotonic() + 120
     while len(metrics("runs")) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     (server,) = servers_of(process)
     server.send_signal(signal.SIGKILL)
     _, told = process.communicate(timeout=120)
-    again = start("runs", "one")
+    again = begun("runs", "one")
     again.communicate(timeout=300)
 
     assert process.returncode == 1

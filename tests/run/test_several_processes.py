@@ -2,12 +2,11 @@
 
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from recipe_process import begun, wait_for_steps
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -47,21 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(runs: str, machine: str = "two") -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", machine, "--runs", runs, "--offline"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> None:
-    until = time.monotonic() + 240
-    while sum(path.read_text().count("\n") for path in Path(runs).glob("stages/*.partial/metrics.jsonl")) < steps:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
-
-
 def finished(runs: str, machine: str = "two") -> dict[str, list[float]]:
-    process = start(runs, machine)
+    process = begun(runs, machine)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     (file,) = Path(runs).glob("stages/prefer-*/artifact/model.safetensors")
@@ -74,7 +60,7 @@ def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def stop(runs: str, machine: str) -> None:
-    process = start(runs, machine)
+    process = begun(runs, machine)
     wait_for_steps(process, runs, 3)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
@@ -95,7 +81,7 @@ def test_stopped_and_gone_on_with_it_makes_the_same(machine: str) -> None:
 @pytest.mark.parametrize("machine", ["two", "pair"])
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_all_processes_keeps_what_was_learnt(machine: str, number: int) -> None:
-    process = start("signalled", machine)
+    process = begun("signalled", machine)
     wait_for_steps(process, "signalled", 3)
 
     runner = psutil.Process(process.pid)
@@ -119,7 +105,7 @@ def test_what_two_processes_with_half_the_weights_each_began_any_number_ends(mac
 @pytest.mark.parametrize("machine", ["two", "parted"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_all_and_leaves_none(rank: int, machine: str) -> None:
-    process = start("killed", machine)
+    process = begun("killed", machine)
     wait_for_steps(process, "killed", 3)
     workers = workers_of(process)
     assert len(workers) == 2

@@ -3,14 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
+from recipe_process import begun, wait_for_steps
 
 from alignkit.errors import RecipeError
 from alignkit.run.machine import read_machine
@@ -102,13 +101,6 @@ def test_a_cluster_is_large_enough_where_its_idle_nodes_would_hold_all_tasks() -
     assert not fits({"TPU": 1}, 1, nodes)
 
 
-@contextmanager
-def started(runs: str, machine: str = "ray") -> "Iterator[subprocess.Popen[str]]":
-    line = [sys.executable, "-m", "alignkit", "recipe", "r.toml", "--on", machine, "--runs", runs, "--offline"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        yield process
-
-
 def ended(process: "subprocess.Popen[str]", status: int = 0) -> str:
     """Wait for the end, and return what was told."""
     _, told = process.communicate(timeout=300)
@@ -118,18 +110,10 @@ def ended(process: "subprocess.Popen[str]", status: int = 0) -> str:
 
 def made(runs: str, machine: str = "ray") -> str:
     """Run the recipe to its end, and return a hash of the weights."""
-    with started(runs, machine) as process:
+    with begun(runs, machine) as process:
         ended(process)
     (file,) = Path(runs).glob("stages/prefer-*/artifact/model.safetensors")
     return hash_file(file)
-
-
-def wait_for_steps(process: "subprocess.Popen[str]", runs: str, steps: int) -> None:
-    until = time.monotonic() + 400
-    while sum(path.read_text().count("\n") for path in Path(runs).glob("stages/*.partial/metrics.jsonl")) < steps:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def below(process: "subprocess.Popen[str]", fits: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
@@ -148,7 +132,7 @@ def is_task(process: psutil.Process) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_make_what_two_processes_make_also_if_they_are_stopped_between() -> None:
-    with started("stopped") as process:
+    with begun("stopped", "ray") as process:
         wait_for_steps(process, "stopped", 3)
         process.send_signal(signal.SIGINT)
         assert "stopped" in ended(process, 130)
@@ -164,7 +148,7 @@ def test_two_nodes_make_what_two_processes_make_also_if_they_are_stopped_between
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on() -> None:
-    with started("killed") as process:
+    with begun("killed", "ray") as process:
         wait_for_steps(process, "killed", 3)
         ranks = below(process, is_rank)
         assert len(ranks) == 2
@@ -182,7 +166,7 @@ def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on() -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_where_ray_loses_a_task_the_stage_is_started_again() -> None:
-    with started("lost") as process:
+    with begun("lost", "ray") as process:
         wait_for_steps(process, "lost", 3)
         ranks, tasks = below(process, is_rank), below(process, is_task)
         assert len(tasks) == 2
@@ -199,9 +183,9 @@ def test_where_ray_loses_a_task_the_stage_is_started_again() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_cluster_that_is_too_small_or_not_there_is_told() -> None:
-    with started("large", "large") as process:
+    with begun("large", "large") as process:
         small = ended(process, 1)
-    with started("gone", "gone") as process:
+    with begun("gone", "gone") as process:
         gone = ended(process, 1)
 
     assert "error: the Ray cluster is too small for 1 x 1 CPU + 8 GPU; its nodes have " in small

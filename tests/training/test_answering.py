@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from engine_server import HANGS, EngineServer, engine_server
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_models import written_policy
 
 from alignkit.contract.kinds import FunctionReward, Policy, Prompts
 from alignkit.errors import StageError
@@ -34,21 +33,7 @@ PATIENCE = {"timeout": HANGS / 2, "patience": 20.0}
 
 @pytest.fixture
 def policy(model_folder: Path, tmp_path: Path) -> Policy:
-    return written(model_folder, tmp_path / "policy", tied=True)
-
-
-def written(tokenizer: Path, folder: Path, *, tied: bool) -> Policy:
-    """Write a policy of a few thousand weights beside those of its vocabulary."""
-    read = AutoTokenizer.from_pretrained(tokenizer)
-    config = LlamaConfig(
-        vocab_size=len(read), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, pad_token_id=read.pad_token_id, bos_token_id=None,
-        eos_token_id=read.eos_token_id, tie_word_embeddings=tied,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    read.save_pretrained(folder)
-    return Policy(name="policy", fingerprint="0", path=folder)
+    return written_policy(model_folder, tmp_path / "policy", tied=True)
 
 
 @pytest.fixture
@@ -97,7 +82,7 @@ VARIANTS = [(ppo, True, {}), (ppo, False, LORA), (grpo, True, FOUR | LORA), (rlo
 def test_a_server_answers_as_the_policy_would_in_every_update(
     method: Any, tied: bool, more: dict[str, Any], model_folder: Path, tmp_path: Path, inputs: dict[str, Any]
 ) -> None:
-    inputs["policy"] = written(model_folder, tmp_path / "other", tied=tied)
+    inputs["policy"] = written_policy(model_folder, tmp_path / "other", tied=tied)
     with engine_server(inputs["policy"].path) as server:
         served_by(server)
         values = ran(RecordingStage(tmp_path / "stage"), inputs, method, **more)

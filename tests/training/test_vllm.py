@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from opened import open_judge
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_models import written_policy
 
 from alignkit.contract.judges import Question
 from alignkit.contract.kinds import Demonstrations, FunctionReward, Judge, Policy, Prompts
@@ -35,16 +34,7 @@ def served(vllm: Serving) -> Iterator[None]:
 
 def write_policy(tokenizer: Path, folder: Path, *, tied: bool) -> Policy:
     """Write a policy of a size that vLLM computes on processors."""
-    read = AutoTokenizer.from_pretrained(tokenizer)
-    config = LlamaConfig(
-        vocab_size=len(read), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, pad_token_id=read.pad_token_id, bos_token_id=None,
-        eos_token_id=read.eos_token_id, tie_word_embeddings=tied,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    read.save_pretrained(folder)
-    return Policy(name="policy", fingerprint="0", path=folder)
+    return written_policy(tokenizer, folder, tied=tied, width=64, layers=2, positions=1024)
 
 
 @pytest.mark.parametrize(("method", "tied", "lora"), VARIANTS)
