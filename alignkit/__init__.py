@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         Optimisation as Optimisation,
         Precision as Precision,
         Settings as Settings,
+        SnapshotSettings as SnapshotSettings,
     )
     from alignkit.contract.stage import Stage as Stage
     from alignkit.contract.tracker import (
@@ -138,7 +139,7 @@ _FROM = {
     "alignkit.contract.sampling_settings": (
         "Drawing Generation GroupSettings KL RewardShape SamplingSettings UpdateSettings"
     ),
-    "alignkit.contract.settings": "LoRA Optimisation Precision Settings",
+    "alignkit.contract.settings": "LoRA Optimisation Precision Settings SnapshotSettings",
     "alignkit.contract.stage": "Stage",
     "alignkit.contract.tracker": "TrackedRun Tracker TrackerFunction tracker",
     "alignkit.data.formats": "Columns",

@@ -105,6 +105,16 @@ class Ratings(Records):
     further = FURTHER["Ratings"]
 
 
+class Snapshot(BaseModel):
+    """A policy on its way to the one that a stage made: a folder like that one's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """The optimiser step, or update, after which it was kept."""
+    path: Path
+
+
 class Policy(Artifact):
     """A language model: a folder of full weights, or a LoRA adapter that names its full-weights base."""
 
@@ -114,6 +124,13 @@ class Policy(Artifact):
     """Give tokens that the tokenizer has and the embedding has not rows of their own, each the mean of the others."""
     chat_template: str | None = None
     """The template that chats are rendered by, in place of the tokenizer's own."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """Policies on the way to it, by step."""
+
+    def on_the_way(self) -> "Iterator[Policy]":
+        """Yield its snapshots as policies of their own, named `NAME@STEP`."""
+        for one in self.snapshots:
+            yield self.model_copy(update={"name": f"{self.name}@{one.step}", "path": one.path, "snapshots": ()})
 
 
 class Reward(Artifact):

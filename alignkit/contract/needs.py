@@ -27,6 +27,8 @@ class Needs:
     """Held-out rows that are measured, before and after."""
     learn: Literal["all", "last"] = "all"
     """Of a chat: learn all that the assistant says, or its last turn alone."""
+    snapshots: int = 0
+    """Policies that are kept beside the last one."""
     new_tokens: int | None = 0
     """Tokens of a sampled answer, at most; None: what the policy was taught. 0: none is sampled."""
     new_tokens_key: str = "generation.max_new_tokens"
@@ -150,7 +152,7 @@ def sampling_needs(settings: SamplingSettings) -> SamplingNeeds:
         answers=settings.answers,
         epochs=settings.epochs,
         minibatches=settings.minibatches,
-        start=settings.kl.coef > 0,
+        start=settings.needs_start,
         max_lost=settings.max_lost,
         **_common(settings),
         new_tokens=settings.generation.max_new_tokens,
@@ -163,5 +165,5 @@ def group_needs(settings: GroupSettings) -> SamplingNeeds:
 
 
 def _common(settings: TrainingSettings | SamplingSettings) -> dict[str, Any]:
-    names = ("precision", "lora", "max_length", "measured")
+    names = ("precision", "lora", "max_length", "measured", "snapshots")
     return {name: value for name, value in settings if name in names}

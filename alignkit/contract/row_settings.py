@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings, SnapshotSettings
 
 
 class TrainingSettings(Settings):
@@ -28,7 +28,7 @@ class TrainingSettings(Settings):
     """Held-out rows, at most, on which the outcome is measured."""
 
 
-class RowSettings(TrainingSettings):
+class RowSettings(SnapshotSettings, TrainingSettings):
     """Settings of every method that learns from given rows by a loss of its own."""
 
     learning_rate: PositiveFloat = 5e-7
@@ -41,7 +41,7 @@ class RowSettings(TrainingSettings):
     """Held-out rows that are shown."""
 
 
-class DemonstrationSettings(TrainingSettings):
+class DemonstrationSettings(SnapshotSettings, TrainingSettings):
     """Settings of every method that teaches by demonstrations."""
 
     epochs: PositiveFloat = 2.0

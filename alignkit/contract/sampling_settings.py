@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings
+from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings, SnapshotSettings
 
 
 class KL(Settings):
@@ -84,7 +84,7 @@ class Engine(Settings):
     token counts the same."""
 
 
-class UpdateSettings(Settings):
+class UpdateSettings(SnapshotSettings):
     """Settings of every method that samples answers and learns from them, again and again."""
 
     method: ClassVar[str]
@@ -142,8 +142,11 @@ class UpdateSettings(Settings):
 class SamplingSettings(UpdateSettings):
     """Settings of every method that raises the scores of a policy's own answers."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"engine"})
+    added: ClassVar[frozenset[str]] = frozenset({"engine", "snapshots_by"})
 
+    snapshots_by: Literal["step", "kl"] = "step"
+    """How snapshots are spaced: by updates, or by the root of the KL from the start, whatever that comes to; of the
+    latter between half as many and as many are kept."""
     kl: KL = KL()
     """The pull back to the starting policy."""
     generation: Generation = Generation()
@@ -155,6 +158,17 @@ class SamplingSettings(UpdateSettings):
     patience: NonNegativeInt = 4
     """Updates from the start in which all answers may score the same; then the stage fails, since it learns nothing.
     0: it goes on, as a reward may want that is seldom won."""
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the policy is compared with its start."""
+        return self.kl.coef > 0 or (self.snapshots > 0 and self.snapshots_by == "kl")
+
+    @model_validator(mode="after")
+    def _spacing_is_of_something(self) -> Self:
+        if self.snapshots_by == "kl" and not self.snapshots:
+            raise ValueError('snapshots_by = "kl" spaces nothing; set snapshots to how many shall be kept')
+        return self
 
 
 class GroupSettings(SamplingSettings):

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PydanticUserError,
@@ -91,6 +92,16 @@ class Optimisation(Settings):
     """Memory of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Memory of the squared gradient; 0.95 forgets faster."""
+
+
+class SnapshotSettings(Settings):
+    """Settings of every method that makes a policy in steps, or in updates."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"snapshots"})
+
+    snapshots: NonNegativeInt = 0
+    """Policies on the way that are kept beside the last one, evenly spaced; `evaluate` and `compare` measure them, too.
+    Each takes as much disk as the last one."""
 
 
 @cache

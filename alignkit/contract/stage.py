@@ -1,6 +1,6 @@
 """The stage: all that a method knows of its surroundings."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
@@ -161,6 +161,18 @@ class Stage(Protocol):
         """Save the result, in place of what was saved before.
 
         Measure and show it afterwards: whatever fails then is a warning, and costs no training.
+        """
+        ...
+
+    def save_snapshot(
+        self, step: int, model: "PreTrainedModel | PeftModel", only: Collection[int] | None = None
+    ) -> None:
+        """Keep a policy on the way beside the one that will be saved, whose `snapshots` it becomes one of.
+
+        `step` is the optimiser step, or update, that was just taken; one that was kept before is replaced, and with
+        `only` those of other steps are dropped. The loops of `alignkit.kit` call it as `snapshots` of their settings
+        says. Call it before the step's commit, in all processes: where an attempt goes on, what was kept after its
+        checkpoint is forgotten.
         """
         ...
 

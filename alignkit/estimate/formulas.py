@@ -439,7 +439,7 @@ def _need(job: Job, parts: dict[str, float], times: Times, learners: Sequence[Si
     stepping, once, steps = times
     trained, weights = job.policy.trained, job.policy.weights
     saved = (weights - trained if job.whole else trained) if job.lora else weights
-    artifact = 4.0 * saved + job.beside if learners else 0.0
+    artifact = (1 + job.needs.snapshots) * (4.0 * saved + job.beside) if learners else 0.0
     moved = 4.0 * job.policy.weights + artifact
     seconds = START + stepping + once + moved / DISK_SPEED
     written = min(MOST_CHECKPOINTS, int(seconds / SECONDS_BETWEEN_COMMITS))

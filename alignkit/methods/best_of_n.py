@@ -107,7 +107,7 @@ def best_of_n(
     from alignkit.training.updates import open_loop
 
     loop, finish = open_loop(
-        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.kl.coef > 0)
+        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.needs_start)
     )
     train(loop)
     return finish()

@@ -16,6 +16,7 @@ from alignkit.contract.method import Method, method
 from alignkit.contract.needs import packed_needs
 from alignkit.contract.paper import Paper
 from alignkit.contract.row_settings import TrainingSettings
+from alignkit.contract.settings import SnapshotSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from alignkit.training.encoding import Encoding, LabelledRow
 
 
-class CLMSettings(TrainingSettings):
+class CLMSettings(SnapshotSettings, TrainingSettings):
     """Settings of `clm`; its rows are blocks of text."""
 
     max_length: PositiveInt | None = None

@@ -180,7 +180,7 @@ def grpo(
     from alignkit.training.roles import Roles
     from alignkit.training.updates import open_loop
 
-    around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
+    around = Around(trained_layers=settings.trained_layers, start=settings.needs_start)
     loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts, costs, reference), around)
     train(loop)
     return finish()

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from alignkit.contract.events import (
     plain,
 )
 from alignkit.contract.judges import JudgeClient
-from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel
+from alignkit.contract.kinds import Artifact, Judge, Policy, Records, Reward, RewardModel, Snapshot
 from alignkit.contract.names import NAME
 from alignkit.contract.reward_function import Score
 from alignkit.contract.stage import K
@@ -36,6 +36,7 @@ from alignkit.plugins import Plugins
 from alignkit.run.order import Order, start_of
 from alignkit.run.stopping import Left, Stop
 from alignkit.store import checkpoints, rundir
+from alignkit.store.durable import publish, sync_and_list
 from alignkit.store.journal import Journal
 from alignkit.store.leases import Lease
 from alignkit.store.locks import busy
@@ -87,6 +88,7 @@ class WorkingStage:
 
     def _open_journal(self, facts: Mapping[str, Any], heard: Callable[[Event], None] | None) -> Journal:
         checkpoints.discard_others(self._partial / rundir.CHECKPOINTS, self._resumed)
+        self._drop_snapshots(lambda step: step > (self.resumed_from or 0))
         if heard:
             final = rundir.finished_folder(self._partial)
             heard(start_of(self._order, final, resumed=self._resumed is not None))
@@ -273,8 +275,41 @@ class WorkingStage:
 
         finite.check_finite(model)
         whole, stands = sharding.unsharded(model), self._final_artifact()
-        self._first(lambda: saving.save_policy(whole, tokenizer, self._cleared(), stands=stands))
-        return self._saved(Policy(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
+
+        def save() -> None:
+            saving.save_policy(whole, tokenizer, self._cleared(), stands=stands)
+            for kept in rundir.snapshots_in(self.artifact).values():
+                saving.complete_snapshot(whole, tokenizer, kept)
+
+        self._first(save)
+        kept = tuple(Snapshot(step=step, path=path) for step, path in rundir.snapshots_in(self.artifact).items())
+        facts = {"name": self.name, "fingerprint": self._order.fingerprint}
+        return self._saved(Policy(**facts, path=self.artifact, snapshots=kept))
+
+    def save_snapshot(
+        self, step: int, model: "PreTrainedModel | PeftModel", only: Collection[int] | None = None
+    ) -> None:
+        from alignkit.training import finite, saving, sharding
+
+        finite.check_finite(model)
+        whole, stands = sharding.unsharded(model), rundir.snapshot_folder(self._final_artifact(), step)
+
+        def save() -> None:
+            self.check_held()
+            self._drop_snapshots(lambda other: other == step or (only is not None and other not in only))
+            folder = rundir.snapshot_folder(self.artifact, step)
+            staged = folder.with_suffix(".partial")
+            shutil.rmtree(staged, ignore_errors=True)
+            saving.save_snapshot(whole, staged, stands)
+            sync_and_list(staged)
+            publish(staged, folder)
+
+        self._first(save)
+
+    def _drop_snapshots(self, dropped: Callable[[int], bool]) -> None:
+        for step, path in rundir.snapshots_in(self.artifact).items():
+            if dropped(step):
+                shutil.rmtree(path)
 
     def save_reward(
         self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
@@ -316,10 +351,13 @@ class WorkingStage:
         return shared
 
     def _cleared(self) -> Path:
-        """Return an empty folder for the artifact: an interrupted attempt may have left half of one."""
+        """Return a folder for the artifact, with snapshots alone: an interrupted attempt may have left half of one."""
         self.check_held()
-        shutil.rmtree(self.artifact, ignore_errors=True)
-        self.artifact.mkdir()
+        self.artifact.mkdir(exist_ok=True)
+        kept = rundir.snapshots_in(self.artifact).values()
+        for path in self.artifact.iterdir():
+            if not any(one.is_relative_to(path) for one in kept):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return self.artifact
 
     def _final_artifact(self) -> Path:

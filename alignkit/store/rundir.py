@@ -29,6 +29,8 @@ ORDER, STARTED, FAILURE, STAGE, LOG = "order.json", "started.json", "failure.jso
 FIRST = "first.json"
 """In a stage's folder: the attempt that the first of several processes works on, before it has done anything."""
 ARTIFACT, CHECKPOINTS, SCRATCH, NODES = "artifact", "checkpoints", "scratch", "nodes"
+SNAPSHOTS = "snapshots"
+"""In an artifact: a folder for each policy on the way to the one that the artifact is, by its step."""
 RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
 REPORT, COMPARISON = "report.html", "comparison.json"
 EVENTS, OBSERVERS = "events.jsonl", "observers.log"
@@ -70,6 +72,17 @@ def runs_of(partial: Path) -> Path:
 def finished_folder(partial: Path) -> Path:
     """Return where the stage that works in this folder will lie."""
     return partial.with_name(partial.name.removesuffix(".partial"))
+
+
+def snapshot_folder(artifact: Path, step: int) -> Path:
+    """Return where the policy lies, in what a stage makes, that was kept after a step."""
+    return artifact / SNAPSHOTS / str(step)
+
+
+def snapshots_in(artifact: Path) -> dict[int, Path]:
+    """Return what was kept on the way, by step, in that order."""
+    found = {int(path.name): path for path in (artifact / SNAPSHOTS).glob("*") if path.name.isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def lock_file(partial: Path) -> Path:

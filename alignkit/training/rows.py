@@ -32,6 +32,7 @@ from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, mixed, o
 from alignkit.training.rollouts import generator_for
 from alignkit.training.row_order import rows_of_step, size_of
 from alignkit.training.row_texts import Row
+from alignkit.training.snapshots import is_due, snapshots_of
 from alignkit.training.step import (
     CommitTimer,
     Learner,
@@ -293,6 +294,7 @@ def teach(
     learner = make_learner(model.train(teaching.dropout), rate, settings.optimisation)
     done, timer = _go_on(stage, learner, part, before + of, teaching.memory), CommitTimer()
     every = max(1, of // LOGGED_STEPS)
+    count = snapshots_of(settings)
 
     def write(folder: Path) -> None:
         facts = {"part": part, "before": before, "done": learner.steps, "memory": teaching.memory}
@@ -305,6 +307,8 @@ def teach(
             metrics = _take_step(learner, batch, teaching, settings)
         if (step + 1) % every == 0 or step + 1 == of:
             stage.log(before + step + 1, before + of, metrics)
+        if is_due(step + 1, of, count):
+            stage.save_snapshot(before + step + 1, model)
         commit_or_leave(stage, before + step + 1, write, timer)
     if part and (done < of or not parallel.agreed(_end_of(stage, part).is_file())):
         save_weights(learner, _end_of(stage, part))

@@ -44,8 +44,24 @@ def save_policy(
     will be once it is renamed.
     """
     _save_stops(model, tokenizer, folder)
+    without_patches(model)
     _save(model, tokenizer, folder, stands or folder)
     _compare(model, tokenizer, AutoModelForCausalLM, folder)
+
+
+def save_snapshot(model: PreTrainedModel | PeftModel, folder: Path, stands: Path) -> None:
+    """Save the weights of a policy that goes on learning, as `save_policy` does; what else it needs to be opened as
+    one, `complete_snapshot` writes when that is known."""
+    _save(model, None, folder, stands)
+
+
+def complete_snapshot(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write beside the weights of a snapshot what the last policy, which is saved, has beside its own."""
+    tokenizer.save_pretrained(folder)
+    inner = beneath(model)
+    if inner.can_generate():
+        inner.generation_config.save_pretrained(folder)
+    as_readable_as_others(folder)
 
 
 def _save_stops(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -71,6 +87,7 @@ def save_reward(
     stands: Path | None = None,
 ) -> None:
     """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
+    without_patches(model)
     _save(model, tokenizer, folder, stands or folder)
     (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
     _compare(model, tokenizer, scorer_named_by(model.config), folder)
@@ -82,10 +99,12 @@ def without_patches(model: PreTrainedModel | PeftModel) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stands: Path) -> None:
-    without_patches(model)
+def _save(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, stands: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if tokenizer:
+        tokenizer.save_pretrained(folder)
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)
     elif _base_named(model):
@@ -93,7 +112,8 @@ def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     elif getattr(model.get_base_model(), "is_quantized", False):  # nothing can be merged into it
         base: PreTrainedModel = model.get_base_model()
         base.save_pretrained(folder / "base", state_dict=weights_beneath(base))
-        tokenizer.save_pretrained(folder / "base")
+        if tokenizer:
+            tokenizer.save_pretrained(folder / "base")
         _save_adapter(model, str((stands / "base").resolve()), folder, stands)
     else:
         _save_merged(model, folder)

@@ -39,6 +39,7 @@ from alignkit.training.models import without_deprecations
 from alignkit.training.output_layer import find_head
 from alignkit.training.rows import rate_for
 from alignkit.training.saving import without_patches
+from alignkit.training.snapshots import is_due
 from alignkit.training.step import CommitTimer
 
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -185,12 +186,14 @@ def run_trainer(
     names: Mapping[str, str] = NAMES,
     commit_every: int = 1,
     heed: Heed | None = None,
+    snapshots: int = 0,
 ) -> None:
     """Train as a stage does: tell metrics, keep checkpoints, go on from the newest, leave where the stage must stop.
 
     `make` makes the trainer, with `trainer_options`; it is called here so that what the libraries say to each other of
     names that will go is not shown to users. `names` renames its metrics, and `heed` is told them. A trainer that
-    cannot go on from every step is checkpointed at multiples of `commit_every`. Afterwards the model is as it was
+    cannot go on from every step is checkpointed at multiples of `commit_every`. So many `snapshots` of what it trains
+    are kept on the way. Afterwards the model is as it was
     given, with trained weights. Raises NotFiniteError before a step would take a loss or a gradient that is not a
     finite number.
     """
@@ -199,7 +202,7 @@ def run_trainer(
         trainer = make()
     _count_experts(trainer)
     trainer.remove_callback(PrinterCallback)
-    watch = StageCallback(stage, Path(str(trainer.args.output_dir)), names, commit_every, heed)
+    watch = StageCallback(stage, Path(str(trainer.args.output_dir)), names, commit_every, heed, snapshots)
     trainer.add_callback(watch)
     latest = stage.latest()
     if latest:
@@ -256,6 +259,7 @@ class StageCallback(TrainerCallback):
     names: Mapping[str, str]
     commit_every: int
     heed: Heed | None
+    snapshots: int
     stopped: bool = False
     began: float = field(default_factory=time.monotonic)
     timer: CommitTimer = field(default_factory=CommitTimer)
@@ -269,6 +273,8 @@ class StageCallback(TrainerCallback):
             raise _not_finite(state.global_step + 1, "the gradient")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if is_due(state.global_step, state.max_steps, self.snapshots):
+            self.stage.save_snapshot(state.global_step, kwargs["model"])
         if state.global_step % self.commit_every:
             return
         stopping, due = parallel.any_of_each([self.stage.stopping, self.timer.due])

@@ -27,6 +27,7 @@ from alignkit.training.rollouts import Rollout, Tokens, generator_for
 from alignkit.training.row_order import in_turn
 from alignkit.training.scoring import Scored
 from alignkit.training.seen import Seen, see, shaped
+from alignkit.training.snapshots import KLSpacing, is_due
 from alignkit.training.step import (
     CommitTimer,
     Learner,
@@ -79,6 +80,8 @@ class State:
     watch: WarningSigns = field(default_factory=WarningSigns)
     multipliers: dict[str, Multiplier] = field(default_factory=dict)
     """What a unit of each cost takes off the reward, where costs are bounded."""
+    spacing: KLSpacing | None = None
+    """Of snapshots, where they are spaced by KL."""
     ahead: Ahead | None = None
     """What is answered while an update is learnt."""
 
@@ -97,7 +100,8 @@ def start(models: Models, settings: SamplingSettings, critic_rate: float | None 
     if models.critic is not None:
         usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else CRITIC_RATE
         learners["critic"] = make_learner(models.critic.eval(), critic_rate or usual, settings.optimisation, ADAM_EPS)
-    return State(learners, settings.kl.coef)
+    spacing = KLSpacing(settings.snapshots) if settings.snapshots_by == "kl" else None
+    return State(learners, settings.kl.coef, spacing=spacing)
 
 
 @dataclass(frozen=True)
@@ -329,6 +333,7 @@ def begin_loop(
         stage.log(done, settings.updates, metrics)
         if heed is not None:
             heed(stage, state.watch, done, metrics)
+        keep_snapshot(stage, opened, state, metrics)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     def keep() -> None:
@@ -353,6 +358,19 @@ def begin_loop(
     return loop, before
 
 
+def keep_snapshot(stage: Stage, opened: Opened[SamplingSettings], state: State, metrics: Mapping[str, float]) -> None:
+    """Keep the policy after an update, if it is one of those that are kept on the way."""
+    settings, spacing, done = opened.settings, state.spacing, state.done
+    if spacing is None:
+        if is_due(done, settings.updates, settings.snapshots):
+            stage.save_snapshot(done, opened.models.policy)
+    elif "objective/kl" not in metrics:
+        remedy = 'set snapshots_by = "step", or give it a start to be compared with'
+        raise StageError("the KL from the start is not measured, so snapshots cannot be spaced by it", remedy=remedy)
+    elif done < settings.updates and spacing.keeps(done, metrics["objective/kl"]):
+        stage.save_snapshot(done, opened.models.policy, spacing.kept)
+
+
 def prompts_of_update(settings: SamplingSettings, prompts: int | Sequence[object], number: int, seed: int) -> list[int]:
     """Return which of these prompts, or of so many, are asked in an update."""
     asked = settings.batch // settings.answers
@@ -364,6 +382,8 @@ def save(state: State, before: object, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": before}
     facts["multipliers"] = {name: [one.value, one.followed, one.scale] for name, one in state.multipliers.items()}
+    if state.spacing:
+        facts["spacing"] = asdict(state.spacing)
     if state.ahead:
         facts["ahead"] = [state.ahead.number, state.ahead.answers, asdict(state.ahead.wait())]
     save_learners(folder, state.learners, facts)
@@ -376,6 +396,8 @@ def load(state: State, folder: Path) -> Any:
     state.watch = WarningSigns(**facts["watch"])
     for name, numbers in facts["multipliers"].items():
         state.multipliers[name] = Multiplier(state.multipliers[name].constraint, *numbers)
+    if spacing := facts.get("spacing"):
+        state.spacing = KLSpacing(**spacing)
     if ahead := facts.get("ahead"):
         number, answers, begun = ahead
         rollout = Rollout(**begun)

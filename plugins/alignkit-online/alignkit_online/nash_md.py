@@ -57,7 +57,7 @@ class NashMDSettings(SamplingSettings):
 
 def needs(settings: NashMDSettings) -> SamplingNeeds:
     """Return what the loop will do; the start is there for the pull or as a part of the opponent."""
-    return replace(sampling_needs(settings), start=settings.kl.coef > 0 or settings.mixture > 0)
+    return replace(sampling_needs(settings), start=settings.needs_start or settings.mixture > 0)
 
 
 @method(

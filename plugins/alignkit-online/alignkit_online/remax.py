@@ -65,7 +65,7 @@ def remax(
     from alignkit.kit import Around, Roles, open_loop
 
     loop, finish = open_loop(
-        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.kl.coef > 0)
+        settings, stage, Roles(policy, rewards, prompts, reference=reference), Around(start=settings.needs_start)
     )
     train(loop)
     return finish()

@@ -129,7 +129,8 @@ def train(settings: PassedOn, options: Mapping[str, Any], arguments: Mapping[str
     """
     from alignkit.kit import run_trainer
 
-    run_trainer(maker(settings, options, arguments), stage)
+    snapshots = dict(settings).get("snapshots", 0)  # one that makes a score has none
+    run_trainer(maker(settings, options, arguments), stage, snapshots=snapshots)
 
 
 def maker(settings: PassedOn, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Callable[[], Trainer]:

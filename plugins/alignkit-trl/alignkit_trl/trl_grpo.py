@@ -95,6 +95,8 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
             raise ValueError("trl-grpo judges an answer by the others to its prompt; set answers to 2 or more")
         if self.kl != KL(coef=self.kl.coef):
             raise ValueError("TRL's trainer knows kl.coef alone; leave the rest of kl, or take the method grpo")
+        if self.snapshots_by == "kl":
+            raise ValueError("TRL's trainer spaces snapshots by steps alone; leave snapshots_by out, or take grpo")
         if "loss_type" in self.config and self.average != "token":
             raise ValueError("average and config.loss_type say the same; set one of them")
         return self
@@ -138,7 +140,7 @@ def learn(opened: Opened[TRLGRPOSettings], signs: WarningSigns, stage: Stage) ->
 
     try:
         with start_on_disk(opened, stage):
-            run_trainer(make, stage, names=NAMES, commit_every=steps, heed=heed)
+            run_trainer(make, stage, names=NAMES, commit_every=steps, heed=heed, snapshots=settings.snapshots)
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise

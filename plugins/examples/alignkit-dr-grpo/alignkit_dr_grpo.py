@@ -22,7 +22,7 @@ def dr_grpo(
     """Raise the rewards of a policy's own answers, each judged by the others to its prompt, whatever their length."""
     from alignkit.kit import Around, Roles, losses, open_loop, step_policy
 
-    around = Around(trained_layers=settings.trained_layers, start=settings.kl.coef > 0)
+    around = Around(trained_layers=settings.trained_layers, start=settings.needs_start)
     loop, finish = open_loop(settings, stage, Roles(policy, rewards, prompts), around)
 
     def loss(part, logprobs, count):  # part: so many answers as fit, tables (n, t); count: of the whole step
