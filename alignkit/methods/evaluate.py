@@ -4,6 +4,9 @@ Every policy draws with the same random numbers, so that two policies differ by 
 each: the mean of every reward, KL from the first policy, length, share of answers that end by themselves, distinct-n
 (Li et al. 2016, arXiv 1510.03055), and how often its answer beats the first policy's, with a 95 % interval
 (Wilson 1927; a tie is half a win).
+
+`ceiling.samples` tells besides how good an answer can get at all: many answers of the start to each prompt give the
+best reward that there is at each KL from it, and what choosing the best of n gives (`alignkit.ceiling`).
 """
 
 import json
@@ -12,9 +15,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from alignkit.contract.events import Certainty
 from alignkit.contract.hookspecs import hookimpl
@@ -31,6 +34,7 @@ from alignkit.noise import mean_interval_of_any, wilson
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from alignkit.training.attainable import PoolRewards
     from alignkit.training.encoding import AskedPrompt, Prompt
     from alignkit.training.scoring import Weighted
 
@@ -40,15 +44,44 @@ RESULTS = (
     "kl {policies}",
     "length {policies}",
     "eos_rate {policies}",
+    "attained {policies}",
+    "above ceiling {policies}",
 )
 PICTURED = ("reward", "length", "kl")
 """What of each policy's answers is kept for pictures."""
 ANSWERS = "answers.json"
 """What the policies answered so far, in a checkpoint."""
+POOL = "pool.json"
+"""What the start answered so far for the ceiling, in a checkpoint."""
+LEAST_SAMPLES = 16
+"""Fewer answers to a prompt tell the ceiling up to less than 0.8 nats."""
+
+
+class CeilingSettings(Settings):
+    """What is attainable at most, told by the start's own answers (Gibbs; Gao et al. 2023, arXiv 2210.10760)."""
+
+    samples: NonNegativeInt = 0
+    """Answers of the start to each prompt, 16 or more; the ceiling is known up to a KL of about log(samples) - 2: 64
+    reach 2.2 nats, 256 reach 3.5. 0: no ceiling is measured."""
+    prompts: PositiveInt | None = None
+    """So many of the prompts that are asked, evenly spaced; what a policy's own answers say is still of all. Unset:
+    all."""
+    start: str = ""
+    """The policy, by name, that the others are held against; those before it are not held. Empty: the first."""
+
+    @model_validator(mode="after")
+    def _enough_and_no_more(self) -> Self:
+        if 0 < self.samples < LEAST_SAMPLES:
+            raise ValueError(f"samples = {self.samples} tell no ceiling; take {LEAST_SAMPLES} or more, 64 are usual")
+        if not self.samples and (self.prompts or self.start):
+            raise ValueError("prompts and start do nothing without samples; give samples, 64 are usual")
+        return self
 
 
 class EvaluateSettings(Settings):
     """Settings of `evaluate`."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"ceiling"})
 
     prompts: PositiveInt = 256
     """How many held-out prompts are asked; more make the intervals narrower."""
@@ -69,6 +102,14 @@ class EvaluateSettings(Settings):
     deciding: tuple[str, ...] = ()
     """The rewards, by name, that are added up to `reward` and decide who wins; the others are only measured. Empty:
     all."""
+    ceiling: CeilingSettings = CeilingSettings()
+    """The best that can be had at each KL, and from the best of n."""
+
+    @model_validator(mode="after")
+    def _asked_prompts_are_enough(self) -> Self:
+        if self.ceiling.prompts and self.ceiling.prompts > self.prompts:
+            raise ValueError(f"ceiling.prompts = {self.ceiling.prompts} are more than the {self.prompts} asked")
+        return self
 
 
 def needs(settings: EvaluateSettings) -> EvaluationNeeds:
@@ -110,10 +151,12 @@ def evaluate(
 ) -> Scores:
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
     from alignkit.training import parallel
+    from alignkit.training.attainable import score_pool
     from alignkit.training.scoring import Weighted
 
     parallel.check(stage)
     deciding = chosen(settings, rewards)
+    start = start_of(settings, policies)
     readers = [reader(settings, policy) for policy in policies]
     rows = asked(settings, stage, readers, prompts)
     results = answered(settings, stage, policies, readers, rows)
@@ -132,8 +175,17 @@ def evaluate(
         for policy, result, kl, scores in zip(policies, results, divergences, scored, strict=True)
     ]
     made = stage.save_rows(Scores, table)
-    report(stage, table)
-    show(stage, table, results, scored, settings.samples)
+    try:  # a failure here is told, and costs no other figure
+        if settings.ceiling.samples:
+            pool = score_pool(
+                start_answers(settings, stage, policies[start], results, start), opened, settings.ceiling.samples
+            )
+            far = divergence(settings, policies[start], results[start:]) if start else divergences
+            table = held_to_ceiling(pool, table, start, far)
+            made = stage.save_rows(Scores, table)
+    finally:
+        report(stage, table)
+        show(stage, table, results, scored, settings.samples)
     return made
 
 
@@ -173,6 +225,15 @@ def chosen(settings: EvaluateSettings, rewards: Sequence[Reward]) -> list[str]:
             remedy = near_miss(name, names) or f"its rewards are {', '.join(names)}"
             raise RecipeError(f"evaluate.deciding names no reward of this stage: {name!r}", remedy=remedy)
     return list(settings.deciding) or names
+
+
+def start_of(settings: EvaluateSettings, policies: Sequence[Policy]) -> int:
+    """Return the place of the policy that the ceiling is of. Raises RecipeError where it is not among the inputs."""
+    names, name = [policy.name for policy in policies], settings.ceiling.start
+    if name and name not in names:
+        remedy = near_miss(name, names) or f"its policies are {', '.join(names)}"
+        raise RecipeError(f"evaluate.ceiling.start names no policy of this stage: {name!r}", remedy=remedy)
+    return names.index(name) if name else 0
 
 
 def asked(
@@ -224,7 +285,7 @@ def answered(
         prompts, _ = encoding.prompts(rows, known.tokenizer, known.limit - settings.max_new_tokens)
         if number == len(drawn):
             drawn.append(draw(settings, stage, policy, [prompt.ids for prompt in prompts], compared=number > 0))
-            stage.commit(len(drawn), partial(_write, drawn))
+            stage.commit(len(drawn), partial(_write, ANSWERS, [asdict(one) for one in drawn]))
         results.append(_read(drawn[number], prompts, known.tokenizer))
     return results
 
@@ -253,8 +314,8 @@ def draw(
     return Drawn(tokens, finished, logprobs)
 
 
-def _write(drawn: Sequence[Drawn], folder: Path) -> None:
-    (folder / ANSWERS).write_text(json.dumps([asdict(one) for one in drawn]), "utf-8")
+def _write(name: str, kept: Sequence[object], folder: Path) -> None:
+    (folder / name).write_text(json.dumps(kept), "utf-8")
 
 
 def _read(drawn: Drawn, prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> PolicyAnswers:
@@ -296,6 +357,56 @@ def score(result: PolicyAnswers, rewards: "Sequence[Weighted]") -> ScoredAnswers
 
     found = score_answers(result.answers, rewards)
     return ScoredAnswers(found.total.tolist(), {name: part.tolist() for name, part in found.parts.items()})
+
+
+def start_answers(
+    settings: EvaluateSettings, stage: Stage, policy: Policy, results: Sequence[PolicyAnswers], start: int
+) -> list[Answer]:
+    """Let the start answer each prompt many times; what an earlier attempt drew is not drawn again."""
+    from alignkit.ceiling import evenly
+    from alignkit.training.answer_pool import PoolPart, PoolRequest, draw_pool
+    from alignkit.training.encoding import Prompt
+
+    own = results[start]
+    prompts = [Prompt(ids, one.prompt, one.row) for ids, one in zip(own.prompts, own.answers, strict=True)]
+    some = min(settings.ceiling.prompts or len(prompts), len(prompts))
+    request = PoolRequest(
+        policy,
+        [prompts[place] for place in evenly(len(prompts), some)],
+        answers=settings.ceiling.samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        precision=settings.precision,
+        seed=stage.seed,
+    )
+
+    def keep(parts: Sequence[PoolPart]) -> None:
+        def write(folder: Path) -> None:
+            _write(ANSWERS, [asdict(result.drawn) for result in results], folder)
+            _write(POOL, parts, folder)
+
+        stage.commit(len(results) + len(parts), write)
+        if stage.stopping:
+            stage.leave()
+
+    kept = stage.latest()
+    file = kept and kept / POOL
+    drawn = [PoolPart(*part) for part in json.loads(file.read_text("utf-8"))] if file and file.is_file() else []
+    return draw_pool(request, drawn, keep)
+
+
+def held_to_ceiling(
+    pool: "PoolRewards", table: Sequence[dict[str, Any]], start: int, far: Sequence[Sequence[float] | None]
+) -> list[dict[str, Any]]:
+    """Add what is attainable to the start's row, and to each one after it what it has attained; `far` are the KLs from
+    the start of the policies from it on."""
+    from alignkit.training.attainable import attained_as_row, ceiling_as_row
+
+    held = [
+        row if kl is None else {**row, "attained": attained_as_row(pool, row["each"]["reward"], kl)}
+        for row, kl in zip(table[start + 1 :], far[1:], strict=True)
+    ]
+    return [*table[:start], {**table[start], "ceiling": ceiling_as_row(pool)}, *held]
 
 
 def measure(
@@ -346,9 +457,29 @@ def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
         for what in ("kl", "length", "eos_rate"):
             if what in row["each"]:
                 stage.measure(f"{what} {row['policy']}", first["each"].get(what), row["each"][what], better="")
+    for row in table:
+        if "attained" in row:
+            report_attained(stage, row["policy"], row["attained"])
     stage.rows(
         {f"{what} {row['policy']}": row["each"][what] for row in table for what in PICTURED if what in row["each"]}
     )
+
+
+def report_attained(stage: Stage, policy: str, attained: Mapping[str, Any]) -> None:
+    """Report the share of what is attainable; warn of a policy that is better than any can be."""
+    rows = attained["prompts"]
+    if attained["share"] is not None:
+        around = attained["interval"]
+        stage.result(f"attained {policy}", None, attained["share"], rows=rows, interval=around, better="higher")
+    if attained["above"]:
+        excess, half = attained["excess"], 2 * attained["excess_error"]
+        ends = (excess - half, excess + half)
+        stage.result(f"above ceiling {policy}", None, excess, rows=rows, interval=ends, better="lower")
+        stage.warn(
+            f"the reward of {policy} is {excess:.3f} ± {half:.3f} above the most that any policy can have at its KL",
+            "its reward or its KL is measured wrongly: look whether its tokens, its template and the ends of its "
+            "answers are those of the start",
+        )
 
 
 def show(

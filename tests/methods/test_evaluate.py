@@ -1,6 +1,7 @@
 """Evaluate: policies side by side, on the same prompts and with the same luck."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -8,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from alignkit import FunctionReward, Policy, Prompts, Scores, Stage
+from alignkit.contract.events import Result
+from alignkit.contract.settings import identity
 from alignkit.errors import DataError, RecipeError
 from alignkit.kit import load_policy
 from alignkit.methods.evaluate import (
+    CeilingSettings,
     Drawn,
     EvaluateSettings,
     answered,
@@ -21,9 +26,11 @@ from alignkit.methods.evaluate import (
     draw,
     evaluate,
     reader,
+    report_attained,
     win_rate,
 )
 from alignkit.testing import RecordingStage
+from alignkit.training import answer_pool
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.saving import save_policy
 
@@ -228,3 +235,130 @@ def test_a_deciding_reward_that_is_not_there_is_refused(policy, records, stage) 
         evaluate(settings, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(20)))
 
     assert str(error.value) == ("evaluate.deciding names no reward of this stage: 'gol'; did you mean 'gold'?")
+
+
+# The ceiling
+
+WORDS = FunctionReward(name="words", fingerprint="", path="", function="length", settings={"target": 3})
+CEILING = SETTINGS.model_copy(update={"ceiling": CeilingSettings(samples=16)})
+
+
+@pytest.fixture
+def given(policy, other, records) -> dict[str, Any]:
+    return {"policies": (policy, other), "rewards": (WORDS,), "prompts": records(Prompts, [], asked(20))}
+
+
+def test_without_a_ceiling_rows_and_identity_are_as_they_were(given, stage) -> None:
+    rows = evaluate(SETTINGS, stage, **given).rows()
+
+    assert not any({"ceiling", "attained"} & row.keys() for row in rows)
+    assert "ceiling" not in identity(SETTINGS)
+    assert "ceiling" in identity(CEILING)
+
+
+def test_the_start_tells_the_ceiling_and_the_others_what_they_attained(policy, given, stage) -> None:
+    start, other = evaluate(CEILING, stage, **given).rows()
+
+    assert (start["ceiling"]["samples"], start["ceiling"]["prompts"]) == (16, 16)
+    assert {(one["by"], one["n"]) for one in start["ceiling"]["best_of"]} == {("words", n) for n in (2, 4, 8, 16)}
+    assert start["ceiling"]["curve"][0] == {"kl": 0.0, "reward": start["ceiling"]["reward"]}
+    assert "attained" not in start
+    assert other["attained"]["kl"] == pytest.approx(other["kl"])
+    assert other["attained"]["ceiling"] > start["ceiling"]["reward"]
+    assert all(evaluate.tells(figure, {"policies": (policy.name, "other")}) for figure in stage.results)
+
+
+def test_a_reward_that_does_not_decide_chooses_too_and_is_measured_by_the_one_that_does(given, stage) -> None:
+    settings = CEILING.model_copy(update={"deciding": ("words",)})
+
+    start, _ = evaluate(settings, stage, **given | {"rewards": (GOLD, WORDS)}).rows()
+
+    best = {(one["by"], one["n"]): one["reward"] for one in start["ceiling"]["best_of"]}
+    assert {by for by, _ in best} == {"gold", "words"}
+    assert best["words", 16] > best["gold", 16]
+
+
+def test_a_policy_that_is_better_than_any_can_be_is_warned_of(stage) -> None:
+    attained = {"share": 1.4, "interval": (1.2, 1.6), "excess": 0.3, "excess_error": 0.05, "prompts": 64, "above": True}
+
+    report_attained(stage, "other", attained)
+
+    assert stage.results == {"attained other": (None, 1.4, None), "above ceiling other": (None, 0.3, None)}
+    assert stage.warnings == [
+        (
+            "the reward of other is 0.300 ± 0.100 above the most that any policy can have at its KL",
+            "its reward or its KL is measured wrongly: look whether its tokens, its template and the ends of its "
+            "answers are those of the start",
+        )
+    ]
+
+
+def test_answers_for_the_ceiling_that_were_drawn_before_a_kill_are_not_drawn_again(
+    given, stage, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_pool, "PART", 64)  # 4 parts of 4 prompts
+    whole = evaluate(CEILING, RecordingStage(tmp_path / "whole"), **given).rows()
+    sample, drawn = answer_pool.sample_answers, []
+
+    def dies(model: Any, prompts: Sequence[Any], **how: Any) -> Any:
+        if len(drawn) == 2:
+            drawn.append(0)
+            raise KeyboardInterrupt
+        drawn.append(len(prompts))
+        return sample(model, prompts, **how)
+
+    monkeypatch.setattr(answer_pool, "sample_answers", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(CEILING, stage, **given)
+    resumed = evaluate(CEILING, again := stage.again(), **given).rows()
+
+    assert drawn == [64, 64, 0, 64, 64]
+    assert resumed == whole
+    assert len([event for event in again.events if isinstance(event, Result)]) == len(again.results)
+
+
+def test_a_ceiling_that_fails_costs_no_other_figure(given, stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(answer_pool, "sample_answers", fails)
+    with pytest.raises(RuntimeError):  # which a run tells as a warning
+        evaluate(CEILING, stage, **given)
+
+    assert stage.made is not None
+    assert [row["policy"] for row in stage.made.rows()] == [policy.name for policy in given["policies"]]
+    assert "reward other" in stage.results
+
+
+def test_policies_are_held_against_the_start_that_is_named(policy, other, given, stage) -> None:
+    third = policy.model_copy(update={"name": "third"})
+    settings = CEILING.model_copy(update={"ceiling": CeilingSettings(samples=16, prompts=4, start="other")})
+
+    first, start, last = evaluate(settings, stage, **given | {"policies": (policy, other, third)}).rows()
+
+    assert not {"ceiling", "attained"} & first.keys()
+    assert start["ceiling"]["prompts"] == 4
+    assert last["kl"] == pytest.approx(0, abs=1e-6)
+    assert last["attained"]["kl"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "problem"),
+    [
+        ({"samples": 8}, "samples = 8 tell no ceiling; take 16 or more, 64 are usual"),
+        ({"start": "base"}, "prompts and start do nothing without samples; give samples, 64 are usual"),
+        ({"samples": 16, "prompts": 17}, "ceiling.prompts = 17 are more than the 16 asked"),
+    ],
+)
+def test_a_ceiling_that_cannot_be_told_is_refused(ceiling: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        EvaluateSettings.model_validate({"prompts": 16, "ceiling": ceiling})
+
+
+def test_a_start_that_is_no_policy_of_the_stage_is_refused(policy, given, stage) -> None:
+    settings = CEILING.model_copy(update={"ceiling": CeilingSettings(samples=16, start="othr")})
+
+    with pytest.raises(RecipeError) as told:
+        evaluate(settings, stage, **given)
+
+    assert str(told.value) == ("evaluate.ceiling.start names no policy of this stage: 'othr'; did you mean 'other'?")
