@@ -1,53 +1,111 @@
 """Commands that check what is kept: whether it is as it was written, and whether it comes out again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from alignkit.cli import completion
-from alignkit.cli.options import OFFLINE, PLUGINS, RUNS, SEED, SET, UNTIL, options, planned
-from alignkit.cli.printing import print_json, print_lines, width
+from alignkit.cli.options import (
+    INLINE,
+    JOBS,
+    MACHINE,
+    OFFLINE,
+    PLUGINS,
+    QUIET,
+    RUNS,
+    SEED,
+    SET,
+    UNTIL,
+    machine_called,
+    options,
+    planned,
+)
+from alignkit.cli.printing import bold, print_json, print_lines, width
 from alignkit.cli.running import run_and_show
 from alignkit.errors import Problem, RecipeError, StageError
-from alignkit.text import size, table
+from alignkit.text import short, size, table
 
 if TYPE_CHECKING:
     from alignkit.store.runs import KeptRun
+    from alignkit.use.expected import ExpectedPlan
 
 
 @click.command()
-@click.argument("name", metavar="RUN", shell_complete=completion.runs)
+@click.argument("name", metavar="RECIPE|RUN", shell_complete=completion.reproducible)
+@click.option("--smoke", is_flag=True, help="Run RECIPE's small edition, its [smoke], and check what that expects.")
 @click.option(
     "--runs",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("reproduced"),
-    show_default=True,
-    help="The folder of results in which it is run again; RUN is found under runs/, or by its path.",
+    help="The folder of results; unset: runs for a recipe, reproduced for a run, which is found under runs.",
 )
-@OFFLINE
+@options(PLUGINS, JOBS, INLINE, MACHINE, OFFLINE, QUIET)
+@click.option("--json", "as_json", is_flag=True, help="Print what is found as JSON.")
 @click.pass_context
-def reproduce(ctx: click.Context, /, name: str, runs: Path, offline: bool) -> None:
-    """Run the recipe that RUN has kept again in another folder of results, with its changes and its seed, and compare
-    figures and weights. The same command resumes."""
+def reproduce(
+    ctx: click.Context, /, name: str, smoke: bool, runs: Path | None, as_json: bool, quiet: bool, **words: Any
+) -> None:
+    """Run RECIPE, or its comparison where it has [compare], and check that its figures are where its [[expect]] tables
+    expect them. Or run the recipe that RUN has kept again in another folder of results, with its changes and its seed,
+    and compare figures and weights. The same command resumes."""
+    from alignkit.use.expected import is_expecting, plan_expected
+
+    plugins, machine = words.pop("plugins"), machine_called(words.pop("machine"))
+    how = {**words, "machine": machine, "check": True, "quiet": quiet}
+    if is_expecting(name):
+        runs = runs or Path("runs")
+        planned = plan_expected(name, smoke=smoke, runs=runs, plugins=plugins, offline=how["offline"])
+        _check_recipe(ctx, planned, runs, as_json, **how)
+        return
+    for option in [option for option, given in (("--smoke", smoke), ("--plugin", plugins)) if given]:
+        raise RecipeError(f"{name!r} is a run that is kept, not a recipe", option, "leave it out, or name a recipe")
+    _repeat_run(ctx, name, runs or Path("reproduced"), as_json, **how)
+
+
+def _check_recipe(ctx: click.Context, planned: "ExpectedPlan", runs: Path, as_json: bool, **how: Any) -> None:
+    """Run a recipe, and end with 1 where a figure is not where it was expected."""
+    from alignkit.store.rundir import report_path
+    from alignkit.use.expected import as_dict, check_expected, outside, show_expected
+
+    if not how["quiet"]:
+        click.echo(bold(f"reproducing {planned.plan.recipe.name}: {counted(planned.expected)}"), err=True)
+    _, result = run_and_show(ctx, planned.plan, runs, aside=True, **how)
+    found, report = check_expected(planned, result), report_path(result.folder)
+    if as_json:
+        print_json({**as_dict(planned, found), "recipe": result.recipe, "report": str(report)})
+    else:
+        print_lines(show_expected(found, width()))
+        click.echo(f"report: {short(report, Path.cwd())}")
+    if wrong := outside(found):
+        raise StageError.of([Problem(told, f"{result.recipe} is not reproduced") for told in wrong])
+    click.echo(f"reproduced: {counted(found)} where expected", err=as_json)
+
+
+def counted(figures: Sequence[object]) -> str:
+    return f"{len(figures)} figure{'s' if len(figures) > 1 else ''}"
+
+
+def _repeat_run(ctx: click.Context, name: str, runs: Path, as_json: bool, **how: Any) -> None:
+    """Run a kept run again, and end with 1 where something came out otherwise."""
     from alignkit.plan.pin import pin
     from alignkit.store.runs import find_run, open_run
-    from alignkit.use.reproduction import compare_runs, plan_reproduction, show_reproduction
+    from alignkit.use.reproduction import as_dict, compare_runs, plan_reproduction, show_reproduction
 
     kept = find_run(name, Path("runs"))
     plan = plan_reproduction(kept, runs)
     if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
-        pin(plan, runs, offline)
+        pin(plan, runs, how["offline"])
         plan = plan_reproduction(kept, runs)
-    _, result = run_and_show(ctx, plan, runs, aside=True, offline=offline, check=True)
+    _, result = run_and_show(ctx, plan, runs, aside=True, **how)
     found = compare_runs(kept, open_run(result.folder))
-    print_lines(show_reproduction(found, width()))
+    print_json(as_dict(found)) if as_json else print_lines(show_reproduction(found, width()))
     if found.wrong:
         raise StageError.of([Problem(told, f"{kept.id} is not reproduced") for told in found.wrong])
     same = sum(stage.same for stage in found.stages)
     click.echo(
-        f"reproduced: {len(found.figures)} figures hold, {same} of {len(found.stages)} stages made the very same"
+        f"reproduced: {len(found.figures)} figures hold, {same} of {len(found.stages)} stages made the very same",
+        err=as_json,
     )
 
 

@@ -61,3 +61,10 @@ def runs(context: Context, parameter: Parameter, begun: str) -> list[CompletionI
         recipes = [CompletionItem(folder.name, help="the last run") for folder in recipe_folders(place)]
         found = [*recipes, *(CompletionItem(run.id, help=run.state) for run in reversed(kept_runs(place)))]
     return [item for item in found if str(item.value).startswith(begun)]
+
+
+def reproducible(context: Context, parameter: Parameter, begun: str) -> list[CompletionItem]:
+    """Complete a kept run, or a recipe; folders and files where nothing else fits."""
+    found = [*recipes(context, parameter, begun), *runs(context, parameter, begun)]
+    named = [item for item in found if item.type != SHELLS_OWN]
+    return named or found

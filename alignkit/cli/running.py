@@ -81,15 +81,19 @@ def recipe(ctx: click.Context, /, recipe: str, as_json: bool, quiet: bool, **wor
 )
 @click.option("--methods", metavar="A,B,...", help="Run the stage with each of these methods, or papers (ipo, dapo).")
 @click.option("--vary", metavar="KEY=A,B,...", multiple=True, help="Run it with each value: align.dpo.beta=0.05,0.1")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run each with so many seeds.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="Run each with so many seeds; unset: those of the recipe's [compare], else one.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would run, and run nothing.")
 @options(SET, SEED, RUNS, AGAIN, TRACK, PLUGINS)
 @options(JOBS, INLINE, MACHINE, OFFLINE, QUIET)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, or the plan, as JSON.")
 @click.pass_context
 def compare(ctx: click.Context, /, recipe: str, only_plan: bool, as_json: bool, quiet: bool, **words: Any) -> None:
-    """Compare methods, or values of settings, in one stage of RECIPE: what they share runs once, then each variant
-    under the same seeds, then all are measured on the same held-out prompts."""
+    """Compare methods, or values of settings, in one stage of RECIPE, unset: what its [compare] says. What they share
+    runs once, then each variant under the same seeds, then all are measured on the same held-out prompts."""
     from alignkit.compare.planning import plan_comparison
     from alignkit.compare.tables import show_heading
     from alignkit.compare.variants import VariantRequest, read_vary, split

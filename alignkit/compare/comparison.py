@@ -28,7 +28,7 @@ def compare_recipe(
     stage: str | None = None,
     methods: Sequence[str] = (),
     vary: Mapping[str, Sequence[Any]] | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002  # the word of the command line
     seed: int | None = None,
     runs: str | Path = "runs",
@@ -42,7 +42,8 @@ def compare_recipe(
 ) -> Comparison:
     """Compare methods or settings of one stage: `compare_recipe("rlhf.toml", methods=["ppo", "grpo"], seeds=3)`.
 
-    `vary` is a grid, such as {"align.ppo.kl.coef": [0.05, 0.1]}. What the variants share runs once; finished stages are
+    `vary` is a grid, such as {"align.ppo.kl.coef": [0.05, 0.1]}; where neither stage, methods nor values are given, the
+    recipe's `[compare]` says what is compared. What the variants share runs once; finished stages are
     reused; up to `jobs` stages run at the same time, where none waits for another. Raises RecipeError, DataError or
     PluginError before anything runs, and StageError where a stage fails.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.compare.asked import asked_of
 from alignkit.compare.variants import Variant, VariantRequest, compared_stage, digest, stage_names, variants_of
 from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
@@ -21,6 +22,7 @@ from alignkit.plugins import Plugins, load_plugins
 from alignkit.recipe.fingerprint import stage_seed
 from alignkit.recipe.packaged import find_recipe
 from alignkit.recipe.recipe import Recipe, combine, read_recipe
+from alignkit.recipe.self_checks import SelfChecks
 from alignkit.recipe.toml import Keys
 
 EVALUATE = "evaluate"
@@ -83,6 +85,7 @@ def plan_comparison(
     base, loaded = read_recipe(find_recipe(recipe), set, seed), load_plugins(files, examined=False)
     if base.errors:
         raise combine(base.errors)
+    asked = asked_of(base, asked)
     stage = compared_stage(base, loaded, asked)
     variants = variants_of(base, loaded, asked, stage)
     _check_policies(base, loaded, stage, variants)
@@ -90,7 +93,7 @@ def plan_comparison(
     planned = _plan_each(variants, base, ground, set or {}, seed)
     start = _common_start(base, stage, variants, planned)
     _refuse_twins(variants, planned, stage)
-    return _Writer(base, stage, start, variants, planned, asked.seeds).write(ground)
+    return _Writer(base, stage, start, variants, planned, asked.seeds or 1).write(ground)
 
 
 def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequence[Variant]) -> None:
@@ -101,7 +104,7 @@ def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequenc
             given = f"{stage}.method" in variant.changes
             raise RecipeError(
                 f"stage {stage!r}: {method.name} makes {method.produces.__name__}, and only policies are compared",
-                f"--methods {variant.asked}" if given else base.where("stage", stage),
+                variant.where(f"{stage}.method") if given else base.where("stage", stage),
                 "choose another with --stage or --methods",
             )
 
@@ -177,7 +180,7 @@ def _refuse_twins(variants: Sequence[Variant], planned: Sequence[Plan], stage: s
             if stages == twins:
                 raise RecipeError(
                     f"stage {stage!r}: the variants {other.label!r} and {variant.label!r} are the same",
-                    _brought(variant),
+                    variant.brought,
                     "leave one out, or vary a setting that the method has",
                 )
 
@@ -188,12 +191,6 @@ def _takes_prompts(stage: PlannedStage, role: str) -> bool:
 
 def _alike(stage: PlannedStage) -> tuple[object, ...]:
     return stage.method.name, stage.settings.model_dump_json(), stage.inputs, stage.constraints, stage.mix
-
-
-def _brought(variant: Variant) -> str:
-    """Return which option brought a variant."""
-    varied = [key for key in variant.changes if key not in (f"{variant.stage}.method", *variant.of_paper)]
-    return f"--vary {varied[-1]}" if varied else "--methods"
 
 
 def _named_after(final: str, last: str, stage: str) -> str:
@@ -235,7 +232,13 @@ class _Writer:
         name = f"{self.base.name}-compare"
         sources = {name: table for plan in self.planned for name, table in self._sources(plan).values()}
         recipe = replace(
-            self.base, name=name, sources=sources, stages=stages, result=(scores, *others), overrides=overrides
+            self.base,
+            name=name,
+            sources=sources,
+            stages=stages,
+            result=(scores, *others),
+            overrides=overrides,
+            checks=SelfChecks(),
         )
         plan = self._plan(recipe, scores, measuring is None, ground)
         decides = deciding or plan.stage(scores).inputs["rewards"]

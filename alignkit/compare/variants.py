@@ -32,7 +32,18 @@ class VariantRequest:
     """Methods, or papers, whose method with their settings is meant. Unset: the methods whose settings vary, else the
     recipe's own."""
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | None = None
+    """Unset: those of the recipe's `[compare]`, else one."""
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> what the compared stage says otherwise, by the keys inside the stage."""
+    only: Sequence[str] = ()
+    """Of all these variants the ones, by their labels, that are run. Unset: all."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where a file says what is asked here: `methods`, `vary KEY`, `named NAME`, `named NAME KEY`, ..."""
+
+    def where(self, what: str, option: str) -> str:
+        """Return where something was asked: the place in a file, else the option of the command line."""
+        return self.places.get(what, option)
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,42 @@ class Variant:
     """The paper that was asked for instead of a method."""
     of_paper: tuple[str, ...] = ()
     """The keys that are the paper's."""
+    named: str = ""
+    """What the recipe calls it."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where a file says what is changed, by its keys; the variant itself under an empty one."""
 
     def varied(self, changes: Mapping[str, Any]) -> "Variant":
         """Return it with further changes, which go before what is the paper's."""
         own = tuple(key for key in self.of_paper if key not in changes)
         return replace(self, changes={**self.changes, **changes}, of_paper=own)
 
+    def placed(self, asked: VariantRequest) -> "Variant":
+        """Return it with the places of the file that asked for it, if one did."""
+        places = {key: asked.where(self._asked_by(key), "") for key in self.changes}
+        return replace(self, places={key: place for key, place in places.items() if place})
+
+    def where(self, key: str) -> str:
+        """Return where a change was asked for."""
+        value = f"={_text(self.changes[key])}"
+        given = f"--methods {self.asked}" if self._asked_by(key) == "methods" else f"--vary {key}{value}"
+        return self.places.get(key, given)
+
+    @property
+    def brought(self) -> str:
+        """What asked for it: the last of the values that vary, else its method."""
+        varied = [key for key, _ in self._varied]
+        option = f"--vary {varied[-1]}" if varied else "--methods"
+        return self.places.get("", self.places.get(varied[-1] if varied else f"{self.stage}.method", option))
+
+    def _asked_by(self, key: str) -> str:
+        return "methods" if key == f"{self.stage}.method" or key in self.of_paper else f"vary {key}"
+
     @property
     def label(self) -> str:
         """How it is called in tables: `dpo beta=0.05`; that of a paper by its name."""
+        if self.named:
+            return self.named
         own = (f"{self.stage}.{self.method}.", f"{self.stage}.")
         varied = (f"{_short(key, own)}={_text(value)}" for key, value in self._varied)
         return " ".join([self.asked, *varied])
@@ -79,12 +117,10 @@ class Variant:
         return ((key, value) for key, value in self.changes.items() if key not in own)
 
     def blamed(self, problem: Problem) -> Problem:
-        """Return where a mistake stands: on the command line it was no `--set` that brought it."""
-        for key, value in self.changes.items():
+        """Return where a mistake stands: it was no `--set` that brought it."""
+        for key in self.changes:
             if problem.where == f"--set {key}":
-                asked = key == f"{self.stage}.method" or key in self.of_paper
-                given = f"--methods {self.asked}" if asked else f"--vary {key}={_text(value)}"
-                return Problem(problem.problem, given, problem.remedy)
+                return Problem(problem.problem, self.where(key), problem.remedy)
         return problem
 
 
@@ -135,7 +171,7 @@ def compared_stage(recipe: Recipe, plugins: Plugins, asked: VariantRequest) -> s
     stages = recipe.named_stages
     if asked.stage is not None and asked.stage not in stages:
         hint = near_miss(asked.stage, stages) or f"the stages are {', '.join(stages)}"
-        raise RecipeError(f"there is no stage {asked.stage!r}", f"--stage {asked.stage}", hint)
+        raise RecipeError(f"there is no stage {asked.stage!r}", asked.where("stage", f"--stage {asked.stage}"), hint)
     varied = [key.partition(".")[0] for key in asked.vary]
     stage = asked.stage or next((name for name in varied if name in stages), None)
     stage = stage or next((name for name in reversed([*recipe.stages]) if _makes_policy(recipe, plugins, name)), None)
@@ -158,58 +194,96 @@ def _makes_policy(recipe: Recipe, plugins: Plugins, stage: str) -> bool:
 
 def _check_asked(asked: VariantRequest, stage: str, stages: Sequence[str], *, rounds_vary: bool) -> None:
     wrong = []
-    if not asked.methods and not asked.vary:
+    if not asked.methods and not asked.vary and not asked.named:
         remedy = f"name methods, --methods ppo,grpo, or values, --vary {stage}.METHOD.SETTING=A,B"
         wrong.append(Problem("nothing differs", f"stage {stage!r}", remedy))
-    if asked.seeds < 1:
+    if asked.seeds is not None and asked.seeds < 1:
         wrong.append(Problem("every variant needs a seed", f"seeds = {asked.seeds}", "give one or more"))
     for name in sorted({name for name in asked.methods if list(asked.methods).count(name) > 1}):
-        wrong.append(Problem(f"{name!r} is named twice", f"--methods {','.join(asked.methods)}", "name it once"))
+        given = asked.where("methods", f"--methods {','.join(asked.methods)}")
+        wrong.append(Problem(f"{name!r} is named twice", given, "name it once"))
     for key, values in asked.vary.items():
         name, _, rest = key.partition(".")
+        where = asked.where(f"vary {key}", f"--vary {key}")
         if not values:
             wrong.append(Problem("no values given", f"--vary {key}", f"write --vary {key}=A,B,..."))
         if name != stage and not (rounds_vary and name == REPEAT):
             near = near_miss(name, stages) if name not in stages else ""
             remedy = near or "--set changes another one, for all variants alike"
-            wrong.append(Problem(f"only stage {stage!r} varies here", f"--vary {key}", remedy))
+            wrong.append(Problem(f"only stage {stage!r} varies here", where, remedy))
         elif rest in ("method", "seed"):
             remedy = "write --methods A,B" if rest == "method" else "write --seeds N"
-            wrong.append(Problem(f"{rest} has an option of its own", f"--vary {key}", remedy))
+            wrong.append(Problem(f"{rest} has an option of its own", where, remedy))
     if wrong:
         raise RecipeError.of(wrong)
 
 
 def variants_of(recipe: Recipe, plugins: Plugins, asked: VariantRequest, stage: str) -> list[Variant]:
-    """Return every method with every combination of the values that vary; a method's own settings vary only for it.
+    """Return every method with every combination of the values that vary, then those that a recipe names; a method's
+    own settings vary only for it.
 
-    Raises RecipeError where a setting varies of a method that is not compared.
+    Raises RecipeError where a setting varies of a method that is not compared, and where two have the same name.
     """
-    own = str(recipe.stages[recipe.last_round(stage)].get("method", stage))
+    own = _own_method(recipe, stage)
     known = {*plugins.methods, *WELL_KNOWN}
     belongs = {key: parts[1] for key in asked.vary if len(parts := key.split(".")) > 2 and parts[1] in known}
-    named = list(asked.methods) or list(dict.fromkeys(belongs.values())) or [own]
-    starts = [_named(name, own, plugins, recipe, stage) for name in named]
+    named = list(asked.methods) or list(dict.fromkeys(belongs.values())) or ([] if asked.named else [own])
+    starts = [_named(name, plugins, recipe, stage, asked) for name in named]
     for key, method in belongs.items():
         if method not in [start.method for start in starts]:
             remedy = f"write --methods {','.join([*named, method])}"
-            raise RecipeError(f"{method} is not among the methods that are compared", f"--vary {key}", remedy)
-    return [
-        start.varied(changes)
+            where = asked.where(f"vary {key}", f"--vary {key}")
+            raise RecipeError(f"{method} is not among the methods that are compared", where, remedy)
+    variants = [
+        start.varied(changes).placed(asked)
         for start in starts
         for changes in _grid({k: v for k, v in asked.vary.items() if belongs.get(k) in (None, start.method)})
     ]
+    variants += [_in_recipe(name, changes, own, stage, asked) for name, changes in asked.named.items()]
+    return _chosen(variants, asked)
 
 
-def _named(name: str, own: str, plugins: Plugins, recipe: Recipe, stage: str) -> Variant:
+def _in_recipe(name: str, changes: Mapping[str, Any], own: str, stage: str, asked: VariantRequest) -> Variant:
+    """Return the variant that a recipe calls by this name."""
+    places = {f"{stage}.{key}": asked.where(f"named {name} {key}", "") for key in changes}
+    keys = {f"{stage}.{key}": _as_typed(value) for key, value in changes.items()}
+    method = str(changes.get("method", own))
+    return Variant(stage, method, keys, named=name, places={"": asked.where(f"named {name}", ""), **places})
+
+
+def _as_typed(value: Any) -> Any:
+    """Return a value of a file as a change that means it: text is read as TOML."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value
+
+
+def _chosen(variants: Sequence[Variant], asked: VariantRequest) -> list[Variant]:
+    """Return the variants that shall run. Raises RecipeError where two have the same name, or one is not there."""
+    labels = [variant.label for variant in variants]
+    for number, variant in enumerate(variants):
+        if variant.label in labels[:number]:
+            problem = f"two variants are called {variant.label!r}"
+            raise RecipeError(problem, variant.brought, "give one of them another name")
+    for name in asked.only:
+        if name not in labels:
+            hint = near_miss(name, labels) or f"the variants are {', '.join(labels)}"
+            raise RecipeError(f"there is no variant {name!r}", asked.where("only", name), hint)
+    return [variant for variant in variants if not asked.only or variant.label in asked.only]
+
+
+def _own_method(recipe: Recipe, stage: str) -> str:
+    return str(recipe.stages[recipe.last_round(stage)].get("method", stage))
+
+
+def _named(name: str, plugins: Plugins, recipe: Recipe, stage: str, asked: VariantRequest) -> Variant:
     """Return the variant of a method's name, or of a paper's, before anything varies."""
     found = plugins.papers_meant(name)
     if len(found) > 1:
         among = " or ".join(method.name for _, method in found)
-        raise RecipeError(f"{name!r} is the paper of several methods", f"--methods {name}", f"write {among}")
+        where = asked.where("methods", f"--methods {name}")
+        raise RecipeError(f"{name!r} is the paper of several methods", where, f"write {among}")
     method = found[0][1].name if found else name
     settings = _of_paper(*found[0], recipe, stage) if found else {}
-    head = {} if method == own else {f"{stage}.method": method}
+    head = {} if method == _own_method(recipe, stage) else {f"{stage}.method": method}
     return Variant(stage, method, {**head, **settings}, found[0][0].name if found else "", tuple(settings))
 
 

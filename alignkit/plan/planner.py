@@ -12,6 +12,7 @@ from alignkit.contract.method import Method
 from alignkit.contract.settings import SHARED, Settings, identity, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
 from alignkit.plan.costs import constraints_of, idle_weights
+from alignkit.plan.figures import unmade_figures
 from alignkit.plan.inactive import standing_by
 from alignkit.plan.mixing import Mixing, once, read_mix
 from alignkit.plan.plan import Plan, PlannedStage
@@ -73,7 +74,11 @@ def plan_recipe(
     until = read.last_round(until) if until else None
     goals = [*_check_defaults(read, loaded), *_check_goals(read, until)]
     trackers, unknown = chosen_trackers(read, loaded)
-    planned = told_once(planner.errors, read) or [*check_rounds(read, stages), *idle_weights(read, stages)]
+    planned = told_once(planner.errors, read) or [
+        *check_rounds(read, stages),
+        *idle_weights(read, stages),
+        *(unmade_figures(read, stages) if not read.checks.compare and not read.overrides else ()),
+    ]
     if wrong := [*read.errors, *errors, *planned, *goals, *unknown]:
         raise combine(wrong)
     wanted = _wanted(read, until, stages)

@@ -14,6 +14,7 @@ from alignkit.plan.inactive import Shared
 from alignkit.plan.presets import PRESET
 from alignkit.plugins import Plugins
 from alignkit.recipe.rounds import Repeat
+from alignkit.recipe.self_checks import ComparisonTable, Expectation, SmallEdition
 from alignkit.sources.source import PolicyOptions, RecordOptions
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,7 +24,7 @@ Schema = dict[str, Any]
 def recipe_schema(plugins: Plugins) -> Schema:
     """Make the JSON Schema of recipes, as these plugins read them."""
     kinds: list[type[Settings]] = [method.settings for method in plugins.methods.values()]
-    kinds += [Shared, RecordOptions, PolicyOptions, Constraint, Repeat, Mix]
+    kinds += [Shared, RecordOptions, PolicyOptions, Constraint, Repeat, Mix, ComparisonTable, Expectation, SmallEdition]
     references, shared = models_json_schema([(described(kind), "validation") for kind in dict.fromkeys(kinds)])
     definitions: Schema = shared["$defs"]
     at: dict[Any, Schema] = {kind: _resolved(reference, definitions) for (kind, _), reference in references.items()}
@@ -94,6 +95,13 @@ def recipe_schema(plugins: Plugins) -> Schema:
                 "description": "Stages that run in rounds; several of them by names of their own.",
                 "anyOf": [at[Repeat], {"type": "object", "additionalProperties": at[Repeat], "minProperties": 1}],
             },
+            "compare": at[ComparisonTable] | {"description": _first_line(ComparisonTable.__doc__)},
+            "expect": {
+                "description": "Figures that are expected; `alignkit reproduce` checks them.",
+                "type": "array",
+                "items": at[Expectation],
+            },
+            "smoke": at[SmallEdition] | {"description": _first_line(SmallEdition.__doc__)},
         },
         "additionalProperties": False,
         "$defs": definitions,

@@ -31,7 +31,7 @@ def packaged_recipes() -> dict[str, Path]:
     """Return the recipes that come with alignkit, by name."""
     package = Path(__file__).parent.parent
     folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in [*sorted(folder.glob("*.toml")), *sorted(folder.glob("papers/*.toml"))]}
 
 
 def is_packaged(path: Path) -> bool:

@@ -20,12 +20,13 @@ from alignkit.recipe.rounds import (
     unrolled,
     with_parts,
 )
+from alignkit.recipe.self_checks import TABLES, SelfChecks, read_self_checks
 from alignkit.recipe.toml import DEEPEST, Keys, key_lines, parse
 from alignkit.store.rundir import RESERVED
 
 OVERRIDABLE = ("defaults", "seed", "name", "result", "requires", "trackers", "repeat")
 """What `--set` may say besides keys of stages and sources."""
-KEYS = ("name", "seed", "requires", "trackers", "defaults", "sources", "stage", "repeat", "result")
+KEYS = ("name", "seed", "requires", "trackers", "defaults", "sources", "stage", "repeat", "result", *TABLES)
 OWN_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 """What a stage or a source may be called."""
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -52,6 +53,8 @@ class Recipe:
     """By their names; that of `[repeat]` itself is empty."""
     trackers: tuple[str, ...] = ()
     """Where figures go besides the report; no stage's result depends on them."""
+    checks: SelfChecks = field(default_factory=SelfChecks)
+    """What it says of itself; no stage's result depends on it, and no other process reads it."""
     errors: tuple[RecipeError, ...] = ()
     """What is wrong with its shape, to be told together with what else is wrong."""
 
@@ -265,7 +268,9 @@ def _shape(
     errors = [*errors, *_shape_errors(recipe, table)]
     repeats, wrong = read_repeats(table.get("repeat", {}), recipe.where)
     wrong += check_repeats(repeats, recipe.stages, recipe.sources, recipe.where)
-    return replace(recipe if wrong else _repeated(recipe, repeats), errors=(*errors, *wrong))
+    checks, misread = read_self_checks(table, recipe.where)
+    made = recipe if wrong else _repeated(recipe, repeats)
+    return replace(made, checks=checks, errors=(*errors, *wrong, *misread))
 
 
 def _repeated(recipe: Recipe, repeats: Mapping[str, Repeat]) -> Recipe:

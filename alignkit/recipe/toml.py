@@ -48,6 +48,10 @@ class _Scan:
     """The key that is being read."""
     is_key: bool = True
     is_header: bool = False
+    is_array: bool = False
+    """The header is one of `[[...]]`."""
+    arrays: dict[Keys, int] = field(default_factory=dict)
+    """How many tables each `[[...]]` has so far."""
     opened: list[_Opened] = field(default_factory=list)
     broken: int = 0
     """The first line that ends inside `{ }`."""
@@ -70,7 +74,10 @@ def parse(text: str, file: str) -> dict[str, Any]:
 
 
 def key_lines(text: str) -> dict[Keys, int]:
-    """Return the line of each key of a valid text, in tables, dotted and in `{ }`, and of each table around it."""
+    """Return the line of each key of a valid text, in tables, dotted and in `{ }`, and of each table around it.
+
+    The tables of a list, `[[expect]]`, are at `("expect", "0")` and so on.
+    """
     lines: dict[Keys, int] = {}
     for scan in _scan(text):
         for size in range(1, len(scan.place) + 1):
@@ -115,9 +122,9 @@ def _take_sign(scan: _Scan, sign: str) -> None:
     if sign == "\n":
         _end_line(scan)
     elif sign == "[" and scan.is_key and not scan.opened:
-        scan.is_header = True
+        scan.is_array, scan.is_header = scan.is_header, True
     elif sign == "]" and scan.is_header:
-        scan.table = tuple(scan.parts)
+        scan.table = _numbered(scan, tuple(scan.parts)) if scan.is_array else tuple(scan.parts)
         _complete(scan, scan.table)
     elif sign == "=" and scan.is_key:
         _complete(scan, (scan.opened[-1].place if scan.opened else scan.table) + tuple(scan.parts))
@@ -131,8 +138,14 @@ def _take_sign(scan: _Scan, sign: str) -> None:
         scan.parts, scan.is_key = [], bool(scan.opened) and scan.opened[-1].sign == "{"
 
 
+def _numbered(scan: _Scan, name: Keys) -> Keys:
+    """Return the place of the next table of a list."""
+    number = scan.arrays[name] = scan.arrays.get(name, -1) + 1
+    return (*name, str(number))
+
+
 def _complete(scan: _Scan, place: Keys) -> None:
-    scan.place, scan.is_key, scan.is_header = place, False, False
+    scan.place, scan.is_key, scan.is_header, scan.is_array = place, False, False, False
     scan.count += 1
 
 
@@ -140,4 +153,4 @@ def _end_line(scan: _Scan) -> None:
     if scan.opened and scan.opened[-1].sign == "{":
         scan.broken = scan.broken or scan.line
     if not scan.opened:
-        scan.parts, scan.is_key, scan.is_header = [], True, False
+        scan.parts, scan.is_key, scan.is_header, scan.is_array = [], True, False, False

@@ -36,11 +36,14 @@ def age(run: KeptRun, now: datetime) -> str:
 
 
 def key_figures(run: KeptRun) -> str:
-    """Return what a run came to, in a line: which variant is best, or the first figures of the last stage with any."""
+    """Return what a run came to, in a line: how many figures are where they were expected, which variant is best, or
+    the first figures of the last stage with any."""
+    if figures := run.expected.get("figures"):
+        return f"as expected: {sum(one['holds'] for one in figures)} of {len(figures)}"
     if run.comparison:
         return f"best: {run.comparison['best']}"
-    figures = [f"{result.name} {number(result.after)}" for result in run.last_results[:FIGURES]]
-    return f"{run.last_results[0].stage}: {', '.join(figures)}" if figures else ""
+    told = [f"{result.name} {number(result.after)}" for result in run.last_results[:FIGURES]]
+    return f"{run.last_results[0].stage}: {', '.join(told)}" if told else ""
 
 
 def as_dict(run: KeptRun) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def in_detail(run: KeptRun) -> dict[str, Any]:
         "machine": run.facts.get("machine", {}),
         "sources": [{**one._asdict(), **_counted(run, one.name)} for one in run.sources],
         "stages": [_stage_dict(stage) for stage in run.stages],
+        "expected": dict(run.expected),
         "rounds": as_plain(figures_by_round(run)),
         "warnings": [plain(warning) for warning in run.warnings],
     }

@@ -15,6 +15,7 @@ from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token
 from alignkit.show.by_round import figures_by_round, pictures_by_round, table_by_round
 from alignkit.show.charts import Axis, Node, bar_chart, graph
 from alignkit.show.pictures import FIRST, Picture, curves_of, pictures_of
+from alignkit.show.range_picture import drawn_range
 from alignkit.show.sample_cards import Card, cards_of
 from alignkit.show.verdict import verdict_on
 from alignkit.sources.audit import LENGTHS, Audit
@@ -145,7 +146,7 @@ def pages(*rooms: str) -> "Environment":
     here = Path(__file__).parent
     folder = FileSystemLoader([here, *(here.with_name(room) for room in rooms)])
     found = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    told = (number, duration, size, read_as, plain, shortened, tokens, concerns, arrows)
+    told = (number, duration, size, read_as, plain, shortened, tokens, concerns, arrows, drawn_range)
     found.filters |= {function.__name__: function for function in told}
     return found
 

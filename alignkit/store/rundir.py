@@ -10,6 +10,7 @@ rlhf/2026-11-27T21-15-21-3fa9/      a run of a recipe: recipe.toml, plan.json, r
                                     report.html
 rlhf/latest                         a link to the one that began last
 rlhf-compare/2026-...               a comparison: the same, and comparison.json
+                                    expected.json, where figures were expected of what was run
 """
 
 import re
@@ -32,7 +33,7 @@ ARTIFACT, CHECKPOINTS, SCRATCH, NODES = "artifact", "checkpoints", "scratch", "n
 SNAPSHOTS = "snapshots"
 """In an artifact: a folder for each policy on the way to the one that the artifact is, by its step."""
 RECIPE, PLAN, RUN, DATA = "recipe.toml", "plan.json", "run.json", "data.json"
-REPORT, COMPARISON = "report.html", "comparison.json"
+REPORT, COMPARISON, EXPECTED = "report.html", "comparison.json", "expected.json"
 EVENTS, OBSERVERS = "events.jsonl", "observers.log"
 """In a run's folder: what it has told, and what observers have raised."""
 SHORT = 8
@@ -129,6 +130,11 @@ def report_path(run: Path) -> Path:
 def comparison_path(run: Path) -> Path:
     """Return where a run keeps what it has compared."""
     return run / COMPARISON
+
+
+def expected_path(run: Path) -> Path:
+    """Return where a run keeps which figures were expected of it, and what they are."""
+    return run / EXPECTED
 
 
 def run_folders(recipe: Path) -> list[Path]:

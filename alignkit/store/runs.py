@@ -259,6 +259,11 @@ class KeptRun:
         """What it has compared; empty where it is no comparison, or not through."""
         return read_json(rundir.comparison_path(self.folder))
 
+    @cached_property
+    def expected(self) -> Mapping[str, Any]:
+        """Which figures were expected of it, and what they are; empty where nothing was, or nobody looked."""
+        return read_json(rundir.expected_path(self.folder))
+
     @property
     def report(self) -> Path:
         """Where its report lies."""

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alignkit.contract.events import Result
 from alignkit.errors import RecipeError, StageError
@@ -150,6 +150,17 @@ def _within(result: Result, now: float | None) -> tuple[str, bool]:
         low, high = result.interval
         return f"{number(low)} to {number(high)} (95 %)", low <= now <= high
     return f"{NEAR:.0%} of it", math.isclose(was, now, rel_tol=NEAR)
+
+
+def as_dict(found: Reproduction) -> dict[str, Any]:
+    """Return what came of doing a run again as plain JSON values."""
+    return {
+        "wrong": found.wrong,
+        "figures": [one._asdict() for one in found.figures],
+        "stages": [one._asdict() for one in found.stages],
+        "circumstances": [one._asdict() for one in found.circumstances],
+        "sources": [one._asdict() for one in found.sources],
+    }
 
 
 def show_reproduction(found: Reproduction, width: int | None) -> list[str]:

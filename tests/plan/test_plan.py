@@ -305,7 +305,7 @@ RECIPE_MISTAKES = [
     (
         "widgets = 1",
         "r.toml:1: unknown key 'widgets'; the keys of a recipe are name, seed, requires, trackers, defaults, sources, "
-        "stage, repeat, result",
+        "stage, repeat, result, compare, expect, smoke",
     ),
     ("name = 'My Recipe'", 'r.toml:1: the recipe\'s name must match [a-z][a-z0-9-]{0,40}; write name = "..."'),
     ("name = 'stages'", "r.toml:1: a recipe cannot be called 'stages'; give it another name"),

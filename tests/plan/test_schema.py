@@ -13,7 +13,7 @@ from alignkit.cli import main
 from alignkit.plan.schema import recipe_schema
 from alignkit.plugins import load_plugins
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,13 @@ RECIPE: dict[str, Any] = {
         "other": {"method": "strange", "strange": {"anything": 1}},
     },
     "repeat": {"late": {"stages": ["align"], "rounds": 3, "reference": "fixed", "split": ["pairs"]}},
+    "compare": {
+        "seeds": 2,
+        "vary": {"align": {"ppo": {"epochs": [1, 2]}}},
+        "variants": {"far": {"ppo": {"epochs": 3}}},
+    },
+    "expect": [{"figure": "far/reward", "minus": "start/reward", "at_least": 0.1, "paper": "more"}],
+    "smoke": {"set": {"align.ppo.updates": 2}, "variants": ["far"], "expect": [{"figure": "far/kl", "at_most": 9}]},
 }
 
 
@@ -53,6 +60,9 @@ def test_a_recipe_that_uses_it_all_fits(validator: Draft202012Validator) -> None
     [
         (["sed"], 1),
         (["repeat", "late", "round"], 3),
+        (["compare", "seed"], 3),
+        (["expect", 0, "papr"], 3),
+        (["smoke", "expect", 0, "at_lest"], 3),
         (["repeat"], {"stages": ["align"]}),
         (["seed"], "one"),
         (["stage", "align", "ppo", "kl", "coeff"], 0.1),

@@ -31,6 +31,10 @@ inputs.policies = [
 ]
 lora = { rank = 1, "y z" = { x = [1, 2] } }
 [stage."other"]
+[[expect]]
+figure = "a"
+[[expect]]
+figure = "b"
 '''
 
 
@@ -57,6 +61,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
         (9, "stage.align.ppo"),
         (9, "stage.align.ppo.kl.coef"),
         (10, "stage.align.inputs.policies"),
+        (17, "expect.0.figure"),
+        (19, "expect.1.figure"),
         (14, "stage.align.lora"),
         (14, "stage.align.lora.y z.x"),
         (15, "stage.other"),
