@@ -150,8 +150,8 @@ def ceiling_curve(rewards: Table) -> list[CurvePoint]:
     It ends earlier where no further KL is of use: the best of the answers are then all that is chosen.
     """
     points = [CurvePoint(0.0, float(rewards.mean()), math.inf)]
-    ends = [temperature_at(rewards, kl) for kl in (LEAST_KL, reliable_kl(rewards.shape[1]))]
-    for temperature in np.geomspace(*ends, POINTS).tolist():
+    widest, narrowest = (temperature_at(rewards, kl) for kl in (LEAST_KL, reliable_kl(rewards.shape[1])))
+    for temperature in np.geomspace(widest, narrowest, POINTS).tolist():
         tilted = tilt(rewards, temperature)
         kl, reward = float(tilted.kl.mean()), float(tilted.reward.mean())
         if kl > points[-1].kl and reward >= points[-1].reward:

@@ -10,7 +10,7 @@ best reward that there is at each KL from it, and what choosing the best of n gi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ RESULTS = (
     "eos_rate {policies}",
     "attained {policies}",
     "above ceiling {policies}",
+    "peak reward {policies}",
+    "peak kl {policies}",
 )
 PICTURED = ("reward", "length", "kl")
 """What of each policy's answers is kept for pictures."""
@@ -81,7 +83,7 @@ class CeilingSettings(Settings):
 class EvaluateSettings(Settings):
     """Settings of `evaluate`."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"ceiling"})
+    added: ClassVar[frozenset[str]] = frozenset({"ceiling", "snapshots"})
 
     prompts: PositiveInt = 256
     """How many held-out prompts are asked; more make the intervals narrower."""
@@ -102,6 +104,8 @@ class EvaluateSettings(Settings):
     deciding: tuple[str, ...] = ()
     """The rewards, by name, that are added up to `reward` and decide who wins; the others are only measured. Empty:
     all."""
+    snapshots: bool = True
+    """Measure the policies on the way, too, of all but the first, where stages have kept some."""
     ceiling: CeilingSettings = CeilingSettings()
     """The best that can be had at each KL, and from the best of n."""
 
@@ -156,6 +160,8 @@ def evaluate(
 
     parallel.check(stage)
     deciding = chosen(settings, rewards)
+    lines = list(on_the_way(policies) if settings.snapshots else map(PolicyLine, policies))
+    policies = tuple(line.policy for line in lines)
     start = start_of(settings, policies)
     readers = [reader(settings, policy) for policy in policies]
     rows = asked(settings, stage, readers, prompts)
@@ -171,8 +177,8 @@ def evaluate(
     ]
     scored = [score(result, opened) for result in results]
     table = [
-        measure(policy.name, result, kl, scores, scored[0])
-        for policy, result, kl, scores in zip(policies, results, divergences, scored, strict=True)
+        {**line.facts, **measure(result, kl, scores, scored[0])}
+        for line, result, kl, scores in zip(lines, results, divergences, scored, strict=True)
     ]
     made = stage.save_rows(Scores, table)
     try:  # a failure here is told, and costs no other figure
@@ -184,9 +190,32 @@ def evaluate(
             table = held_to_ceiling(pool, table, start, far)
             made = stage.save_rows(Scores, table)
     finally:
-        report(stage, table)
-        show(stage, table, results, scored, settings.samples)
+        report(stage, [row for row in table if "of" not in row])
+        report_ways(stage, table)
+        show(stage, [one for one in zip(table, results, scored, strict=True) if "of" not in one[0]], settings.samples)
     return made
+
+
+@dataclass(frozen=True)
+class PolicyLine:
+    """A policy that is measured; `of` and `step` say on the way to which one it was kept, and when."""
+
+    policy: Policy
+    of: str = ""
+    step: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its row of the table says of itself."""
+        return {"policy": self.policy.name, **({"of": self.of, "step": self.step} if self.of else {})}
+
+
+def on_the_way(policies: Sequence[Policy]) -> Iterator[PolicyLine]:
+    """Yield the policies, each but the first behind those that were kept on the way to it."""
+    for number, policy in enumerate(policies):
+        for one, kept in zip(policy.snapshots, policy.on_the_way(), strict=True) if number else ():
+            yield PolicyLine(kept, policy.name, one.step)
+        yield PolicyLine(policy)
 
 
 @dataclass(frozen=True)
@@ -410,9 +439,9 @@ def held_to_ceiling(
 
 
 def measure(
-    policy: str, result: PolicyAnswers, kl: Sequence[float] | None, ours: ScoredAnswers, firsts: ScoredAnswers
+    result: PolicyAnswers, kl: Sequence[float] | None, ours: ScoredAnswers, firsts: ScoredAnswers
 ) -> dict[str, Any]:
-    """Return one policy's line of the table; a measure that cannot be taken is None.
+    """Return what is measured of one policy; a measure that cannot be taken is None.
 
     `each` keeps what was measured of every answer, in the order of the prompts, to compare policies prompt by prompt.
     """
@@ -420,7 +449,6 @@ def measure(
     lengths, around = [len(tokens) for tokens in result.drawn.tokens], mean_interval_of_any(ours.total) or (0.0, 0.0)
     ended = [float(answer.finished) for answer in result.answers]
     return {
-        "policy": policy,
         "prompts": len(lengths),
         "reward": fmean(ours.total),
         "reward_interval": (around[1] - around[0]) / 2,
@@ -465,6 +493,17 @@ def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def report_ways(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
+    """Report of each policy with others on the way to it which of them has the highest reward, and at which KL."""
+    for last in table:
+        ways = [row for row in table if row.get("of") == last["policy"]]
+        if ways:
+            best = max([*ways, last], key=lambda row: row["reward"])
+            stage.measure(f"peak reward {last['policy']}", table[0]["each"]["reward"], best["each"]["reward"])
+            if "kl" in best["each"]:
+                stage.measure(f"peak kl {last['policy']}", None, best["each"]["kl"], better="")
+
+
 def report_attained(stage: Stage, policy: str, attained: Mapping[str, Any]) -> None:
     """Report the share of what is attainable; warn of a policy that is better than any can be."""
     rows = attained["prompts"]
@@ -482,21 +521,16 @@ def report_attained(stage: Stage, policy: str, attained: Mapping[str, Any]) -> N
         )
 
 
-def show(
-    stage: Stage,
-    table: Sequence[dict[str, Any]],
-    results: Sequence[PolicyAnswers],
-    scored: Sequence[ScoredAnswers],
-    count: int,
-) -> None:
+def show(stage: Stage, measured: Sequence[tuple[dict[str, Any], PolicyAnswers, ScoredAnswers]], count: int) -> None:
     """Show prompts with every policy's answer side by side: those where the last one gained most and least over the
     first, and others."""
     from alignkit.training.picking import picked_samples
 
-    gains = [last - first for first, last in zip(scored[0].total, scored[-1].total, strict=True)]
+    (_, asked, before), (*_, after) = measured[0], measured[-1]
+    gains = [last - first for first, last in zip(before.total, after.total, strict=True)]
     for i, kind in picked_samples(gains, count):
-        row: dict[str, str | float] = {"prompt": results[0].answers[i].prompt}
-        for line, result, scores in zip(table, results, scored, strict=True):
+        row: dict[str, str | float] = {"prompt": asked.answers[i].prompt}
+        for line, result, scores in measured:
             row[line["policy"]] = result.answers[i].text
             row[f"{line['policy']} reward"] = scores.total[i]
         stage.sample(row, kind)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import FunctionReward, Policy, Prompts, Scores, Stage
 from alignkit.contract.events import Result
+from alignkit.contract.kinds import Snapshot
 from alignkit.contract.settings import identity
 from alignkit.errors import DataError, RecipeError
 from alignkit.kit import load_policy
@@ -362,3 +363,32 @@ def test_a_start_that_is_no_policy_of_the_stage_is_refused(policy, given, stage)
         evaluate(settings, stage, **given)
 
     assert str(told.value) == ("evaluate.ceiling.start names no policy of this stage: 'othr'; did you mean 'other'?")
+
+
+def test_policies_on_the_way_are_rows_of_their_own(policy, other, records, stage, tmp_path) -> None:
+    last = other.model_copy(
+        update={"snapshots": (Snapshot(step=3, path=policy.path), Snapshot(step=6, path=other.path))}
+    )
+    given = {"rewards": (GOLD,), "prompts": records(Prompts, [], asked(20))}
+
+    rows = evaluate(SETTINGS, stage, policies=(policy, last), **given).rows()
+
+    assert [row["policy"] for row in rows] == [policy.name, "other@3", "other@6", "other"]
+    assert [(row.get("of"), row.get("step")) for row in rows] == [
+        (None, None),
+        ("other", 3),
+        ("other", 6),
+        (None, None),
+    ]
+    assert rows[1]["each"] == rows[0]["each"]
+    assert rows[2]["each"] == rows[3]["each"]
+    assert not any("@" in name for name in stage.results)
+    best = max(rows, key=lambda row: row["reward"])
+    assert stage.results["peak reward other"][1] == pytest.approx(best["reward"])
+    assert stage.results["peak kl other"][1] == pytest.approx(best["kl"])
+    assert all("other@3" not in sample for sample in stage.samples)
+
+    without = SETTINGS.model_copy(update={"snapshots": False})
+    few = evaluate(without, RecordingStage(tmp_path / "few"), policies=(policy, last), **given).rows()
+    assert few[1]["each"] == rows[3]["each"]
+    assert len(few) == 2
