@@ -9,6 +9,7 @@ from typing import Any
 from alignkit.compare.planning import ComparisonPlan, Contender
 from alignkit.errors import StageError
 from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds, wilson
+from alignkit.show.frontier import Ceiling, read_ceiling
 
 Row = Mapping[str, Any]
 """One policy's row of what `evaluate` made."""
@@ -56,6 +57,10 @@ class Line:
     """Of the compared stage, averaged over the seeds."""
     memory: int | None = None
     """The most that one of them held, in bytes."""
+    attained: Difference | None = None
+    """The share of what is attainable at its KL; None where that is not known."""
+    above: tuple[str, ...] = ()
+    """Its stages whose policies lie above what is attainable, which cannot be."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Comparison:
     start: Line
     variants: tuple[Line, ...]
     """In the order in which they were asked for."""
+    ceiling: Ceiling | None = None
+    """What is attainable from the start; None where it was not measured."""
 
     @property
     def best(self) -> Line:
@@ -97,8 +104,10 @@ def read_comparison(
     best = max(of, key=lambda rows: fmean(row["reward"] for row in rows))
     points = [(0.0, start["reward"]), *((_mean(rows, "kl"), _mean(rows, "reward")) for rows in of)]
     others = max(1, len(of) - 1)
+    shares = [_shares(rows) for rows in of]
+    spread_of_shares = spread_of_seeds([share for share in shares if share])
 
-    def line(contender: Contender, several: Sequence[Row]) -> Line:
+    def line(contender: Contender, several: Sequence[Row], share: Scores) -> Line:
         ours, rate = _scores(several), fmean(row["win_rate"] for row in several)
         behind = None if several is best else difference(_scores(best), ours, spread, comparisons=others)
         return _line(
@@ -113,6 +122,12 @@ def read_comparison(
             behind=behind,
             seconds=fmean(sum(costs[name].seconds for name in own.values()) for own in contender.own),
             memory=max(costs[name].memory for own in contender.own for name in own.values()),
+            attained=_attained(share, spread_of_shares),
+            above=tuple(
+                name
+                for name, row in zip(contender.stages, several, strict=True)
+                if row.get("attained", {}).get("above")
+            ),
         )
 
     return Comparison(
@@ -124,7 +139,8 @@ def read_comparison(
         prompts=start["prompts"],
         seeds=planned.seeds,
         start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0),
-        variants=tuple(map(line, planned.contenders, of)),
+        variants=tuple(map(line, planned.contenders, of, shares)),
+        ceiling=read_ceiling(start["ceiling"]) if "ceiling" in start else None,
     )
 
 
@@ -159,6 +175,16 @@ def _line(
 
 def _scores(rows: Sequence[Row]) -> Scores:
     return [row["each"]["reward"] for row in rows]
+
+
+def _shares(rows: Sequence[Row]) -> Scores:
+    """Return the shares of what is attainable, by seed and by prompt; none where a seed has none."""
+    found = [row.get("attained", {}).get("by_prompt") for row in rows]
+    return found if all(found) else []
+
+
+def _attained(shares: Scores, spread: SeedSpread) -> Difference | None:
+    return Difference(fmean(map(fmean, shares)), interval(shares, spread)) if shares else None
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:

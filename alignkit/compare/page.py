@@ -6,10 +6,11 @@ from math import nan
 
 from markupsafe import Markup
 
-from alignkit.compare.measured import Comparison, Line
-from alignkit.compare.tables import cells_of, decided_by, remarks_on, verdict
+from alignkit.compare.measured import Comparison
+from alignkit.compare.tables import best_of_cells, cells_of, decided_by, mistaken, remarks_on, verdict
 from alignkit.contract.events import Metrics
 from alignkit.show.charts import Axis, Point, Series, line_chart, thinned
+from alignkit.show.frontier import PolicyPoint, frontier_picture
 from alignkit.show.pictures import FIRST, Picture, ordered, series_of
 from alignkit.show.report import pages
 
@@ -30,9 +31,11 @@ def page_of(found: Comparison, metrics: Mapping[str, Sequence[Metrics]] = NOTHIN
             found=found,
             head=(*head, "verdict"),
             rows=[(*row, told) for row, told in zip([start, *rows], verdicts, strict=True)],
-            remarks=remarks_on(found),
+            remarks=[told for told in remarks_on(found) if told not in mistaken(found)],
+            mistaken=mistaken(found),
             measure=decided_by(found),
-            frontier=frontier_of(lines, decided_by(found)) if len(lines) > 1 else None,
+            frontier=frontier_of(found) if len(lines) > 1 else None,
+            best_of=best_of_cells(found.ceiling) if found.ceiling else (),
             on_frontier=[line.name for line in lines if line.frontier],
             curves=curves_of_variants(found, metrics),
             first=FIRST,
@@ -40,12 +43,11 @@ def page_of(found: Comparison, metrics: Mapping[str, Sequence[Metrics]] = NOTHIN
     )
 
 
-def frontier_of(lines: Sequence[Line], measure: str) -> Picture:
-    """Draw each policy by its KL and its reward, with the interval around that."""
-    series = [Series(line.name, [(line.kl or 0.0, line.reward)], "dots", spread=[line.interval]) for line in lines]
-    chart = line_chart(f"{measure} against KL", series, Axis("KL from the start, nats an answer"), Axis(measure))
-    told = "up is better, right is further from the start; bars are 95 % intervals"
-    return Picture(f"{measure} against KL", chart, told, legend=[line.name for line in lines])
+def frontier_of(found: Comparison) -> Picture:
+    """Draw the start and each variant whose KL is known, under what is attainable where that was measured."""
+    lines = [line for line in (found.start, *found.variants) if line.kl is not None]
+    points = [PolicyPoint(line.name, line.kl or 0.0, line.reward, line.interval) for line in lines]
+    return frontier_picture(points, decided_by(found), found.ceiling)
 
 
 def curves_of_variants(found: Comparison, metrics: Mapping[str, Sequence[Metrics]]) -> list[Picture]:

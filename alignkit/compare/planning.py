@@ -359,6 +359,8 @@ class _Writer:
         policies = [self.start, *(name for contender in contenders for name in contender.stages)]
         inputs = {"policies": policies, "rewards": rewards, "prompts": list(prompts)}
         told = {**own.get(EVALUATE, {}), **({"deciding": list(deciding)} if deciding else {})}
+        if isinstance(ceiling := told.get("ceiling"), Mapping):  # it is that of the start, which stands first here
+            told["ceiling"] = {key: value for key, value in ceiling.items() if key != "start"}
         kept = {key: value for key, value in own.items() if key not in ("gates", EVALUATE)}
         return {**kept, "method": EVALUATE, "inputs": {k: v for k, v in inputs.items() if v}, EVALUATE: told}
 

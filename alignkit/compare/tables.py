@@ -10,6 +10,7 @@ from alignkit.compare.measured import Comparison, Line
 from alignkit.compare.planning import ComparisonPlan
 from alignkit.noise import Difference
 from alignkit.recipe.packaged import is_packaged
+from alignkit.show.frontier import Ceiling, read_ceiling
 from alignkit.text import duration, give_or_take, short, size, table
 
 SEVERAL_SEEDS = (
@@ -31,8 +32,10 @@ def show_comparison(found: Comparison, width: int | None) -> list[str]:
     turned = list(zip(*cells, strict=True))
     head, *rows = turned if _fits(turned, width) and not _fits(cells, width) else cells
     verdicts = [(line.name, verdict(found, line)) for line in found.variants]
+    best = found.ceiling and best_of_cells(found.ceiling)
+    several = ["", *table(best[1:], width, best[0])] if best else []
     remarks = [line for remark in remarks_on(found) for line in table([(remark,)], width)]
-    return [*table(rows, width, head), "", *table(verdicts, width), "", *remarks]
+    return [*table(rows, width, head), *several, "", *table(verdicts, width), "", *remarks]
 
 
 def _fits(cells: Sequence[Sequence[str]], width: int | None) -> bool:
@@ -42,17 +45,20 @@ def _fits(cells: Sequence[Sequence[str]], width: int | None) -> bool:
 def cells_of(found: Comparison) -> list[tuple[str, ...]]:
     """Return the table as text, its head first: rewards, win rate over the start, KL, and what it cost."""
     beside = [name for name in found.start.rewards if len(found.deciding) > 1 or name not in found.deciding]
-    head = ("variant", decided_by(found), *beside, "wins over start", "KL", "length", "distinct-1/2", "frontier")
-    return [(*head, "time", "memory"), *(_cells(line, beside) for line in (found.start, *found.variants))]
+    attainable = ["of attainable"] if found.ceiling else []
+    head = ("variant", decided_by(found), *beside, "wins over start", "KL", *attainable, "length", "distinct-1/2")
+    rows = (_cells(found, line, beside) for line in (found.start, *found.variants))
+    return [(*head, "frontier", "time", "memory"), *rows]
 
 
-def _cells(line: Line, beside: Sequence[str]) -> tuple[str, ...]:
+def _cells(found: Comparison, line: Line, beside: Sequence[str]) -> tuple[str, ...]:
     return (
         line.name,
         give_or_take(line.reward, line.interval),
         *(f"{line.rewards[name]:.3f}" for name in beside),
         _wins(line),
         "-" if line.kl is None else f"{round(line.kl, 2) + 0.0:.2f}",  # no -0.00
+        *([_share(line)] if found.ceiling else ()),
         f"{line.length:.1f}",
         f"{line.distinct_1:.2f}/{line.distinct_2:.2f}",
         "yes" if line.frontier else "no",
@@ -66,6 +72,23 @@ def _wins(line: Line) -> str:
         return ""
     low, high = line.win_interval
     return f"{line.win_rate:.0%} ({low:.0%} to {high:.0%})"
+
+
+def _share(line: Line) -> str:
+    """Return the share of what is attainable, where there is one: the start has gained nothing."""
+    if line.attained is None:
+        return "" if line.win_rate is None else "-"
+    return f"{line.attained.value:.0%} ± {line.attained.half:.0%}"
+
+
+def best_of_cells(ceiling: Ceiling) -> list[tuple[str, ...]]:
+    """Return what the best of n gives as text, its head first: by each reward that chooses, and its KL."""
+    rows: dict[int, list[str]] = {}
+    for one in ceiling.best_of:
+        rows.setdefault(one.n, []).append(give_or_take(one.reward, one.interval))
+    most = {one.n: f"{one.most_kl:.2f}" for one in ceiling.best_of}
+    head = ("best of", *(f"chosen by {name}" for name in ceiling.choosing), "KL at most")
+    return [head, *((str(n), *several, most[n]) for n, several in rows.items())]
 
 
 def decided_by(found: Comparison) -> str:
@@ -93,7 +116,28 @@ def remarks_on(found: Comparison) -> list[str]:
     """Return what may be concluded, and what the numbers mean."""
     learnt = _listed([name for name in found.deciding if name in found.trained])
     warning = f"{learnt} decides and was learnt from: a variant may have learnt its mistakes, too."
-    return [conclusion(found), _asked(found), noise(found), *([warning] if learnt else [])]
+    told = [warning] if learnt else []
+    return [conclusion(found), *mistaken(found), _asked(found), noise(found), *_attainable(found), *told]
+
+
+def mistaken(found: Comparison) -> list[str]:
+    """Return which variants are better than any policy can be: what was measured of them is wrong."""
+    return [
+        f"ERROR: {line.name} ({_listed(line.above)}) lies above the most that any policy can have at its KL: its "
+        "reward or its KL is measured wrongly."
+        for line in found.variants
+        if line.above
+    ]
+
+
+def _attainable(found: Comparison) -> list[str]:
+    if found.ceiling is None:
+        return []
+    asked = f"{found.ceiling.samples} answers of the start to each of {found.ceiling.prompts} prompts"
+    told = (
+        "Of attainable: the share that was gained of the most that any policy can gain at the same KL. It follows from"
+    )
+    return [f"{told} {asked}, which tell it up to a KL of {found.ceiling.reliable_kl:.1f}."]
 
 
 def conclusion(found: Comparison) -> str:
@@ -149,9 +193,10 @@ def as_dict(found: Comparison) -> dict[str, Any]:
 
 def comparison_of(facts: Mapping[str, Any]) -> Comparison:
     """Read a comparison back from what `as_dict` gave, from JSON, too."""
-    known = {field.name: facts[field.name] for field in fields(Comparison)}
+    known = {field.name: facts[field.name] for field in fields(Comparison) if field.name in facts}
     known |= {"folder": Path(facts["folder"]), "trained": frozenset(facts["trained"])}
     known |= {name: tuple(facts[name]) for name in ("deciding", "seeds")}
+    known |= {"ceiling": read_ceiling(facts["ceiling"])} if facts.get("ceiling") else {}
     return Comparison(
         **known | {"start": _line_of(facts["start"]), "variants": tuple(map(_line_of, facts["variants"]))}
     )
@@ -160,8 +205,8 @@ def comparison_of(facts: Mapping[str, Any]) -> Comparison:
 def _line_of(facts: Mapping[str, Any]) -> Line:
     wins = facts["win_interval"]
     known = {**facts, "win_interval": wins and tuple(wins)}
-    known |= {name: tuple(facts[name]) for name in ("stages", "by_seed")}
-    return Line(**known | {name: _difference(facts[name]) for name in ("gain", "behind")})
+    known |= {name: tuple(facts.get(name, ())) for name in ("stages", "by_seed", "above")}
+    return Line(**known | {name: _difference(facts.get(name)) for name in ("gain", "behind", "attained")})
 
 
 def _difference(facts: Mapping[str, Any] | None) -> Difference | None:

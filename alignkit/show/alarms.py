@@ -35,6 +35,7 @@ def alarms_of(stage: MeasuredStage, stages: Sequence[MeasuredStage]) -> Iterator
     yield from _unheld(stage)
     yield from _beyond_bounds(stage)
     yield from _over_optimised(stage, stages)
+    yield from _above_ceiling(stage)
     goal = headline(stage)
     if goal and direction(goal) == -1:
         yield Alarm(stage.name, f"{stage.name} got worse", "lower the learning rate, or look at its data")
@@ -128,6 +129,17 @@ def _beyond_bounds(stage: MeasuredStage) -> Iterator[Alarm]:
         problem = f"{stage.name} breaks a bound: mean {cost} is {brief(result.after)}{around}, and {must}"
         remedy = f"take more updates, raise learning_rate or start of constraints.{cost}, or move the bound"
         yield Alarm(stage.name, problem, remedy)
+
+
+def _above_ceiling(stage: MeasuredStage) -> Iterator[Alarm]:
+    """Look whether a policy is better than any can be at its KL."""
+    for result in stage.results:
+        if is_measure(result, "above ceiling") and result.after is not None and result.interval:
+            policy, ends = result.name.removeprefix("above ceiling").strip(), result.interval
+            around = f"{brief(result.after)} (95 % {brief(ends[0])} to {brief(ends[1])})"
+            problem = f"{policy} lies above the most that any policy can have at its KL, by {around}"
+            remedy = "its reward or its KL is measured wrongly, so trust neither until you know which"
+            yield Alarm(stage.name, problem, remedy)
 
 
 def _over_optimised(stage: MeasuredStage, stages: Sequence[MeasuredStage]) -> Iterator[Alarm]:

@@ -33,9 +33,11 @@ class Series:
     name: str
     points: Sequence[Point]
     mark: str = "line"
-    """`line`, `dots` or `path`, a line with its steps as dots, from light to dark."""
+    """`line`, `dots`, `steps`, a line with its steps as dots, or `path`, the same from light to dark."""
     spread: Sequence[float] = ()
     """Half of the interval around each value, where that is drawn."""
+    words: Sequence[str] = ()
+    """What stands beside each point, where something does."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,14 @@ def _marks(series: Series, order: int, across: Scale, upward: Scale) -> Iterator
     if series.mark != "line":
         flat = [point for piece in placed for point in piece]
         for i, (x, y) in enumerate(flat):
-            strength = 0.25 + 0.75 * (i + 1) / len(flat) if series.mark == "path" else 0.55 if len(flat) > 1 else 1
+            strength = 0.25 + 0.75 * (i + 1) / len(flat) if series.mark == "path" else 1.0
+            strength = 0.55 if series.mark == "dots" and len(flat) > 1 else strength
             radius = 2.6 if len(flat) > 1 else 4.5
             yield f'<circle class="dot-{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}" opacity="{strength:.2f}"/>'
         for (x, y), word in zip((flat[0], flat[-1]), ("start", "end"), strict=True) if series.mark == "path" else ():
             yield _text(min(max(x, LEFT + 14), WIDTH - RIGHT - 14), y - 6 if y > TOP + 16 else y + 14, word, "middle")
+        for (x, y), word in zip(flat, series.words, strict=False):
+            yield _text(x + 3, y + 11, word, "start")
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:

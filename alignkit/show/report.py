@@ -14,6 +14,7 @@ from alignkit.estimate.preview import Preview
 from alignkit.show.audit_lines import concerns, facts, read_as, shortened, token_lengths, tokens
 from alignkit.show.by_round import figures_by_round, pictures_by_round, table_by_round
 from alignkit.show.charts import Axis, Node, bar_chart, graph
+from alignkit.show.frontier import frontier_of_stage
 from alignkit.show.pictures import FIRST, Picture, curves_of, pictures_of
 from alignkit.show.range_picture import drawn_range
 from alignkit.show.sample_cards import Card, cards_of
@@ -71,7 +72,7 @@ def _page_of(run: KeptRun, stage: KeptStage, points: int) -> StagePage:
         kept=stage,
         folder=os.path.relpath(stage.folder, run.folder) if stage.folder else "",
         curves=curves_of(stage.metrics, points, stage.bounds),
-        pictures=pictures_of(stage.metrics, stage.rows),
+        pictures=[*frontier_of_stage(stage), *pictures_of(stage.metrics, stage.rows)],
         previews=[
             (source, preview, _lengths(token_lengths(preview), "tokens of a row"))
             for source, one in run.previews.get(stage.name, {}).items()

@@ -116,6 +116,8 @@ def subject(stage: MeasuredStage, result: Result) -> str:
     """Name a figure as the beginning of a sentence: a reward by what gives it, of which policy."""
     if result.name.startswith("cost/"):
         return f"Mean {result.name.removeprefix('cost/')}"
+    if is_measure(result, "attained"):
+        return f"Share of the attainable gain of {result.name.removeprefix('attained ')}"
     if not result.name.startswith("reward "):
         return result.name[0].upper() + result.name[1:]
     rewards, policy = " + ".join(stage.inputs.get("rewards", ())), result.name.removeprefix("reward ")

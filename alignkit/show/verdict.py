@@ -96,6 +96,7 @@ def _lead(stage: MeasuredStage, result: Result) -> str:
     """Return the headline: the figure, and beside it what it cost in KL and length."""
     beside = dict(_beside(stage, result))
     facts = [f"KL {brief(beside['kl'].after)}"] if "kl" in beside else []
+    facts += [f"{beside['attained'].after:.0%} of what is attainable"] if "attained" in beside else []
     told = sentence(stage, result).removesuffix(".")
     length = beside.get("length")
     lengths = f"; answers {brief(length.before)} -> {brief(length.after)} tokens" if length else ""
@@ -123,7 +124,9 @@ def _goals(stage: MeasuredStage) -> Iterator[str]:
     held = (
         one
         for one in stage.results
-        if one.bounds is not None or (one.better and (one.before is not None or one.floor is not None))
+        if one.bounds is not None
+        or (one.better and (one.before is not None or one.floor is not None))
+        or is_measure(one, "attained")
     )
     return (sentence(stage, one) for one in held if one.after is not None)
 

@@ -52,11 +52,12 @@ def ceiling_as_row(pool: PoolRewards) -> dict[str, Any]:
     """Return what the start's row of the table keeps: the curve, and the best of n by each reward."""
     prompts, samples = pool.total.shape
     return {
+        "measure": pool.deciding,
         "samples": samples,
         "prompts": prompts,
         "reward": float(pool.total.mean()),
         "reliable_kl": reliable_kl(samples),
-        "curve": [{"kl": point.kl, "reward": point.reward} for point in ceiling_curve(pool.total)],
+        "curve": [(point.kl, point.reward) for point in ceiling_curve(pool.total)],
         "best_of": list(_best_of(pool)),
     }
 

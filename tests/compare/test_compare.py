@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from alignkit.compare.comparison import compare_recipe
 from alignkit.compare.measured import Comparison, Cost, on_frontier, read_comparison
 from alignkit.compare.page import page_of
 from alignkit.compare.planning import ComparisonPlan, plan_comparison
-from alignkit.compare.tables import as_dict, comparison_of, conclusion, remarks_on, show_comparison
+from alignkit.compare.tables import as_dict, cells_of, comparison_of, conclusion, remarks_on, show_comparison
 from alignkit.compare.variants import VariantRequest, read_vary, split
 from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
 from alignkit.plan.planner import make_plan
@@ -659,6 +660,102 @@ def test_the_console_has_one_table_and_says_what_may_be_concluded(desk: Path) ->
         "95 % intervals from standard errors over the same held-out prompts (paired, prompt by prompt); with one seed "
         "it is not known how much another seed would change: --seeds 3 tells; of wins Wilson's, over the prompts.",
     ]
+
+
+CURVE = {
+    "measure": "truth", "samples": 64, "prompts": 40, "reward": 0.0, "reliable_kl": 2.159,
+    "curve": [[0.0, 0.0], [1.0, 0.8], [2.159, 1.0]],
+    "best_of": [
+        {"by": name, "n": n, "reward": reward * n, "interval": 0.01, "most_kl": kl}
+        for name, reward in (("truth", 0.2), ("proxy", 0.1)) for n, kl in ((2, 0.193), (4, 0.636))
+    ],
+}  # fmt: skip
+
+
+def attained(row: dict[str, Any], share: float | None, *, above: bool = False) -> dict[str, Any]:
+    """Add to a row what its policy has of what is attainable."""
+    parts = [] if share is None else [share + 0.1 * (-1) ** number for number in range(40)]
+    return {**row, "attained": {"share": share, "by_prompt": parts, "above": above, "kl": row["kl"]}}
+
+
+def under_ceiling(made: ComparisonPlan, *, above: bool = False) -> Comparison:
+    lifted, shifted = attained(row(0.5, 0.1, 1.0), 0.625, above=above), attained(row(0.8, 0.1, 3.0), None)
+    return measured(made, {**START, "ceiling": CURVE}, lifted, shifted)
+
+
+def test_a_ceiling_brings_a_share_for_each_variant_and_the_best_of_n(desk: Path) -> None:
+    found = under_ceiling(planned("lift,shift"))
+    told, column = show_comparison(found, None), cells_of(found)[0].index("of attainable")
+
+    assert [cells[column] for cells in cells_of(found)] == ["of attainable", "", "62% ± 3%", "-"]
+    assert told[4:8] == [
+        "",
+        "best of  chosen by truth  chosen by proxy  KL at most",
+        "2        0.400 ± 0.010    0.200 ± 0.010    0.19",
+        "4        0.800 ± 0.010    0.400 ± 0.010    0.64",
+    ]
+    assert told[-1] == (
+        "Of attainable: the share that was gained of the most that any policy can gain at the same KL. It follows from "
+        "64 answers of the start to each of 40 prompts, which tell it up to a KL of 2.2."
+    )
+
+
+def test_shares_are_averaged_over_seeds_and_missing_where_one_is(desk: Path) -> None:
+    made, start = planned("lift", seeds=2), {**START, "ceiling": CURVE}
+    rows = [attained(row(0.5, 0.1, 1.0), share) for share in (0.6, 0.8, None)]
+
+    both, one = measured(made, start, rows[0], rows[1]).variants, measured(made, start, rows[0], rows[2]).variants
+
+    assert both[0].attained is not None
+    assert both[0].attained.value == pytest.approx(0.7)
+    assert both[0].attained.half > 0.1  # the seeds lie 0.2 apart
+    assert one[0].attained is None
+
+
+def test_a_variant_above_the_ceiling_is_an_error_of_the_report(desk: Path) -> None:
+    found = under_ceiling(planned("lift,shift"), above=True)
+
+    error = (
+        "ERROR: lift (align) lies above the most that any policy can have at its KL: its reward or its KL is measured "
+        "wrongly."
+    )
+    assert error in remarks_on(found)
+    assert f'<p class="failure"><strong>{error}</strong></p>' in page_of(found)
+    assert "ERROR" not in page_of(under_ceiling(planned("lift,shift")))
+
+
+def test_the_frontier_has_the_ceiling_the_best_of_n_and_every_policy(desk: Path) -> None:
+    page = page_of(under_ceiling(planned("lift,shift")))
+
+    legend = re.findall(r'<span class="key key-\d">(.*?)</span>', page)
+    assert legend == ["attainable", "best of n by truth", "best of n by proxy", "start", "lift", "shift"]
+    assert page.count("<circle") == 7
+    assert "up to a KL of 2.2" in page
+
+
+def test_a_comparison_with_a_ceiling_is_read_back_whole(desk: Path) -> None:
+    found = under_ceiling(planned("lift,shift"), above=True)
+
+    assert comparison_of(json.loads(json.dumps(as_dict(found)))) == found
+
+
+def test_a_comparison_of_before_there_were_ceilings_is_read(desk: Path) -> None:
+    found = measured(planned("lift,shift"), START, row(0.5, 0.1, 1.0), row(0.8, 0.1, 3.0))
+    facts = as_dict(found)
+
+    for line in (facts, facts["start"], *facts["variants"]):
+        for name in ("ceiling", "attained", "above"):
+            line.pop(name, None)
+
+    assert comparison_of(facts) == found
+
+
+def test_the_ceiling_of_a_comparison_is_that_of_its_start(desk: Path) -> None:
+    settings = 'ceiling = { samples = 16, start = "align" } }'
+
+    made = planned("lift,shift", recipe=RECIPE.replace("samples = 1 }", f"samples = 1, {settings}"))
+
+    assert made.plan.stage("measured").settings.model_dump()["ceiling"] == {"samples": 16, "prompts": None, "start": ""}
 
 
 def test_a_difference_within_noise_is_said_to_be_so(desk: Path) -> None:

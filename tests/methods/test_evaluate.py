@@ -262,7 +262,7 @@ def test_the_start_tells_the_ceiling_and_the_others_what_they_attained(policy, g
 
     assert (start["ceiling"]["samples"], start["ceiling"]["prompts"]) == (16, 16)
     assert {(one["by"], one["n"]) for one in start["ceiling"]["best_of"]} == {("words", n) for n in (2, 4, 8, 16)}
-    assert start["ceiling"]["curve"][0] == {"kl": 0.0, "reward": start["ceiling"]["reward"]}
+    assert start["ceiling"]["curve"][0] == [0.0, start["ceiling"]["reward"]]
     assert "attained" not in start
     assert other["attained"]["kl"] == pytest.approx(other["kl"])
     assert other["attained"]["ceiling"] > start["ceiling"]["reward"]

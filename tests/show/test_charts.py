@@ -170,3 +170,14 @@ def test_a_cost_is_drawn_with_its_bound_and_before_its_multiplier() -> None:
 
     assert [curve.title for curve in curves] == ["reward", "cost/harm", "lambda/harm", "loss"]
     assert [curve.legend for curve in curves[1:3]] == [["cost/harm", "bound"], ["lambda/harm"]]
+
+
+def test_steps_are_dots_on_a_line_with_a_word_beside_each() -> None:
+    series = Series("best of n", [(0.2, 1.0), (0.6, 2.0)], "steps", words=["2", "<4>"])
+
+    chart = line_chart("best", [series], Axis("KL"), Axis("gold"))
+
+    assert len(lines(chart)) == 1
+    assert chart.count("<circle") == 2
+    assert ">2</text>" in chart
+    assert ">&lt;4&gt;</text>" in chart

@@ -203,3 +203,28 @@ def test_a_bound_that_is_broken_is_an_alarm() -> None:
 )
 def test_a_bound_holds_unless_the_whole_interval_lies_beyond_it(bounds, interval, holds) -> None:
     assert Result("s", "cost/harm", None, 1.5, interval=interval, bounds=bounds).holds is holds
+
+
+ATTAINED = Result("scores", "attained align", None, 0.75, None, 256, (0.69, 0.81), None, "higher")
+
+
+def test_the_share_of_what_is_attainable_stands_beside_the_figure() -> None:
+    results = [measured("reward align", spread(0.46), spread(0.85)), ATTAINED]
+
+    found = verdict(Stage("scores", results, ASKED, "Scores"))
+
+    assert ", 256 prompts), 75% of what is attainable. No alarm." in found.lead
+    assert (
+        found.stages["scores"][-1] == "Share of the attainable gain of align is 0.75 (95 % 0.69 to 0.81, 256 prompts)."
+    )
+
+
+def test_a_policy_above_what_is_attainable_is_an_alarm() -> None:
+    above = Result("scores", "above ceiling align", None, 0.3, None, 256, (0.2, 0.4), None, "lower")
+
+    found = verdict(Stage("scores", [measured("reward align", spread(0.46), spread(0.85)), above], ASKED, "Scores"))
+
+    told = "align lies above the most that any policy can have at its KL, by 0.3 (95 % 0.2 to 0.4)"
+    remedy = "its reward or its KL is measured wrongly, so trust neither until you know which"
+    assert [(alarm.problem, alarm.remedy) for alarm in found.alarms] == [(told, remedy)]
+    assert found.better is False
