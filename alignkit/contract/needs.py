@@ -71,6 +71,8 @@ class PackedNeeds(RowNeeds):
 
     scores: bool = False
     """It trains a score, read at a row's last token, of both sides of a pair; not a language model."""
+    heads: int = 1
+    """So many scores, which are an ensemble."""
     shown: int = 0
     """Held-out prompts that are answered at the end."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from alignkit.contract.names import check_offer, settings_taken, summary_of
@@ -27,6 +28,19 @@ class Answer:
 
 Score = Callable[[Sequence[Answer]], list[float]]
 """Scores answers: one number for each, in their order."""
+
+
+@dataclass(frozen=True)
+class HeadedScore:
+    """Scores of a reward model with several heads. Called, it gives their mean, as any other `Score` gives its own."""
+
+    heads: Callable[[Sequence[Answer]], list[list[float]]]
+    """Scores answers: of each the scores of all heads, of which the mean is its score."""
+    count: int
+    """How many heads there are."""
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return [fmean(each) for each in self.heads(answers)]
 
 
 @dataclass(frozen=True)

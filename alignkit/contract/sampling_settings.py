@@ -62,11 +62,29 @@ class Generation(Drawing):
         return self
 
 
+Combine = Literal["mean", "worst", "conservative"]
+
+
 class RewardShape(Settings):
     """What is done to scores before they are learnt from."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"combine", "spread"})
+
     clip: NonNegativeFloat = 0.0
     """Scores beyond this, either way, are cut to it. 0: none are."""
+    combine: Combine = "mean"
+    """What is made of the scores of an ensemble: the heads of all reward models of the stage whose weight is above 0.
+    Their mean; the least of them (worst-case optimisation); or their mean less `spread` standard deviations over them.
+    Each is Coste et al. 2023 (arXiv 2310.02743), who take the variance for the last. It counts with the sum of the
+    models' weights; other rewards are added."""
+    spread: PositiveFloat = 1.0
+    """With `conservative`: how many standard deviations over the members are taken off their mean."""
+
+    @model_validator(mode="after")
+    def _doubt_is_taken_off_where_it_counts(self) -> Self:
+        if self.spread != 1 and self.combine != "conservative":
+            raise ValueError('spread is what combine = "conservative" takes off; set that, or leave spread out')
+        return self
 
 
 class Engine(Settings):

@@ -182,8 +182,12 @@ class Stage(Protocol):
         tokenizer: "PreTrainedTokenizerBase",
         mean: float,
         std: float,
+        heads: Sequence[float] = (),
     ) -> RewardModel:
-        """Save a reward model with the mean and spread of its scores, by which its users normalise."""
+        """Save a reward model with the mean and spread of its scores, by which its users normalise.
+
+        Of a model with several heads a score is the mean of theirs; `heads` is then the mean of each head's scores.
+        """
         ...
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:

@@ -14,7 +14,7 @@ from alignkit.estimate.sizes import built
 from alignkit.plan.plan import PlannedStage, policies_of
 from alignkit.training.adapters import check_fit, task_of
 from alignkit.training.configs import open_config
-from alignkit.training.heads import head_of, labels_of, place_of
+from alignkit.training.heads import head_of, labels_of, places_of_score
 from alignkit.training.models import misfit, rows_of
 from alignkit.training.templates import Learn
 from alignkit.training.tokenizers import check_same_tokens, open_tokenizer, policy_tokenizer
@@ -163,6 +163,6 @@ def check_reward(reward: RewardModel) -> None:
     labels = labels_of(reward.path, head)
     if labels is None:
         return
-    place_of(reward, open_config(reward.path), labels)
+    places_of_score(reward, open_config(reward.path), labels)
     for adapter in (place for place in chain_of(reward.path) if is_adapter(place) and labels == 1):
         check_fit(adapter, built(open_config(adapter), scores=True), len(open_tokenizer(adapter)))

@@ -7,6 +7,9 @@ of the KL penalty mean the same from one reward model to the next.
 """
 
 from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import PositiveInt
 
 from alignkit.contract.advice import Advice
 from alignkit.contract.hookspecs import hookimpl
@@ -21,10 +24,17 @@ from alignkit.contract.stage import Stage
 class RewardSettings(ScoreSettings):
     """Settings of `reward`."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"heads"})
+
+    heads: PositiveInt = 1
+    """So many scores on one body, of which the mean is the score: where pairs do not say, they differ, and methods can
+    look at that (`reward.combine`, `objective/spread`). Each begins at other weights and is taught by a random half of
+    the pairs of its own; a pair that falls to none teaches none. 3 to 5 are usual; 1 learns from all pairs."""
+
 
 def needs(settings: RewardSettings) -> PackedNeeds:
     """Return what the loop will do with pairs."""
-    return replace(packed_needs(settings), max_lost=settings.max_lost, scores=True)
+    return replace(packed_needs(settings), max_lost=settings.max_lost, scores=True, heads=settings.heads)
 
 
 PAPERS = (
@@ -59,21 +69,32 @@ PAPERS = (
         "it may learn length or single words; look at the floors beside its accuracy",
     ),
     needs=needs,
-    results=("accuracy", "accuracy/{pairs}"),
+    results=("accuracy", "accuracy/{pairs}", "accuracy of head {number}", "spread of heads"),
     papers=PAPERS,
 )
 def reward(settings: RewardSettings, stage: Stage, *, policy: Policy, pairs: Preferences) -> RewardModel:
     """Learn a score for answers from preferences."""
     from alignkit.training.models import load_for_reward_training
     from alignkit.training.pair_scores import train_scores
-    from alignkit.training.scored_pairs import read_token_pairs, save_scorer, score_pairs, show_scores, tell_scores
+    from alignkit.training.scored_pairs import (
+        means,
+        read_token_pairs,
+        save_heads,
+        score_pairs,
+        show_scores,
+        tell_heads,
+        tell_scores,
+    )
 
-    model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision)
+    model, tokenizer = load_for_reward_training(policy, settings.lora, settings.precision, settings.heads)
     rows = read_token_pairs(pairs, model, tokenizer, settings, stage)
     before = score_pairs(model, tokenizer, rows.held_out, settings.precision)
     train_scores(model, rows.train, stage, settings, settings.centering)
-    made, scores = save_scorer(model, tokenizer, rows, settings, stage)
+    made, by_head = save_heads(model, tokenizer, rows, settings, stage)
+    scores = means(by_head)
     tell_scores(stage, before, scores, rows)
+    if settings.heads > 1:
+        tell_heads(stage, made, by_head)
     show_scores(stage, tokenizer, rows.held_out, scores, settings.samples)
     return made
 

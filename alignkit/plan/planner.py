@@ -11,6 +11,7 @@ from alignkit.contract.kinds import Artifact
 from alignkit.contract.method import Method
 from alignkit.contract.settings import SHARED, Settings, identity, merged
 from alignkit.errors import AlignkitError, RecipeError, near_miss
+from alignkit.plan.combining import idle_combinations
 from alignkit.plan.costs import constraints_of, idle_weights
 from alignkit.plan.figures import unmade_figures
 from alignkit.plan.inactive import standing_by
@@ -77,6 +78,7 @@ def plan_recipe(
     planned = told_once(planner.errors, read) or [
         *check_rounds(read, stages),
         *idle_weights(read, stages),
+        *idle_combinations(read, stages, sources),
         *(unmade_figures(read, stages) if not read.checks.compare and not read.overrides else ()),
     ]
     if wrong := [*read.errors, *errors, *planned, *goals, *unknown]:

@@ -312,13 +312,19 @@ class WorkingStage:
                 shutil.rmtree(path)
 
     def save_reward(
-        self, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", mean: float, std: float
+        self,
+        model: "PreTrainedModel | PeftModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        mean: float,
+        std: float,
+        heads: Sequence[float] = (),
     ) -> RewardModel:
         from alignkit.training import finite, saving, sharding
+        from alignkit.training.weight_files import ScoreScale
 
         finite.check_finite(model)
-        whole, stands = sharding.unsharded(model), self._final_artifact()
-        self._first(lambda: saving.save_reward(whole, tokenizer, self._cleared(), mean, std, stands=stands))
+        whole, stands, scale = sharding.unsharded(model), self._final_artifact(), ScoreScale(mean, std, tuple(heads))
+        self._first(lambda: saving.save_reward(whole, tokenizer, self._cleared(), scale, stands=stands))
         return self._saved(RewardModel(name=self.name, fingerprint=self._order.fingerprint, path=self.artifact))
 
     def save_rows(self, kind: type[K], rows: Iterable[Mapping[str, object]]) -> K:

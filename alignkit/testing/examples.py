@@ -89,13 +89,14 @@ def write_tiny_reward(folder: Path) -> RewardModel:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from alignkit.training.saving import save_reward
+    from alignkit.training.weight_files import ScoreScale
 
     base = write_tiny_policy(folder / "base").path
     kind: Any = AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = kind.from_pretrained(base, num_labels=1)
-    save_reward(model, AutoTokenizer.from_pretrained(base), folder / "reward", mean=0.0, std=0.02)
+    save_reward(model, AutoTokenizer.from_pretrained(base), folder / "reward", ScoreScale(0.0, 0.02))
     return RewardModel(name="reward", fingerprint="0", path=folder / "reward")
 
 

@@ -64,8 +64,6 @@ class Reader:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    place: int
-    """Of the logit that is the score."""
     warn: Warn | None = None
 
     def __post_init__(self) -> None:
@@ -73,15 +71,15 @@ class Reader:
         tokens = positions(self.model) if self.decoder else reading_limit(self.model, self.tokenizer)
         self.limit = Limit(self.name, tokens, self.warn)
 
-    def scores(self, answers: Sequence[Answer]) -> list[float]:
-        """Return one logit of each answer, in their order."""
+    def logits(self, answers: Sequence[Answer]) -> list[list[float]]:
+        """Return all logits of each answer, in their order."""
         if self.decoder:
             rows = [as_read(answer, self.tokenizer) for answer in answers]
             self.limit.tell([len(row) for row in rows], "beginning")
-            return score_tokens(self.model, rows, self.tokenizer, self.place)
+            return token_logits(self.model, rows, self.tokenizer)
         return self._by_tokenizer([text_of(answer, self.tokenizer) for answer in answers])
 
-    def _by_tokenizer(self, texts: Sequence[str]) -> list[float]:
+    def _by_tokenizer(self, texts: Sequence[str]) -> list[list[float]]:
         """Score texts as their tokenizer frames, cuts and pads them."""
         tokenizer, known = self.tokenizer, inspect.signature(self.model.forward).parameters
         read = [_framed(tokenizer, text, None) for text in texts]
@@ -99,7 +97,7 @@ class Reader:
             filled = tokenizer.pad(columns, return_tensors="pt").to(self.model.device)
             return {key: value for key, value in filled.items() if key in known}
 
-        return _logits(self.model, [len(row["input_ids"]) for row in rows], batch, self.place)
+        return _logits(self.model, [len(row["input_ids"]) for row in rows], batch)
 
 
 def scored_at_the_last_token(model: PreTrainedModel) -> bool:
@@ -164,7 +162,14 @@ def score_tokens(
     tokenizer: PreTrainedTokenizerBase,
     place: int = 0,
 ) -> list[float]:
-    """Return one logit of each row of tokens, in their order, by a decoder.
+    """Return one logit of each row of tokens, in their order, as `token_logits` reads them."""
+    return [row[place] for row in token_logits(model, rows, tokenizer)]
+
+
+def token_logits(
+    model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[float]]:
+    """Return all logits of each row of tokens, in their order, by a decoder.
 
     A row longer than the model reads loses what follows its opening token, and keeps its end.
     """
@@ -175,7 +180,7 @@ def score_tokens(
         ids, mask = padded([rows[i] for i in places], tokenizer.pad_token_id, model.device)
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 
-    return _logits(model, [len(row) for row in rows], batch, place)
+    return _logits(model, [len(row) for row in rows], batch)
 
 
 def shortened(row: Sequence[int], limit: int | None, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
@@ -190,16 +195,16 @@ Batch = Callable[[Sequence[int]], Mapping[str, Any]]
 """Makes the model's arguments of the rows at these places."""
 
 
-def _logits(model: PreTrainedModel | PeftModel, lengths: Sequence[int], batch: Batch, place: int) -> list[float]:
+def _logits(model: PreTrainedModel | PeftModel, lengths: Sequence[int], batch: Batch) -> list[list[float]]:
     """Run rows through a classifier, short ones first; they go alone where others beside them change their scores."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    scores = [0.0] * len(lengths)
+    scores: list[list[float]] = [[] for _ in lengths]
     start = 0
     with evaluating(model), sharding.whole(model):
         shared = _shared_up_to(model, lengths, order, batch)
         while start < len(order):
             group = _group(lengths, order, start, shared)
-            logits = model(**batch(group)).logits[:, place].float()
+            logits = model(**batch(group)).logits.float()
             for i, value in zip(group, logits.tolist(), strict=True):
                 scores[i] = value
             start += len(group)

@@ -19,7 +19,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from alignkit.contract.kinds import RewardModel
 from alignkit.data.adapter_folder import is_adapter
 from alignkit.errors import DataError, RecipeError, near_miss
-from alignkit.training.weight_files import chain_of, pickled_in, read_json, root_of, shapes_in
+from alignkit.training.weight_files import (
+    REWARD_FILE,
+    chain_of,
+    pickled_in,
+    read_json,
+    root_of,
+    scale_of,
+    shapes_in,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 OTHERS = re.compile(
@@ -143,6 +151,25 @@ def _stated(folder: Path) -> int | None:
     if isinstance(config.get("id2label"), dict) and not is_adapter(folder):
         return len(config["id2label"])
     return int(config["num_labels"]) if isinstance(config.get("num_labels"), int) and not is_adapter(folder) else None
+
+
+def places_of_score(reward: RewardModel, config: Any, labels: int) -> list[int]:
+    """Return the places of the logits that are the score: those of all heads of a reward model that has several, else
+    the one that `place_of` tells.
+
+    Raise what that raises, RecipeError where a head is named as if it were a class, and DataError where reward.json
+    tells of other heads than the weights have.
+    """
+    heads = len(scale_of(reward.path).heads)
+    if not heads:
+        return [place_of(reward, config, labels)]
+    if reward.label is not None:
+        problem = f"the reward model has {heads} heads, of which the mean is the score, and no classes"
+        raise RecipeError(problem, f"sources.{reward.name}.label", "leave label out")
+    if heads != labels:
+        problem = f"{REWARD_FILE} tells of {heads} heads, and the weights have {labels}"
+        raise DataError(problem, str(reward.path), "copy the folder again")
+    return list(range(heads))
 
 
 def place_of(reward: RewardModel, config: Any, labels: int) -> int:

@@ -42,7 +42,7 @@ from alignkit.training.packing import FAILURES, beneath, decoder_of, name_decode
 from alignkit.training.room import hold
 from alignkit.training.scorer import made_scorer, scorer_for, scorer_named_by
 from alignkit.training.tokenizers import _give_pad, _make_room, _tokenizer, open_tokenizer, pad_name, policy_tokenizer
-from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of
+from alignkit.training.weight_files import base_of, check_model_folder, normalisation_of, scale_of
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 ModelT = TypeVar("ModelT", bound=PreTrainedModel | PeftModel)
@@ -94,10 +94,12 @@ def load_reference(
     return model
 
 
-def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
-    """Open a policy's weights under a new head that gives one score, as `load_policy` opens the policy itself.
+def load_for_reward_training(
+    policy: Policy, lora: LoRA | None = None, precision: Precision = "auto", heads: int = 1
+) -> Loaded:
+    """Open a policy's weights under new heads that give one score each, as `load_policy` opens the policy itself.
 
-    The head begins as N(0, 1 / sqrt(d + 1)), d its inputs (Stiennon et al. 2020), and is trained and saved with an
+    A head begins as N(0, 1 / sqrt(d + 1)), d its inputs (Stiennon et al. 2020), and is trained and saved with an
     adapter, too. Pad differs from the end-of-sequence token: pooling looks for the last token that is not pad.
     """
     _refuse_training_of_quantised(policy, lora, trainable=True)
@@ -105,7 +107,7 @@ def load_for_reward_training(policy: Policy, lora: LoRA | None = None, precision
     def opened() -> Loaded:
         check_causal(open_config(policy.path), policy.path)
         dtype = _type_of_weights(policy.path, lora, precision)
-        model, base = _open(_scorer(policy), policy.path, Opening(dtype, policy.load, {"num_labels": 1}))
+        model, base = _open(_scorer(policy), policy.path, Opening(dtype, policy.load, {"num_labels": heads}))
         tokenizer = policy_tokenizer(policy)
         base = None if _make_room(model, tokenizer, policy) else base
         head = score_head(model)
@@ -165,8 +167,8 @@ def _give_bias(model: PreTrainedModel, folder: Path) -> None:
 def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precision: Precision = "auto") -> Loaded:
     """Open a critic: a reward model's weights, head included, or a policy's under a head of zeros.
 
-    A reward model's head is scaled and shifted so that it gives normalised scores from the start. Use `score_head`
-    and the backbone (`model.base_model`) to value every token.
+    A reward model's head is scaled and shifted so that it gives normalised scores from the start; of several heads it
+    is their mean. Use `score_head` and the backbone (`model.base_model`) to value every token.
     """
 
     def opened() -> Loaded:
@@ -180,7 +182,9 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
         head = score_head(model)
         bias = dict(head.named_parameters()).get("bias", head.weight.new_zeros(1)).detach()
         if isinstance(start, RewardModel):
-            mean, std = normalisation_of(start.path)
+            mean, std, heads = scale_of(start.path)
+            if heads:
+                bias = _as_one(model, head, bias)
             head.weight.data /= std
             head.bias = nn.Parameter((bias - mean) / std)
         else:
@@ -192,6 +196,13 @@ def load_critic(start: Policy | RewardModel, *, lora: LoRA | None = None, precis
     return _placed(model, precision), tokenizer
 
 
+def _as_one(model: PreTrainedModel, head: nn.Linear, bias: Tensor) -> Tensor:
+    """Make one head of several, which gives their mean, and return its bias."""
+    head.weight, head.out_features = nn.Parameter(head.weight.detach().mean(dim=0, keepdim=True)), 1
+    model.config.num_labels = 1
+    return bias.mean().view(1)
+
+
 def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
     """Return the linear layer that makes scores of hidden states; raises DataError where the model has none."""
     head = getattr(model, "score", None)
@@ -199,6 +210,12 @@ def score_head(model: PreTrainedModel | PeftModel) -> nn.Linear:
         where = str(model.config.name_or_path)
         raise DataError("the model has no score head on its last token", where, "use a decoder such as Llama or GPT-2")
     return head
+
+
+def heads_of(model: PreTrainedModel | PeftModel) -> int:
+    """Return how many scores a text classifier gives."""
+    config: Any = model.config
+    return int(config.num_labels)
 
 
 def _refuse_training_of_quantised(policy: Policy, lora: LoRA | None, trainable: bool) -> None:
@@ -244,16 +261,16 @@ def _open(kind: Any, folder: Path, how: Opening) -> tuple[PreTrainedModel, Path 
     worn_by = kind if scores else AutoModelForCausalLM
     base, _ = _open(worn_by, base_of(folder), Opening(torch.float32, None, head_options(folder) if scores else {}))
     model = merged(base, folder, len(_tokenizer(folder)))
-    model = model if worn_by is kind else _scorer_of(model)
+    model = model if worn_by is kind else _scorer_of(model, how.more.get("num_labels", 1))
     for weight in model.parameters():  # `model.to` would round the buffers, too, rotary frequencies among them
         weight.data = weight.data.to(how.dtype)
     model.train(False)
     return model, None
 
 
-def _scorer_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a text classifier with one score that has a language model's weights under its head."""
-    model.config.num_labels = 1
+def _scorer_of(model: PreTrainedModel, heads: int) -> PreTrainedModel:
+    """Return a text classifier with so many heads that has a language model's weights under them."""
+    model.config.num_labels = heads
     scorer: PreTrainedModel = made_scorer(model.config)
     decoder_of(scorer).load_state_dict(decoder_of(model).state_dict())
     return scorer.requires_grad_(True)

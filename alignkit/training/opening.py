@@ -1,6 +1,6 @@
 """Scores of answers: a text classifier's, trained here or anybody's, or those of a plugin's function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -8,14 +8,18 @@ from typing import Any
 from alignkit.contract.judges import RULE, JudgeClient, by_comparing, by_rating
 from alignkit.contract.kinds import FunctionReward, Judge, JudgeReward, Reward, RewardModel
 from alignkit.contract.one_each import one_number_each
-from alignkit.contract.reward_function import Answer, Score
+from alignkit.contract.reward_function import Answer, HeadedScore, Score
 from alignkit.contract.settings import Precision
 from alignkit.errors import JudgeError, RecipeError
 from alignkit.plugins import Plugins
 from alignkit.training.arithmetic import computing
 from alignkit.training.classifiers import Reader, Warn
-from alignkit.training.heads import place_of
+from alignkit.training.heads import places_of_score
 from alignkit.training.models import load_reward_model
+from alignkit.training.weight_files import ScoreScale, scale_of
+
+Logits = Callable[[Sequence[Answer]], list[list[float]]]
+"""Gives all logits of each answer."""
 
 
 def open_reward(
@@ -81,14 +85,24 @@ def _ratings(reward: JudgeReward, plugins: Plugins, cache: Path | None) -> Score
 
 
 def _classifier(reward: RewardModel, precision: Precision, warn: Warn | None) -> Score:
-    model, tokenizer, mean, std = load_reward_model(reward, precision=precision)
+    model, tokenizer, _, _ = load_reward_model(reward, precision=precision)
     config: Any = model.config
-    place = place_of(reward, config, int(config.num_labels))
-    reader = Reader(reward.name, model, tokenizer, place, warn)
+    places, reader = (
+        places_of_score(reward, config, int(config.num_labels)),
+        Reader(reward.name, model, tokenizer, warn),
+    )
 
-    def score(answers: Sequence[Answer]) -> list[float]:
+    def logits(answers: Sequence[Answer]) -> list[list[float]]:
         with computing(precision):
-            raw = reader.scores(answers)
-        return [(value - mean) / std for value in raw]
+            return reader.logits(answers)
 
-    return score
+    return normalised(logits, places, scale_of(reward.path))
+
+
+def normalised(logits: Logits, places: Sequence[int], scale: ScoreScale) -> Score:
+    """Return scores of the logits at these places, the heads of a reward model, or of the only one."""
+
+    def heads(answers: Sequence[Answer]) -> list[list[float]]:
+        return [scale.of_heads([row[place] for place in places]) for row in logits(answers)]
+
+    return HeadedScore(heads, len(places)) if len(places) > 1 else lambda answers: [one for (one,) in heads(answers)]

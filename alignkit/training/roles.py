@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.judges import JudgeClient
-from alignkit.contract.kinds import Judge, Policy, Prompts, Reward
+from alignkit.contract.kinds import Judge, Policy, Prompts, Reward, RewardModel
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
-from alignkit.errors import StageError
+from alignkit.errors import RecipeError, StageError
 from alignkit.training import encoding, held_out, judging, layouts
 from alignkit.training.configs import positions, taught_length
 from alignkit.training.encoding import Prompt
@@ -22,7 +22,7 @@ from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.mixed_rows import ReadRows, flat, held_out_rows, mixed, values_of
 from alignkit.training.models import load_policy
 from alignkit.training.rollouts import Rollout
-from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, score_rollout
+from alignkit.training.scoring import Bounded, Scored, Weighted, as_answers, members, score_rollout
 from alignkit.training.warning_signs import AnswerBounds, WarningSigns
 
 SettingsT = TypeVar("SettingsT", bound=SamplingSettings)
@@ -122,7 +122,10 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     replaced, taught = generation.unfinished == "replace", taught_length(models.policy)
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
     scores = {reward.name: stage.open_reward(reward) for reward in (*named, *roles.costs)}
-    rewards = [Weighted(reward.name, scores[reward.name], reward.weight) for reward in named]
+    rewards = [
+        Weighted(reward.name, scores[reward.name], reward.weight, isinstance(reward, RewardModel)) for reward in named
+    ]
+    check_members(settings, rewards)
     costs = [Bounded(cost.name, scores[cost.name], cost.constraint) for cost in roles.costs if cost.constraint]
     room = encoding.fitting_length(positions(models.policy), settings.max_length) - new
 
@@ -134,6 +137,15 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     encoding.report(stage, "prompts", lengths, settings.max_lost)
     aside, _ = encoding.prompts(flat(held_out_rows(roles.prompts, settings.measured)).rows, tokenizer, room)
     return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs, bool(judges), asking)
+
+
+def check_members(settings: SamplingSettings, rewards: Sequence[Weighted]) -> None:
+    """Refuse to combine the members of an ensemble otherwise than by their mean where there are fewer than two."""
+    count, combine = sum(reward.heads for reward in members(rewards)), settings.reward.combine
+    if combine != "mean" and count < 2:
+        known = "one head of one reward model" if count else "no reward model whose weight is above 0"
+        problem = f"reward.combine = {combine!r} does nothing: the stage learns from {known}"
+        raise RecipeError(problem, remedy="give the reward model heads = 3, name several, or leave combine out")
 
 
 def settled(settings: SettingsT, models: Models) -> SettingsT:

@@ -284,8 +284,12 @@ class Critic(nn.Module):
 
     def of_hidden(self, hidden: Tensor) -> Tensor:
         """Return the value of each of its last hidden states (..., d), in fp32 (...)."""
+        return self.heads_of_hidden(hidden).squeeze(-1)
+
+    def heads_of_hidden(self, hidden: Tensor) -> Tensor:
+        """Return what each head makes of each of its last hidden states (..., d), in fp32 (..., heads)."""
         values: Tensor = self._inner.score(hidden)
-        return values.squeeze(-1).float()
+        return values.float()
 
     @property
     def _inner(self) -> Any:

@@ -30,7 +30,7 @@ from alignkit.training.models import Opening, open_full
 from alignkit.training.packing import beneath
 from alignkit.training.scorer import scorer_named_by
 from alignkit.training.tokenizers import stop_tokens
-from alignkit.training.weight_files import REWARD_FILE, read_json
+from alignkit.training.weight_files import REWARD_FILE, ScoreScale, read_json
 
 
 def save_policy(
@@ -81,15 +81,15 @@ def save_reward(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    mean: float,
-    std: float,
+    scale: ScoreScale,
     *,
     stands: Path | None = None,
 ) -> None:
     """Save a reward model as `save_policy` does, with the mean and spread of its scores in `reward.json`."""
     without_patches(model)
     _save(model, tokenizer, folder, stands or folder)
-    (folder / REWARD_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", "utf-8")
+    facts = {"mean": scale.mean, "std": scale.std} | ({"heads": list(scale.heads)} if scale.heads else {})
+    (folder / REWARD_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
     _compare(model, tokenizer, scorer_named_by(model.config), folder)
 
 

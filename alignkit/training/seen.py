@@ -140,7 +140,7 @@ def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSett
         "eos_rate": finished.float().mean(),
         "length": mask.sum(dim=1).float().mean(),
         "val/length_corr": _correlation(scores, mask.sum(dim=1)),
-    } | {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
+    } | _by_reward(scored)
     if rollout.logprobs:
         sampler = padded_table(rollout.logprobs, mask)
         metrics["val/sampler_kl"] = losses.masked_mean((logprobs - sampler).square() / 2, mask)
@@ -152,8 +152,10 @@ def see(models: Models, rollout: Rollout, scored: Scored, settings: SamplingSett
 
 
 def shaped(rollout: Rollout, scored: Scored, settings: SamplingSettings) -> Tensor:
-    """Return scores (n,) clipped, and less the penalty of answers that were cut, or nearly so."""
+    """Return scores (n,) of members combined, clipped, and less the penalty of answers that were cut, or nearly so."""
     generation, scores = settings.generation, scored.total
+    if scored.ensemble:
+        scores = scores - scored.ensemble.doubt(settings.reward.combine, settings.reward.spread)
     if settings.reward.clip:
         scores = scores.clamp(-settings.reward.clip, settings.reward.clip)
     if generation.unfinished == "mask":
@@ -163,6 +165,19 @@ def shaped(rollout: Rollout, scored: Scored, settings: SamplingSettings) -> Tens
         return scores - generation.penalty * losses.overlong(scores.new_tensor(lengths), longest, generation.overlong)
     finished = torch.tensor(rollout.finished, device=scores.device)
     return losses.penalise_unfinished(scores, finished, generation.penalty, generation.unfinished)
+
+
+def _by_reward(scored: Scored) -> dict[str, Tensor]:
+    """Return the mean score by each reward, and where there are members by each of them, and how they differ."""
+    found = {f"scores/{name}": part.mean() for name, part in scored.parts.items()}
+    if scored.ensemble:
+        means = scored.ensemble.scores.mean(dim=0)
+        found |= {f"scores/{name}": mean for name, mean in zip(scored.ensemble.names, means, strict=True)}
+        found["objective/spread"] = scored.ensemble.spread().mean()
+    if scored.held_out:
+        held_out = torch.stack([scored.parts[name] for name in scored.held_out]).mean(dim=0)
+        found |= {"objective/held_out": held_out.mean(), "objective/held_out_std": held_out.std(unbiased=False)}
+    return found
 
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:

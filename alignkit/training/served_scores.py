@@ -22,10 +22,11 @@ from alignkit.training.adapters import MERGED
 from alignkit.training.arithmetic import arithmetic
 from alignkit.training.classifiers import Limit, Warn, as_read, shortened
 from alignkit.training.configs import open_config, positions_of
-from alignkit.training.heads import bias_of, head_of, labels_of, place_of
+from alignkit.training.heads import bias_of, head_of, labels_of, places_of_score
+from alignkit.training.opening import normalised
 from alignkit.training.scorer import has_score
 from alignkit.training.tokenizers import _tokenizer
-from alignkit.training.weight_files import normalisation_of
+from alignkit.training.weight_files import scale_of
 
 WHERE = "machines.toml, rewards"
 ADAPTER = "is an adapter", "train all its weights, or " + MERGED
@@ -47,19 +48,18 @@ class RewardServers:
         be served, StageError where no server holds it."""
         config, head = open_config(reward.path), head_of(reward.path)
         labels = labels_of(reward.path, head) or int(config.num_labels)
-        place = place_of(reward, config, labels)
+        places = places_of_score(reward, config, labels)
         check_served(reward)
-        tokenizer, (mean, std) = _tokenizer(reward.path), normalisation_of(reward.path)
+        tokenizer = _tokenizer(reward.path)
         limit = Limit(reward.name, positions_of(config), warn)
         engine = self._engine(reward)
 
-        def score(answers: Sequence[Answer]) -> list[float]:
+        def logits(answers: Sequence[Answer]) -> list[list[float]]:
             rows = [as_read(answer, tokenizer) for answer in answers]
             limit.tell([len(row) for row in rows], "beginning")
-            found = engine.classify([shortened(row, limit.tokens, tokenizer) for row in rows], labels)
-            return [(logits[place] - mean) / std for logits in found]
+            return engine.classify([shortened(row, limit.tokens, tokenizer) for row in rows], labels)
 
-        return score
+        return normalised(logits, places, scale_of(reward.path))
 
     def _engine(self, reward: RewardModel) -> EngineClient:
         server: Server | None = None

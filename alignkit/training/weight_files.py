@@ -1,10 +1,10 @@
 """What stands in a model's folder, and what is refused before anything of it is opened."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,8 @@ from alignkit.data.adapter_folder import ADAPTER, base_folder, is_adapter, named
 from alignkit.errors import DataError
 
 REWARD_FILE = "reward.json"
-"""Holds the mean and spread of a reward model's scores, beside its weights."""
+"""Holds the mean and spread of a reward model's scores beside its weights, and the means of its heads where it has
+several."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's tensors."""
 
@@ -116,9 +117,30 @@ def read_json(file: Path) -> dict[str, Any]:
     return read
 
 
-def normalisation_of(folder: Path) -> tuple[float, float]:
+class ScoreScale(NamedTuple):
+    """Where the scores of a reward model lie."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    heads: tuple[float, ...] = ()
+    """Of a model with several heads the mean of each; its score is the mean of theirs."""
+
+    def of_heads(self, logits: Sequence[float]) -> list[float]:
+        """Return the scores that a model's heads give, of which the mean is its score: each less its own mean, and
+        over the spread of the model's scores."""
+        means = self.heads or (self.mean,)
+        return [(value - mean) / self.std for value, mean in zip(logits, means, strict=True)]
+
+
+def scale_of(folder: Path) -> ScoreScale:
+    """Return where a reward model's scores lie; 0 and 1 where nobody measured them."""
     file = folder / REWARD_FILE
     if not file.is_file():
-        return 0.0, 1.0
+        return ScoreScale()
     facts = read_json(file)
-    return float(facts["mean"]), float(facts["std"])
+    return ScoreScale(float(facts["mean"]), float(facts["std"]), tuple(map(float, facts.get("heads", ()))))
+
+
+def normalisation_of(folder: Path) -> tuple[float, float]:
+    scale = scale_of(folder)
+    return scale.mean, scale.std

@@ -27,6 +27,7 @@ from alignkit.training.adapters import weights_with
 from alignkit.training.miniature import miniature
 from alignkit.training.models import adapted_model, load_for_reward_training, load_policy, load_reward_model, rows_of
 from alignkit.training.saving import save_policy, save_reward
+from alignkit.training.weight_files import ScoreScale
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -295,7 +296,7 @@ def test_an_adapter_of_another_task_is_refused(base: Callable[..., Path], tmp_pa
 
 def test_a_reward_adapter_says_by_its_weights_how_many_labels_it_has(base: Callable[..., Path], tmp_path: Path) -> None:
     model, tokenizer = load_for_reward_training(as_policy(base()), LoRA(rank=2))
-    save_reward(model, tokenizer, tmp_path / "reward", 0.0, 1.0)
+    save_reward(model, tokenizer, tmp_path / "reward", ScoreScale(0.0, 1.0))
     reward = RewardModel(name="rm", fingerprint="0", path=tmp_path / "reward")
 
     check_reward(reward)

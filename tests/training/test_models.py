@@ -33,7 +33,7 @@ from alignkit.training.models import load_critic, load_for_reward_training, load
 from alignkit.training.prepare import prepare
 from alignkit.training.saving import save_policy, save_reward, unpack
 from alignkit.training.tokenizers import PLAIN_TEMPLATE, stop_tokens
-from alignkit.training.weight_files import check_model_folder
+from alignkit.training.weight_files import ScoreScale, check_model_folder
 
 ROWS = torch.arange(3, 15)[None]
 
@@ -211,7 +211,7 @@ def test_a_save_that_would_reload_as_another_model_is_a_bug_that_shows(policy, t
 def test_a_reward_model_is_reloaded_with_its_head_and_normalisation(policy, adapter, tmp_path, lora):
     for number, start in enumerate((policy, adapter)):
         model, tokenizer = load_for_reward_training(start, lora)
-        save_reward(stirred(model), tokenizer, tmp_path / str(number), 0.5, 2.0)
+        save_reward(stirred(model), tokenizer, tmp_path / str(number), ScoreScale(0.5, 2.0))
         saved = RewardModel(name="reward", fingerprint="0", path=tmp_path / str(number))
 
         again, _, mean, std = load_reward_model(saved)
@@ -228,7 +228,7 @@ def test_a_new_head_is_small(policy):
 
 def test_a_critic_begins_with_the_rewards_normalised_scores(policy, tmp_path):
     model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "saved", 0.5, 2.0)
+    save_reward(model, tokenizer, tmp_path / "saved", ScoreScale(0.5, 2.0))
 
     critic, _ = load_critic(RewardModel(name="reward", fingerprint="0", path=tmp_path / "saved"))
 
@@ -254,7 +254,7 @@ def test_what_is_trained_is_single_precision_whatever_the_arithmetic(policy):
 def test_an_adapter_is_merged_and_kept_in_single_precision_whatever_the_arithmetic(adapter, tmp_path):
     model, tokenizer = load_for_reward_training(adapter, LoRA(rank=2), precision="bf16")
 
-    save_reward(stirred(model), tokenizer, tmp_path / "saved", 0.0, 1.0)
+    save_reward(stirred(model), tokenizer, tmp_path / "saved", ScoreScale(0.0, 1.0))
 
     assert {w.dtype for w in model.parameters()} == {torch.float32}
 
@@ -473,7 +473,7 @@ def test_models_with_learnt_positions_are_adapted_too(policy, tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
 
     model, tokenizer = load_for_reward_training(opened(tmp_path / "gpt2"), LoRA(rank=2))
-    save_reward(stirred(model), tokenizer, tmp_path / "saved", 0.0, 1.0)
+    save_reward(stirred(model), tokenizer, tmp_path / "saved", ScoreScale(0.0, 1.0))
 
     again, *_ = load_reward_model(RewardModel(name="reward", fingerprint="0", path=tmp_path / "saved"))
     same(logits(again), logits(model))
@@ -528,7 +528,7 @@ def test_a_class_that_the_classifier_lacks_is_refused(classifier):
 
 def test_scores_do_not_depend_on_what_they_are_batched_with(policy, tmp_path):
     model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "saved", 0.5, 2.0)
+    save_reward(model, tokenizer, tmp_path / "saved", ScoreScale(0.5, 2.0))
     score = open_reward(RewardModel(name="reward", fingerprint="0", path=tmp_path / "saved"))
     given = answers(" fine", " fine thanks for asking", " bad", "")
 
@@ -538,7 +538,7 @@ def test_scores_do_not_depend_on_what_they_are_batched_with(policy, tmp_path):
 def test_scores_are_normalised(policy, tmp_path):
     model, tokenizer = load_for_reward_training(policy)
     for name, facts in (("raw", (0.0, 1.0)), ("normal", (0.5, 2.0))):
-        save_reward(model, tokenizer, tmp_path / name, *facts)
+        save_reward(model, tokenizer, tmp_path / name, ScoreScale(*facts))
     raw, normal = (
         open_reward(RewardModel(name="reward", fingerprint="0", path=tmp_path / name))(answers(" fine", " bad"))
         for name in ("raw", "normal")

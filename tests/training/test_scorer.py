@@ -15,6 +15,7 @@ from alignkit.training.models import load_critic, load_for_reward_training, load
 from alignkit.training.packing import decoder_of
 from alignkit.training.saving import save_policy, save_reward
 from alignkit.training.scorer import scorer_for, scorer_named_by
+from alignkit.training.weight_files import ScoreScale
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
@@ -52,7 +53,7 @@ def test_a_reward_model_is_saved_and_opened_as_it_was(policy, tmp_path, lora) ->
     model, tokenizer = load_for_reward_training(policy, lora)
     expected = model(input_ids=IDS).logits
 
-    save_reward(model, tokenizer, tmp_path / "saved", 0.5, 2.0)
+    save_reward(model, tokenizer, tmp_path / "saved", ScoreScale(0.5, 2.0))
     again, _, mean, std = load_reward_model(RewardModel(name="r", fingerprint="0", path=tmp_path / "saved"))
 
     assert (mean, std, expected.shape) == (0.5, 2.0, (1, 1))
@@ -77,7 +78,7 @@ def test_its_body_is_the_policy_and_its_score_that_of_the_last_token(policy) -> 
 @torch.no_grad()
 def test_a_critic_begins_with_the_scores_of_the_reward_model(policy, tmp_path) -> None:
     model, tokenizer = load_for_reward_training(policy)
-    save_reward(model, tokenizer, tmp_path / "saved", 0.5, 2.0)
+    save_reward(model, tokenizer, tmp_path / "saved", ScoreScale(0.5, 2.0))
 
     critic, _ = load_critic(RewardModel(name="r", fingerprint="0", path=tmp_path / "saved"))
 
@@ -93,7 +94,7 @@ def test_a_decoder_that_no_cache_fits_is_saved_and_scores_all_the_same(policy, t
     scorer, _ = load_for_reward_training(policy)
 
     save_policy(model, tokenizer, tmp_path / "policy")
-    save_reward(scorer, tokenizer, tmp_path / "saved", 0.0, 1.0)
+    save_reward(scorer, tokenizer, tmp_path / "saved", ScoreScale(0.0, 1.0))
 
     assert score_tokens(scorer, IDS.tolist(), tokenizer) == pytest.approx(
         scorer(input_ids=IDS, use_cache=False).logits.flatten().tolist()

@@ -25,6 +25,7 @@ from alignkit.serve.serving import Serving
 from alignkit.training.models import load_for_reward_training
 from alignkit.training.saving import save_reward
 from alignkit.training.served_scores import RewardServers
+from alignkit.training.weight_files import ScoreScale
 
 READS = 64
 ANSWERS = [
@@ -48,7 +49,7 @@ def write_reward(tokenizer: Path, folder: Path, labels: int = 1) -> RewardModel:
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)
-    save_reward(model, read, folder, mean=0.3, std=0.7)
+    save_reward(model, read, folder, ScoreScale(0.3, 0.7))
     return RewardModel(name="taste", fingerprint="0", path=folder)
 
 
@@ -193,8 +194,8 @@ def test_what_a_server_would_read_otherwise_is_refused(
     policy: Policy, reward: RewardModel, tmp_path: Path, host: Host, opened: Callable[..., Score]
 ) -> None:
     model, tokenizer = load_for_reward_training(policy, LoRA())
-    save_reward(model, tokenizer, tmp_path / "adapter", 0.0, 1.0)
-    save_reward(load_for_reward_training(policy)[0], tokenizer, tmp_path / "renamed", 0.0, 1.0)
+    save_reward(model, tokenizer, tmp_path / "adapter", ScoreScale(0.0, 1.0))
+    save_reward(load_for_reward_training(policy)[0], tokenizer, tmp_path / "renamed", ScoreScale(0.0, 1.0))
     weights = load_file(tmp_path / "renamed" / "model.safetensors")
     weights["reward_head.weight"] = weights.pop("score.weight")
     save_file(weights, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})

@@ -118,7 +118,7 @@ def pair_loss(
 
 def two_sides(update: Update[SamplingSettings], start: float) -> TwoSides:
     """Let the policy answer once, and its mixture with the start once; score both answers to a prompt together."""
-    from alignkit.kit import Rollout, Scored
+    from alignkit.kit import Rollout
 
     own, other = update.sample(1), update.sample(1, start=start)
     both = Rollout(
@@ -129,5 +129,4 @@ def two_sides(update: Update[SamplingSettings], start: float) -> TwoSides:
         together=2,
     )
     scored = update.score(both)
-    parts = [{name: part[side::2] for name, part in scored.parts.items()} for side in range(2)]
-    return TwoSides((own, Scored(scored.total[::2], parts[0])), (other, Scored(scored.total[1::2], parts[1])))
+    return TwoSides((own, scored.every(2)), (other, scored.every(2, start=1)))

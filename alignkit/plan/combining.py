@@ -1,0 +1,55 @@
+"""Ensembles: whether what a stage combines of its learned rewards can have members, as far as a recipe tells."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from alignkit.contract.kinds import Judge, RewardModel
+from alignkit.contract.needs import PackedNeeds, TrainerNeeds
+from alignkit.contract.sampling_settings import SamplingSettings
+from alignkit.errors import RecipeError
+from alignkit.plan.plan import PlannedStage
+from alignkit.recipe.recipe import Recipe
+from alignkit.sources.source import RewardOptions, Source
+
+UNKNOWN = 2
+"""So many heads, at least, may a model have of which nobody says how many it has."""
+
+
+def idle_combinations(
+    recipe: Recipe, stages: Sequence[PlannedStage], sources: Mapping[str, Source]
+) -> list[RecipeError]:
+    """Return what is wrong with stages that combine the members of an ensemble where there cannot be two."""
+    made = {stage.name: stage for stage in stages}
+    return [error for stage in stages for error in _idle(recipe, stage, made, sources)]
+
+
+def _idle(
+    recipe: Recipe, stage: PlannedStage, made: Mapping[str, PlannedStage], sources: Mapping[str, Source]
+) -> Iterator[RecipeError]:
+    if not isinstance(stage.settings, SamplingSettings) or stage.settings.reward.combine == "mean":
+        return
+    where = recipe.where("stage", stage.name, stage.method.name, "reward", "combine")
+    told = f"stage {stage.name!r}: {stage.method.name}.reward.combine = {stage.settings.reward.combine!r} does nothing"
+    rewards = stage.inputs.get("rewards", ())
+    if any(name in sources and issubclass(sources[name].kind, Judge) for name in rewards):
+        yield RecipeError(f"{told}: judges say which answers are better", where, "leave it out")
+        return
+    heads = {name: most for name in rewards if (most := _heads(made.get(name), sources.get(name)))}
+    if not heads:
+        remedy = "name a reward model under inputs.rewards, or leave combine out"
+        yield RecipeError(f"{told}: no reward of the stage is a model whose weight is above 0", where, remedy)
+    elif sum(heads.values()) == 1:
+        (name,) = heads
+        remedy = f"set {name}'s reward.heads = 3, name several reward models, or leave combine out"
+        yield RecipeError(f"{told}: {name!r} has one head", where, remedy)
+
+
+def _heads(stage: PlannedStage | None, source: Source | None) -> int:
+    """Return how many members a reward has at most; 0 where it is no reward model, or has a weight that is not above
+    0."""
+    if source is not None:
+        weight = source.options.weight if isinstance(source.options, RewardOptions) else 0
+        return UNKNOWN if issubclass(source.kind, RewardModel) and weight > 0 else 0
+    if stage is None or not issubclass(stage.made, RewardModel):
+        return 0
+    needs = stage.needs
+    return needs.heads if isinstance(needs, PackedNeeds) else 1 if isinstance(needs, TrainerNeeds) else UNKNOWN
