@@ -1,6 +1,10 @@
-"""Figures of a comparison by name: `dpo/reward`, `dpo/rewards/gold`, `start/length`, `dpo/passes/pass@1`."""
+"""Figures of a comparison by name: `dpo/reward`, `dpo/rewards/gold`, `start/length`, `dpo/passes/pass@1`.
+
+`pairs-50-*/reward` is the mean over all variants whose names are so.
+"""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import get_args, get_origin, get_type_hints
 
@@ -32,10 +36,14 @@ Measured = tuple[float | None, Interval | None]
 def why_no_figure(planned: ComparisonPlan, figure: str) -> tuple[str, str] | None:
     """Return why a comparison has no figure of this name, and what to do; None where it has."""
     labels = [START, *(contender.variant.label for contender in planned.contenders)]
+    first = figure.partition("/")[0]
+    if (several := _alike(figure, labels)) and (why := why_no_figure(planned, several[0])):
+        return why
+    if several:
+        return None
     label, field = split_figure(figure, labels)
     stages = planned.plan.stages
     if not label:
-        first = figure.partition("/")[0]
         if first in [stage.name for stage in stages]:
             return why_unmade(planned.plan.recipe, figure, stages)
         return f"there is no variant {first!r}", near_miss(first, labels) or f"the variants are {', '.join(labels)}"
@@ -52,6 +60,13 @@ def why_no_figure(planned: ComparisonPlan, figure: str) -> tuple[str, str] | Non
     return f"a variant has no figure {field!r}", near_miss(field, known) or f"there are {', '.join(known)}"
 
 
+def _alike(figure: str, labels: Sequence[str]) -> list[str]:
+    """Return the same figure of each variant that a name with a star means; the start is none."""
+    pattern, _, field = figure.partition("/")
+    found = [label for label in labels if label != START and fnmatchcase(label, pattern)] if "*" in pattern else []
+    return [f"{label}/{field}" for label in found]
+
+
 def split_figure(figure: str, labels: Sequence[str]) -> tuple[str, str]:
     """Return the variant that a figure begins with, and the rest; none where it begins with none."""
     found = [label for label in labels if figure.startswith(f"{label}/")]
@@ -63,6 +78,9 @@ def measured_in(run: KeptRun, figure: str) -> Measured:
     """Return what a figure is in a kept run, or in the comparison that it was."""
     found = comparison_of(run.comparison) if run.comparison else None
     lines = {line.name: line for line in (found.start, *found.variants)} if found else {}
+    if several := _alike(figure, list(lines)):
+        values = [value for value, _ in (measured_in(run, one) for one in several)]
+        return None if None in values else fmean(value for value in values if value is not None), None
     label, field = split_figure(figure, list(lines))
     if found and label:
         return _of_line(found, lines[label], field, run)

@@ -1,6 +1,7 @@
 """`[compare]` and `[[expect]]` of a recipe: what a command leaves open, what is refused, figures of a comparison."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -154,6 +155,8 @@ at_most = 99
     [
         ("naer/reward", "there is no variant 'naer'; did you mean 'near'?"),
         ("near/rewrad", "a variant has no figure 'rewrad'; did you mean 'reward'?"),
+        ("n*/rewrad", "a variant has no figure 'rewrad'; did you mean 'reward'?"),
+        ("x*/reward", "there is no variant 'x*'; the variants are start, shift far=0.1, shift far=0.2, near, other, both"),
         ("measured/rewrad start", "evaluate reports no such result; did you mean 'reward start'?"),
     ],
 )
@@ -172,13 +175,17 @@ def test_the_comparison_of_a_recipe_is_checked(tiny_policy: Any, desk: Path) -> 
     shutil.rmtree("model")
     shutil.copytree(tiny_policy.path, "model")
     small = '[smoke]\nset.measured.evaluate.prompts = 8\nseeds = 1\nvariants = ["near"]\n'
-    recipe = EXPECTING + small + '[[smoke.expect]]\nfigure = "near/kl"\nat_most = 50\nat_least = -50\n'
+    mean = '[[expect]]\nfigure = "*/reward"\nat_least = -9\n'
+    recipe = EXPECTING + mean + small + '[[smoke.expect]]\nfigure = "near/kl"\nat_most = 50\nat_least = -50\n'
 
     done, again = command("reproduce", recipe=recipe), command("reproduce", "--smoke", "-q", recipe=recipe)
 
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[-1] == "reproduced: 2 figures where expected"
+    assert done.stdout.splitlines()[-1] == "reproduced: 3 figures where expected"
     assert again.exit_code == 0, again.output
+    whole = open_run("runs/small-compare")
+    rewards = [line["reward"] for line in whole.comparison["variants"]]
+    assert whole.expected["figures"][2]["measured"] == pytest.approx(fmean(rewards))
     kept = open_run("runs/small-smoke-compare")
     assert [line["name"] for line in kept.comparison["variants"]] == ["near"]
     assert [one["holds"] for one in kept.expected["figures"]] == [True]
