@@ -1,7 +1,7 @@
 """What a comparison found: a line for the start and for each variant, and which differences are more than noise."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from alignkit.compare.planning import ComparisonPlan, Contender
 from alignkit.errors import StageError
 from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds, wilson
+from alignkit.overoptimisation import Laws, fit_laws
 from alignkit.show.frontier import Ceiling, read_ceiling
 
 Row = Mapping[str, Any]
@@ -21,6 +22,15 @@ class Cost:
 
     seconds: float
     memory: int
+
+
+@dataclass(frozen=True)
+class WayPoint:
+    """A policy on the way to a variant's, averaged over its seeds."""
+
+    step: int
+    kl: float
+    reward: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,15 @@ class Line:
     """The share of what is attainable at its KL; None where that is not known."""
     above: tuple[str, ...] = ()
     """Its stages whose policies lie above what is attainable, which cannot be."""
+    way: tuple[WayPoint, ...] = ()
+    """The policies on the way, by step, where the stage keeps some."""
+    peak_reward: float | None = None
+    """Of the best policy on the way or at the end, averaged over the seeds."""
+    peak_kl: float | None = None
+    """Where that lay."""
+    laws: Mapping[str, float] = field(default_factory=dict)
+    """How reward falls with distance (`alignkit.overoptimisation`): coefficients of both forms, and what they explain,
+    as `rl/r2`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ def read_comparison(
 ) -> Comparison:
     """Make the comparison of what `evaluate` measured; `rows` are in the order in which its policies were wired."""
     wired = planned.plan.stage(planned.scores).inputs["policies"]
+    ways = {name: [row for row in rows if row.get("of") == name] for name in wired}
+    rows = [row for row in rows if "of" not in row]
     if len(rows) != len(wired):
         raise StageError(f"it measured {len(rows)} policies, not {len(wired)}", f"stage {planned.scores!r}")
     by_stage = dict(zip(wired, rows, strict=True))
@@ -123,6 +144,7 @@ def read_comparison(
             seconds=fmean(sum(costs[name].seconds for name in own.values()) for own in contender.own),
             memory=max(costs[name].memory for own in contender.own for name in own.values()),
             attained=_attained(share, spread_of_shares),
+            **_on_the_way(several, [ways[name] for name in contender.stages], start["reward"]),
             above=tuple(
                 name
                 for name, row in zip(contender.stages, several, strict=True)
@@ -171,6 +193,33 @@ def _line(
         frontier=on_frontier((kl, reward), points),
         **more,
     )
+
+
+def _on_the_way(last: Sequence[Row], ways: Sequence[Sequence[Row]], start: float) -> dict[str, Any]:
+    """Return what a variant's line tells of the policies on the way, by seed, to its last ones."""
+    if not all(ways):
+        return {}
+    best = [max([*way, row], key=lambda one: one["reward"]) for way, row in zip(ways, last, strict=True)]
+    peaks = {"peak_reward": fmean(row["reward"] for row in best), "peak_kl": _mean(best, "kl")}
+    if any(row["kl"] is None for way in ways for row in way):
+        return peaks
+    steps = [[row["step"] for row in way] for way in ways]
+    if all(one == steps[0] for one in steps):
+        points = [WayPoint(at[0]["step"], *_place(at)) for at in zip(*ways, strict=True)]
+    else:  # spaced by KL, each seed by its own
+        points = sorted((WayPoint(row["step"], *_place([row])) for way in ways for row in way), key=lambda one: one.kl)
+    ends = [(point.kl, point.reward) for point in points] + [_place(last)]
+    laws = fit_laws([kl for kl, _ in ends], [reward - start for _, reward in ends])
+    facts = _flat(laws) if laws else {}
+    return {**peaks, "way": tuple(points), "laws": facts}
+
+
+def _flat(laws: Laws) -> dict[str, float]:
+    return {f"{form}/{name}": value for form, law in laws._asdict().items() for name, value in law._asdict().items()}
+
+
+def _place(rows: Sequence[Row]) -> tuple[float, float]:
+    return fmean(row["kl"] for row in rows), fmean(row["reward"] for row in rows)
 
 
 def _scores(rows: Sequence[Row]) -> Scores:

@@ -46,7 +46,10 @@ def page_of(found: Comparison, metrics: Mapping[str, Sequence[Metrics]] = NOTHIN
 def frontier_of(found: Comparison) -> Picture:
     """Draw the start and each variant whose KL is known, under what is attainable where that was measured."""
     lines = [line for line in (found.start, *found.variants) if line.kl is not None]
-    points = [PolicyPoint(line.name, line.kl or 0.0, line.reward, line.interval) for line in lines]
+    points = [
+        PolicyPoint(line.name, line.kl or 0.0, line.reward, line.interval, tuple((p.kl, p.reward) for p in line.way))
+        for line in lines
+    ]
     return frontier_picture(points, decided_by(found), found.ceiling)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from alignkit.compare.measured import Comparison, Line
+from alignkit.compare.measured import Comparison, Line, WayPoint
 from alignkit.compare.planning import ComparisonPlan
 from alignkit.noise import Difference
 from alignkit.recipe.packaged import is_packaged
@@ -46,7 +46,18 @@ def cells_of(found: Comparison) -> list[tuple[str, ...]]:
     """Return the table as text, its head first: rewards, win rate over the start, KL, and what it cost."""
     beside = [name for name in found.start.rewards if len(found.deciding) > 1 or name not in found.deciding]
     attainable = ["of attainable"] if found.ceiling else []
-    head = ("variant", decided_by(found), *beside, "wins over start", "KL", *attainable, "length", "distinct-1/2")
+    peak = ["peak"] if any(line.way for line in found.variants) else []
+    head = (
+        "variant",
+        decided_by(found),
+        *beside,
+        "wins over start",
+        "KL",
+        *attainable,
+        *peak,
+        "length",
+        "distinct-1/2",
+    )
     rows = (_cells(found, line, beside) for line in (found.start, *found.variants))
     return [(*head, "frontier", "time", "memory"), *rows]
 
@@ -59,6 +70,7 @@ def _cells(found: Comparison, line: Line, beside: Sequence[str]) -> tuple[str, .
         _wins(line),
         "-" if line.kl is None else f"{round(line.kl, 2) + 0.0:.2f}",  # no -0.00
         *([_share(line)] if found.ceiling else ()),
+        *([_peak(line)] if any(one.way for one in found.variants) else ()),
         f"{line.length:.1f}",
         f"{line.distinct_1:.2f}/{line.distinct_2:.2f}",
         "yes" if line.frontier else "no",
@@ -79,6 +91,13 @@ def _share(line: Line) -> str:
     if line.attained is None:
         return "" if line.win_rate is None else "-"
     return f"{line.attained.value:.0%} ± {line.attained.half:.0%}"
+
+
+def _peak(line: Line) -> str:
+    """Return the highest reward on the way to a policy, and where that was."""
+    if line.peak_reward is None:
+        return ""
+    return f"{line.peak_reward:.3f}" if line.peak_kl is None else f"{line.peak_reward:.3f} at KL {line.peak_kl:.2f}"
 
 
 def best_of_cells(ceiling: Ceiling) -> list[tuple[str, ...]]:
@@ -206,6 +225,7 @@ def _line_of(facts: Mapping[str, Any]) -> Line:
     wins = facts["win_interval"]
     known = {**facts, "win_interval": wins and tuple(wins)}
     known |= {name: tuple(facts.get(name, ())) for name in ("stages", "by_seed", "above")}
+    known["way"] = tuple(WayPoint(**point) for point in facts.get("way", ()))
     return Line(**known | {name: _difference(facts.get(name)) for name in ("gain", "behind", "attained")})
 
 

@@ -64,6 +64,8 @@ class PolicyPoint:
     kl: float
     reward: float
     interval: float
+    way: tuple[tuple[float, float], ...] = ()
+    """KL and reward of policies on the way to it, where some were kept."""
 
 
 def frontier_picture(policies: Sequence[PolicyPoint], measure: str, ceiling: Ceiling | None) -> Picture:
@@ -82,7 +84,10 @@ def frontier_picture(policies: Sequence[PolicyPoint], measure: str, ceiling: Cei
 
 
 def _policy(point: PolicyPoint) -> Series:
-    return Series(point.name, [(point.kl, point.reward)], "dots", spread=[point.interval])
+    last = (point.kl, point.reward)
+    if point.way:
+        return Series(point.name, [*point.way, last], "steps", spread=[*(0.0 for _ in point.way), point.interval])
+    return Series(point.name, [last], "dots", spread=[point.interval])
 
 
 def _ceiling(ceiling: Ceiling) -> Iterator[Series]:
@@ -102,8 +107,13 @@ def frontier_of_stage(stage: KeptStage) -> Iterator[Picture]:
         return
     ceiling = read_ceiling(start["ceiling"])
     held = [(row, row["attained"]["kl"]) for row in rows if "attained" in row]
+    ways: dict[str, list[tuple[float, float]]] = {}
+    for row, kl in held:
+        ways.setdefault(row.get("of", ""), []).append((kl, row["reward"]))
     points = [
-        PolicyPoint(row["policy"], kl, row["reward"], row["reward_interval"]) for row, kl in [(start, 0.0), *held]
+        PolicyPoint(row["policy"], kl, row["reward"], row["reward_interval"], tuple(ways.get(row["policy"], ())))
+        for row, kl in [(start, 0.0), *held]
+        if "of" not in row
     ]
     yield frontier_picture(points, ceiling.measure, ceiling)
 

@@ -712,6 +712,36 @@ def test_shares_are_averaged_over_seeds_and_missing_where_one_is(desk: Path) -> 
     assert one[0].attained is None
 
 
+def on_the_way(of: str, step: int, reward: float, kl: float) -> dict[str, Any]:
+    return {**row(reward, 0.1, kl), "of": of, "step": step}
+
+
+def test_policies_on_the_way_are_a_line_with_a_peak(desk: Path) -> None:
+    made = planned("lift,shift", seeds=2)
+    first, second, *_ = made.plan.stage(made.scores).inputs["policies"][1:]
+    ways = [
+        [
+            on_the_way(name, step, reward + more, kl)
+            for step, reward, kl in ((2, 0.4, 1.0), (4, 0.9, 4.0), (6, 0.5, 8.0))
+        ]
+        for name, more in ((first, 0.0), (second, 0.1))
+    ]
+
+    found = measured(made, START, *ways[0], row(0.1, 0.1, 9.0), *ways[1], row(0.2, 0.1, 9.0), *[row(0.3, 0.1, 2.0)] * 2)
+
+    lift, shift = found.variants
+    assert [(point.step, point.kl, point.reward) for point in lift.way] == [
+        (2, 1.0, pytest.approx(0.45)), (4, 4.0, pytest.approx(0.95)), (6, 8.0, pytest.approx(0.55)),
+    ]  # fmt: skip
+    assert (lift.peak_reward, lift.peak_kl) == (pytest.approx(0.95), 4.0)
+    assert (shift.way, shift.peak_reward, shift.laws) == ((), None, {})
+    assert lift.laws["best_of_n/r2"] > 0.5
+    column = cells_of(found)[0].index("peak")
+    assert [cells[column] for cells in cells_of(found)] == ["peak", "", "0.950 at KL 4.00", ""]
+    assert comparison_of(json.loads(json.dumps(as_dict(found)))) == found
+    assert "attainable" not in page_of(found)
+
+
 def test_a_variant_above_the_ceiling_is_an_error_of_the_report(desk: Path) -> None:
     found = under_ceiling(planned("lift,shift"), above=True)
 

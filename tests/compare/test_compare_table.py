@@ -156,7 +156,10 @@ at_most = 99
         ("naer/reward", "there is no variant 'naer'; did you mean 'near'?"),
         ("near/rewrad", "a variant has no figure 'rewrad'; did you mean 'reward'?"),
         ("n*/rewrad", "a variant has no figure 'rewrad'; did you mean 'reward'?"),
-        ("x*/reward", "there is no variant 'x*'; the variants are start, shift far=0.1, shift far=0.2, near, other, both"),
+        (
+            "x*/reward",
+            "there is no variant 'x*'; the variants are start, shift far=0.1, shift far=0.2, near, other, both",
+        ),
         ("measured/rewrad start", "evaluate reports no such result; did you mean 'reward start'?"),
     ],
 )
