@@ -111,6 +111,8 @@ class EvaluationNeeds(Needs):
     """Each policy answers the same held-out prompts, and nothing is trained."""
 
     prompts: int
+    pool: int = 0
+    """Answers that one of them gives besides, for what is attainable."""
 
 
 def can_mix(needs: Needs | None) -> bool:

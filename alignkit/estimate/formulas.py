@@ -328,9 +328,10 @@ def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     }
     answer = min(facts.answer or new, new)
     tokens = rows * (facts.prompt + answer)
-    seconds = policies * job.sampling(rows, facts.prompt, new, answer)
+    times = policies + needs.pool / needs.prompts
+    seconds = times * job.sampling(rows, facts.prompt, new, answer)
     passes = max(1.0, tokens / packing.TOKENS_IN_A_PACK)
-    seconds += len(job.others) * policies * job.body(tokens, passes, learn=False)
+    seconds += len(job.others) * times * job.body(tokens, passes, learn=False)
     if policies > 1:  # all but the first are read by themselves and by the first, which is loaded again
         seconds += 2 * (policies - 1) * (job.body(tokens, passes, learn=False) + job.head(rows * answer, learn=False))
         seconds += policies * (OPEN + 4.0 * sizes.weights / DISK_SPEED)

@@ -66,8 +66,8 @@ class CeilingSettings(Settings):
     """Answers of the start to each prompt, 16 or more; the ceiling is known up to a KL of about log(samples) - 2: 64
     reach 2.2 nats, 256 reach 3.5. 0: no ceiling is measured."""
     prompts: PositiveInt | None = None
-    """So many of the prompts that are asked, evenly spaced; what a policy's own answers say is still of all. Unset:
-    all."""
+    """So many of the prompts that are asked at most, evenly spaced; what a policy's own answers say is still of all.
+    Unset: all."""
     start: str = ""
     """The policy, by name, that the others are held against; those before it are not held. Empty: the first."""
 
@@ -109,17 +109,12 @@ class EvaluateSettings(Settings):
     ceiling: CeilingSettings = CeilingSettings()
     """The best that can be had at each KL, and from the best of n."""
 
-    @model_validator(mode="after")
-    def _asked_prompts_are_enough(self) -> Self:
-        if self.ceiling.prompts and self.ceiling.prompts > self.prompts:
-            raise ValueError(f"ceiling.prompts = {self.ceiling.prompts} are more than the {self.prompts} asked")
-        return self
-
 
 def needs(settings: EvaluateSettings) -> EvaluationNeeds:
     """Return what answering the prompts takes."""
     return EvaluationNeeds(
         prompts=settings.prompts,
+        pool=settings.ceiling.samples * min(settings.ceiling.prompts or settings.prompts, settings.prompts),
         precision=settings.precision,
         max_length=settings.max_length,
         max_lost=settings.max_lost,

@@ -868,6 +868,16 @@ def test_an_evaluation_in_small_asks_as_many_prompts_as_a_few_seconds_allow(
     assert small.sources["prompts"].options.rows >= 2 * asked
 
 
+def test_what_is_attainable_takes_its_time_in_the_estimate(recipe: Callable[..., Path]) -> None:
+    sources = 'prompts = { prompts = "demos.jsonl", held_out = 0.5 }\ngold = { reward = "function:reviews-gold" }'
+    plain, with_pool = (
+        found_of(recipe(f"evaluate = {{ prompts = 8{more} }}", method="evaluate", sources=sources)).stages[0]["seconds"]
+        for more in ("", ", ceiling = { samples = 4096 }")
+    )
+
+    assert with_pool > 2 * plain
+
+
 def test_what_is_wrong_with_several_stages_is_told_once() -> None:
     said = [
         Problem("the tokenizer is gone", "stage 'one', FOLDER", "add it"),
