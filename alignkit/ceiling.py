@@ -147,16 +147,18 @@ def temperature_at(rewards: Table, kl: float) -> float:
 def ceiling_curve(rewards: Table) -> list[CurvePoint]:
     """Return the best reward at each KL, from the start itself to where so many answers are reliable.
 
-    It ends earlier where no further KL is of use: the best of the answers are then all that is chosen.
+    It is level from where no further KL is of use: the best of the answers are then all that is chosen.
     """
     points = [CurvePoint(0.0, float(rewards.mean()), math.inf)]
-    widest, narrowest = (temperature_at(rewards, kl) for kl in (LEAST_KL, reliable_kl(rewards.shape[1])))
+    most = reliable_kl(rewards.shape[1])
+    widest, narrowest = (temperature_at(rewards, kl) for kl in (LEAST_KL, most))
     for temperature in np.geomspace(widest, narrowest, POINTS).tolist():
         tilted = tilt(rewards, temperature)
         kl, reward = float(tilted.kl.mean()), float(tilted.reward.mean())
         if kl > points[-1].kl and reward >= points[-1].reward:
             points.append(CurvePoint(kl, reward, temperature))
-    return points
+    last = points[-1]
+    return points if last.kl > most - LEAST_KL else [*points, last._replace(kl=most)]
 
 
 def evenly(count: int, some: int) -> list[int]:

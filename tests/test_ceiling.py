@@ -89,15 +89,16 @@ def test_the_curve_rises_from_the_start_to_where_the_answers_are_reliable(pool: 
     assert all(one.kl < two.kl and one.reward <= two.reward for one, two in pairwise(curve))
 
 
-def test_where_no_answer_is_better_than_another_the_curve_is_its_start() -> None:
-    assert [point.kl for point in ceiling_curve(np.ones((4, 16)))] == [0.0]
+def test_where_no_answer_is_better_than_another_the_curve_is_level() -> None:
+    assert [point[:2] for point in ceiling_curve(np.ones((4, 16)))] == [(0.0, 1.0), (math.log(16) - 2, 1.0)]
 
 
-def test_of_right_and_wrong_answers_the_curve_ends_where_all_are_right() -> None:
-    curve = ceiling_curve(np.tile([0.0, 1.0], (64, 64)))
+def test_of_right_and_wrong_answers_the_curve_is_level_from_where_all_are_right() -> None:
+    *_, right, end = ceiling_curve(np.tile([0.0, 1.0], (64, 64)))
 
-    assert curve[-1].reward == pytest.approx(1, abs=0.01)
-    assert curve[-1].kl == pytest.approx(math.log(2), abs=0.05)
+    assert right.reward == end.reward == pytest.approx(1, abs=0.01)
+    assert right.kl == pytest.approx(math.log(2), abs=0.05)
+    assert end.kl == pytest.approx(math.log(128) - 2)
 
 
 def test_the_best_policy_has_all_that_is_attainable_and_is_not_above_it(pool: Table) -> None:
