@@ -38,6 +38,7 @@ def measure(seed: int, runs: Path) -> dict[str, float]:
         "gold, PPO above SFT": figures["scores", "reward align"] - figures["scores", "reward finetune"],
         "reward model's accuracy over the best possible": figures["reward", "accuracy"] / bayes_accuracy("held_out"),
         "KL of a PPO answer from SFT, in nats": figures["align", "kl"],
+        "share of what is attainable at that KL": figures["scores", "attained align from finetune"],
         "seconds for the whole run": time.perf_counter() - started,
     }
 
@@ -45,7 +46,7 @@ def measure(seed: int, runs: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="recipe seeds 1, 2, ... (default 3)")
-    parser.add_argument("--out", type=Path, default=HERE / "docs" / "results" / "demo.json")
+    parser.add_argument("--out", type=Path, default=HERE / "docs" / "figures" / "demo.json")
     words = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ RESULTS = (
     "kl {policies}",
     "length {policies}",
     "eos_rate {policies}",
-    "attained {policies}",
+    "attained {policies} from {policies}",
     "above ceiling {policies}",
     "peak reward {policies}",
     "peak kl {policies}",
@@ -480,9 +480,10 @@ def report(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
         for what in ("kl", "length", "eos_rate"):
             if what in row["each"]:
                 stage.measure(f"{what} {row['policy']}", first["each"].get(what), row["each"][what], better="")
+    start = next((row["policy"] for row in table if "ceiling" in row), "")
     for row in table:
         if "attained" in row:
-            report_attained(stage, row["policy"], row["attained"])
+            report_attained(stage, row["policy"], start, row["attained"])
     stage.rows(
         {f"{what} {row['policy']}": row["each"][what] for row in table for what in PICTURED if what in row["each"]}
     )
@@ -499,12 +500,12 @@ def report_ways(stage: Stage, table: Sequence[dict[str, Any]]) -> None:
                 stage.measure(f"peak kl {last['policy']}", None, best["each"]["kl"], better="")
 
 
-def report_attained(stage: Stage, policy: str, attained: Mapping[str, Any]) -> None:
-    """Report the share of what is attainable; warn of a policy that is better than any can be."""
+def report_attained(stage: Stage, policy: str, start: str, attained: Mapping[str, Any]) -> None:
+    """Report the share of what is attainable from the start; warn of a policy that is better than any can be."""
     rows = attained["prompts"]
     if attained["share"] is not None:
-        around = attained["interval"]
-        stage.result(f"attained {policy}", None, attained["share"], rows=rows, interval=around, better="higher")
+        name, around = f"attained {policy} from {start}", attained["interval"]
+        stage.result(name, None, attained["share"], rows=rows, interval=around, better="higher")
     if attained["above"]:
         excess, half = attained["excess"], 2 * attained["excess_error"]
         ends = (excess - half, excess + half)

@@ -96,11 +96,18 @@ def _lead(stage: MeasuredStage, result: Result) -> str:
     """Return the headline: the figure, and beside it what it cost in KL and length."""
     beside = dict(_beside(stage, result))
     facts = [f"KL {brief(beside['kl'].after)}"] if "kl" in beside else []
-    facts += [f"{beside['attained'].after:.0%} of what is attainable"] if "attained" in beside else []
+    facts += _attained(stage, result)
     told = sentence(stage, result).removesuffix(".")
     length = beside.get("length")
     lengths = f"; answers {brief(length.before)} -> {brief(length.after)} tokens" if length else ""
     return f"{', '.join([told, *facts])}{lengths}."
+
+
+def _attained(stage: MeasuredStage, reward: Result) -> list[str]:
+    """Return the share of what is attainable that the policy of this reward has, and from which start."""
+    head = f"attained {reward.name.removeprefix('reward ')} from "
+    shares = [one for one in stage.results if one.name.startswith(head) and one.after is not None]
+    return [f"{one.after:.0%} of what is attainable from {one.name.removeprefix(head)}" for one in shares]
 
 
 def _kept_bounds(stages: Sequence[MeasuredStage]) -> str:

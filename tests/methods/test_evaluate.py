@@ -282,9 +282,9 @@ def test_a_reward_that_does_not_decide_chooses_too_and_is_measured_by_the_one_th
 def test_a_policy_that_is_better_than_any_can_be_is_warned_of(stage) -> None:
     attained = {"share": 1.4, "interval": (1.2, 1.6), "excess": 0.3, "excess_error": 0.05, "prompts": 64, "above": True}
 
-    report_attained(stage, "other", attained)
+    report_attained(stage, "other", "base", attained)
 
-    assert stage.results == {"attained other": (None, 1.4, None), "above ceiling other": (None, 0.3, None)}
+    assert stage.results == {"attained other from base": (None, 1.4, None), "above ceiling other": (None, 0.3, None)}
     assert stage.warnings == [
         (
             "the reward of other is 0.300 ± 0.100 above the most that any policy can have at its KL",

@@ -205,7 +205,7 @@ def test_a_bound_holds_unless_the_whole_interval_lies_beyond_it(bounds, interval
     assert Result("s", "cost/harm", None, 1.5, interval=interval, bounds=bounds).holds is holds
 
 
-ATTAINED = Result("scores", "attained align", None, 0.75, None, 256, (0.69, 0.81), None, "higher")
+ATTAINED = Result("scores", "attained align from start", None, 0.75, None, 256, (0.69, 0.81), None, "higher")
 
 
 def test_the_share_of_what_is_attainable_stands_beside_the_figure() -> None:
@@ -213,9 +213,10 @@ def test_the_share_of_what_is_attainable_stands_beside_the_figure() -> None:
 
     found = verdict(Stage("scores", results, ASKED, "Scores"))
 
-    assert ", 256 prompts), 75% of what is attainable. No alarm." in found.lead
+    assert ", 256 prompts), 75% of what is attainable from start. No alarm." in found.lead
     assert (
-        found.stages["scores"][-1] == "Share of the attainable gain of align is 0.75 (95 % 0.69 to 0.81, 256 prompts)."
+        found.stages["scores"][-1]
+        == "Share of the attainable gain of align from start is 0.75 (95 % 0.69 to 0.81, 256 prompts)."
     )
 
 
