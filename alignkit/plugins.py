@@ -35,6 +35,7 @@ BUILT_IN = (
     "alignkit.methods.rloo",
     "alignkit.methods.best_of_n",
     "alignkit.methods.evaluate",
+    "alignkit.methods.pass_at_k",
     "alignkit.methods.rule_rewards",
     "alignkit.demo.gold",
 )

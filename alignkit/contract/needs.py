@@ -113,6 +113,8 @@ class EvaluationNeeds(Needs):
     prompts: int
     pool: int = 0
     """Answers that one of them gives besides, for what is attainable."""
+    answers: int = 1
+    """To each prompt; several are scored, but not read again."""
 
 
 def can_mix(needs: Needs | None) -> bool:

@@ -18,6 +18,7 @@ from alignkit.estimate.host import host_memory
 from alignkit.estimate.sizes import Sizes
 from alignkit.estimate.timing import Gauge
 from alignkit.training import output_layer, packing, room, trainers
+from alignkit.training.answer_pool import PART
 from alignkit.training.arithmetic import arithmetic, device
 from alignkit.training.lengths import UNSET_ANSWER
 from alignkit.training.optimisers import STATE_BYTES
@@ -314,15 +315,18 @@ def updates(needs: SamplingNeeds, job: Job) -> Need:
 def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     """`evaluate`: each policy answers the same prompts."""
     facts, sizes = job.facts, job.policy
-    rows, new = min(needs.prompts, facts.held_out), needs.new_tokens or UNSET_ANSWER
+    asked, new = min(needs.prompts, facts.held_out), needs.new_tokens or UNSET_ANSWER
+    rows = asked * needs.answers
+    together = min(rows, max(asked, PART))
     bytes_each = arithmetic(needs.precision).itemsize
     policies = job.policies
-    drawn = rows * sizes.vocabulary
-    answered = min(packing.TOKENS_IN_A_PACK, rows * new)
-    read = min(output_layer.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if policies > 1 else 0
+    drawn = together * sizes.vocabulary
+    answered = min(packing.TOKENS_IN_A_PACK, together * new)
+    compared = policies > 1 and needs.answers == 1
+    read = min(output_layer.LOGITS_IN_A_CHUNK, answered * sizes.vocabulary) if compared else 0
     parts = {
         "weights": float(bytes_each * sizes.weights + sum(one.bytes * one.sizes.weights for one in job.others)),
-        "cache": 4.0 * sizes.cache * rows * facts.longest * 1.5,
+        "cache": 4.0 * sizes.cache * together * facts.longest * 1.5,
         "logits": 4.0 * 3 * max(drawn, read),
         "other": float(OTHER),
     }
@@ -332,7 +336,7 @@ def evaluation(needs: EvaluationNeeds, job: Job) -> Need:
     seconds = times * job.sampling(rows, facts.prompt, new, answer)
     passes = max(1.0, tokens / packing.TOKENS_IN_A_PACK)
     seconds += len(job.others) * times * job.body(tokens, passes, learn=False)
-    if policies > 1:  # all but the first are read by themselves and by the first, which is loaded again
+    if compared:  # all but the first are read by themselves and by the first, which is loaded again
         seconds += 2 * (policies - 1) * (job.body(tokens, passes, learn=False) + job.head(rows * answer, learn=False))
         seconds += policies * (OPEN + 4.0 * sizes.weights / DISK_SPEED)
     return _need(job, parts, Times(0.0, seconds, 1), [])

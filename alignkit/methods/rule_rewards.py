@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
+from hashlib import sha256
 from importlib.util import find_spec
+from random import Random
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -269,7 +271,25 @@ def _as_math(parse: Any, text: str) -> Any:
     return found
 
 
+class RandomSettings(Settings):
+    """Settings of the reward `random`."""
+
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """How often an answer gets 1."""
+
+
+@reward("random", version="1")
+def by_chance(answers: Sequence[Answer], settings: RandomSettings) -> list[float]:
+    """Give 1 or 0 by chance, whatever the answer is: what is learnt from it was learnt from nothing (arXiv 2506.10947).
+
+    Chance is a hash of all answers together, so that the same run draws the same, and equal answers draw anew.
+    """
+    said = json.dumps([[answer.prompt, answer.text] for answer in answers])
+    luck = Random(sha256(said.encode()).digest())  # noqa: S311  # guards no secret
+    return [float(luck.random() < settings.share) for _ in answers]
+
+
 @hookimpl
 def alignkit_rewards() -> list[RewardFunction]:
     """Offer the rewards that are rules."""
-    return [length, overlong, pattern, form, parsed, exact_match, math_answer]
+    return [length, overlong, pattern, form, parsed, exact_match, math_answer, by_chance]

@@ -36,9 +36,11 @@ from alignkit.store.file_hashes import FileHashes
 Address = str | tuple[str, ...]
 """One address, or several of files."""
 
-BUILT_IN = {"policy": "tiny"} | dict.fromkeys(
-    ("text", "demonstrations", "preferences", "ratings", "prompts"), "reviews"
-)
+BUILT_IN = {
+    "policy": ("tiny",),
+    **dict.fromkeys(("text", "preferences", "ratings"), ("reviews",)),
+    **dict.fromkeys(("demonstrations", "prompts"), ("reviews", "sums")),
+}
 SCHEMES = ("builtin:", "hf:", "function:", "judge:")
 PEEK = 20
 """Rows that the planner reads of each file, to find a wrong column at once."""
@@ -137,13 +139,15 @@ class Resolver:
         return str(self.options.held_out) if own else None
 
     def _builtin(self, address: str, rest: str) -> Source:
-        if BUILT_IN.get(self.noun) != rest:
-            known = BUILT_IN.get(self.noun)
-            hint = f'the built-in {self.noun} is "builtin:{known}"' if known else f"no {self.noun} is built in"
+        known = BUILT_IN.get(self.noun, ())
+        if rest not in known:
+            listed = " or ".join(f'"builtin:{name}"' for name in known)
+            hint = f"the built-in {self.noun} is {listed}" if known else f"no {self.noun} is built in"
             raise self.entry.refusal(f"nothing built in is called {rest!r}", hint, self.word)
-        from alignkit.demo.reviews import VERSION
+        from alignkit.demo import reviews, sums
 
-        return self._made(address, "builtin", ["builtin", rest, VERSION, self._options()])
+        version = sums.VERSION if rest == "sums" else reviews.VERSION
+        return self._made(address, "builtin", ["builtin", rest, version, self._options()])
 
     def _hub(self, address: str, rest: str) -> Source:
         repository, _, revision = rest.partition("@")

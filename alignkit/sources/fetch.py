@@ -108,7 +108,7 @@ def _fetch(source: Source, runs: Path, offline: bool) -> Fetched:
         return Fetched(_from_hub(source, folder, offline))
     artifact = source.artifact(folder)
     if isinstance(artifact, Records):
-        rundir.prepare(folder, lambda staged: _write_reviews(source, staged))
+        rundir.prepare(folder, lambda staged: _write_built_in(source, staged))
         return Fetched(artifact)
     file = source.files[0] if source.how == "gguf" else None
     return Fetched(artifact, Preparation(file=file, folder=folder))
@@ -122,10 +122,13 @@ def _from_hub(source: Source, folder: Path, offline: bool) -> Artifact:
     return source.artifact(hub.snapshot(source, source.commit, offline))
 
 
-def _write_reviews(source: Source, folder: Path) -> None:
-    from alignkit.demo import reviews
+def _write_built_in(source: Source, folder: Path) -> None:
+    from alignkit.demo import reviews, sums
 
-    kind = cast("reviews.Kind", source.word)
     for side in SIDES:
+        if source.address == "builtin:sums":
+            made = sums.rows(cast("sums.Kind", source.word), side)
+        else:
+            made = reviews.rows(cast("reviews.Kind", source.word), side)
         with (folder / f"{source.word}-{side}.jsonl").open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reviews.rows(kind, side))
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)

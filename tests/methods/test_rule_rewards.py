@@ -308,3 +308,13 @@ def test_a_recipe_with_a_wrong_rule_is_refused_by_its_plan(
         make_plan(tmp_path / "mine.toml", runs=tmp_path / "runs")
 
     assert f"mine.toml:5: source 'rule': {message}" in map(str, refused.value.problems)
+
+
+def test_chance_does_not_look_at_the_answer_and_is_the_same_in_the_same_run() -> None:
+    offered = REWARDS["random"]
+    answers = [Answer("Why?", "so", True, {})] * 400
+
+    scores = offered(answers, offered.settings(share=0.25))
+
+    assert scores == offered(answers, offered.settings(share=0.25))
+    assert sum(scores) / 400 == pytest.approx(0.25, abs=0.07)
