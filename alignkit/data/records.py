@@ -65,6 +65,10 @@ class Part(BaseModel):
     """Take so many rows from the start."""
     part: tuple[int, int] | None = None
     """Of the rows that are learnt take this part of so many, told by their prompts."""
+    flip: float = 0.0
+    """Of the pairs that are learnt exchange the two answers of this share, told by the hashes of their texts."""
+    rated: tuple[float, float] | None = None
+    """Of rows with a rating take those from the one to the other."""
     keep: tuple[str, ...] = ()
     """Further columns that stay with the row."""
     held_out: float = 0.05
@@ -144,6 +148,8 @@ def placed_rows(
             own = form_of(values)
             if form is not None and own != form:
                 raise OtherFormError(own, place, part)
+            if part.rated and "rating" not in values:
+                raise DataError(f"{part.key('rated')} needs ratings, and the row has a label", place, "leave it out")
         except DataError as error:
             if bad is None and not part.skip:
                 raise
@@ -153,7 +159,19 @@ def placed_rows(
         first, form = shape, own
         if part.part and not is_held_out(values, part) and part_of(key_of(values), part.part[1]) != part.part[0]:
             continue
-        yield place, Record.at(place, values, skip=part.skip)
+        if part.rated and not part.rated[0] <= values["rating"] <= part.rated[1]:
+            continue
+        yield place, Record.at(place, _flipped(values, part), skip=part.skip)
+
+
+def _flipped(values: Row, part: Part) -> Row:
+    """Return a row as it is, or with the answers of its pair exchanged; a larger share has those of a smaller, too."""
+    if not part.flip or is_held_out(values, part):
+        return values
+    pair = json.dumps([values.get(name) for name in ("prompt", "chosen", "rejected")], default=str)
+    if not on_held_out_side(f"flip {pair}", part.flip):
+        return values
+    return {**values, "chosen": values["rejected"], "rejected": values["chosen"]}
 
 
 class Format(NamedTuple):

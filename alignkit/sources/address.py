@@ -118,8 +118,10 @@ class Resolver:
         if isinstance(self.options, PolicyOptions):
             del options["chat_template"]
             options |= {} if self._template is None else {"chat_template": self._template}
-        if isinstance(self.options, RecordOptions) and self.options.part is None:
-            del options["part"]  # as in versions that had none
+        if isinstance(self.options, RecordOptions):
+            for key in ("part", "flip", "rated"):
+                if not options[key]:
+                    del options[key]  # as in versions that had none
         if self._aside is not None:
             del options["held_out"]
         return options

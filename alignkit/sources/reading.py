@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.contract.judges import RULE
-from alignkit.contract.kinds import Artifact, Judge, Policy, Records
+from alignkit.contract.kinds import Artifact, Judge, Policy, Preferences, Ratings, Records
 from alignkit.contract.settings import Settings
 from alignkit.data.formats import SHAPES
 from alignkit.data.records import SLICE
@@ -146,6 +146,10 @@ def _check_rows(entry: Entry, kind: type[Artifact], options: RecordOptions) -> N
         raise entry.refusal(f"format: unknown format {options.format!r}", hint, "format")
     if options.format and options.columns:
         raise entry.refusal("format and columns cannot both say how rows are read", "leave one out", "format")
+    for option, given, own in (("flip", options.flip, Preferences), ("rated", options.rated, Ratings)):
+        if given and not issubclass(kind, own):
+            words = {Preferences: "preferences have two answers to exchange", Ratings: "ratings have a rating"}
+            raise entry.refusal(f"{option} does not fit {kind.__name__.lower()}", f"only {words[own]}", option)
     if not isinstance(options.held_out, str) and not 0 <= options.held_out < 1:
         raise entry.refusal("held_out must be a share from 0 to below 1", "0.05 is usual", "held_out")
 

@@ -28,6 +28,11 @@ class RecordOptions(Settings):
     """Take so many rows from the start."""
     part: tuple[PositiveInt, PositiveInt] | None = None
     """`[2, 3]`: of the rows that are learnt take the second of three parts, told by the hashes of their prompts."""
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Of the pairs that are learnt exchange the two answers of this share: wrong labels, to see what they cost. The
+    same pairs each time, and those of a smaller share among those of a larger one."""
+    rated: tuple[float, float] | None = None
+    """`[4, 5]`: of rows with a rating take those from the one to the other."""
     keep: tuple[str, ...] = ()
     """Further columns that stay with the row, for reward functions."""
     on_bad_rows: Literal["fail", "skip"] = "fail"
@@ -43,6 +48,13 @@ class RecordOptions(Settings):
         if part and part[0] > part[1]:
             raise ValueError(f"part {part[0]} of {part[1]} is none; write [1, {part[1]}] to [{part[1]}, {part[1]}]")
         return part
+
+    @field_validator("rated")
+    @classmethod
+    def _goes_up(cls, rated: tuple[float, float] | None) -> tuple[float, float] | None:
+        if rated and rated[0] > rated[1]:
+            raise ValueError(f"no rating is from {rated[0]:g} to {rated[1]:g}; write the lower one first")
+        return rated
 
 
 SHOWN = 5
@@ -224,6 +236,8 @@ class Source:
             split=options.split,
             rows=options.rows,
             part=options.part,
+            flip=options.flip,
+            rated=options.rated,
             keep=options.keep,
             skip=options.on_bad_rows == "skip",
             in_recipe=self.in_recipe,
