@@ -68,7 +68,7 @@ Combine = Literal["mean", "worst", "conservative"]
 class RewardShape(Settings):
     """What is done to scores before they are learnt from."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"combine", "spread"})
+    added: ClassVar[frozenset[str]] = frozenset({"combine", "spread", "held_out"})
 
     clip: NonNegativeFloat = 0.0
     """Scores beyond this, either way, are cut to it. 0: none are."""
@@ -79,6 +79,10 @@ class RewardShape(Settings):
     models' weights; other rewards are added."""
     spread: PositiveFloat = 1.0
     """With `conservative`: how many standard deviations over the members are taken off their mean."""
+    held_out: tuple[str, ...] = ()
+    """Rewards of the stage, by name, from which nothing is learnt, as though their weight were 0. A reward model among
+    them that learnt from other pairs, or began at another seed, is watched: where it falls while scores rise, that is
+    told."""
 
     @model_validator(mode="after")
     def _doubt_is_taken_off_where_it_counts(self) -> Self:

@@ -1,11 +1,11 @@
-"""Ensembles: whether what a stage combines of its learned rewards can have members, as far as a recipe tells."""
+"""What a stage says of its rewards: whether what it combines can have members, and what it holds out is there."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignkit.contract.kinds import Judge, RewardModel
 from alignkit.contract.needs import PackedNeeds, TrainerNeeds
 from alignkit.contract.sampling_settings import SamplingSettings
-from alignkit.errors import RecipeError
+from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.plan import PlannedStage
 from alignkit.recipe.recipe import Recipe
 from alignkit.sources.source import RewardOptions, Source
@@ -17,9 +17,24 @@ UNKNOWN = 2
 def idle_combinations(
     recipe: Recipe, stages: Sequence[PlannedStage], sources: Mapping[str, Source]
 ) -> list[RecipeError]:
-    """Return what is wrong with stages that combine the members of an ensemble where there cannot be two."""
+    """Return what is wrong with stages that combine the members of an ensemble where there cannot be two, or hold out
+    rewards that they do not have, or all that they have."""
     made = {stage.name: stage for stage in stages}
-    return [error for stage in stages for error in _idle(recipe, stage, made, sources)]
+    told = [error for stage in stages for error in _unknown(recipe, stage)]
+    return told or [error for stage in stages for error in _idle(recipe, stage, made, sources)]
+
+
+def _unknown(recipe: Recipe, stage: PlannedStage) -> Iterator[RecipeError]:
+    """Refuse names of held-out rewards that are none of the stage's, and that nothing is left to learn from."""
+    if not isinstance(stage.settings, SamplingSettings) or not (held_out := stage.settings.reward.held_out):
+        return
+    where = recipe.where("stage", stage.name, stage.method.name, "reward", "held_out")
+    told, rewards = f"stage {stage.name!r}: {stage.method.name}.reward.held_out", stage.inputs.get("rewards", ())
+    for name in (name for name in held_out if name not in rewards):
+        remedy = near_miss(name, rewards) or f"its rewards are {', '.join(rewards)}"
+        yield RecipeError(f"{told} names no reward of the stage: {name!r}", where, remedy)
+    if not set(rewards) - set(held_out):
+        yield RecipeError(f"{told} leaves nothing to learn from", where, "name further rewards under inputs.rewards")
 
 
 def _idle(
@@ -33,7 +48,8 @@ def _idle(
     if any(name in sources and issubclass(sources[name].kind, Judge) for name in rewards):
         yield RecipeError(f"{told}: judges say which answers are better", where, "leave it out")
         return
-    heads = {name: most for name in rewards if (most := _heads(made.get(name), sources.get(name)))}
+    counting = [name for name in rewards if name not in stage.settings.reward.held_out]
+    heads = {name: most for name in counting if (most := _heads(made.get(name), sources.get(name)))}
     if not heads:
         remedy = "name a reward model under inputs.rewards, or leave combine out"
         yield RecipeError(f"{told}: no reward of the stage is a model whose weight is above 0", where, remedy)

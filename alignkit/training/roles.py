@@ -123,7 +123,13 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     bounds = AnswerBounds(settings.batch, new, generation.penalty, replaced, taught)
     scores = {reward.name: stage.open_reward(reward) for reward in (*named, *roles.costs)}
     rewards = [
-        Weighted(reward.name, scores[reward.name], reward.weight, isinstance(reward, RewardModel)) for reward in named
+        Weighted(
+            reward.name,
+            scores[reward.name],
+            0.0 if reward.name in settings.reward.held_out else reward.weight,
+            isinstance(reward, RewardModel),
+        )
+        for reward in named
     ]
     check_members(settings, rewards)
     costs = [Bounded(cost.name, scores[cost.name], cost.constraint) for cost in roles.costs if cost.constraint]

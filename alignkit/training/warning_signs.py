@@ -23,6 +23,10 @@ ENDING = 0.1
 """Share of the answers that ended at the start, below which it says nothing that fewer do."""
 FLAT = 1e-6
 """The standard deviation of scores below which they are all the same."""
+DIFFERING = 1.5
+"""How many times as far as at the start the members of an ensemble may differ about an answer while scores rise."""
+FALLEN = 4.0
+"""By how many standard errors of a difference a held-out reward may fall from its best while scores rise."""
 WATCHED = (
     "objective/scores",
     "objective/scores_std",
@@ -34,6 +38,9 @@ WATCHED = (
     "val/length_corr",
     "val/groups_without_signal",
     "engine/clipped",
+    "objective/spread",
+    "objective/held_out",
+    "objective/held_out_std",
 )
 
 
@@ -86,6 +93,8 @@ class WarningSigns:
     told: list[str] = field(default_factory=list)
     flat: int = 0
     """Updates from the start in which all answers scored the same."""
+    best: list[float] = field(default_factory=list)
+    """What held-out rewards gave at their best, in the mean of some updates, and what was learnt from gave then."""
 
     def see(self, metrics: Mapping[str, float], limits: AnswerBounds) -> list[Sign]:
         """Take in the metrics of one update, and give the signs that are new."""
@@ -98,9 +107,26 @@ class WarningSigns:
         found = list(of_answers(_means(self.last), limits))
         if self.updates >= 2 * AVERAGED:
             found += signs(_means(self.first), _means(self.last), self.updates)
+        if self.updates >= AVERAGED and "objective/held_out" in seen:
+            found += self._of_held_out(_means(self.last), limits.answers)
         new = [sign for sign in found if sign.name not in self.told]
         self.told += [sign.name for sign in new]
         return new
+
+    def _of_held_out(self, now: Mapping[str, float], answers: int) -> Iterator[Sign]:
+        """Yield whether held-out rewards have fallen from their best, beyond what so many answers tell by chance, while
+        what is learnt from has risen."""
+        found, scores = now["objective/held_out"], now["objective/scores"]
+        if not self.best or found >= self.best[0]:
+            self.best = [found, scores]
+        error = self.first[0]["objective/held_out_std"] * (2 / (AVERAGED * answers)) ** 0.5
+        best, scores_then = self.best
+        if found < best - FALLEN * error and scores > scores_then:
+            problem = (
+                f"the held-out reward falls ({best:.3g} at its best, {found:.3g} now) while what is learnt from rises "
+                f"({scores_then:.3g} to {scores:.3g}), so that no longer tells which answers are good"
+            )
+            yield Sign("held out", problem, "stop earlier, raise kl.coef, or learn the reward from more pairs")
 
     def without_signal(self, limits: AnswerBounds) -> Sign:
         """Return why nothing was learnt: all answers of all updates have scored the same."""
@@ -138,6 +164,13 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
             f"{now['policy/entropy_avg']:.2f} nats a token"
         )
         yield Sign("entropy", problem, "raise kl.coef, lower learning_rate, or stop earlier")
+    risen, spread = now["objective/scores"] > was["objective/scores"], was.get("objective/spread", 0.0)
+    if risen and now.get("objective/spread", 0.0) > DIFFERING * spread > 0:
+        problem = (
+            f"the members of the reward ensemble differ about an answer by {now['objective/spread']:.3g}, and by "
+            f"{spread:.3g} at the start, while scores rise: their pairs say little of such answers"
+        )
+        yield Sign("spread", problem, 'set reward.combine = "conservative", raise kl.coef, or stop earlier')
     if updates >= PATIENCE and now.get("val/explained_var", 1.0) < 0.0:
         problem = f"the critic explains nothing of the returns (explained variance {now['val/explained_var']:.2f})"
         yield Sign("critic", problem, "raise critic.learning_rate, or let it learn first with critic.warmup")

@@ -62,10 +62,10 @@ def headed(policy, records, tmp_path):
 @pytest.mark.parametrize(("method", "kind"), [(ppo, PPOSettings), (rloo, RLOOSettings)], ids=["ppo", "rloo"])
 def test_what_is_learnt_from_lies_below_the_mean_by_the_doubt(method, kind, policy, headed, records, stage) -> None:
     grouped = {"answers": 4} if kind is RLOOSettings else {}
-    shape = {"combine": "conservative", "spread": 2.0}
+    shape = {"combine": "conservative", "spread": 2.0, "held_out": ["aside"]}
     settings = kind.model_validate(ONLINE | grouped | {"reward": shape} | {"generation": {
         "max_new_tokens": 6, "unfinished": "subtract", "penalty": 0}})  # fmt: skip
-    aside = headed.model_copy(update={"name": "aside", "weight": 0.0})
+    aside = headed.model_copy(update={"name": "aside"})
     asked = records(Prompts, [{"prompt": f"day {i}?"} for i in range(8)], [])
 
     method(settings, stage, policy=policy, rewards=(headed, aside), prompts=asked)

@@ -42,3 +42,25 @@ def test_at_its_default_nothing_of_it_changes_a_fingerprint(tmp_path) -> None:
 
     assert [stage.fingerprint for stage in said.stages] == [stage.fingerprint for stage in plain.stages]
     assert heads.stage("reward").fingerprint != plain.stage("reward").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [
+        (["glod"], "names no reward of the stage: 'glod'; did you mean 'gold'?"),
+        (["reward", "gold"], "leaves nothing to learn from; name further rewards under inputs.rewards"),
+    ],
+)
+def test_what_is_held_out_must_be_there_and_not_all(tmp_path, held_out, told) -> None:
+    said = {"align.inputs.rewards": ["reward", "gold"], "align.ppo.reward.held_out": held_out}
+
+    with pytest.raises(RecipeError) as caught:
+        make_plan("rlhf.toml", set=said, runs=tmp_path)
+
+    assert str(caught.value).endswith(f"stage 'align': ppo.reward.held_out {told}")
+
+
+def test_a_model_that_is_held_out_is_no_member(tmp_path) -> None:
+    said = {"align.inputs.rewards": ["reward", "gold"], "align.ppo.reward.held_out": ["reward"]}
+
+    assert "no reward of the stage is a model whose weight is above 0" in refusal(tmp_path, **said)

@@ -35,10 +35,11 @@ def test_a_healthy_run_shows_no_sign() -> None:
         ("critic", {"val/explained_var": -0.3}),
         ("groups", {"val/groups_without_signal": 0.95}),
         ("engine", {"engine/clipped": 0.2}),
+        ("spread", {"objective/spread": 0.4, "objective/scores": 0.3}),
     ],
 )
 def test_what_goes_wrong_is_told_once(sign, then) -> None:
-    always = {name: 0.0 for name in then if name not in HEALTHY}
+    always = {name: 0.2 * (name == "objective/spread") for name in then if name not in HEALTHY}
 
     assert told(*[HEALTHY | always] * 8, *[HEALTHY | then] * 10) == [sign]
 
@@ -49,6 +50,38 @@ def test_longer_answers_that_are_not_paid_for_are_no_sign() -> None:
 
 def test_a_young_critic_has_time() -> None:
     assert told(*[HEALTHY | {"val/explained_var": -0.3}] * 9) == []
+
+
+def held_out(scores: float, held_out: float) -> dict[str, float]:
+    aside = {"objective/held_out": held_out, "objective/held_out_std": 1.0}
+    return HEALTHY | aside | {"objective/scores": scores}
+
+
+def test_members_that_differ_more_while_scores_fall_are_no_sign() -> None:
+    assert told(*[HEALTHY | {"objective/spread": 0.2}] * 8, *[HEALTHY | {"objective/spread": 0.4}] * 10) == []
+
+
+@pytest.mark.parametrize(
+    ("then", "sign"),
+    [((0.3, 0.4), ["held out"]), ((0.3, 0.7), []), ((0.1, 0.4), [])],
+    ids=["falls", "falls no more than by chance", "falls with what is learnt from"],
+)
+def test_a_held_out_reward_that_falls_while_scores_rise_is_told_once(then, sign) -> None:
+    rising = [held_out(0.1, 0.1), held_out(0.2, 0.9)]
+
+    assert told(*[one for one in rising for _ in range(8)], *[held_out(*then)] * 10) == sign
+
+
+def test_what_held_out_rewards_gave_at_their_best_is_told() -> None:
+    watch = WarningSigns()
+    updates = [held_out(0.1, 0.1)] * 4 + [held_out(0.2, 0.9)] * 4 + [held_out(0.4, 0.0)] * 4
+    seen = [sign for figures in updates for sign in watch.see(figures, LIMITS)]
+
+    assert seen[0].problem == (
+        "the held-out reward falls (0.9 at its best, 0.45 now) while what is learnt from rises (0.2 to 0.3), so that "
+        "no longer tells which answers are good"
+    )
+    assert seen[0].remedy == "stop earlier, raise kl.coef, or learn the reward from more pairs"
 
 
 def test_a_sign_names_figures_and_a_remedy() -> None:
