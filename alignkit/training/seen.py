@@ -174,9 +174,9 @@ def _by_reward(scored: Scored) -> dict[str, Tensor]:
         means = scored.ensemble.scores.mean(dim=0)
         found |= {f"scores/{name}": mean for name, mean in zip(scored.ensemble.names, means, strict=True)}
         found["objective/spread"] = scored.ensemble.spread().mean()
-    if scored.held_out:
-        held_out = torch.stack([scored.parts[name] for name in scored.held_out]).mean(dim=0)
-        found |= {"objective/held_out": held_out.mean(), "objective/held_out_std": held_out.std(unbiased=False)}
+    for name in scored.held_out:
+        found |= {f"held_out/{name}": scored.parts[name].mean()}
+        found |= {f"held_out_std/{name}": scored.parts[name].std(unbiased=False)}
     return found
 
 

@@ -39,9 +39,9 @@ WATCHED = (
     "val/groups_without_signal",
     "engine/clipped",
     "objective/spread",
-    "objective/held_out",
-    "objective/held_out_std",
 )
+HELD_OUT, HELD_OUT_STD = "held_out/", "held_out_std/"
+"""What the names of metrics of held-out rewards begin with: the mean of each, and its standard deviation."""
 
 
 class Sign(NamedTuple):
@@ -93,12 +93,13 @@ class WarningSigns:
     told: list[str] = field(default_factory=list)
     flat: int = 0
     """Updates from the start in which all answers scored the same."""
-    best: list[float] = field(default_factory=list)
-    """What held-out rewards gave at their best, in the mean of some updates, and what was learnt from gave then."""
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The mean metrics of the updates in which each held-out reward was at its best."""
 
     def see(self, metrics: Mapping[str, float], limits: AnswerBounds) -> list[Sign]:
         """Take in the metrics of one update, and give the signs that are new."""
         seen = {name: metrics[name] for name in WATCHED if name in metrics}
+        seen |= {name: value for name, value in metrics.items() if name.startswith((HELD_OUT, HELD_OUT_STD))}
         if self.flat == self.updates and seen["objective/scores_std"] < FLAT:
             self.flat += 1
         self.updates += 1
@@ -107,26 +108,29 @@ class WarningSigns:
         found = list(of_answers(_means(self.last), limits))
         if self.updates >= 2 * AVERAGED:
             found += signs(_means(self.first), _means(self.last), self.updates)
-        if self.updates >= AVERAGED and "objective/held_out" in seen:
+        if self.updates >= AVERAGED:
             found += self._of_held_out(_means(self.last), limits.answers)
         new = [sign for sign in found if sign.name not in self.told]
         self.told += [sign.name for sign in new]
         return new
 
-    def _of_held_out(self, now: Mapping[str, float], answers: int) -> Iterator[Sign]:
-        """Yield whether held-out rewards have fallen from their best, beyond what so many answers tell by chance, while
-        what is learnt from has risen."""
-        found, scores = now["objective/held_out"], now["objective/scores"]
-        if not self.best or found >= self.best[0]:
-            self.best = [found, scores]
-        error = self.first[0]["objective/held_out_std"] * (2 / (AVERAGED * answers)) ** 0.5
-        best, scores_then = self.best
-        if found < best - FALLEN * error and scores > scores_then:
-            problem = (
-                f"the held-out reward falls ({best:.3g} at its best, {found:.3g} now) while what is learnt from rises "
-                f"({scores_then:.3g} to {scores:.3g}), so that no longer tells which answers are good"
-            )
-            yield Sign("held out", problem, "stop earlier, raise kl.coef, or learn the reward from more pairs")
+    def _of_held_out(self, now: dict[str, float], answers: int) -> Iterator[Sign]:
+        """Yield the held-out rewards that have fallen from their best, beyond what is chance among so many answers,
+        while what is learnt from has risen."""
+        for metric in (name for name in now if name.startswith(HELD_OUT)):
+            name = metric.removeprefix(HELD_OUT)
+            best = self.best.setdefault(name, now)
+            if now[metric] >= best[metric]:
+                best = self.best[name] = now
+            fall, scores, scores_then = best[metric] - now[metric], now["objective/scores"], best["objective/scores"]
+            variances = [means[f"{HELD_OUT_STD}{name}"] ** 2 for means in (best, now)]
+            if fall > FALLEN * (sum(variances) / (AVERAGED * answers)) ** 0.5 and scores > scores_then:
+                problem = (
+                    f"the held-out reward {name!r} falls ({best[metric]:.3g} at its best, {now[metric]:.3g} now) while "
+                    f"what is learnt from rises ({scores_then:.3g} to {scores:.3g}), so that no longer tells which "
+                    "answers are good"
+                )
+                yield Sign("held out", problem, "stop earlier, raise kl.coef, or learn the reward from more pairs")
 
     def without_signal(self, limits: AnswerBounds) -> Sign:
         """Return why nothing was learnt: all answers of all updates have scored the same."""

@@ -74,7 +74,7 @@ def test_what_is_learnt_from_lies_below_the_mean_by_the_doubt(method, kind, poli
         mean, spread = figures["scores/taste"], figures["objective/spread"]
         assert figures["objective/scores"] == pytest.approx(mean - 2 * spread, abs=1e-5)
         assert (figures["scores/taste/1"] + figures["scores/taste/2"]) / 2 == pytest.approx(mean, abs=1e-5)
-        assert figures["objective/held_out"] == figures["scores/aside"] == pytest.approx(mean, abs=1e-5)
+        assert figures["held_out/aside"] == figures["scores/aside"] == pytest.approx(mean, abs=1e-5)
         assert spread > 0
     assert len(logged(stage)) == 2
 

@@ -53,7 +53,7 @@ def test_a_young_critic_has_time() -> None:
 
 
 def held_out(scores: float, held_out: float) -> dict[str, float]:
-    aside = {"objective/held_out": held_out, "objective/held_out_std": 1.0}
+    aside = {"held_out/other": held_out, "held_out_std/other": 1.0}
     return HEALTHY | aside | {"objective/scores": scores}
 
 
@@ -78,8 +78,8 @@ def test_what_held_out_rewards_gave_at_their_best_is_told() -> None:
     seen = [sign for figures in updates for sign in watch.see(figures, LIMITS)]
 
     assert seen[0].problem == (
-        "the held-out reward falls (0.9 at its best, 0.45 now) while what is learnt from rises (0.2 to 0.3), so that "
-        "no longer tells which answers are good"
+        "the held-out reward 'other' falls (0.9 at its best, 0.45 now) while what is learnt from rises (0.2 to 0.3), "
+        "so that no longer tells which answers are good"
     )
     assert seen[0].remedy == "stop earlier, raise kl.coef, or learn the reward from more pairs"
 
