@@ -1,5 +1,6 @@
 """Several processes share a stage: each does its part, and together they make what one makes."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from alignkit.errors import RecipeError
 from alignkit.methods.evaluate import evaluate
 from alignkit.methods.grpo import grpo
 from alignkit.methods.ppo import ppo
+from alignkit.methods.reward import reward
 from alignkit.methods.rloo import rloo
 from alignkit.testing import RecordingStage, run_method, weights_of, write_inputs
 from alignkit.testing.examples import write_tied_policy
@@ -140,6 +142,22 @@ def test_policies_are_measured_by_all_processes(tmp_path: Path) -> None:
     assert {name: ours[name] for name in ("length", "distinct_1", "eos_rate")} == {
         name: theirs[name] for name in ("length", "distinct_1", "eos_rate")
     }
+
+
+@pytest.mark.slow
+def test_heads_are_taught_by_all_processes(tmp_path: Path) -> None:
+    settings, stage = ROWS | {"heads": 3}, RecordingStage(tmp_path / "alone")
+    inputs = write_inputs(reward, tmp_path / "inputs")
+    one = run_method(reward, settings, stage, **inputs)
+
+    alone = Alone(reward, settings, inputs, one, figures(stage.events))
+    check_shared(alone, 2, tmp_path / "shared", sharded=False)
+
+    ours, theirs = (
+        json.loads((folder / "reward.json").read_text())
+        for folder in (one.path, tmp_path / "shared" / "stage" / "artifact")
+    )
+    assert theirs["heads"] == pytest.approx(ours["heads"], abs=1e-5)
 
 
 def test_one_process_does_all_and_says_all() -> None:

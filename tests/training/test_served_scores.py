@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from alignkit.contract.kinds import Policy, RewardModel
-from alignkit.contract.reward_function import Answer, Score
+from alignkit.contract.reward_function import Answer, HeadedScore, Score
 from alignkit.contract.settings import LoRA
 from alignkit.errors import AlignkitError
 from alignkit.plugins import load_plugins
@@ -35,7 +35,7 @@ ANSWERS = [
 ]
 
 
-def write_reward(tokenizer: Path, folder: Path, labels: int = 1) -> RewardModel:
+def write_reward(tokenizer: Path, folder: Path, labels: int = 1, heads: tuple[float, ...] = ()) -> RewardModel:
     """Write a reward model of a size that vLLM computes on processors, wide enough to tell answers apart."""
     read = AutoTokenizer.from_pretrained(tokenizer)
     read.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
@@ -49,7 +49,7 @@ def write_reward(tokenizer: Path, folder: Path, labels: int = 1) -> RewardModel:
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)
-    save_reward(model, read, folder, ScoreScale(0.3, 0.7))
+    save_reward(model, read, folder, ScoreScale(0.3, 0.7, heads))
     return RewardModel(name="taste", fingerprint="0", path=folder)
 
 
@@ -90,6 +90,17 @@ def check_scores(reward: RewardModel, served: Score) -> None:
 
 def test_a_server_scores_as_this_process_does(reward: RewardModel, host: Host, opened: Callable[..., Score]) -> None:
     check_scores(reward, opened(reward, host.url))
+
+
+def test_a_server_scores_by_all_heads(model_folder: Path, tmp_path: Path, opened: Callable[..., Score]) -> None:
+    headed = write_reward(model_folder, tmp_path / "headed", labels=3, heads=(0.1, 0.3, 0.5))
+
+    with holding(headed, "taste") as host:
+        served, here = opened(headed, host.url), open_reward(headed)
+        check_scores(headed, served)
+        assert isinstance(served, HeadedScore)
+        assert isinstance(here, HeadedScore)
+        assert served.heads(ANSWERS)[0] == pytest.approx(here.heads(ANSWERS)[0], abs=1e-4)
 
 
 @pytest.mark.vllm
