@@ -29,6 +29,10 @@ class Ensemble(NamedTuple):
         """Return the standard deviation over the members of each answer's scores (n,)."""
         return spread_of(self.scores, self.weights)
 
+    def agreement(self) -> Tensor:
+        """Return the share of what tells the answers apart on which the members agree ()."""
+        return agreement_of(self.scores, self.weights)
+
     def doubt(self, combine: Combine, factor: float) -> Tensor:
         """Return what is taken off the weighted sum of the members for their doubt (n,); nothing where `mean`."""
         return doubts(self.scores, self.weights, combine, factor)
@@ -62,6 +66,19 @@ def spread_of(scores: Tensor, weights: Tensor) -> Tensor:
     shares = weights / weights.sum()
     mean = (scores * shares).sum(dim=1, keepdim=True)
     return ((scores - mean).square() * shares).sum(dim=1).sqrt()
+
+
+def agreement_of(scores: Tensor, weights: Tensor) -> Tensor:
+    """Return the share of the variance of members' scores (n, m) between answers that their mean has (); weights (m,).
+
+    Each member counts less its own mean over the answers: what one adds to all of them moves no advantage. 1: all
+    members tell the answers apart alike, or nothing tells them apart.
+    """
+    shares = weights / weights.sum()
+    apart = scores - scores.mean(dim=0)
+    common = ((apart @ shares).square()).mean()
+    whole = (apart.square() @ shares).mean()
+    return torch.where(whole > 0, common / whole.clamp(min=1e-12), 1.0)
 
 
 def joined(names: Sequence[Sequence[str]], scores: Sequence[Tensor], weights: Sequence[float]) -> Ensemble | None:

@@ -174,6 +174,7 @@ def _by_reward(scored: Scored) -> dict[str, Tensor]:
         means = scored.ensemble.scores.mean(dim=0)
         found |= {f"scores/{name}": mean for name, mean in zip(scored.ensemble.names, means, strict=True)}
         found["objective/spread"] = scored.ensemble.spread().mean()
+        found["objective/agreement"] = scored.ensemble.agreement()
     for name in scored.held_out:
         found |= {f"held_out/{name}": scored.parts[name].mean()}
         found |= {f"held_out_std/{name}": scored.parts[name].std(unbiased=False)}

@@ -25,7 +25,9 @@ FLAT = 1e-6
 """The standard deviation of scores below which they are all the same."""
 DIFFERING = 1.5
 """How many times as far as at the start the members of an ensemble may differ about an answer while scores rise."""
-FALLEN = 4.0
+AGREED = 0.8
+"""Share of what tells answers apart on which the members of an ensemble must agree while scores rise."""
+FALLEN = 5.0
 """By how many standard errors of a difference a held-out reward may fall from its best while scores rise."""
 WATCHED = (
     "objective/scores",
@@ -39,6 +41,7 @@ WATCHED = (
     "val/groups_without_signal",
     "engine/clipped",
     "objective/spread",
+    "objective/agreement",
 )
 HELD_OUT, HELD_OUT_STD = "held_out/", "held_out_std/"
 """What the names of metrics of held-out rewards begin with: the mean of each, and its standard deviation."""
@@ -168,13 +171,8 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
             f"{now['policy/entropy_avg']:.2f} nats a token"
         )
         yield Sign("entropy", problem, "raise kl.coef, lower learning_rate, or stop earlier")
-    risen, spread = now["objective/scores"] > was["objective/scores"], was.get("objective/spread", 0.0)
-    if risen and now.get("objective/spread", 0.0) > DIFFERING * spread > 0:
-        problem = (
-            f"the members of the reward ensemble differ about an answer by {now['objective/spread']:.3g}, and by "
-            f"{spread:.3g} at the start, while scores rise: their pairs say little of such answers"
-        )
-        yield Sign("spread", problem, 'set reward.combine = "conservative", raise kl.coef, or stop earlier')
+    if now["objective/scores"] > was["objective/scores"]:
+        yield from _of_ensemble(was, now)
     if updates >= PATIENCE and now.get("val/explained_var", 1.0) < 0.0:
         problem = f"the critic explains nothing of the returns (explained variance {now['val/explained_var']:.2f})"
         yield Sign("critic", problem, "raise critic.learning_rate, or let it learn first with critic.warmup")
@@ -187,6 +185,20 @@ def signs(was: Mapping[str, float], now: Mapping[str, float], updates: int) -> I
         share = now["val/groups_without_signal"]
         problem = f"in {share:.0%} of the prompts all answers score the same, and nothing is learnt from them"
         yield Sign("groups", problem, "choose other prompts, raise answers, or use a reward that tells more apart")
+
+
+def _of_ensemble(was: Mapping[str, float], now: Mapping[str, float]) -> Iterator[Sign]:
+    """Yield what the members of an ensemble say of scores that have risen."""
+    remedy = 'stop earlier, raise kl.coef, or set reward.combine = "conservative"'
+    if now.get("objective/spread", 0.0) > DIFFERING * was.get("objective/spread", 0.0):
+        then, spread = was["objective/spread"], now["objective/spread"]
+        problem = (
+            f"the members of the reward ensemble differ about an answer by {spread:.3g}, and by {then:.3g} at the "
+        )
+        yield Sign("spread", f"{problem}start, while scores rise: their pairs say little of such answers", remedy)
+    if (agreed := now.get("objective/agreement", 1.0)) < AGREED < was.get("objective/agreement", 0.0):
+        problem = f"the members of the reward ensemble agree on {agreed:.0%} of what tells answers apart, on "
+        yield Sign("agreement", f"{problem}{was['objective/agreement']:.0%} at the start: the rest is chance", remedy)
 
 
 def _means(updates: list[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from alignkit.contract.settings import LoRA
 from alignkit.errors import DataError, RecipeError
 from alignkit.training.models import load_critic, load_for_reward_training, load_policy, score_head
 from alignkit.training.pair_scores import taught_heads
-from alignkit.training.reward_ensemble import Ensemble, doubts, spread_of
+from alignkit.training.reward_ensemble import Ensemble, agreement_of, doubts, spread_of
 from alignkit.training.roles import check_members
 from alignkit.training.rollouts import Rollout
 from alignkit.training.saving import save_policy, save_reward
@@ -98,6 +98,15 @@ def test_doubt_is_taken_off_as_many_times_as_models_count() -> None:
     assert doubts(scores, 2 * weights, "conservative", 0.5).tolist() == [1.0, 0.0]  # 2 * 0.5 * 1
     with pytest.raises(ValueError, match=r"weights \(3,\) must be one for each column of scores \(2, 2\)"):
         spread_of(scores, torch.ones(3))
+
+
+def test_what_one_member_adds_to_all_answers_is_no_disagreement() -> None:
+    one, weights = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, 1.0])
+
+    assert float(agreement_of(torch.stack([one, one + 5], dim=1), weights)) == pytest.approx(1.0)
+    assert float(agreement_of(torch.stack([one, -one], dim=1), weights)) == pytest.approx(0.0)
+    assert float(agreement_of(torch.stack([one, 0 * one], dim=1), weights)) == pytest.approx(0.5)  # (1/2)^2 of 1/2
+    assert float(agreement_of(torch.ones(3, 2), weights)) == 1.0
 
 
 def headed(*rows: list[float]) -> HeadedScore:

@@ -36,10 +36,12 @@ def test_a_healthy_run_shows_no_sign() -> None:
         ("groups", {"val/groups_without_signal": 0.95}),
         ("engine", {"engine/clipped": 0.2}),
         ("spread", {"objective/spread": 0.4, "objective/scores": 0.3}),
+        ("agreement", {"objective/agreement": 0.7, "objective/scores": 0.3}),
     ],
 )
 def test_what_goes_wrong_is_told_once(sign, then) -> None:
-    always = {name: 0.2 * (name == "objective/spread") for name in then if name not in HEALTHY}
+    at_first = {"objective/spread": 0.2, "objective/agreement": 0.95}
+    always = {name: at_first.get(name, 0.0) for name in then if name not in HEALTHY}
 
     assert told(*[HEALTHY | always] * 8, *[HEALTHY | then] * 10) == [sign]
 
@@ -50,6 +52,20 @@ def test_longer_answers_that_are_not_paid_for_are_no_sign() -> None:
 
 def test_a_young_critic_has_time() -> None:
     assert told(*[HEALTHY | {"val/explained_var": -0.3}] * 9) == []
+
+
+def test_what_an_ensemble_says_is_told_with_its_figures() -> None:
+    watch, start = WarningSigns(), HEALTHY | {"objective/spread": 0.2, "objective/agreement": 0.95}
+    then = {"objective/spread": 0.4, "objective/agreement": 0.7, "objective/scores": 0.3}
+    seen = [sign for figures in [start] * 4 + [start | then] * 4 for sign in watch.see(figures, LIMITS)]
+
+    assert [sign.problem for sign in seen] == [
+        "the members of the reward ensemble differ about an answer by 0.35, by 0.2 at the start, while scores rise: "
+        "their pairs say little of such answers",
+        "the members of the reward ensemble agree on 76% of what tells answers apart, on 95% at the start: the rest is "
+        "chance",
+    ]
+    assert {sign.remedy for sign in seen} == {'stop earlier, raise kl.coef, or set reward.combine = "conservative"'}
 
 
 def held_out(scores: float, held_out: float) -> dict[str, float]:
