@@ -192,9 +192,7 @@ def _of_ensemble(was: Mapping[str, float], now: Mapping[str, float]) -> Iterator
     remedy = 'stop earlier, raise kl.coef, or set reward.combine = "conservative"'
     if now.get("objective/spread", 0.0) > DIFFERING * was.get("objective/spread", 0.0):
         then, spread = was["objective/spread"], now["objective/spread"]
-        problem = (
-            f"the members of the reward ensemble differ about an answer by {spread:.3g}, and by {then:.3g} at the "
-        )
+        problem = f"the members of the reward ensemble differ about an answer by {spread:.3g}, by {then:.3g} at the "
         yield Sign("spread", f"{problem}start, while scores rise: their pairs say little of such answers", remedy)
     if (agreed := now.get("objective/agreement", 1.0)) < AGREED < was.get("objective/agreement", 0.0):
         problem = f"the members of the reward ensemble agree on {agreed:.0%} of what tells answers apart, on "

@@ -60,9 +60,9 @@ def test_what_an_ensemble_says_is_told_with_its_figures() -> None:
     seen = [sign for figures in [start] * 4 + [start | then] * 4 for sign in watch.see(figures, LIMITS)]
 
     assert [sign.problem for sign in seen] == [
-        "the members of the reward ensemble differ about an answer by 0.35, by 0.2 at the start, while scores rise: "
+        "the members of the reward ensemble differ about an answer by 0.4, by 0.2 at the start, while scores rise: "
         "their pairs say little of such answers",
-        "the members of the reward ensemble agree on 76% of what tells answers apart, on 95% at the start: the rest is "
+        "the members of the reward ensemble agree on 70% of what tells answers apart, on 95% at the start: the rest is "
         "chance",
     ]
     assert {sign.remedy for sign in seen} == {'stop earlier, raise kl.coef, or set reward.combine = "conservative"'}
