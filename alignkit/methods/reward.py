@@ -53,6 +53,13 @@ PAPERS = (
         "pairs of one prompt are shuffled apart, not kept in one batch",
     ),
     Paper(
+        "reward-ensembles",
+        "Reward Model Ensembles Help Mitigate Overoptimization",
+        "arXiv 2310.02743",
+        {"heads": 5},
+        differs="heads on one body, each taught by a half of the pairs; the paper has models that differ by their seed",
+    ),
+    Paper(
         "centering",
         "Helping or Herding? Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking",
         "arXiv 2312.09244",
