@@ -164,11 +164,14 @@ class UpdateSettings(SnapshotSettings):
 class SamplingSettings(UpdateSettings):
     """Settings of every method that raises the scores of a policy's own answers."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"engine", "snapshots_by"})
+    added: ClassVar[frozenset[str]] = frozenset({"engine", "snapshots_by", "stop"})
 
-    snapshots_by: Literal["step", "kl"] = "step"
+    snapshots_by: Literal["step", "kl"] | None = None
     """How snapshots are spaced: by updates, or by the root of the KL from the start, whatever that comes to; of the
-    latter between half as many and as many are kept."""
+    latter between half as many and as many are kept. Unset: by KL where `stop` chooses one of them, else by updates."""
+    stop: Literal["warn", "auto"] = "warn"
+    """What is done once the reward is gamed, as what it gains for each nat of KL tells, and what rewards that are held
+    out gain: warn, or end the stage with the best of its snapshots."""
     kl: KL = KL()
     """The pull back to the starting policy."""
     generation: Generation = Generation()
@@ -184,12 +187,19 @@ class SamplingSettings(UpdateSettings):
     @property
     def needs_start(self) -> bool:
         """Whether the policy is compared with its start."""
-        return self.kl.coef > 0 or (self.snapshots > 0 and self.snapshots_by == "kl")
+        return self.kl.coef > 0 or self.stop == "auto" or (self.snapshots > 0 and self.snapshots_by == "kl")
+
+    @property
+    def spaced_by_kl(self) -> bool:
+        """Whether snapshots are spaced by KL."""
+        return (self.snapshots_by or ("kl" if self.stop == "auto" else "step")) == "kl"
 
     @model_validator(mode="after")
     def _spacing_is_of_something(self) -> Self:
-        if self.snapshots_by == "kl" and not self.snapshots:
-            raise ValueError('snapshots_by = "kl" spaces nothing; set snapshots to how many shall be kept')
+        if self.snapshots_by and not self.snapshots:
+            raise ValueError("snapshots_by spaces nothing; set snapshots to how many shall be kept")
+        if self.stop == "auto" and not self.snapshots:
+            raise ValueError('stop = "auto" keeps the best of the snapshots; set snapshots, 12 are usual')
         return self
 
 

@@ -35,14 +35,15 @@ class KLSpacing:
     reached: float = 0.0
     """The distance at which the last one was kept."""
 
-    def keeps(self, step: int, kl: float) -> bool:
-        """Return whether the policy after this update is kept; then `kept` says which others still are."""
+    def keeps(self, step: int, kl: float, best: int | None = None) -> bool:
+        """Return whether the policy after this update is kept; then `kept` says which others still are, `best` among
+        them."""
         distance = sqrt(max(kl, 0.0))
         if distance < self.reached + self.gap:
             return False
-        self.kept.append(step)
         self.reached = distance
+        self.kept.append(step)
         if len(self.kept) > self.count:
-            self.kept = self.kept[1::2]
+            self.kept = [one for place, one in enumerate(self.kept) if place % 2 or one == best]
             self.gap *= 2
         return step in self.kept

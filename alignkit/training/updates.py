@@ -22,12 +22,12 @@ from alignkit.training.answering import Answering, Asked, Own, answering_of
 from alignkit.training.layouts import Around, Models, ValueHead
 from alignkit.training.mixed_rows import in_order_of, order_of
 from alignkit.training.multipliers import Multiplier, ascend, charged
+from alignkit.training.on_the_way import OnTheWay
 from alignkit.training.roles import Opened, Roles, SettingsC, SettingsT, longest_answer, open_roles
 from alignkit.training.rollouts import Rollout, Tokens, generator_for
 from alignkit.training.row_order import in_turn
 from alignkit.training.scoring import Scored
 from alignkit.training.seen import Seen, see, shaped
-from alignkit.training.snapshots import KLSpacing, is_due
 from alignkit.training.step import (
     CommitTimer,
     Learner,
@@ -75,13 +75,13 @@ class State:
     learners: dict[str, Learner]
     """What learns, by name: `policy`, and `critic` where there is one."""
     kl_coef: float
+    way: OnTheWay
+    """Policies on the way, and whether the stage ends with one of them."""
     done: int = 0
     """Updates that were taken."""
     watch: WarningSigns = field(default_factory=WarningSigns)
     multipliers: dict[str, Multiplier] = field(default_factory=dict)
     """What a unit of each cost takes off the reward, where costs are bounded."""
-    spacing: KLSpacing | None = None
-    """Of snapshots, where they are spaced by KL."""
     ahead: Ahead | None = None
     """What is answered while an update is learnt."""
 
@@ -100,8 +100,7 @@ def start(models: Models, settings: SamplingSettings, critic_rate: float | None 
     if models.critic is not None:
         usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else CRITIC_RATE
         learners["critic"] = make_learner(models.critic.eval(), critic_rate or usual, settings.optimisation, ADAM_EPS)
-    spacing = KLSpacing(settings.snapshots) if settings.snapshots_by == "kl" else None
-    return State(learners, settings.kl.coef, spacing=spacing)
+    return State(learners, settings.kl.coef, OnTheWay.of(settings))
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,14 @@ class Loop(Generic[SettingsC]):
     def updates(self) -> "Iterator[Update[SettingsC]]":
         """Yield the updates that are left, with learning rates set. Raise PluginError where one is not ended."""
         try:
-            for number in range(self.state.done, self.settings.updates):
+            for number in range(self.state.done, 0 if self.state.way.ends else self.settings.updates):
                 for learner in self.state.learners.values():
                     set_learning_rate(learner, number, self.settings.updates)
                 yield Update(self, number)
                 if self.state.done == number:
                     raise PluginError("an update was not ended", remedy="call update.done(metrics) before the next one")
+                if self.state.way.ends:
+                    break
         finally:
             if self.answering:
                 self.answering.close()
@@ -308,7 +309,12 @@ def open_loop(
         return found and held_out.as_plain(found)
 
     loop, before = begin_loop(opened, stage, at_start, opened.heed, critic_rate)
-    return loop, lambda: opened.finish(stage, loop.state.watch, held_out.from_plain(before) if before else None)
+
+    def finish() -> Policy:
+        loop.state.way.go_back(stage, loop.state.actor, loop.state.done)
+        return opened.finish(stage, loop.state.watch, held_out.from_plain(before) if before else None)
+
+    return loop, finish
 
 
 def begin_loop(
@@ -333,7 +339,7 @@ def begin_loop(
         stage.log(done, settings.updates, metrics)
         if heed is not None:
             heed(stage, state.watch, done, metrics)
-        keep_snapshot(stage, opened, state, metrics)
+        state.way.taken(stage, state.actor, done, metrics)
         commit_or_leave(stage, done, partial(save, state, before), timer)
 
     def keep() -> None:
@@ -358,19 +364,6 @@ def begin_loop(
     return loop, before
 
 
-def keep_snapshot(stage: Stage, opened: Opened[SamplingSettings], state: State, metrics: Mapping[str, float]) -> None:
-    """Keep the policy after an update, if it is one of those that are kept on the way."""
-    settings, spacing, done = opened.settings, state.spacing, state.done
-    if spacing is None:
-        if is_due(done, settings.updates, settings.snapshots):
-            stage.save_snapshot(done, opened.models.policy)
-    elif "objective/kl" not in metrics:
-        remedy = 'set snapshots_by = "step", or give it a start to be compared with'
-        raise StageError("the KL from the start is not measured, so snapshots cannot be spaced by it", remedy=remedy)
-    elif done < settings.updates and spacing.keeps(done, metrics["objective/kl"]):
-        stage.save_snapshot(done, opened.models.policy, spacing.kept)
-
-
 def prompts_of_update(settings: SamplingSettings, prompts: int | Sequence[object], number: int, seed: int) -> list[int]:
     """Return which of these prompts, or of so many, are asked in an update."""
     asked = settings.batch // settings.answers
@@ -381,9 +374,8 @@ def prompts_of_update(settings: SamplingSettings, prompts: int | Sequence[object
 def save(state: State, before: object, folder: Path) -> None:
     """Write a checkpoint: all that the updates to come and the last measurement need."""
     facts = {"done": state.done, "kl_coef": state.kl_coef, "watch": asdict(state.watch), "before": before}
+    facts["way"] = state.way.facts()
     facts["multipliers"] = {name: [one.value, one.followed, one.scale] for name, one in state.multipliers.items()}
-    if state.spacing:
-        facts["spacing"] = asdict(state.spacing)
     if state.ahead:
         facts["ahead"] = [state.ahead.number, state.ahead.answers, asdict(state.ahead.wait())]
     save_learners(folder, state.learners, facts)
@@ -394,10 +386,9 @@ def load(state: State, folder: Path) -> Any:
     facts = load_learners(folder, state.learners)
     state.done, state.kl_coef = facts["done"], facts["kl_coef"]
     state.watch = WarningSigns(**facts["watch"])
+    state.way.restore(facts["way"])
     for name, numbers in facts["multipliers"].items():
         state.multipliers[name] = Multiplier(state.multipliers[name].constraint, *numbers)
-    if spacing := facts.get("spacing"):
-        state.spacing = KLSpacing(**spacing)
     if ahead := facts.get("ahead"):
         number, answers, begun = ahead
         rollout = Rollout(**begun)

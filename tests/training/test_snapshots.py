@@ -15,7 +15,10 @@ from alignkit.store.durable import hash_file
 from alignkit.testing import Left, RecordingStage, run_method, same_weights, write_inputs
 from alignkit.training.snapshots import KLSpacing, is_due
 
-UPDATES = {"updates": 4, "batch": 8, "minibatches": 1, "epochs": 1, "learning_rate": 1e-2, "precision": "fp32"}
+UPDATES = {
+    "updates": 4, "batch": 8, "minibatches": 1, "epochs": 1, "learning_rate": 1e-2, "precision": "fp32",
+    "generation": {"max_new_tokens": 6, "unfinished": "subtract", "penalty": 0.0}, "measured": 4, "samples": 0,
+}  # fmt: skip
 ROWS = {"learning_rate": 1e-2, "batch": 8, "precision": "fp32"}
 LORA = {"rank": 2, "alpha": 4.0}
 

@@ -97,6 +97,8 @@ class TRLGRPOSettings(PassedOn, SamplingSettings):
             raise ValueError("TRL's trainer knows kl.coef alone; leave the rest of kl, or take the method grpo")
         if self.snapshots_by == "kl":
             raise ValueError("TRL's trainer spaces snapshots by steps alone; leave snapshots_by out, or take grpo")
+        if self.stop == "auto":
+            raise ValueError("TRL's trainer cannot be ended early; leave stop out, or take grpo")
         if "loss_type" in self.config and self.average != "token":
             raise ValueError("average and config.loss_type say the same; set one of them")
         return self
