@@ -82,21 +82,30 @@ def test_a_package_index_gets_a_readme_whose_links_are_absolute(monkeypatch: pyt
 
 def test_the_console_is_drawn_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from pictures import WIDTH, draw_console
+    from pictures import COLUMNS, draw_console
 
     texts = "".join(ElementTree.fromstring(draw_console(f"[1 of 5] pretrain\n{'x' * 200}")).itertext())
 
     assert "[1\xa0of\xa05]\xa0pretrain" in texts
-    assert "x" * (WIDTH - 1) in texts
-    assert "x" * WIDTH not in texts
+    assert "x" * (COLUMNS - 1) in texts
+    assert "x" * COLUMNS not in texts
+
+
+def test_the_frontier_is_drawn_with_the_names_of_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from pictures import COMPARISON, draw_frontier
+
+    texts = {element.text for element in ElementTree.fromstring(draw_frontier(COMPARISON)).iter() if element.text}
+
+    assert {"attainable", "best of n by gold", "best of n by reward", "start", "ppo", "dpo", "grpo"} <= texts
 
 
 def test_pictures_are_small_and_the_drawn_ones_stand_alone() -> None:
     pictures = sorted((ROOT / "docs" / "pictures").iterdir())
 
-    assert [picture.name for picture in pictures] == ["chain.svg", "console.svg", "report.png"]
+    assert [picture.name for picture in pictures] == ["chain.svg", "console.svg", "frontier.svg", "report.png"]
     assert [picture.name for picture in pictures if picture.stat().st_size > 300_000] == []
-    for picture in pictures[:2]:
+    for picture in pictures[:3]:
         assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 

@@ -132,13 +132,14 @@ def test_each_row_is_learnt_by_one_of_the_processes(tmp_path: Path) -> None:
 
 def test_policies_are_measured_by_all_processes(tmp_path: Path) -> None:
     inputs, alone = write_inputs(evaluate, tmp_path / "inputs"), RecordingStage(tmp_path / "alone")
-    settings = {"prompts": 7, "max_new_tokens": 6, "precision": "fp32"}
+    settings = {"prompts": 7, "max_new_tokens": 6, "precision": "fp32", "ceiling": {"samples": 16}}
     one = run_method(evaluate, settings, alone, **inputs)
 
     made, _ = run_in_processes(evaluate, settings, tmp_path / "shared", inputs)
 
     (ours,), (theirs,) = made.rows(), one.rows()  # type: ignore[attr-defined]
     assert ours.pop("each")["reward"] == pytest.approx(theirs.pop("each")["reward"], abs=1e-5)
+    assert ours["ceiling"]["reward"] == pytest.approx(theirs["ceiling"]["reward"], abs=1e-5)
     assert {name: ours[name] for name in ("length", "distinct_1", "eos_rate")} == {
         name: theirs[name] for name in ("length", "distinct_1", "eos_rate")
     }
