@@ -3,9 +3,11 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
+from alignkit_dpo import preference_losses
 from click.testing import CliRunner, Result
 
 from alignkit.cli import main
@@ -32,33 +34,46 @@ def test_a_paper_is_planned_with_what_it_expects(
     assert plan_expected(name, smoke=smoke, runs=tmp_path).expected
 
 
-@pytest.fixture(scope="module")
-def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of results of the small edition of `verifiable`, which holds."""
-    runs = tmp_path_factory.mktemp("verifiable")
-    done = reproduce("verifiable", "--runs", str(runs))
-    assert done.exit_code == 0, done.output
-    return runs
+class Slip(NamedTuple):
+    """A loss with a wrong sign, and the figure that it spoils."""
+
+    module: ModuleType
+    function: str
+    wrong: Callable[..., Callable[..., Any]]
+    """From the right function to the wrong one."""
+    figure: str
 
 
-def without(runs: Path, folder: Path, *stages: str) -> Path:
-    """Return a copy of a folder of results in which some stages have not run yet."""
-    shutil.copytree(runs, folder, symlinks=True)
-    for pattern in stages:
-        for stage in (folder / "stages").glob(pattern):
-            shutil.rmtree(stage)
-    return folder
+SLIPS = {
+    "verifiable": Slip(
+        losses, "group_advantages", lambda right: lambda *given: -right(*given), "grpo/passes/pass@1 minus start"
+    ),
+    "label-noise": Slip(
+        preference_losses,
+        "sigmoid",
+        lambda right: lambda margin, smoothing: right(-margin, smoothing),
+        "dpo-0/reward minus start",
+    ),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_wrong_sign_in_grpo_turns_verifiable_red(
-    verified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_small_edition_holds_and_a_wrong_sign_turns_it_red(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right: Callable[..., Any] = losses.group_advantages
-    monkeypatch.setattr(losses, "group_advantages", lambda *given: -right(*given))
+    slip = SLIPS[name]
 
-    done = reproduce("verifiable", "--runs", str(without(verified, tmp_path / "runs", *TRAINED)))
+    done = reproduce(name, "--runs", str(tmp_path))
+
+    assert done.exit_code == 0, done.output
+
+    for stage in (stage for pattern in TRAINED for stage in (tmp_path / "stages").glob(pattern)):
+        shutil.rmtree(stage)
+    monkeypatch.setattr(slip.module, slip.function, slip.wrong(getattr(slip.module, slip.function)))
+
+    done = reproduce(name, "--runs", str(tmp_path))
 
     assert done.exit_code == 1
-    assert "is not reproduced: grpo/passes/pass@1 minus start/passes/pass@1 is -" in done.stderr
+    assert f"is not reproduced: {slip.figure}" in done.stderr
