@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from alignkit.contract.paper import Paper as Paper
     from alignkit.contract.reward_function import (
         Answer as Answer,
+        HeadedScore as HeadedScore,
         RewardFunction as RewardFunction,
         Score as Score,
         reward as reward,
@@ -134,7 +135,7 @@ _FROM = {
         "packed_needs pair_needs sampling_needs trainer_needs"
     ),
     "alignkit.contract.paper": "Paper",
-    "alignkit.contract.reward_function": "Answer RewardFunction Score reward",
+    "alignkit.contract.reward_function": "Answer HeadedScore RewardFunction Score reward",
     "alignkit.contract.row_settings": "DemonstrationSettings RowSettings ScoreSettings TrainingSettings",
     "alignkit.contract.sampling_settings": (
         "Drawing Generation GroupSettings KL RewardShape SamplingSettings UpdateSettings"

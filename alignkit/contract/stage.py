@@ -144,7 +144,8 @@ class Stage(Protocol):
 
         A model reads prompt and answer with its own tokenizer, so its policy may have another; a chat is rendered by
         its own template, and answers that it cannot read whole are told once. Its scores are normalised where their
-        mean and spread were measured, and not yet weighted. Raise RecipeError where the label does not fit, no plugin
+        mean and spread were measured, and not yet weighted. Of a reward model with several heads the function is a
+        `HeadedScore`, which tells each of them. Raise RecipeError where the label does not fit, no plugin
         offers the function, or the judge rates nothing.
         """
         ...

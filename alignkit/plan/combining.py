@@ -8,7 +8,7 @@ from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.plan import PlannedStage
 from alignkit.recipe.recipe import Recipe
-from alignkit.sources.source import RewardOptions, Source
+from alignkit.sources.source import JudgeOptions, RewardOptions, Source
 
 UNKNOWN = 2
 """So many heads, at least, may a model have of which nobody says how many it has."""
@@ -20,12 +20,12 @@ def idle_combinations(
     """Return what is wrong with stages that combine the members of an ensemble where there cannot be two, or hold out
     rewards that they do not have, or all that they have."""
     made = {stage.name: stage for stage in stages}
-    told = [error for stage in stages for error in _unknown(recipe, stage)]
+    told = [error for stage in stages for error in _held_out(recipe, stage, sources)]
     return told or [error for stage in stages for error in _idle(recipe, stage, made, sources)]
 
 
-def _unknown(recipe: Recipe, stage: PlannedStage) -> Iterator[RecipeError]:
-    """Refuse names of held-out rewards that are none of the stage's, and that nothing is left to learn from."""
+def _held_out(recipe: Recipe, stage: PlannedStage, sources: Mapping[str, Source]) -> Iterator[RecipeError]:
+    """Refuse to hold out what is no reward of the stage, what has no weight anyhow, and all that there is."""
     if not isinstance(stage.settings, SamplingSettings) or not (held_out := stage.settings.reward.held_out):
         return
     where = recipe.where("stage", stage.name, stage.method.name, "reward", "held_out")
@@ -33,6 +33,8 @@ def _unknown(recipe: Recipe, stage: PlannedStage) -> Iterator[RecipeError]:
     for name in (name for name in held_out if name not in rewards):
         remedy = near_miss(name, rewards) or f"its rewards are {', '.join(rewards)}"
         yield RecipeError(f"{told} names no reward of the stage: {name!r}", where, remedy)
+    for name in (name for name in held_out if name in sources and _weight(sources[name]) == 0):
+        yield RecipeError(f"{told} does nothing for {name!r}: its weight is 0", where, "leave it out of one of them")
     if not set(rewards) - set(held_out):
         yield RecipeError(f"{told} leaves nothing to learn from", where, "name further rewards under inputs.rewards")
 
@@ -64,9 +66,12 @@ def _heads(stage: PlannedStage | None, source: Source | None) -> int:
     """Return how many members a reward has at most; 0 where it is no reward model, or has a weight that is not above
     0."""
     if source is not None:
-        weight = source.options.weight if isinstance(source.options, RewardOptions) else 0
-        return UNKNOWN if issubclass(source.kind, RewardModel) and weight > 0 else 0
+        return UNKNOWN if issubclass(source.kind, RewardModel) and _weight(source) > 0 else 0
     if stage is None or not issubclass(stage.made, RewardModel):
         return 0
     needs = stage.needs
     return needs.heads if isinstance(needs, PackedNeeds) else 1 if isinstance(needs, TrainerNeeds) else UNKNOWN
+
+
+def _weight(source: Source) -> float:
+    return source.options.weight if isinstance(source.options, RewardOptions | JudgeOptions) else 1.0

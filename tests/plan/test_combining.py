@@ -60,6 +60,21 @@ def test_what_is_held_out_must_be_there_and_not_all(tmp_path, held_out, told) ->
     assert str(caught.value).endswith(f"stage 'align': ppo.reward.held_out {told}")
 
 
+def test_what_has_no_weight_need_not_be_held_out(tmp_path) -> None:
+    said = {
+        "align.inputs.rewards": ["reward", "gold"],
+        "align.ppo.reward.held_out": ["gold"],
+        "gold.weight": 0,
+    }
+
+    with pytest.raises(RecipeError) as caught:
+        make_plan("rlhf.toml", set=said, runs=tmp_path)
+
+    assert str(caught.value).endswith(
+        "stage 'align': ppo.reward.held_out does nothing for 'gold': its weight is 0; leave it out of one of them"
+    )
+
+
 def test_a_model_that_is_held_out_is_no_member(tmp_path) -> None:
     said = {"align.inputs.rewards": ["reward", "gold"], "align.ppo.reward.held_out": ["reward"]}
 
