@@ -10,7 +10,7 @@ THEIRS: Mapping[str, str] = {
     "batch": "per_device_train_batch_size train_batch_size batch_size micro_batch_size rollout_batch_size",
     "minibatches": "num_mini_batches mini_batch_size",
     "epochs": "num_train_epochs num_epochs n_epochs num_ppo_epochs ppo_epochs num_iterations max_steps",
-    "updates": "max_steps total_episodes num_train_epochs num_epochs",
+    "updates": "max_steps total_episodes num_train_epochs num_epochs rounds num_rounds",
     "learning_rate": "lr peak_lr",
     "critic.learning_rate": "value_lr critic_lr critic_learning_rate",
     "max_length": "cutoff_len sequence_len max_seq_length max_seq_len model_max_length max_prompt_length block_size",
