@@ -227,6 +227,7 @@ def test_layouts_of_ppo_hold_less_and_less() -> None:
     assert separate > shared > frozen
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_chain_is_estimated(tmp_path: Path) -> None:
     result = checked("rlhf", "--json", "--runs", tmp_path / "runs", "--offline")
 
