@@ -110,7 +110,6 @@ def logprobs_of_all(model: PreTrainedModel) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_frozen_lower_layers_leave_nearly_the_optimum_of_all_weights() -> None:
     """The objective is exact here: every answer is weighed by its probability."""
     policy = two_layers_and_a_peaked_start(vocabulary=5, seed=2)

@@ -45,7 +45,6 @@ def test_every_script_stands_in_the_table() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_speed_of_reading_is_measured_in_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

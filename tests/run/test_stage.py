@@ -212,7 +212,6 @@ def test_the_test_kit_remembers_over_attempts_what_was_told_by_the_last_commit(t
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_fixtures_have_our_name_and_cost_other_peoples_tests_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_theirs.py").write_text(
         "import sys\n"
