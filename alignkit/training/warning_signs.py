@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
+from alignkit.training.gaming import HELD_OUT, HELD_OUT_STD
+
 AVERAGED = 4
 """Updates that are averaged, at the start and now."""
 PATIENCE = 10
@@ -43,8 +45,6 @@ WATCHED = (
     "objective/spread",
     "objective/agreement",
 )
-HELD_OUT, HELD_OUT_STD = "held_out/", "held_out_std/"
-"""What the names of metrics of held-out rewards begin with: the mean of each, and its standard deviation."""
 
 
 class Sign(NamedTuple):
