@@ -9,10 +9,11 @@ each: the mean of every reward, KL from the first policy, length, share of answe
 best reward that there is at each KL from it, and what choosing the best of n gives (`alignkit.ceiling`).
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -28,14 +29,12 @@ from alignkit.contract.paper import Paper
 from alignkit.contract.reward_function import Answer
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import DataError, RecipeError, near_miss
+from alignkit.errors import RecipeError, near_miss
 from alignkit.noise import mean_interval_of_any, wilson
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from alignkit.training.attainable import PoolRewards
-    from alignkit.training.encoding import AskedPrompt, Prompt
+    from alignkit.training.policy_answers import PolicyAnswers
     from alignkit.training.scoring import Weighted
 
 RESULTS = (
@@ -51,8 +50,6 @@ RESULTS = (
 )
 PICTURED = ("reward", "length", "kl")
 """What of each policy's answers is kept for pictures."""
-ANSWERS = "answers.json"
-"""What the policies answered so far, in a checkpoint."""
 POOL = "pool.json"
 """What the start answered so far for the ceiling, in a checkpoint."""
 LEAST_SAMPLES = 16
@@ -134,7 +131,7 @@ PAPERS = (
         "overoptimization",
         "Scaling Laws for Reward Model Overoptimization",
         "arXiv 2210.10760",
-        differs="reward against KL, where a stage measures both; no law is fitted",
+        differs="reward against KL; its law is fitted by `compare`, to policies that were kept on the way",
     ),
 )
 
@@ -151,6 +148,7 @@ def evaluate(
     """Measure policies side by side on held-out prompts: rewards, KL, length, diversity, win rate."""
     from alignkit.training import parallel
     from alignkit.training.attainable import score_pool
+    from alignkit.training.policy_answers import answered, asked, divergence, reader
     from alignkit.training.scoring import Weighted
 
     parallel.check(stage)
@@ -214,26 +212,6 @@ def on_the_way(policies: Sequence[Policy]) -> Iterator[PolicyLine]:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was drawn from one policy, in the order of the prompts."""
-
-    tokens: list[list[int]]
-    finished: list[bool]
-    logprobs: list[float] | None
-    """The policy's log-probability of each answer; None for the first policy."""
-
-
-@dataclass(frozen=True)
-class PolicyAnswers:
-    """What one policy answered, in the order of the prompts."""
-
-    answers: list[Answer]
-    prompts: list[list[int]]
-    drawn: Drawn
-    vocabulary: dict[str, int]
-
-
-@dataclass(frozen=True)
 class ScoredAnswers:
     """How answers were scored: the weighted sum of the deciding rewards, and each reward by its name."""
 
@@ -260,122 +238,7 @@ def start_of(settings: EvaluateSettings, policies: Sequence[Policy]) -> int:
     return names.index(name) if name else 0
 
 
-def asked(
-    settings: EvaluateSettings, stage: Stage, readers: "Sequence[AskedPrompt]", prompts: Prompts
-) -> "list[Mapping[str, Any]]":
-    """Take the first held-out prompts that all policies have room for, each once; warn where there are too few."""
-    from alignkit.training import encoding
-
-    rows, lengths = encoding.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
-    if not lengths.rows + lengths.refused:
-        raise DataError(
-            "no prompt is held out, so there is nothing to evaluate on",
-            f"source {prompts.name!r}",
-            "raise its held_out",
-        )
-    encoding.report(stage, "prompts", lengths, settings.max_lost)
-    if len(rows) < settings.prompts:
-        stage.warn(
-            f"only {len(rows)} different prompts are held out, {settings.prompts} are wanted; the intervals are wider",
-            "raise the source's held_out, or give it more prompts",
-        )
-    return rows
-
-
-def reader(settings: EvaluateSettings, policy: Policy) -> "AskedPrompt":
-    """Return a policy's tokenizer, and how long a prompt with its answer may be."""
-    from alignkit.training.configs import open_config, positions_of
-    from alignkit.training.encoding import AskedPrompt, fitting_length
-    from alignkit.training.tokenizers import policy_tokenizer
-
-    longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
-    return AskedPrompt(policy_tokenizer(policy), longest)
-
-
-def answered(
-    settings: EvaluateSettings,
-    stage: Stage,
-    policies: Sequence[Policy],
-    readers: "Sequence[AskedPrompt]",
-    rows: Sequence[Mapping[str, Any]],
-) -> list[PolicyAnswers]:
-    """Let each policy answer each prompt once; those that an earlier attempt asked are not asked again."""
-    from alignkit.training import encoding
-
-    kept = stage.latest()
-    drawn = [Drawn(**one) for one in json.loads((kept / ANSWERS).read_text("utf-8"))] if kept else []
-    results: list[PolicyAnswers] = []
-    for number, (policy, known) in enumerate(zip(policies, readers, strict=True)):
-        prompts, _ = encoding.prompts(rows, known.tokenizer, known.limit - settings.max_new_tokens)
-        if number == len(drawn):
-            drawn.append(draw(settings, stage, policy, [prompt.ids for prompt in prompts], compared=number > 0))
-            stage.commit(len(drawn), partial(_write, ANSWERS, [asdict(one) for one in drawn]))
-        results.append(_read(drawn[number], prompts, known.tokenizer))
-    return results
-
-
-def draw(
-    settings: EvaluateSettings, stage: Stage, policy: Policy, prompts: list[list[int]], *, compared: bool
-) -> Drawn:
-    """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
-    from alignkit.training.answers import summed_logprobs
-    from alignkit.training.arithmetic import computing
-    from alignkit.training.models import load_policy
-    from alignkit.training.rollouts import generator_for, sample_answers
-    from alignkit.training.tokenizers import stop_tokens
-
-    model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
-    with computing(settings.precision):
-        tokens, _, finished = sample_answers(
-            model,
-            prompts,
-            max_new_tokens=settings.max_new_tokens,
-            stop=stop_tokens(model, tokenizer),
-            generator=generator_for(stage.seed, "evaluate"),
-            temperature=settings.temperature,
-        )
-        logprobs = summed_logprobs(model, prompts, tokens, settings.temperature).tolist() if compared else None
-    return Drawn(tokens, finished, logprobs)
-
-
-def _write(name: str, kept: Sequence[object], folder: Path) -> None:
-    (folder / name).write_text(json.dumps(kept), "utf-8")
-
-
-def _read(drawn: Drawn, prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> PolicyAnswers:
-    texts = tokenizer.batch_decode(drawn.tokens, skip_special_tokens=True)
-    answers = [
-        Answer(prompt.text, text, done, prompt.row, len(answer))
-        for prompt, text, done, answer in zip(prompts, texts, drawn.finished, drawn.tokens, strict=True)
-    ]
-    return PolicyAnswers(answers, [prompt.ids for prompt in prompts], drawn, tokenizer.get_vocab())
-
-
-def divergence(settings: EvaluateSettings, first: Policy, results: Sequence[PolicyAnswers]) -> list[list[float] | None]:
-    """Estimate the KL of each answer (in nats) from the first policy by log p - log q, for each policy.
-
-    None where a policy's tokens are others than the first one's.
-    """
-    from alignkit.training.answers import summed_logprobs
-    from alignkit.training.arithmetic import computing
-    from alignkit.training.models import load_policy
-
-    found: list[list[float] | None] = [[0.0] * len(results[0].answers)]
-    if len(results) == 1:
-        return found
-    model, _ = load_policy(first, precision=settings.precision, trainable=False)
-    with computing(settings.precision):
-        for result in results[1:]:
-            own = result.drawn.logprobs
-            if own is None or result.vocabulary != results[0].vocabulary:
-                found.append(None)
-                continue
-            at_first = summed_logprobs(model, result.prompts, result.drawn.tokens, settings.temperature).tolist()
-            found.append([ours - theirs for ours, theirs in zip(own, at_first, strict=True)])
-    return found
-
-
-def score(result: PolicyAnswers, rewards: "Sequence[Weighted]") -> ScoredAnswers:
+def score(result: PolicyAnswers, rewards: Sequence[Weighted]) -> ScoredAnswers:
     """Score one policy's answers with every reward."""
     from alignkit.training.scoring import score_answers
 
@@ -390,6 +253,7 @@ def start_answers(
     from alignkit.ceiling import evenly
     from alignkit.training.answer_pool import PoolPart, PoolRequest, draw_pool
     from alignkit.training.encoding import Prompt
+    from alignkit.training.policy_answers import write_answers
 
     own = results[start]
     prompts = [Prompt(ids, one.prompt, one.row) for ids, one in zip(own.prompts, own.answers, strict=True)]
@@ -406,8 +270,8 @@ def start_answers(
 
     def keep(parts: Sequence[PoolPart]) -> None:
         def write(folder: Path) -> None:
-            _write(ANSWERS, [asdict(result.drawn) for result in results], folder)
-            _write(POOL, parts, folder)
+            write_answers([result.drawn for result in results], folder)
+            (folder / POOL).write_text(json.dumps(parts), "utf-8")
 
         stage.commit(len(results) + len(parts), write)
         if stage.stopping:
@@ -420,7 +284,7 @@ def start_answers(
 
 
 def held_to_ceiling(
-    pool: "PoolRewards", table: Sequence[dict[str, Any]], start: int, far: Sequence[Sequence[float] | None]
+    pool: PoolRewards, table: Sequence[dict[str, Any]], start: int, far: Sequence[Sequence[float] | None]
 ) -> list[dict[str, Any]]:
     """Add what is attainable to the start's row, and to each one after it what it has attained; `far` are the KLs from
     the start of the policies from it on."""

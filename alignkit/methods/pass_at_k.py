@@ -27,7 +27,6 @@ from alignkit.contract.needs import EvaluationNeeds
 from alignkit.contract.paper import Paper
 from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import DataError
 
 if TYPE_CHECKING:
     from alignkit.training.answer_pool import PoolPart, PoolRequest
@@ -114,23 +113,11 @@ def pass_at_k(
 
 def asked(settings: PassAtKSettings, stage: Stage, policies: Sequence[Policy], prompts: Prompts) -> "list[PoolRequest]":
     """Take the first held-out prompts that all policies have room for, and say how each shall answer them."""
-    from alignkit.training import encoding
+    from alignkit.training import encoding, policy_answers
     from alignkit.training.answer_pool import PoolRequest
-    from alignkit.training.configs import open_config, positions_of
-    from alignkit.training.tokenizers import policy_tokenizer
 
-    readers = [
-        encoding.AskedPrompt(
-            policy_tokenizer(policy),
-            encoding.fitting_length(positions_of(open_config(policy.path)), settings.max_length),
-        )
-        for policy in policies
-    ]
-    rows, lengths = encoding.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
-    if not rows:
-        where = f"source {prompts.name!r}"
-        raise DataError("no prompt is held out that fits, so there is nothing to ask", where, "raise its held_out")
-    encoding.report(stage, "prompts", lengths, settings.max_lost)
+    readers = [policy_answers.reader(settings, policy) for policy in policies]
+    rows = policy_answers.asked(settings, stage, readers, prompts)
     requests = []
     for policy, known in zip(policies, readers, strict=True):
         own, _ = encoding.prompts(rows, known.tokenizer, known.limit - settings.max_new_tokens)

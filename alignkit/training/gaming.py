@@ -9,8 +9,8 @@ updates is worth
     J(u) = (score(u) - score(0)) / sigma - PRICE KL(u)
 
 averaged over the updates around it, whose answers it and its neighbours gave. The reward is gamed once J has fallen.
-Rewards that are held out count as much as what is learnt from. How the spread of an ensemble's heads goes
-is no part of it: heads that a policy is taught by agree more and more where they are wrong together.
+Rewards that are held out count as much as what is learnt from. The spread of an ensemble's heads is no part of it: it
+falls as answers become alike, where they are wrong, too.
 """
 
 from collections.abc import Collection, Mapping

@@ -19,19 +19,15 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.kit import load_policy
 from alignkit.methods.evaluate import (
     CeilingSettings,
-    Drawn,
     EvaluateSettings,
-    answered,
     distinct,
-    divergence,
-    draw,
     evaluate,
-    reader,
     report_attained,
     win_rate,
 )
 from alignkit.testing import RecordingStage
 from alignkit.training import answer_pool
+from alignkit.training.policy_answers import Drawn, answered, divergence, draw, reader
 from alignkit.training.rollouts import answer_logprobs
 from alignkit.training.saving import save_policy
 
@@ -139,7 +135,7 @@ def test_what_a_policy_answered_before_a_kill_is_not_asked_again(
             raise KeyboardInterrupt
         return draw(settings, stage, policy, *rest, **more)
 
-    monkeypatch.setattr("alignkit.methods.evaluate.draw", dies)
+    monkeypatch.setattr("alignkit.training.policy_answers.draw", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(SETTINGS, stage, **given)
     deadly.clear()

@@ -72,7 +72,7 @@ def test_the_trainer_makes_the_same_tokens_of_chats_as_all_methods(
 ):
     policy, seen = with_template(alignkit_tiny_policy, alignkit_stage.folder / "model", TURNS), []
 
-    def watched(make, _):
+    def watched(make, _, snapshots):
         data = make().train_dataset
         seen.extend(zip(data["prompt_ids"], data["completion_ids"], strict=True))
 
