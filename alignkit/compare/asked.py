@@ -16,8 +16,9 @@ def asked_of(recipe: Recipe, asked: VariantRequest) -> VariantRequest:
     if table is None:
         return asked
     seeds = table.seeds if asked.seeds is None else asked.seeds
+    asked = replace(asked, seeds=seeds, rewards=asked.rewards or table.rewards)
     if asked.methods or asked.vary or asked.stage not in (None, table.stage):
-        return replace(asked, seeds=seeds)
+        return asked
     vary = {".".join(keys): (keys, values) for keys, values in flat(table.vary)}
     named = {name: {".".join(keys): (keys, value) for keys, value in flat(one)} for name, one in table.variants.items()}
     places = {key: recipe.where("compare", key) for key in ("stage", "methods")}
@@ -32,6 +33,5 @@ def asked_of(recipe: Recipe, asked: VariantRequest) -> VariantRequest:
         methods=table.methods,
         vary={key: values for key, (_, values) in vary.items()},
         named={name: {key: value for key, (_, value) in changes.items()} for name, changes in named.items()},
-        seeds=seeds,
         places={**places, **asked.places},
     )

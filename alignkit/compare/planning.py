@@ -14,6 +14,7 @@ from alignkit.compare.variants import Variant, VariantRequest, compared_stage, d
 from alignkit.contract.constraint import COSTS
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.names import NAME
+from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.plan.costs import KEY as CONSTRAINTS
 from alignkit.plan.plan import Plan, PlannedStage
@@ -93,7 +94,7 @@ def plan_comparison(
     planned = _plan_each(variants, base, ground, set or {}, seed)
     start = _common_start(base, stage, variants, planned)
     _refuse_twins(variants, planned, stage)
-    return _Writer(base, stage, start, variants, planned, asked.seeds or 1).write(ground)
+    return _Writer(base, stage, start, variants, planned, asked.seeds or 1, asked.rewards).write(ground)
 
 
 def _check_policies(base: Recipe, loaded: Plugins, stage: str, variants: Sequence[Variant]) -> None:
@@ -210,6 +211,8 @@ class _Writer:
     planned: Sequence[Plan]
     count: int
     """Of seeds."""
+    measured: Sequence[str]
+    """Rewards that are measured besides those that decide; none: all that variants learn from."""
 
     def write(self, ground: Ground) -> ComparisonPlan:
         contenders, seeds = self._contenders(), self._seeds()
@@ -326,13 +329,16 @@ class _Writer:
         return {**table, "method": stage.method.name, "inputs": inputs}
 
     def _trained(self) -> list[str]:
-        """Name the rewards that variants learn from, but for those that each has of its own."""
+        """Name the rewards that variants learn from, but for those of their own, and those that only ride along."""
         found: dict[str, None] = {}
         for plan in self.planned:
             made, own = _compared(plan, self.stage), {one.name for one in _own_stages(plan, self.stage)}
+            settings = made.settings
+            aside = {*own, *(settings.reward.held_out if isinstance(settings, SamplingSettings) else ())}
+            aside |= {name for name, one in plan.sources.items() if getattr(one.options, "weight", 1) == 0}
             for role, names in made.inputs.items():
                 if any(issubclass(kind, Reward) for kind in made.method.consumes[role].kinds):
-                    found |= dict.fromkeys(name for name in names if name not in own)
+                    found |= dict.fromkeys(name for name in names if name not in aside)
         return list(found)
 
     def _deciding(self, measuring: PlannedStage | None) -> list[str]:
@@ -354,7 +360,7 @@ class _Writer:
         """Write the stage that measures: the start first, then every variant under every seed."""
         own = self.planned[0].recipe.stages[measuring.name] if measuring else {}
         asked = measuring.inputs["rewards"] if measuring else ()
-        rewards = list(dict.fromkeys([*deciding, *asked, *trained]))
+        rewards = list(dict.fromkeys([*deciding, *asked, *(self.measured or trained)]))
         prompts = measuring.inputs["prompts"] if measuring else self._prompts()
         policies = [self.start, *(name for contender in contenders for name in contender.stages)]
         inputs = {"policies": policies, "rewards": rewards, "prompts": list(prompts)}

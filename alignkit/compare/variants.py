@@ -36,6 +36,8 @@ class VariantRequest:
     """Unset: those of the recipe's `[compare]`, else one."""
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name -> what the compared stage says otherwise, by the keys inside the stage."""
+    rewards: Sequence[str] = ()
+    """Rewards that are measured besides those that decide. Unset: all that a variant learns from."""
     only: Sequence[str] = ()
     """Of all these variants the ones, by their labels, that are run. Unset: all."""
     places: Mapping[str, str] = field(default_factory=dict)

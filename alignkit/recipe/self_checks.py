@@ -37,6 +37,8 @@ class ComparisonTable(Settings):
     """Name -> what the stage says otherwise: `dpo-low = { method = "dpo", dpo.beta = 0.05 }`."""
     seeds: PositiveInt = 1
     """How many seeds each variant is run with."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that are measured besides those that decide. Unset: all that a variant learns from."""
 
 
 class Expectation(Settings):

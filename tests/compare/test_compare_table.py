@@ -71,6 +71,22 @@ def test_options_of_the_command_go_before_the_table(desk: Path) -> None:
     assert labels(planned(vary={"align.lift.far": [0.2]})) == ["lift far=0.2"]
 
 
+def test_the_table_says_which_rewards_are_measured_beside_those_that_decide(desk: Path) -> None:
+    def measured(recipe: str) -> tuple[str, ...]:
+        made = planned(recipe)
+        return made.plan.stage(made.scores).inputs["rewards"]
+
+    assert measured(TABLED) == ("truth", "proxy")
+    assert measured(TABLED.replace("seeds = 2", 'seeds = 2\nrewards = ["truth"]')) == ("truth",)
+
+
+def test_a_reward_without_weight_is_not_one_that_is_learnt_from(desk: Path) -> None:
+    rides = RECIPE.replace('proxy = { reward = "function:brief" }', 'proxy = { reward = "function:brief", weight = 0 }')
+
+    assert planned(RECIPE, methods=["lift", "shift"]).trained == {"proxy"}
+    assert planned(rides, methods=["lift", "shift"]).trained == frozenset()
+
+
 def test_the_recipes_own_variant_may_have_a_name(desk: Path) -> None:
     made = planned(f"{RECIPE}[compare.variants]\nown = {{}}\nnear = {{ lift.far = 0.01 }}\n")
 
