@@ -24,6 +24,8 @@ class OnTheWay:
     chooses: bool
     """The stage ends once its reward is gamed, with the best snapshot."""
     spacing: KLSpacing | None
+    guessed: bool = True
+    """What is learnt from is a guess, which may be gamed; a function means the same however far the policy goes."""
     gaming: Gaming = field(default_factory=Gaming)
 
     @classmethod
@@ -36,10 +38,20 @@ class OnTheWay:
         """Whether no further update is taken."""
         return self.chooses and self.gaming.is_gamed and self.gaming.best is not None
 
+    def check(self, stage: Stage) -> None:
+        """Warn where nothing can end the stage that shall be ended."""
+        if self.chooses and not self.guessed:
+            stage.warn(
+                'stop = "auto" ends nothing: all rewards that are learnt from are functions, which mean the same '
+                "however far the policy goes",
+                "leave stop out, or learn from a reward model",
+            )
+
     def taken(self, stage: Stage, actor: Learner, done: int, metrics: Mapping[str, float]) -> None:
         """Take in the metrics of an update, and keep the policy after it where it is one of those that are kept."""
         gamed = self.gaming.is_gamed
-        self.gaming.see(metrics)
+        if self.guessed:
+            self.gaming.see(metrics)
         if self.gaming.is_gamed and not gamed and not self.chooses and not self.gaming.warned:
             self.gaming.warned = True
             remedy = 'read the samples; raise kl.coef, give the reward more pairs, or set stop = "auto"'

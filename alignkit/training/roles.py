@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.contract.judges import JudgeClient
-from alignkit.contract.kinds import Judge, Policy, Prompts, Reward, RewardModel
+from alignkit.contract.kinds import FunctionReward, Judge, Policy, Prompts, Reward, RewardModel
 from alignkit.contract.sampling_settings import SamplingSettings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError, StageError
@@ -59,6 +59,8 @@ class Opened(Generic[SettingsC]):
     """The stage has judges."""
     judges: Sequence[JudgeClient] = ()
     """In the first process, which asks them for all."""
+    guessed: bool = False
+    """A model or a judge says what is learnt from, and may be wrong about answers that nobody has shown it."""
 
     def score(self, prompts: Sequence[Prompt], rollout: Rollout) -> Scored:
         """Score answers to prompts, which the rollout's rows point at, by all rewards and costs."""
@@ -142,7 +144,9 @@ def open_roles(settings: SettingsT, stage: Stage, roles: Roles, around: Around) 
     asked, lengths = mixed(roles.prompts, read)
     encoding.report(stage, "prompts", lengths, settings.max_lost)
     aside, _ = encoding.prompts(flat(held_out_rows(roles.prompts, settings.measured)).rows, tokenizer, room)
-    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs, bool(judges), asking)
+    learnt = {reward.name for reward in rewards if reward.weight}
+    guessed = bool(judges) or any(one.name in learnt and not isinstance(one, FunctionReward) for one in named)
+    return Opened(models, tokenizer, settings, asked, aside, rewards, bounds, costs, bool(judges), asking, guessed)
 
 
 def check_members(settings: SamplingSettings, rewards: Sequence[Weighted]) -> None:

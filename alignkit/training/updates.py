@@ -333,6 +333,8 @@ def begin_loop(
     settings = opened.settings
     stage.begin_part("", settings.updates)
     state = start(opened.models, settings, critic_rate)
+    state.way.guessed = opened.guessed
+    state.way.check(stage)
     state.multipliers |= {cost.name: Multiplier.of(cost.constraint) for cost in opened.costs}
 
     def log(done: int, metrics: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from alignkit import FunctionReward
 from alignkit.methods.grpo import GRPOSettings, grpo
 from alignkit.testing import Left, RecordingStage, run_method, same_weights, write_inputs
 from alignkit.training import gaming
@@ -117,6 +118,18 @@ def test_a_stage_whose_reward_is_gamed_ends_with_its_best_snapshot(
     assert [step for step, _, _ in stage.logs] == list(range(1, 9))
     assert [problem.partition(":")[0] for problem, _ in stage.warnings if "gamed" in problem] == [f"update {taken}"]
     assert not same_weights(warned, policy)
+
+
+def test_a_reward_that_is_no_guess_is_never_gamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaming, "PRICE", 1e6)
+    gold = FunctionReward(name="gold", fingerprint="", path="", function="length", settings={"target": 4})
+    inputs, stage = write_inputs(grpo, tmp_path / "inputs"), RecordingStage(tmp_path / "stage")
+
+    run_method(grpo, SETTINGS, stage, **{**inputs, "rewards": (gold,)})
+
+    assert len(stage.logs) == SETTINGS["updates"]
+    assert ["ends nothing" in problem for problem, _ in stage.warnings].count(True) == 1
+    assert not any("gamed" in problem for problem, _ in stage.warnings)
 
 
 def test_the_weights_of_snapshots_that_are_dropped_are_dropped(tmp_path: Path) -> None:
