@@ -101,10 +101,10 @@ def number(value: float | None) -> str:
 
 
 def give_or_take(value: float, half: float) -> str:
-    """Write a value with the digits that its interval leaves: `0.803 ± 0.052`."""
+    """Write a value with the digits that its interval leaves, four behind the point at most: `0.803 ± 0.052`."""
     if half <= 0:
         return f"{number(value)} ± 0"
-    digits = max(0, 1 - floor(log10(half)))
+    digits = min(4, max(0, 1 - floor(log10(half))))
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 

@@ -23,7 +23,7 @@ from alignkit.show.colours import painted
 from alignkit.show.console import Console
 from alignkit.show.metrics import achieved, telling
 from alignkit.show.progress import ASCII_BLOCKS, MOST, Progress, Running, Trend
-from alignkit.text import duration, number, size
+from alignkit.text import duration, give_or_take, number, size
 
 FOLDER = "/somewhere/runs/stages/align-f8d922c0"
 
@@ -502,6 +502,14 @@ def test_metrics_that_matter_little_are_shown_where_there_are_no_others() -> Non
 )
 def test_numbers_have_the_digits_that_count(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [(0.8031, 0.052, "0.803 ± 0.052"), (12.34, 3.0, "12.3 ± 3.0"), (1.0, 0.0, "1 ± 0"), (1.0, 2e-8, "1.0000 ± 0.0000")],
+)
+def test_a_value_has_the_digits_that_its_interval_leaves(value: float, half: float, text: str) -> None:
+    assert give_or_take(value, half) == text
 
 
 @pytest.mark.parametrize(
