@@ -13,6 +13,9 @@ from alignkit.training.gaming import Gaming
 from alignkit.training.snapshots import KLSpacing, is_due
 from alignkit.training.step import Learner, load_learner, save_weights
 
+WEIGHTS = "after-{}.safetensors"
+"""The trained weights of a snapshot, in the stage's scratch folder."""
+
 
 @dataclass
 class OnTheWay:
@@ -64,8 +67,9 @@ class OnTheWay:
             self.gaming.keep(done, others)
             save_weights(actor, _file(stage, done))
             if parallel.rank() == 0:
-                for path in stage.folder.glob(_file(stage, 0).name.replace("0", "*")):
-                    if path not in [_file(stage, step) for step in self.gaming.kept]:
+                needed = [_file(stage, step) for step in self.gaming.kept]
+                for path in stage.folder.glob(WEIGHTS.format("*")):
+                    if path not in needed:
                         path.unlink()
 
     def _keeps(self, done: int, metrics: Mapping[str, float]) -> bool:
@@ -102,4 +106,4 @@ class OnTheWay:
 
 def _file(stage: Stage, step: int) -> Path:
     """Return where the trained weights lie that a snapshot has."""
-    return stage.folder / f"after-{step}.safetensors"
+    return stage.folder / WEIGHTS.format(step)
