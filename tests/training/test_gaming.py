@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import FunctionReward
+from alignkit import FunctionReward, Policy
+from alignkit.contract.events import Metrics
 from alignkit.methods.grpo import GRPOSettings, grpo
 from alignkit.testing import Left, RecordingStage, run_method, same_weights, write_inputs
+from alignkit.testing.processes import run_in_processes
+from alignkit.testing.suite import furthest
 from alignkit.training import gaming
 from alignkit.training.gaming import AROUND, FALL, PATIENCE, PRICE, Gaming
 
@@ -147,3 +150,20 @@ def test_the_weights_of_snapshots_that_are_dropped_are_dropped(tmp_path: Path) -
 def test_a_choice_among_nothing_is_refused(said: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         GRPOSettings(**said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_end_with_the_snapshot_that_one_ends_with(tmp_path: Path, sharded: bool) -> None:
+    settings = {**SETTINGS, "updates": 12}
+    policy, stage = made(tmp_path / "one", settings)
+    inputs = write_inputs(grpo, tmp_path / "inputs")
+
+    two, told = run_in_processes(grpo, settings, tmp_path / "two", inputs, sharded=sharded)
+
+    assert len(stage.logs) < 12, "no reward was gamed, so this tells nothing"
+    assert isinstance(two, Policy)
+    assert furthest(policy, two) < 1e-3  # a learning rate of 0.1 makes rounding grow
+    assert [one.step for one in two.snapshots] == [one.step for one in policy.snapshots]
+    assert furthest(next(policy.on_the_way()), next(two.on_the_way())) < 1e-3
+    assert len([one for one in told if isinstance(one, Metrics)]) == len(stage.logs)
