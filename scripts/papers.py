@@ -15,6 +15,7 @@ from pathlib import Path
 from markupsafe import escape
 
 from alignkit.compare.line_figures import measured_in
+from alignkit.recipe.self_checks import START
 from alignkit.show.report import style
 from alignkit.store.runs import KeptRun, open_run
 
@@ -27,9 +28,12 @@ Bars = Mapping[str, Sequence[float]]
 
 
 def bars_of(run: KeptRun, fields: Sequence[str]) -> dict[str, list[float]]:
-    """Return the figures of the start and of every variant. Raise ValueError where one was not measured."""
+    """Return the figures of every variant, and of the start where it has all of them. Raise ValueError where one was
+    not measured."""
     lines = [run.comparison["start"], *run.comparison["variants"]]
     found = {line["name"]: [measured_in(run, f"{line['name']}/{field}")[0] for field in fields] for line in lines}
+    if None in found[START]:
+        del found[START]
     if missing := [name for name, values in found.items() if None in values]:
         raise ValueError(f"not measured: {', '.join(missing)}")
     return {name: [value for value in values if value is not None] for name, values in found.items()}

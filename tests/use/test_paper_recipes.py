@@ -44,7 +44,18 @@ class Slip(NamedTuple):
     figure: str
 
 
+def turned(right: Callable[..., Any]) -> Callable[..., Any]:
+    """Return advantages with the wrong sign, and returns as they are."""
+
+    def wrong(*given: Any) -> Any:
+        advantages, returns = right(*given)
+        return -advantages, returns
+
+    return wrong
+
+
 SLIPS = {
+    "overoptimisation": Slip(losses, "estimate_advantages", turned, "pairs-200-a/peak_reward minus start"),
     "verifiable": Slip(
         losses, "group_advantages", lambda right: lambda *given: -right(*given), "grpo/passes/pass@1 minus start"
     ),
