@@ -56,6 +56,12 @@ def turned(right: Callable[..., Any]) -> Callable[..., Any]:
 
 SLIPS = {
     "overoptimisation": Slip(losses, "estimate_advantages", turned, "pairs-200-a/peak_reward minus start"),
+    "dpo-frontier": Slip(
+        preference_losses,
+        "sigmoid",
+        lambda right: lambda margin, smoothing: right(-margin, smoothing),
+        "dpo-1/reward minus start",
+    ),
     "verifiable": Slip(
         losses, "group_advantages", lambda right: lambda *given: -right(*given), "grpo/passes/pass@1 minus start"
     ),
