@@ -56,6 +56,7 @@ def turned(right: Callable[..., Any]) -> Callable[..., Any]:
 
 SLIPS = {
     "overoptimisation": Slip(losses, "estimate_advantages", turned, "pairs-200-a/peak_reward minus start"),
+    "back-to-basics": Slip(losses, "estimate_advantages", turned, "ppo-0-95/reward minus start"),
     "dpo-frontier": Slip(
         preference_losses,
         "sigmoid",
