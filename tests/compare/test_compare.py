@@ -926,6 +926,7 @@ def test_the_command_ends_with_one_table_and_the_report(real: Path) -> None:
     assert lines[-1] == f"report: runs/small-compare/{Path('runs/small-compare/latest').readlink()}/report.html"
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_keeps_the_rest_and_says_how_to_go_on(real: Path) -> None:
     (real / "fakes.py").write_text(PLUGIN.replace('"""Do without rewards."""', "raise ValueError"))
 

@@ -108,6 +108,7 @@ def ones(rollout: Rollout) -> Scored:
     return as_scores([answer.count(1) / 5 for answer in rollout.answers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rloo_comes_near_the_optimum_of_answers_that_end_by_themselves(seed) -> None:
     settings = rloo_settings(5, 0.5, updates=60, epochs=4)

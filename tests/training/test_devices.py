@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "fake_device.py"
 
 
+@pytest.mark.slow
 def test_no_pass_mixes_the_models_device_with_another() -> None:
     ended = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
 

@@ -24,7 +24,7 @@ def reproduce(name: str, *words: str) -> Result:
     return CliRunner().invoke(main, ["reproduce", name, "--smoke", "--inline", "-q", *words], prog_name="alignkit")
 
 
-@pytest.mark.parametrize("smoke", [True, False])
+@pytest.mark.parametrize("smoke", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_paper_is_planned_with_what_it_expects(
     name: str, smoke: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
