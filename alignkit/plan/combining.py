@@ -46,8 +46,7 @@ def _idle(
         return
     where = recipe.where("stage", stage.name, stage.method.name, "reward", "combine")
     told = f"stage {stage.name!r}: {stage.method.name}.reward.combine = {stage.settings.reward.combine!r} does nothing"
-    watched = stage.settings.reward.held_out
-    rewards = [name for name in stage.inputs.get("rewards", ()) if name not in watched]
+    rewards = stage.inputs.get("rewards", ())
     if any(name in sources and issubclass(sources[name].kind, Judge) for name in rewards):
         yield RecipeError(f"{told}: judges say which answers are better", where, "leave it out")
         return

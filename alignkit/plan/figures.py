@@ -1,6 +1,6 @@
 """Figures that a recipe expects, `STAGE/RESULT`: whether its stages tell them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from alignkit.errors import RecipeError, near_miss
 from alignkit.plan.plan import PlannedStage
@@ -13,16 +13,19 @@ MOST = 8
 
 def unmade_figures(recipe: Recipe, stages: Sequence[PlannedStage]) -> Iterator[RecipeError]:
     """Yield the figures that a recipe expects and no stage tells; of a recipe as it stands in its file."""
-    yield from unmade(recipe, recipe.checks.expect, ("expect",), stages)
+    yield from unmade(recipe, recipe.checks.expect, ("expect",), lambda figure: why_unmade(recipe, figure, stages))
 
 
 def unmade(
-    recipe: Recipe, expected: Sequence[Expectation], place: tuple[str, ...], stages: Sequence[PlannedStage]
+    recipe: Recipe,
+    expected: Sequence[Expectation],
+    place: tuple[str, ...],
+    why_not: Callable[[str], tuple[str, str] | None],
 ) -> Iterator[RecipeError]:
-    """Yield the figures among those expected at a place of the recipe that no stage tells."""
+    """Yield the figures among those expected at a place of the recipe that there are not, and why."""
     for number, one in enumerate(expected):
         for key, figure in (("figure", one.figure), ("minus", one.minus)):
-            if figure and (why := why_unmade(recipe, figure, stages)):
+            if figure and (why := why_not(figure)):
                 where = recipe.where(*place, str(number), key)
                 yield RecipeError(f"{'.'.join(place)}.{key} {figure!r}: {why[0]}", where, why[1])
 

@@ -27,14 +27,15 @@ class OnTheWay:
     chooses: bool
     """The stage ends once its reward is gamed, with the best snapshot."""
     spacing: KLSpacing | None
-    guessed: bool = True
+    guessed: bool
     """What is learnt from is a guess, which may be gamed; a function means the same however far the policy goes."""
     gaming: Gaming = field(default_factory=Gaming)
 
     @classmethod
-    def of(cls, settings: SamplingSettings) -> "OnTheWay":
+    def of(cls, settings: SamplingSettings, *, guessed: bool) -> "OnTheWay":
         count, chooses = settings.snapshots, settings.stop == "auto"
-        return cls(settings.updates, count, chooses, KLSpacing(count) if count and settings.spaced_by_kl else None)
+        spacing = KLSpacing(count) if count and settings.spaced_by_kl else None
+        return cls(settings.updates, count, chooses, spacing, guessed)
 
     @property
     def ends(self) -> bool:

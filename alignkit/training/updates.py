@@ -90,7 +90,9 @@ class State:
         return self.learners["policy"]
 
 
-def start(models: Models, settings: SamplingSettings, critic_rate: float | None = None) -> State:
+def start(
+    models: Models, settings: SamplingSettings, critic_rate: float | None = None, *, guessed: bool = True
+) -> State:
     """Return the state before the first update: the policy learns, and the critic where there is one.
 
     A critic that is a head on d hidden states learns at 1/d where no rate is given: a step then moves a value by
@@ -100,7 +102,7 @@ def start(models: Models, settings: SamplingSettings, critic_rate: float | None 
     if models.critic is not None:
         usual = 1 / models.critic.width if isinstance(models.critic, ValueHead) else CRITIC_RATE
         learners["critic"] = make_learner(models.critic.eval(), critic_rate or usual, settings.optimisation, ADAM_EPS)
-    return State(learners, settings.kl.coef, OnTheWay.of(settings))
+    return State(learners, settings.kl.coef, OnTheWay.of(settings, guessed=guessed))
 
 
 @dataclass(frozen=True)
@@ -332,8 +334,7 @@ def begin_loop(
     parallel.check(stage)
     settings = opened.settings
     stage.begin_part("", settings.updates)
-    state = start(opened.models, settings, critic_rate)
-    state.way.guessed = opened.guessed
+    state = start(opened.models, settings, critic_rate, guessed=opened.guessed)
     state.way.check(stage)
     state.multipliers |= {cost.name: Multiplier.of(cost.constraint) for cost in opened.costs}
 

@@ -13,7 +13,7 @@ from alignkit.compare.planning import ComparisonPlan, plan_comparison
 from alignkit.compare.variants import VariantRequest
 from alignkit.errors import AlignkitError, Problem, RecipeError
 from alignkit.noise import Interval
-from alignkit.plan.figures import unmade
+from alignkit.plan.figures import unmade, why_unmade
 from alignkit.plan.pin import pin
 from alignkit.plan.plan import Plan
 from alignkit.plan.planner import make_plan
@@ -143,15 +143,12 @@ def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
 
 
 def _unmade(recipe: Recipe, found: ExpectedPlan) -> Iterator[RecipeError]:
-    place = ("smoke", "expect") if found.smoke else ("expect",)
-    if found.comparison is None:
-        yield from unmade(recipe, found.expected, place, found.plan.stages)
-        return
-    for index, one in enumerate(found.expected):
-        for key, figure in (("figure", one.figure), ("minus", one.minus)):
-            if figure and (why := why_no_figure(found.comparison, figure)):
-                where = recipe.where(*place, str(index), key)
-                yield RecipeError(f"{'.'.join(place)}.{key} {figure!r}: {why[0]}", where, why[1])
+    place, comparison = ("smoke", "expect") if found.smoke else ("expect",), found.comparison
+
+    def why_not(figure: str) -> tuple[str, str] | None:
+        return why_no_figure(comparison, figure) if comparison else why_unmade(recipe, figure, found.plan.stages)
+
+    return unmade(recipe, found.expected, place, why_not)
 
 
 def check_expected(planned: ExpectedPlan, result: RunResult) -> list[CheckedFigure]:
