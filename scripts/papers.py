@@ -62,6 +62,23 @@ def drawn(bars: Bars, names: Sequence[str]) -> str:
     return f"{head}<style>{style()}</style>{''.join(parts)}</svg>\n"
 
 
+def figures_table(name: str) -> str:
+    """Return what a table of papers expects and has come to, as its page shows it."""
+    found = json.loads(_figures(name).read_text("utf-8"))
+    lines = ["| figure | expected | measured | the paper | source | what differs |", "|---|---|---|---|---|---|"]
+    for one in found["figures"]:
+        figure = f"`{one['figure']}`" + (f" minus `{one['minus']}`" if one["minus"] else "")
+        told = [str(one[key] or "") for key in ("paper", "source", "differs")]
+        cells = " | ".join([figure, one["bounds"], f"{one['measured']:.3f}", *told])
+        lines.append(f"| {cells} |")
+    seeds = len(found["seeds"])
+    return "\n".join([*lines, "", f"{seeds} seed{'s' if seeds > 1 else ''}, {found['prompts']} held-out prompts."])
+
+
+def _figures(name: str) -> Path:
+    return DOCS / "figures" / f"papers_{name.replace('-', '_')}.json"
+
+
 def main(name: str, folder: str, *named: str) -> None:
     """Keep the figures of the run in a folder, the last one of its recipe, and draw those that are named."""
     run = open_run(folder)
@@ -74,7 +91,7 @@ def main(name: str, folder: str, *named: str) -> None:
         "prompts": run.comparison["prompts"],
     }
     text = json.dumps({**facts, **run.expected}, indent=1, ensure_ascii=False)
-    (DOCS / "figures" / f"papers_{name.replace('-', '_')}.json").write_text(f"{text}\n", "utf-8")
+    _figures(name).write_text(f"{text}\n", "utf-8")
     (DOCS / "pictures" / f"papers-{name}.svg").write_text(drawn(bars, list(fields)), "utf-8")
 
 

@@ -8,6 +8,7 @@ without one is run all the same; what it needs, `--smoke` can tell.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from alignkit.contract.asking_settings import AskingSettings
 from alignkit.contract.row_settings import RowSettings, TrainingSettings
 from alignkit.contract.sampling_settings import GroupSettings, SamplingSettings
 from alignkit.contract.settings import LoRA, Precision
@@ -168,6 +169,18 @@ def sampling_needs(settings: SamplingSettings) -> SamplingNeeds:
 def group_needs(settings: GroupSettings) -> SamplingNeeds:
     """Return what a loop of updates does that compares the answers to one prompt."""
     return replace(sampling_needs(settings), upper_layers=settings.trained_layers)
+
+
+def evaluation_needs(settings: AskingSettings) -> EvaluationNeeds:
+    """Return what letting policies answer held-out prompts takes, once each."""
+    return EvaluationNeeds(
+        prompts=settings.prompts,
+        precision=settings.precision,
+        max_length=settings.max_length,
+        max_lost=settings.max_lost,
+        new_tokens=settings.max_new_tokens,
+        new_tokens_key="max_new_tokens",
+    )
 
 
 def _common(settings: TrainingSettings | SamplingSettings) -> dict[str, Any]:

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
+from alignkit.contract.asking_settings import AskingSettings
 from alignkit.contract.events import Certainty
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import EvaluationNeeds
+from alignkit.contract.needs import EvaluationNeeds, evaluation_needs
 from alignkit.contract.paper import Paper
 from alignkit.contract.reward_function import Answer
-from alignkit.contract.settings import Precision, Settings
+from alignkit.contract.settings import Settings
 from alignkit.contract.stage import Stage
 from alignkit.errors import RecipeError, near_miss
 from alignkit.noise import mean_interval_of_any, wilson
@@ -77,27 +78,14 @@ class CeilingSettings(Settings):
         return self
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(AskingSettings):
     """Settings of `evaluate`."""
 
     added: ClassVar[frozenset[str]] = frozenset({"ceiling", "snapshots"})
 
-    prompts: PositiveInt = 256
-    """How many held-out prompts are asked; more make the intervals narrower."""
-    max_new_tokens: PositiveInt = 64
-    """Answers are cut after so many tokens."""
-    temperature: PositiveFloat = 1.0
-    """Divides the logits; 1 samples from the policy as it was trained."""
     samples: NonNegativeInt = 8
     """How many prompts are shown with every policy's answer, each of those with the greatest gain, with the least, and
     of others."""
-    max_length: PositiveInt | None = None
-    """Longest prompt with its answer, in tokens; a prompt that leaves no room for `max_new_tokens` in one of the
-    policies is left out for all: they must answer the same prompts. Unset: what the model reads, at most 1024."""
-    max_lost: float = Field(default=0.05, ge=0, le=1)
-    """Share of the prompts that may be left out for their length; more stops the stage."""
-    precision: Precision = "auto"
-    """Arithmetic of the models."""
     deciding: tuple[str, ...] = ()
     """The rewards, by name, that are added up to `reward` and decide who wins; the others are only measured. Empty:
     all."""
@@ -109,14 +97,9 @@ class EvaluateSettings(Settings):
 
 def needs(settings: EvaluateSettings) -> EvaluationNeeds:
     """Return what answering the prompts takes."""
-    return EvaluationNeeds(
-        prompts=settings.prompts,
+    return replace(
+        evaluation_needs(settings),
         pool=settings.ceiling.samples * min(settings.ceiling.prompts or settings.prompts, settings.prompts),
-        precision=settings.precision,
-        max_length=settings.max_length,
-        max_lost=settings.max_lost,
-        new_tokens=settings.max_new_tokens,
-        new_tokens_key="max_new_tokens",
     )
 
 

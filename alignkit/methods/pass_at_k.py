@@ -18,14 +18,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from alignkit.contract.asking_settings import AskingSettings
 from alignkit.contract.hookspecs import hookimpl
 from alignkit.contract.kinds import Policy, Prompts, Reward, Scores
 from alignkit.contract.method import Method, method
-from alignkit.contract.needs import EvaluationNeeds
+from alignkit.contract.needs import EvaluationNeeds, evaluation_needs
 from alignkit.contract.paper import Paper
-from alignkit.contract.settings import Precision, Settings
 from alignkit.contract.stage import Stage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ POOLS = "pools.json"
 """What the policies answered so far, in a checkpoint."""
 
 
-class PassAtKSettings(Settings):
+class PassAtKSettings(AskingSettings):
     """Settings of `pass-at-k`."""
 
     k: tuple[PositiveInt, ...] = Field(default=(1, 8), min_length=1)
@@ -45,19 +45,6 @@ class PassAtKSettings(Settings):
     """To each prompt, n: at least as many as the largest k; twice as many make its figure surer."""
     right: float = 1.0
     """The least that the rewards of an answer must add up to for it to be right."""
-    prompts: PositiveInt = 256
-    """How many held-out prompts are asked; more make the intervals narrower."""
-    max_new_tokens: PositiveInt = 64
-    """Answers are cut after so many tokens."""
-    temperature: PositiveFloat = 1.0
-    """Divides the logits; 1 samples from the policy as it was trained."""
-    max_length: PositiveInt | None = None
-    """Longest prompt with its answer, in tokens; a prompt that leaves no room for `max_new_tokens` in one of the
-    policies is left out for all. Unset: what the model reads, at most 1024."""
-    max_lost: float = Field(default=0.05, ge=0, le=1)
-    """Share of the prompts that may be left out for their length; more stops the stage."""
-    precision: Precision = "auto"
-    """Arithmetic of the models."""
 
     @model_validator(mode="after")
     def _enough_answers(self) -> Self:
@@ -68,15 +55,7 @@ class PassAtKSettings(Settings):
 
 def needs(settings: PassAtKSettings) -> EvaluationNeeds:
     """Return what answering the prompts takes."""
-    return EvaluationNeeds(
-        prompts=settings.prompts,
-        answers=settings.answers,
-        precision=settings.precision,
-        max_length=settings.max_length,
-        max_lost=settings.max_lost,
-        new_tokens=settings.max_new_tokens,
-        new_tokens_key="max_new_tokens",
-    )
+    return replace(evaluation_needs(settings), answers=settings.answers)
 
 
 PAPER = Paper(

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alignkit.contract.asking_settings import AskingSettings
 from alignkit.contract.kinds import Policy, Prompts
 from alignkit.contract.reward_function import Answer
-from alignkit.contract.settings import Precision
 from alignkit.contract.stage import Stage
 from alignkit.errors import DataError
 from alignkit.training import encoding
@@ -25,30 +25,6 @@ from alignkit.training.tokenizers import policy_tokenizer, stop_tokens
 
 ANSWERS = "answers.json"
 """What the policies answered so far, in a checkpoint."""
-
-
-class Asking(Protocol):
-    """What a method's settings say of asking policies."""
-
-    @property
-    def prompts(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def max_new_tokens(self) -> int: ...
-
-    @property
-    def temperature(self) -> float: ...
-
-    @property
-    def max_length(self) -> int | None: ...
-
-    @property
-    def max_lost(self) -> float: ...
-
-    @property
-    def precision(self) -> Precision: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +47,9 @@ class PolicyAnswers:
     vocabulary: dict[str, int]
 
 
-def asked(settings: Asking, stage: Stage, readers: Sequence[AskedPrompt], prompts: Prompts) -> list[Mapping[str, Any]]:
+def asked(
+    settings: AskingSettings, stage: Stage, readers: Sequence[AskedPrompt], prompts: Prompts
+) -> list[Mapping[str, Any]]:
     """Take the first held-out prompts that all policies have room for, each once; warn where there are too few."""
     rows, lengths = encoding.asked_of_all(prompts.held_out(), readers, settings.prompts, settings.max_new_tokens)
     if not lengths.rows + lengths.refused:
@@ -89,14 +67,14 @@ def asked(settings: Asking, stage: Stage, readers: Sequence[AskedPrompt], prompt
     return rows
 
 
-def reader(settings: Asking, policy: Policy) -> AskedPrompt:
+def reader(settings: AskingSettings, policy: Policy) -> AskedPrompt:
     """Return a policy's tokenizer, and how long a prompt with its answer may be."""
     longest = fitting_length(positions_of(open_config(policy.path)), settings.max_length)
     return AskedPrompt(policy_tokenizer(policy), longest)
 
 
 def answered(
-    settings: Asking,
+    settings: AskingSettings,
     stage: Stage,
     policies: Sequence[Policy],
     readers: Sequence[AskedPrompt],
@@ -115,7 +93,7 @@ def answered(
     return results
 
 
-def draw(settings: Asking, stage: Stage, policy: Policy, prompts: list[list[int]], *, compared: bool) -> Drawn:
+def draw(settings: AskingSettings, stage: Stage, policy: Policy, prompts: list[list[int]], *, compared: bool) -> Drawn:
     """Sample one answer to each prompt; read its log-probability where it will be compared with another policy's."""
     model, tokenizer = load_policy(policy, precision=settings.precision, trainable=False)
     with computing(settings.precision):
@@ -145,7 +123,7 @@ def _read(drawn: Drawn, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenize
     return PolicyAnswers(answers, [prompt.ids for prompt in prompts], drawn, tokenizer.get_vocab())
 
 
-def divergence(settings: Asking, first: Policy, results: Sequence[PolicyAnswers]) -> list[list[float] | None]:
+def divergence(settings: AskingSettings, first: Policy, results: Sequence[PolicyAnswers]) -> list[list[float] | None]:
     """Estimate the KL of each answer (in nats) from the first policy by log p - log q, for each policy.
 
     None where a policy's tokens are others than the first one's.
