@@ -1,6 +1,6 @@
 """Figures of a comparison by name: `dpo/reward`, `dpo/rewards/gold`, `start/length`, `dpo/passes/pass@1`.
 
-`pairs-50-*/reward` is the mean over all variants whose names are so.
+`pairs-50-*/reward` is the mean over all variants whose names are so, `start/laws/proxy-*/r2` that over all figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,8 @@ def _of_line(found: Comparison, line: Line, field: str, run: KeptRun) -> Measure
     if field in NUMBERS:
         return _number(facts[field], line.interval if field == "reward" else None)
     if head in MAPPINGS:
-        return _number(facts[head].get(rest) if isinstance(facts[head], Mapping) else None, None)
+        alike = [value for name, value in facts[head].items() if fnmatchcase(name, rest)]
+        return _number(fmean(alike) if alike else None, None)
     policies = line.stages
     several = [_results(run, head).get(f"{rest} {name}") for name in policies]
     values = [one.after for one in several if one and one.after is not None]

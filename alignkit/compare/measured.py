@@ -78,8 +78,8 @@ class Line:
     peak_kl: float | None = None
     """Where that lay."""
     laws: Mapping[str, float] = field(default_factory=dict)
-    """How reward falls with distance (`alignkit.overoptimisation`): coefficients of both forms, and what they explain,
-    as `rl/r2`."""
+    """How reward falls with distance (`alignkit.overoptimisation`): coefficients of both forms along the way, and what
+    they explain, as `rl/r2`; for the start those of the best of n of its answers by each reward, as `proxy/r2`."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ def read_comparison(
     shares = [_shares(rows) for rows in of]
     spread_of_shares = spread_of_seeds([share for share in shares if share])
 
+    ceiling = read_ceiling(start["ceiling"]) if "ceiling" in start else None
+
     def line(contender: Contender, several: Sequence[Row], share: Scores) -> Line:
         ours, rate = _scores(several), fmean(row["win_rate"] for row in several)
         behind = None if several is best else difference(_scores(best), ours, spread, comparisons=others)
@@ -160,9 +162,9 @@ def read_comparison(
         trained=planned.trained,
         prompts=start["prompts"],
         seeds=planned.seeds,
-        start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0),
+        start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0, laws=_of_best(ceiling)),
         variants=tuple(map(line, planned.contenders, of, shares)),
-        ceiling=read_ceiling(start["ceiling"]) if "ceiling" in start else None,
+        ceiling=ceiling,
     )
 
 
@@ -212,6 +214,16 @@ def _on_the_way(last: Sequence[Row], ways: Sequence[Sequence[Row]], start: float
     laws = fit_laws([kl for kl, _ in ends], [reward - start for _, reward in ends])
     facts = _flat(laws) if laws else {}
     return {**peaks, "way": tuple(points), "laws": facts}
+
+
+def _of_best(ceiling: Ceiling | None) -> dict[str, float]:
+    """Fit the law of the best of n, with each reward that chooses, to what the reward that decides comes to."""
+    facts: dict[str, float] = {}
+    for name in ceiling.choosing if ceiling else ():
+        chosen = [one for one in ceiling.best_of if one.by == name]
+        laws = fit_laws([one.most_kl for one in chosen], [one.reward - ceiling.reward for one in chosen])
+        facts |= {f"{name}/{key}": value for key, value in laws.best_of_n._asdict().items()} if laws else {}
+    return facts
 
 
 def _flat(laws: Laws) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Compare: what is shared runs once, every variant has the same seeds, and luck is not taken for a difference."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from alignkit.compare.planning import ComparisonPlan, plan_comparison
 from alignkit.compare.tables import as_dict, cells_of, comparison_of, conclusion, remarks_on, show_comparison
 from alignkit.compare.variants import VariantRequest, read_vary, split
 from alignkit.noise import SeedSpread, difference, quantile, spread_of_seeds
+from alignkit.overoptimisation import Law
 from alignkit.plan.planner import make_plan
 from alignkit.recipe.packaged import find_recipe
 from tests.planning import write_model, write_rows
@@ -698,6 +700,29 @@ def test_a_ceiling_brings_a_share_for_each_variant_and_the_best_of_n(desk: Path)
         "Of attainable: the share that was gained of the most that any policy can gain at the same KL. It follows from "
         "64 answers of the start to each of 40 prompts, which tell it up to a KL of 2.2."
     )
+
+
+def test_the_law_of_the_best_of_n_is_fitted_for_each_reward_that_chooses(desk: Path) -> None:
+    made, sizes = planned("lift"), (2, 4, 8, 16)
+    laws = {"truth": (0.9, 0.1), "proxy": (0.7, 0.3)}
+    best = [
+        {"by": name, "n": n, "reward": root * (alpha - beta * root), "interval": 0.01, "most_kl": root**2}
+        for name, (alpha, beta) in laws.items()
+        for n, root in ((n, math.sqrt(math.log(n) - 1 + 1 / n)) for n in sizes)
+    ]
+
+    found = measured(made, {**START, "ceiling": {**CURVE, "best_of": best}}, attained(row(0.5, 0.1, 1.0), 0.6))
+
+    assert found.start.laws == pytest.approx(
+        {
+            f"{name}/{key}": value
+            for name, law in laws.items()
+            for key, value in zip(Law._fields, (*law, 1.0), strict=True)
+        }
+    )
+    assert (
+        measured(made, {**START, "ceiling": CURVE}, attained(row(0.5, 0.1, 1.0), 0.6)).start.laws == {}
+    )  # two points say nothing of two coefficients
 
 
 def test_shares_are_averaged_over_seeds_and_missing_where_one_is(desk: Path) -> None:

@@ -194,17 +194,19 @@ def test_the_comparison_of_a_recipe_is_checked(tiny_policy: Any, desk: Path) -> 
     shutil.rmtree("model")
     shutil.copytree(tiny_policy.path, "model")
     small = '[smoke]\nset.measured.evaluate.prompts = 8\nseeds = 1\nvariants = ["near"]\n'
-    mean = '[[expect]]\nfigure = "*/reward"\nat_least = -9\n'
+    mean = '[[expect]]\nfigure = "*/reward"\nat_least = -9\n[[expect]]\nfigure = "near/rewards/tr*"\nat_least = -9\n'
     recipe = EXPECTING + mean + small + '[[smoke.expect]]\nfigure = "near/kl"\nat_most = 50\nat_least = -50\n'
 
     done, again = command("reproduce", recipe=recipe), command("reproduce", "--smoke", "-q", recipe=recipe)
 
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[-1] == "reproduced: 3 figures where expected"
+    assert done.stdout.splitlines()[-1] == "reproduced: 4 figures where expected"
     assert again.exit_code == 0, again.output
     whole = open_run("runs/small-compare")
     rewards = [line["reward"] for line in whole.comparison["variants"]]
-    assert whole.expected["figures"][2]["measured"] == pytest.approx(fmean(rewards))
+    near = next(line for line in whole.comparison["variants"] if line["name"] == "near")
+    found = [one["measured"] for one in whole.expected["figures"][2:]]
+    assert found == pytest.approx([fmean(rewards), near["rewards"]["truth"]])
     kept = open_run("runs/small-smoke-compare")
     assert [line["name"] for line in kept.comparison["variants"]] == ["near"]
     assert [one["holds"] for one in kept.expected["figures"]] == [True]
