@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         UpdateSettings as UpdateSettings,
     )
     from alignkit.contract.settings import (
+        InputNames as InputNames,
         LoRA as LoRA,
         Optimisation as Optimisation,
         Precision as Precision,
@@ -140,7 +141,7 @@ _FROM = {
     "alignkit.contract.sampling_settings": (
         "Drawing Generation GroupSettings KL RewardShape SamplingSettings UpdateSettings"
     ),
-    "alignkit.contract.settings": "LoRA Optimisation Precision Settings SnapshotSettings",
+    "alignkit.contract.settings": "InputNames LoRA Optimisation Precision Settings SnapshotSettings",
     "alignkit.contract.stage": "Stage",
     "alignkit.contract.tracker": "TrackedRun Tracker TrackerFunction tracker",
     "alignkit.data.formats": "Columns",

@@ -219,7 +219,9 @@ def _on_the_way(last: Sequence[Row], ways: Sequence[Sequence[Row]], start: float
 def _of_best(ceiling: Ceiling | None) -> dict[str, float]:
     """Fit the law of the best of n, with each reward that chooses, to what the reward that decides comes to."""
     facts: dict[str, float] = {}
-    for name in ceiling.choosing if ceiling else ():
+    if ceiling is None:
+        return facts
+    for name in ceiling.choosing:
         chosen = [one for one in ceiling.best_of if one.by == name]
         laws = fit_laws([one.most_kl for one in chosen], [one.reward - ceiling.reward for one in chosen])
         facts |= {f"{name}/{key}": value for key, value in laws.best_of_n._asdict().items()} if laws else {}

@@ -116,6 +116,8 @@ class EvaluationNeeds(Needs):
     """Answers that one of them gives besides, for what is attainable."""
     answers: int = 1
     """To each prompt; several are scored, but not read again."""
+    on_the_way: bool = False
+    """The policies that were kept on the way to all but the first are asked, too."""
 
 
 def can_mix(needs: Needs | None) -> bool:

@@ -1,6 +1,6 @@
 """Settings of methods that learn from a policy's own answers: what is equal in all of them stands here once."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from alignkit.contract.settings import LoRA, Optimisation, Precision, Settings, SnapshotSettings
+from alignkit.contract.settings import InputNames, LoRA, Optimisation, Precision, Settings, SnapshotSettings
 
 
 class KL(Settings):
@@ -79,7 +79,7 @@ class RewardShape(Settings):
     models' weights; other rewards are added."""
     spread: PositiveFloat = 1.0
     """With `conservative`: how many standard deviations over the members are taken off their mean."""
-    held_out: tuple[str, ...] = ()
+    held_out: Annotated[tuple[str, ...], InputNames("rewards")] = ()
     """Rewards of the stage, by name, from which nothing is learnt, as though their weight were 0. A reward model among
     them that learnt from other pairs, or began at another seed, is watched: where it falls while scores rise, that is
     told."""

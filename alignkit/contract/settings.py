@@ -7,7 +7,7 @@ from functools import cache
 from inspect import cleandoc, getsource
 from itertools import zip_longest
 from textwrap import dedent
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 from warnings import catch_warnings
 
 from pydantic import (
@@ -32,6 +32,13 @@ class Settings(BaseModel):
 
     # Deferred: of all the settings that packages bring, a command needs those of few methods.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True)
+
+
+class InputNames(NamedTuple):
+    """Marks a setting that names inputs of a role: `Annotated[tuple[str, ...], InputNames("rewards")] = ()`, or a `str`
+    for one. A name that the stage has not is refused when the recipe is planned; in a round it is the round's."""
+
+    role: str
 
 
 @cache

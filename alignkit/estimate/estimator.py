@@ -132,9 +132,10 @@ class Estimator:
         config = self._config(source.name)
         check_layers(int(config.get_text_config().num_hidden_layers), needs.upper_layers)
         sizes = sizes_of(config, needs.lora, needs.upper_layers, stage.method.produces is RewardModel)
-        policies = sum(
-            len(names) for role, names in stage.inputs.items() if Policy in stage.method.consumes[role].kinds
-        )
+        roles = [role for role in stage.inputs if Policy in stage.method.consumes[role].kinds]
+        policies = [name for role in roles for name in stage.inputs[role]]
+        on_the_way = isinstance(needs, EvaluationNeeds) and needs.on_the_way
+        kept = sum(map(self._kept_on_the_way, policies[1:])) if on_the_way else 0
         beside = [] if self.served else [sizes_of(one, scores=True) for one in self._reward_configs(stage)]
         if teachers := policy_roles(stage)[1:]:
             beside += [sizes_of(self._config(one.name)) for one in policies_of(self.plan, stage, teachers)]
@@ -143,7 +144,12 @@ class Estimator:
         whole, files = bool(needs.lora) and not self._base_lies_in_a_folder(stage), self._beside(source)
         quantised = QUANTISED.get(self.desk.open(source).load)
         apart = REFERENCE in stage.inputs
-        return Job(needs, facts, sizes, costs, read, policies, whole, apart, files, quantised, how=self.how)
+        return Job(needs, facts, sizes, costs, read, len(policies) + kept, whole, apart, files, quantised, how=self.how)
+
+    def _kept_on_the_way(self, name: str) -> int:
+        """Return how many policies the stage of this name keeps beside the last one."""
+        needs = next((one.needs for one in self.plan.stages if one.name == name), None)
+        return needs.snapshots if needs else 0
 
     @property
     def plan(self) -> Plan:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
@@ -28,9 +28,8 @@ from alignkit.contract.method import Method, method
 from alignkit.contract.needs import EvaluationNeeds, evaluation_needs
 from alignkit.contract.paper import Paper
 from alignkit.contract.reward_function import Answer
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import InputNames, Settings
 from alignkit.contract.stage import Stage
-from alignkit.errors import RecipeError, near_miss
 from alignkit.noise import mean_interval_of_any, wilson
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class CeilingSettings(Settings):
     prompts: PositiveInt | None = None
     """So many of the prompts that are asked at most, evenly spaced; what a policy's own answers say is still of all.
     Unset: all."""
-    start: str = ""
+    start: Annotated[str, InputNames("policies")] = ""
     """The policy, by name, that the others are held against; those before it are not held. Empty: the first."""
 
     @model_validator(mode="after")
@@ -86,7 +85,7 @@ class EvaluateSettings(AskingSettings):
     samples: NonNegativeInt = 8
     """How many prompts are shown with every policy's answer, each of those with the greatest gain, with the least, and
     of others."""
-    deciding: tuple[str, ...] = ()
+    deciding: Annotated[tuple[str, ...], InputNames("rewards")] = ()
     """The rewards, by name, that are added up to `reward` and decide who wins; the others are only measured. Empty:
     all."""
     snapshots: bool = True
@@ -100,6 +99,7 @@ def needs(settings: EvaluateSettings) -> EvaluationNeeds:
     return replace(
         evaluation_needs(settings),
         pool=settings.ceiling.samples * min(settings.ceiling.prompts or settings.prompts, settings.prompts),
+        on_the_way=settings.snapshots,
     )
 
 
@@ -135,10 +135,10 @@ def evaluate(
     from alignkit.training.scoring import Weighted
 
     parallel.check(stage)
-    deciding = chosen(settings, rewards)
+    deciding = settings.deciding or [reward.name for reward in rewards]
     lines = list(on_the_way(policies) if settings.snapshots else map(PolicyLine, policies))
     policies = tuple(line.policy for line in lines)
-    start = start_of(settings, policies)
+    start = [policy.name for policy in policies].index(settings.ceiling.start) if settings.ceiling.start else 0
     readers = [reader(settings, policy) for policy in policies]
     rows = asked(settings, stage, readers, prompts)
     results = answered(settings, stage, policies, readers, rows)
@@ -200,25 +200,6 @@ class ScoredAnswers:
 
     total: list[float]
     each: dict[str, list[float]]
-
-
-def chosen(settings: EvaluateSettings, rewards: Sequence[Reward]) -> list[str]:
-    """Name the rewards that decide. Raises RecipeError where one of them is not among the inputs."""
-    names = [reward.name for reward in rewards]
-    for name in settings.deciding:
-        if name not in names:
-            remedy = near_miss(name, names) or f"its rewards are {', '.join(names)}"
-            raise RecipeError(f"evaluate.deciding names no reward of this stage: {name!r}", remedy=remedy)
-    return list(settings.deciding) or names
-
-
-def start_of(settings: EvaluateSettings, policies: Sequence[Policy]) -> int:
-    """Return the place of the policy that the ceiling is of. Raises RecipeError where it is not among the inputs."""
-    names, name = [policy.name for policy in policies], settings.ceiling.start
-    if name and name not in names:
-        remedy = near_miss(name, names) or f"its policies are {', '.join(names)}"
-        raise RecipeError(f"evaluate.ceiling.start names no policy of this stage: {name!r}", remedy=remedy)
-    return names.index(name) if name else 0
 
 
 def score(result: PolicyAnswers, rewards: Sequence[Weighted]) -> ScoredAnswers:

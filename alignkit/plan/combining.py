@@ -1,11 +1,11 @@
-"""What a stage says of its rewards: whether what it combines can have members, and what it holds out is there."""
+"""What a stage says of its rewards: whether what it combines can have members, and what it holds out leaves some."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from alignkit.contract.kinds import Judge, RewardModel
 from alignkit.contract.needs import PackedNeeds, TrainerNeeds
 from alignkit.contract.sampling_settings import SamplingSettings
-from alignkit.errors import RecipeError, near_miss
+from alignkit.errors import RecipeError
 from alignkit.plan.plan import PlannedStage
 from alignkit.recipe.recipe import Recipe
 from alignkit.sources.source import JudgeOptions, RewardOptions, Source
@@ -18,21 +18,18 @@ def idle_combinations(
     recipe: Recipe, stages: Sequence[PlannedStage], sources: Mapping[str, Source]
 ) -> list[RecipeError]:
     """Return what is wrong with stages that combine the members of an ensemble where there cannot be two, or hold out
-    rewards that they do not have, or all that they have."""
+    all the rewards that they have."""
     made = {stage.name: stage for stage in stages}
     told = [error for stage in stages for error in _held_out(recipe, stage, sources)]
     return told or [error for stage in stages for error in _idle(recipe, stage, made, sources)]
 
 
 def _held_out(recipe: Recipe, stage: PlannedStage, sources: Mapping[str, Source]) -> Iterator[RecipeError]:
-    """Refuse to hold out what is no reward of the stage, what has no weight anyhow, and all that there is."""
+    """Refuse to hold out what has no weight anyhow, and all that there is."""
     if not isinstance(stage.settings, SamplingSettings) or not (held_out := stage.settings.reward.held_out):
         return
     where = recipe.where("stage", stage.name, stage.method.name, "reward", "held_out")
     told, rewards = f"stage {stage.name!r}: {stage.method.name}.reward.held_out", stage.inputs.get("rewards", ())
-    for name in (name for name in held_out if name not in rewards):
-        remedy = near_miss(name, rewards) or f"its rewards are {', '.join(rewards)}"
-        yield RecipeError(f"{told} names no reward of the stage: {name!r}", where, remedy)
     for name in (name for name in held_out if name in sources and _weight(sources[name]) == 0):
         yield RecipeError(f"{told} does nothing for {name!r}: its weight is 0", where, "leave it out of one of them")
     if not set(rewards) - set(held_out):

@@ -15,6 +15,7 @@ from alignkit.plan.combining import idle_combinations
 from alignkit.plan.costs import constraints_of, idle_weights
 from alignkit.plan.figures import unmade_figures
 from alignkit.plan.inactive import standing_by
+from alignkit.plan.input_names import name_inputs
 from alignkit.plan.mixing import Mixing, once, read_mix
 from alignkit.plan.plan import Plan, PlannedStage
 from alignkit.plan.presets import over_preset
@@ -122,6 +123,8 @@ class _Planner:
         self.errors += wrong
         self.errors += refused_reference(self.recipe, name, method, settings, wires)
         if settings is not None and len(self.errors) == before:
+            settings, unnamed = name_inputs(self.recipe, name, method, settings, wires)
+            self.errors += unnamed
             self._check_inputs(name, method, settings, wires)
         self.made[name] = method.produces
         self.prints[name] = None

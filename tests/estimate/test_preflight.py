@@ -219,6 +219,21 @@ def test_time_grows_with_rows_and_updates() -> None:
     assert 5 < long / short < 11
 
 
+@pytest.mark.parametrize(("said", "policies"), [("", 8), ("evaluate.snapshots = false", 2)])
+def test_policies_on_the_way_are_measured_too(
+    recipe: Callable[..., Path], tmp_path: Path, said: str, policies: int
+) -> None:
+    scores = ["[stage.scores]", 'method = "evaluate"', 'inputs.policies = ["base", "one"]', said]
+    file = recipe("sft.snapshots = 6", *scores, sources=GOLD_AND_PROMPTS)
+    plan = make_plan(file, runs=tmp_path / "runs")
+    desk, _ = desk_for(plan, tmp_path / "runs", offline=True)
+
+    job = Estimator(desk).job(plan.stage("scores"), plan.stage("scores").needs)
+
+    assert job is not None
+    assert job.policies == policies
+
+
 def test_layouts_of_ppo_hold_less_and_less() -> None:
     separate, shared, frozen = (
         need(PPOSettings(layout=layout, trained_layers=1)).memory for layout in ("separate", "shared", "frozen")

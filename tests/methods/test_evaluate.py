@@ -15,7 +15,7 @@ from alignkit import FunctionReward, Policy, Prompts, Scores, Stage
 from alignkit.contract.events import Result
 from alignkit.contract.kinds import Snapshot
 from alignkit.contract.settings import identity
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError
 from alignkit.kit import load_policy
 from alignkit.methods.evaluate import (
     CeilingSettings,
@@ -225,15 +225,6 @@ def test_every_answers_scores_are_kept_to_be_compared_prompt_by_prompt(policy, r
     assert sum(row["each"]["reward"]) / 16 == pytest.approx(row["reward"])
 
 
-def test_a_deciding_reward_that_is_not_there_is_refused(policy, records, stage) -> None:
-    settings = SETTINGS.model_copy(update={"deciding": ("gol",)})
-
-    with pytest.raises(RecipeError) as error:
-        evaluate(settings, stage, policies=(policy,), rewards=(GOLD,), prompts=records(Prompts, [], asked(20)))
-
-    assert str(error.value) == ("evaluate.deciding names no reward of this stage: 'gol'; did you mean 'gold'?")
-
-
 # The ceiling
 
 WORDS = FunctionReward(name="words", fingerprint="", path="", function="length", settings={"target": 3})
@@ -349,15 +340,6 @@ def test_policies_are_held_against_the_start_that_is_named(policy, other, given,
 def test_a_ceiling_that_cannot_be_told_is_refused(ceiling: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(problem)):
         EvaluateSettings.model_validate({"prompts": 16, "ceiling": ceiling})
-
-
-def test_a_start_that_is_no_policy_of_the_stage_is_refused(policy, given, stage) -> None:
-    settings = CEILING.model_copy(update={"ceiling": CeilingSettings(samples=16, start="othr")})
-
-    with pytest.raises(RecipeError) as told:
-        evaluate(settings, stage, **given)
-
-    assert str(told.value) == ("evaluate.ceiling.start names no policy of this stage: 'othr'; did you mean 'other'?")
 
 
 def test_policies_on_the_way_are_rows_of_their_own(policy, other, records, stage, tmp_path) -> None:

@@ -44,20 +44,15 @@ def test_at_its_default_nothing_of_it_changes_a_fingerprint(tmp_path) -> None:
     assert heads.stage("reward").fingerprint != plain.stage("reward").fingerprint
 
 
-@pytest.mark.parametrize(
-    ("held_out", "told"),
-    [
-        (["glod"], "names no reward of the stage: 'glod'; did you mean 'gold'?"),
-        (["reward", "gold"], "leaves nothing to learn from; name further rewards under inputs.rewards"),
-    ],
-)
-def test_what_is_held_out_must_be_there_and_not_all(tmp_path, held_out, told) -> None:
-    said = {"align.inputs.rewards": ["reward", "gold"], "align.ppo.reward.held_out": held_out}
+def test_not_all_rewards_are_held_out(tmp_path) -> None:
+    said = {"align.inputs.rewards": ["reward", "gold"], "align.ppo.reward.held_out": ["reward", "gold"]}
 
     with pytest.raises(RecipeError) as caught:
         make_plan("rlhf.toml", set=said, runs=tmp_path)
 
-    assert str(caught.value).endswith(f"stage 'align': ppo.reward.held_out {told}")
+    assert str(caught.value).endswith(
+        "stage 'align': ppo.reward.held_out leaves nothing to learn from; name further rewards under inputs.rewards"
+    )
 
 
 def test_what_has_no_weight_need_not_be_held_out(tmp_path) -> None:
