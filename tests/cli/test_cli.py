@@ -40,7 +40,15 @@ print({{"torch", "transformers", "trl", "datasets", "peft"}} & {{*sys.modules}})
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["plan", "rlhf"], ["plan", "tutorial"], ["methods"], ["methods", "ppo"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["plan", "rlhf"],
+        ["methods", "ppo"],
+        *(pytest.param(words, marks=pytest.mark.slow) for words in (["plan", "tutorial"], ["methods"])),
+    ],
+)
 def test_looking_imports_nothing_heavy(alignkit: Alignkit, words: list[str]) -> None:
     seconds = []
     for _ in range(3):

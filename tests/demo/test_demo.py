@@ -77,6 +77,7 @@ def test_there_are_256_different_held_out_prompts() -> None:
     assert len({row["prompt"] for row in rows("prompts", "held_out")}) >= 256
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_hash_seed_of_the_process() -> None:
     script = "from tests.demo.test_demo import digest; print(digest())"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}

@@ -3,7 +3,7 @@
 import pytest
 from architectures import ARCHITECTURES, STAGES, Found, sweep
 
-FEW = ("gpt2", "granite", "qwen2_moe, window", "lfm2")
+FEW = ("gpt2", "granite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_moe, window", "lfm2")))
 QUICK = ("sft", "reward", "ppo, frozen", "grpo")
 
 

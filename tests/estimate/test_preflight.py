@@ -592,7 +592,9 @@ def test_rows_with_tokens_that_the_model_lacks_are_refused_with_the_first_place(
     ]
 
 
-@pytest.mark.parametrize("lora", ["", "lora = { rank = 2 }"], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", ["", pytest.param("lora = { rank = 2 }", marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_a_word_in_the_recipe_lets_the_embedding_grow_and_it_stays_grown(
     recipe: Callable[..., Path], tmp_path: Path, lora: str
 ) -> None:

@@ -361,9 +361,9 @@ def whole(**given) -> PPOSettings:
     "how",
     [
         {"lora": None},
-        {"lora": LoRA(rank=8)},
+        pytest.param({"lora": LoRA(rank=8)}, marks=pytest.mark.slow),
         {"lora": LoRA(rank=8), "layout": "shared"},
-        {"layout": "shared"},
+        pytest.param({"layout": "shared"}, marks=pytest.mark.slow),
         {"layout": "frozen", "trained_layers": 1},
     ],
     ids=["full", "lora", "lora, shared", "shared", "frozen"],

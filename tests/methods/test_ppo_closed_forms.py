@@ -90,7 +90,8 @@ def ones(rollout: Rollout) -> Scored:
     return as_scores([answer.count(1) / 5 for answer in rollout.answers])
 
 
-@pytest.mark.parametrize("layout", [pytest.param("separate", marks=pytest.mark.slow), "shared"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["separate", "shared"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_that_end_by_themselves_come_near_the_known_optimum(seed, layout) -> None:
     models = laid_out(uniform_models(vocabulary=5, seed=seed, stop=frozenset([STOP])), layout)

@@ -6,19 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parents[2]
 GENERATED = [
     page.relative_to(HERE).as_posix()
     for page in sorted([*HERE.glob("*.md"), *HERE.glob("docs/**/*.md")])
-    if "[[[cog" in page.read_text("utf-8")
+    if "[[[cog" in page.read_text("utf-8") and page.name != "README.zh.md"  # its blocks are the README's; see below
 ]
 
 
-@pytest.mark.parametrize("page", GENERATED)
-def test_the_generated_parts_of_a_page_are_up_to_date(page: str) -> None:
-    command = [sys.executable, "-m", "cogapp", "--check", page]
+def test_the_generated_parts_of_pages_are_up_to_date() -> None:
+    command = [sys.executable, "-m", "cogapp", "--check", *GENERATED]  # in one process: imports take the longest
 
     ended = subprocess.run(command, cwd=HERE, env=os.environ, capture_output=True, text=True, check=False)
 

@@ -86,7 +86,7 @@ def planned(file: Path, changes: dict[str, Any]) -> bool:
 
 
 @given(changes=st.dictionaries(st.sampled_from(KEYS + MORE), VALUES, max_size=4))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_set_gives_a_plan_or_a_reason(tmp_path: Path, changes: dict[str, Any]) -> None:
     file = tmp_path / "r.toml"
     file.write_text(START + STAGE, "utf-8")
@@ -95,7 +95,7 @@ def test_whatever_is_set_gives_a_plan_or_a_reason(tmp_path: Path, changes: dict[
 
 
 @given(text=st.text(alphabet="[]{}=.,\"'\n #\\abc019_-", max_size=200))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_stands_in_a_file_gives_a_plan_or_a_reason(tmp_path: Path, text: str) -> None:
     file = tmp_path / "r.toml"
     file.write_text(START + STAGE + text, "utf-8")

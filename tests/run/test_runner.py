@@ -623,7 +623,7 @@ def worker_of(made: Plan) -> psutil.Process:
     ("number", "status"),
     [
         (signal.SIGINT, 130),
-        (signal.SIGUSR1, 130),
+        pytest.param(signal.SIGUSR1, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
     ],

@@ -43,7 +43,7 @@ def running(
         yield terminal
 
 
-@pytest.mark.parametrize("columns", [60, 120])
+@pytest.mark.parametrize("columns", [60, pytest.param(120, marks=pytest.mark.slow)])
 def test_no_line_is_wider_than_the_terminal_and_no_frame_is_left_behind(tmp_path: Path, columns: int) -> None:
     with running(tmp_path, STEPS.format(steps=20, seconds=0.05), columns) as terminal:
         status = terminal.wait()

@@ -88,7 +88,7 @@ def test_a_run_is_tracked_with_its_settings_figures_results_and_samples(inline: 
     assert last == ["finish", "finished"]
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_is_the_same_one_for_the_tracker(here: Path, inline: bool) -> None:
     failing = {"first.count.fail": "bug"}
     with pytest.raises(StageError):

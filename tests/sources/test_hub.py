@@ -199,12 +199,16 @@ CONFIGS = "it has the configs first, second, and source 'rows' names "
 SPLITS = "it has the splits train_sft, test_sft, and source 'rows' reads "
 
 
-@pytest.mark.parametrize("limit", [[], ["rows = 5"]])
+@pytest.mark.parametrize("limit", [[], pytest.param(["rows = 5"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ([], f'{CONFIGS}none; write config = "first", or another of them'),
-        (['config = "secnd"'], f"{CONFIGS}'secnd'; write config = \"first\", or another of them"),
+        pytest.param(
+            ['config = "secnd"'],
+            f"{CONFIGS}'secnd'; write config = \"first\", or another of them",
+            marks=pytest.mark.slow,
+        ),
         (['config = "first"'], f"{SPLITS}'train'; write split = \"train_sft\", or another of them"),
         (
             ['config = "first"', 'split = "train_sft"', 'held_out = "test"'],
@@ -224,7 +228,7 @@ def test_a_name_that_must_be_said_is_asked_for_with_those_there_are(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("limit", [[], ["rows = 40"]])
+@pytest.mark.parametrize("limit", [["rows = 40"], pytest.param([], marks=pytest.mark.slow)])
 def test_a_config_and_a_split_that_are_named_are_read(tmp_path: Path, check: Check, hub: Hub, limit: list[str]) -> None:
     hub.files = SEVERAL
 

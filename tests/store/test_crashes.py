@@ -15,7 +15,7 @@ HERE = Path(__file__).parents[1]
 PLUGIN = HERE / "light" / "methods.py"
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_dies_at_its_kth_file_operation_goes_on(tmp_path: Path, every: int) -> None:
     line = [sys.executable, str(HERE / "crash_loop.py"), str(tmp_path), str(every)]
 

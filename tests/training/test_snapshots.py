@@ -43,7 +43,7 @@ def weights(policy: Policy) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        (sft, {**ROWS, "epochs": 1.0}),
+        pytest.param(sft, {**ROWS, "epochs": 1.0}, marks=pytest.mark.slow),
         (dpo, {**ROWS, "lora": LORA}),
         pytest.param(ppo, {**UPDATES, "layout": "shared"}, marks=pytest.mark.slow),
         (grpo, {**UPDATES, "learning_rate": 0.1, "answers": 2, "snapshots_by": "kl"}),

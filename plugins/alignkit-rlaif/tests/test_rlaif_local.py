@@ -100,7 +100,7 @@ def roomy(folder: Path) -> Policy:
     return made
 
 
-@pytest.mark.parametrize("critic", [None, "other"])
+@pytest.mark.parametrize("critic", [None, pytest.param("other", marks=pytest.mark.slow)])
 def test_a_policy_judges_its_own_answers_or_another_does(tmp_path: Path, critic: str | None) -> None:
     words = ["food", "room", "day", "rain", "fine", "one", "two", "three"]
     own, other = roomy(tmp_path / "own"), roomy(tmp_path / "other")

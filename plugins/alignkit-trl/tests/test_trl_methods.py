@@ -46,6 +46,7 @@ class TestTRLGRPO(  # type: ignore[misc]
     def test_a_setting_has_an_effect(self, tmp_path, tmp_path_factory):
         super().test_a_setting_has_an_effect(tmp_path, tmp_path_factory)
 
+    @pytest.mark.slow
     @pytest.mark.xfail(reason="each process of the trainer draws answers from a random state of its own", strict=True)
     def test_two_processes_make_what_one_makes(self, tmp_path, tmp_path_factory):
         super().test_two_processes_make_what_one_makes(tmp_path, tmp_path_factory)
