@@ -1,5 +1,7 @@
 # Every target but help and clean sets up .venv first; where that is done already, it costs nothing.
 export OMP_WAIT_POLICY := passive
+# Where the environment forbids bytecode, each of the hundreds of processes that tests start would compile alignkit anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 bin := .venv/bin
 caches := .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
