@@ -82,6 +82,8 @@ class SmallEdition(Settings):
     """How many seeds each variant is run with. Unset: as many as else."""
     variants: tuple[str, ...] = ()
     """The variants that are run. Unset: all."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that are measured besides those that decide. Unset: those of `[compare]`."""
     expect: tuple[Expectation, ...] = ()
     """What is expected of it; nothing else is."""
 
@@ -160,7 +162,7 @@ def _misfits(
         if not isinstance(values, list) or not values:
             problem = f"compare.vary.{'.'.join(keys)}: must be a list of values"
             yield Problem(problem, where("compare", "vary", *keys), "write vary.KEY = [A, B]")
-    for key in ("seeds", "variants"):
+    for key in ("seeds", "variants", "rewards"):
         if smoke and "compare" not in table and key in smoke.model_fields_set:
             problem = f"smoke.{key}: this recipe has no [compare] whose {key} there could be fewer of"
             yield Problem(problem, where("smoke", key), "leave it out, or add [compare]")

@@ -114,7 +114,7 @@ def _edition(recipe: Recipe, smoke: bool) -> _Edition:
     request = VariantRequest()
     if small and recipe.checks.compare:
         only = {"only": recipe.where("smoke", "variants")}
-        request = VariantRequest(seeds=small.seeds, only=small.variants, places=only)
+        request = VariantRequest(seeds=small.seeds, only=small.variants, rewards=small.rewards, places=only)
     return _Edition(expected, request, smoke)
 
 

@@ -34,6 +34,13 @@ def test_a_paper_is_planned_with_what_it_expects(
     assert plan_expected(name, smoke=smoke, runs=tmp_path).expected
 
 
+def test_a_small_edition_trains_and_measures_its_own_rewards_alone(tmp_path: Path) -> None:
+    planned = plan_expected("overoptimisation", smoke=True, runs=tmp_path)
+
+    assert [stage.name for stage in planned.plan.stages if stage.wanted and "proxy" in stage.name] == ["proxy-200-a"]
+    assert planned.plan.stage("scores").inputs["rewards"] == ("truth", "proxy-200-a")
+
+
 class Slip(NamedTuple):
     """A loss with a wrong sign, and the figure that it spoils."""
 
