@@ -7,7 +7,7 @@ kept in docs/figures/compare.json its frontier.
 
 What the comparison tells is written by
 
-    alignkit compare rlhf.toml --methods ppo,dpo,grpo --seeds 2 --json > docs/figures/compare.json
+    alignkit compare methods.toml --methods ppo,grpo,rloo,dpo,best-of-n --seeds 20 --json > docs/figures/compare.json
 
 The report is photographed by Chromium where that is installed; else its picture stays as it is.
 """
