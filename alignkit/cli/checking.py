@@ -24,7 +24,7 @@ from alignkit.cli.options import (
 )
 from alignkit.cli.printing import bold, print_json, print_lines, width
 from alignkit.cli.running import run_and_show
-from alignkit.errors import Problem, RecipeError, StageError
+from alignkit.errors import Problem, RecipeError, StageError, near_miss
 from alignkit.text import short, size, table
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def reproduce(
         _check_recipe(ctx, planned, runs, as_json, **how)
         return
     for option in [option for option, given in (("--smoke", smoke), ("--plugin", plugins)) if given]:
-        raise RecipeError(f"{name!r} is a run that is kept, not a recipe", option, "leave it out, or name a recipe")
+        problem, remedy = f"{name!r} is a run that is kept, not a recipe", "leave it out, or name a recipe"
+        raise RecipeError(problem, option, _recipe_near(name) or remedy)
     _repeat_run(ctx, name, runs or Path("reproduced"), as_json, **how)
 
 
@@ -86,13 +87,32 @@ def counted(figures: Sequence[object]) -> str:
     return f"{len(figures)} figure{'s' if len(figures) > 1 else ''}"
 
 
+def _run_called(name: str) -> "KeptRun":
+    """Find a kept run. Raises RecipeError where there is none, with the packaged recipe that may have been meant."""
+    from alignkit.store.runs import find_run
+
+    try:
+        return find_run(name, Path("runs"))
+    except RecipeError as error:
+        raise RecipeError(error.problem, error.where, _recipe_near(name) or error.remedy) from None
+
+
+def _recipe_near(name: str) -> str:
+    """Return which packaged recipe that expects figures may have been meant; nothing where none is near."""
+    from alignkit.recipe.packaged import packaged_recipes
+    from alignkit.use.expected import is_expecting
+
+    return near_miss(name, [one for one in packaged_recipes() if is_expecting(one)])
+
+
 def _repeat_run(ctx: click.Context, name: str, runs: Path, as_json: bool, **how: Any) -> None:
     """Run a kept run again, and end with 1 where something came out otherwise."""
     from alignkit.plan.pin import pin
-    from alignkit.store.runs import find_run, open_run
-    from alignkit.use.reproduction import as_dict, compare_runs, plan_reproduction, show_reproduction
+    from alignkit.store.runs import open_run
 
-    kept = find_run(name, Path("runs"))
+    kept = _run_called(name)
+    from alignkit.use.reproduction import as_dict, compare_runs, plan_reproduction, show_reproduction  # loads torch
+
     plan = plan_reproduction(kept, runs)
     if any(stage.wanted and stage.fingerprint is None for stage in plan.stages):
         pin(plan, runs, how["offline"])

@@ -142,6 +142,9 @@ def test_mistakes_are_told_where_they_stand(alignkit: Alignkit, was: str, now: s
         (["nowhere.toml"], RECIPE, "nowhere.toml: there is no such recipe; the packaged recipes are "),
         (["light", "--smoke"], RECIPE,
          "--smoke: 'light' is a run that is kept, not a recipe; leave it out, or name a recipe"),
+        (["label-nois"], RECIPE, "label-nois: no run is called so; did you mean 'label-noise'?"),
+        (["label-nois", "--smoke"], RECIPE,
+         "--smoke: 'label-nois' is a run that is kept, not a recipe; did you mean 'label-noise'?"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_reproduced_is_refused(alignkit: Alignkit, words: list[str], recipe: str, told: str) -> None:
