@@ -24,6 +24,7 @@ from alignkit.cli.options import (
 )
 from alignkit.cli.printing import bold, print_json, print_lines, width
 from alignkit.cli.running import run_and_show
+from alignkit.environment import set_environment
 from alignkit.errors import Problem, RecipeError, StageError, near_miss
 from alignkit.text import short, size, table
 
@@ -111,6 +112,7 @@ def _repeat_run(ctx: click.Context, name: str, runs: Path, as_json: bool, **how:
     from alignkit.store.runs import open_run
 
     kept = _run_called(name)
+    set_environment(how["offline"])
     from alignkit.use.reproduction import as_dict, compare_runs, plan_reproduction, show_reproduction  # loads torch
 
     plan = plan_reproduction(kept, runs)
