@@ -48,6 +48,6 @@ class _Naming:
         for name in (name for name in names if name not in own):
             told = f"stage {self.stage!r}: {'.'.join((self.method.name, *keys))}"
             where = self.recipe.where("stage", self.stage, self.method.name, *keys)
-            remedy = near_miss(name, [*own]) or f"its {role} are {', '.join(given)}"
+            remedy = near_miss(name, [*own]) or (f"its {role} are {', '.join(given)}" if given else f"it has no {role}")
             self.errors.append(RecipeError(f"{told}: {name!r} is none of the stage's {role}", where, remedy))
         return [own.get(name, name) for name in names]
