@@ -29,16 +29,17 @@ class _Naming:
 
     def of(self, settings: Settings, keys: tuple[str, ...]) -> Settings:
         """Return settings, or a group of them that stands under `keys`, with names as the stage has them."""
-        changed: dict[str, object] = {}
+        given = dict(settings)
+        named = dict(given)
         for name, field in type(settings).model_fields.items():
-            value, place = getattr(settings, name), (*keys, name)
+            value, place = given[name], (*keys, name)
             if isinstance(value, Settings):
-                changed[name] = self.of(value, place)
+                named[name] = self.of(value, place)
             for mark in field.metadata:
                 if isinstance(mark, InputNames) and value:
                     found = self._found([value] if isinstance(value, str) else value, mark.role, place)
-                    changed[name] = found[0] if isinstance(value, str) else tuple(found)
-        changed = {name: value for name, value in changed.items() if value != getattr(settings, name)}
+                    named[name] = found[0] if isinstance(value, str) else tuple(found)
+        changed = {name: value for name, value in named.items() if value != given[name]}
         return settings.model_copy(update=changed) if changed else settings
 
     def _found(self, names: Sequence[str], role: str, keys: tuple[str, ...]) -> list[str]:
