@@ -9,7 +9,7 @@ from typing import Any
 from alignkit.compare.planning import ComparisonPlan, Contender
 from alignkit.errors import StageError
 from alignkit.noise import Difference, Scores, SeedSpread, difference, interval, spread_of_seeds, wilson
-from alignkit.overoptimisation import Laws, fit_laws
+from alignkit.overoptimisation import Law, fit_laws
 from alignkit.show.frontier import Ceiling, read_ceiling
 
 Row = Mapping[str, Any]
@@ -129,6 +129,7 @@ def read_comparison(
     spread_of_shares = spread_of_seeds([share for share in shares if share])
 
     ceiling = read_ceiling(start["ceiling"]) if "ceiling" in start else None
+    of_best = _laws_of_best(ceiling) if ceiling else {}
 
     def line(contender: Contender, several: Sequence[Row], share: Scores) -> Line:
         ours, rate = _scores(several), fmean(row["win_rate"] for row in several)
@@ -162,7 +163,7 @@ def read_comparison(
         trained=planned.trained,
         prompts=start["prompts"],
         seeds=planned.seeds,
-        start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0, laws=_of_best(ceiling)),
+        start=_line("start", (planned.start,), [start], SeedSpread(), points, kl=0.0, laws=of_best),
         variants=tuple(map(line, planned.contenders, of, shares)),
         ceiling=ceiling,
     )
@@ -212,24 +213,22 @@ def _on_the_way(last: Sequence[Row], ways: Sequence[Sequence[Row]], start: float
         points = sorted((WayPoint(row["step"], *_place([row])) for way in ways for row in way), key=lambda one: one.kl)
     ends = [(point.kl, point.reward) for point in points] + [_place(last)]
     laws = fit_laws([kl for kl, _ in ends], [reward - start for _, reward in ends])
-    facts = _flat(laws) if laws else {}
+    facts = _flat(laws._asdict()) if laws else {}
     return {**peaks, "way": tuple(points), "laws": facts}
 
 
-def _of_best(ceiling: Ceiling | None) -> dict[str, float]:
+def _laws_of_best(ceiling: Ceiling) -> dict[str, float]:
     """Fit the law of the best of n, with each reward that chooses, to what the reward that decides comes to."""
-    facts: dict[str, float] = {}
-    if ceiling is None:
-        return facts
+    laws: dict[str, Law] = {}
     for name in ceiling.choosing:
         chosen = [one for one in ceiling.best_of if one.by == name]
-        laws = fit_laws([one.most_kl for one in chosen], [one.reward - ceiling.reward for one in chosen])
-        facts |= {f"{name}/{key}": value for key, value in laws.best_of_n._asdict().items()} if laws else {}
-    return facts
+        if found := fit_laws([one.most_kl for one in chosen], [one.reward - ceiling.reward for one in chosen]):
+            laws[name] = found.best_of_n
+    return _flat(laws)
 
 
-def _flat(laws: Laws) -> dict[str, float]:
-    return {f"{form}/{name}": value for form, law in laws._asdict().items() for name, value in law._asdict().items()}
+def _flat(laws: Mapping[str, Law]) -> dict[str, float]:
+    return {f"{name}/{key}": value for name, law in laws.items() for key, value in law._asdict().items()}
 
 
 def _place(rows: Sequence[Row]) -> tuple[float, float]:
